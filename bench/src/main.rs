@@ -7,15 +7,16 @@
 mod engine;
 mod metadata;
 mod nbd;
+mod options;
 mod report;
 mod tools;
 
 use std::process::ExitCode;
 
-/// Outcome of a case; the error is a line to print if the case cannot run.
+/// Result of a case. If the case cannot run, the error is a line to print.
 type CaseResult = Result<(), String>;
 
-/// Name, what it compares, and its function, which receives the remaining arguments.
+/// The name of a case, the subject of its comparison, and its function, which receives the remaining arguments.
 type Case = (&'static str, &'static str, fn(&[String]) -> CaseResult);
 
 const CASES: &[Case] = &[

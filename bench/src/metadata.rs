@@ -1,6 +1,5 @@
-//! Operations that read all metadata of a large image: `check` and internal snapshots of a disk of 1 TiB whose
-//! clusters are all allocated, in `/dev/shm`. The file is sparse: it holds 128 MiB of L2 tables and 32 MiB of
-//! refcounts, and no data.
+//! Operations that read all metadata of a large image: `check` and internal snapshots of a disk of 1 TiB whose clusters are all
+//! allocated, in `/dev/shm`. The file is sparse: it contains 128 MiB of L2 tables and 32 MiB of refcounts, and no data.
 //!
 //! Each run starts from a copy of the same image. The two programs run alternately, forwards and backwards.
 
@@ -8,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::CaseResult;
+use crate::options::Options;
 use crate::report::{self, Series};
 use crate::tools::{Measured, timed};
 
@@ -18,7 +18,7 @@ struct Case {
     arguments: &'static [&'static str],
     /// The image from which a run starts.
     image: &'static str,
-    /// The target: how many times as fast as QEMU it should be.
+    /// The target for the time of QEMU divided by the time of oxblk.
     mark: f64,
 }
 
@@ -67,17 +67,20 @@ impl Drop for Bench {
     }
 }
 
-/// Runs the case. Options: `--rounds N` (each is A B B A), `--size SIZE` (of the disk), `--only TEXT` (cases whose names
-/// contain it), `--oxblk PATH`.
+const OPTIONS: &[(&str, &str)] = &[
+    ("--rounds", "number of rounds; each runs both programs twice, in the order A B B A"),
+    ("--size", "size of the disk, for example 1T"),
+    ("--only", "run only the comparisons whose names contain this text"),
+    ("--oxblk", "path of the program; it is built by default"),
+];
+
+/// Runs the case.
 pub(crate) fn run(args: &[String]) -> CaseResult {
-    let text = |name: &str| args.iter().position(|a| a == name).and_then(|at| args.get(at + 1));
-    let rounds: u64 = match text("--rounds") {
-        None => 1,
-        Some(value) => value.parse().map_err(|_| "--rounds needs a number".to_owned())?,
-    };
-    let only = text("--only").map_or("", String::as_str);
-    let size = text("--size").map_or("1T", String::as_str);
-    let bench = prepare(text("--oxblk").map(PathBuf::from), size)?;
+    let options = Options::parse(args, OPTIONS)?;
+    let rounds: u64 = options.number("--rounds", 1)?;
+    let only = options.text("--only").unwrap_or_default();
+    let size = options.text("--size").unwrap_or("1T");
+    let bench = prepare(options.text("--oxblk").map(PathBuf::from), size)?;
     let mut summary = Vec::new();
     for case in CASES.iter().filter(|case| case.name.contains(only)) {
         let found = bench.compare(case, rounds)?;

@@ -1,4 +1,4 @@
-//! fio over NBD against `oxblk serve` and `qemu-nbd`, alternately, on the same qcow2 image in memory.
+//! fio over NBD against `oxblk serve` and `qemu-nbd`, alternately, on the same qcow2 image on tmpfs.
 //!
 //! The image is full of random bytes, so that every read finds data. One server runs at a time; each run starts the
 //! server, runs fio and stops the server. The contenders run forwards and then backwards.
@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::CaseResult;
+use crate::options::Options;
 use crate::report::{self, Series};
 
 const IMAGE_SIZE: u64 = 1 << 30;
 
-/// Makes the command of a server that exports an image on a socket.
+/// Returns the command of a server that exports an image on a socket.
 type Server = fn(&Bench) -> Command;
 
 const SERVERS: &[(&str, Server)] =
@@ -55,17 +56,19 @@ impl Drop for Bench {
     }
 }
 
-/// Runs the case. Options: `--rounds N` (each round runs all contenders forwards and then backwards), `--seconds N`
-/// per run, `--load N` to run one load, `--format raw` for a raw image.
+const OPTIONS: &[(&str, &str)] = &[
+    ("--rounds", "number of rounds; each runs all servers forwards and then backwards"),
+    ("--seconds", "length of a run"),
+    ("--load", "number of the only load to run"),
+    ("--format", "format of the image, for example raw"),
+];
+
+/// Runs the case.
 pub(crate) fn run(args: &[String]) -> CaseResult {
-    let text = |name: &str| args.iter().position(|a| a == name).and_then(|at| args.get(at + 1));
-    let number = |name: &str, default: usize| match text(name) {
-        None => Ok(default),
-        Some(value) => value.parse().map_err(|_| format!("{name} needs a number")),
-    };
-    let (rounds, seconds) = (number("--rounds", 3)?, number("--seconds", 3)?);
-    let only = number("--load", usize::MAX)?;
-    let bench = prepare(text("--format").map_or("qcow2", String::as_str))?;
+    let options = Options::parse(args, OPTIONS)?;
+    let (rounds, seconds) = (options.number("--rounds", 3)?, options.number("--seconds", 3)?);
+    let only = options.number("--load", usize::MAX)?;
+    let bench = prepare(options.text("--format").unwrap_or("qcow2"))?;
     for (index, (load, arguments)) in LOADS.iter().enumerate() {
         if only != usize::MAX && only != index {
             continue;
@@ -138,7 +141,7 @@ fn qemu_nbd_uring(bench: &Bench) -> Command {
     command
 }
 
-/// A running server; stopped when dropped.
+/// A running server. Dropping the value stops the server.
 struct Running(Child);
 
 impl Drop for Running {

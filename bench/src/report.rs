@@ -1,4 +1,4 @@
-//! Reports: medians, ratios, the table and the JSON.
+//! Printing the results of a case: medians and ratios, as a table and as JSON.
 
 use serde_json::{Value, json};
 
@@ -30,7 +30,8 @@ impl Series {
     }
 }
 
-/// Prints a table (values divided by `scale`) with each contender's ratio to the first, then the same as JSON.
+/// Prints a table (values divided by `scale`) with each contender's ratio to the first contender. Then prints the same values
+/// as JSON.
 pub(crate) fn print(case: &str, unit: &str, scale: f64, series: &[Series]) {
     let first = series.first().map_or(0.0, Series::median);
     println!(
@@ -56,7 +57,7 @@ pub(crate) fn print(case: &str, unit: &str, scale: f64, series: &[Series]) {
     println!("{}", json!({ "case": case, "contenders": entries }));
 }
 
-/// Prints a bar for each ratio: each block stands for 0.2, and a line marks the ratio 1.
+/// Prints a bar for each ratio: each block means 0.2, and a line marks the ratio 1.
 pub(crate) fn chart<'a>(ratios: impl Iterator<Item = (&'a str, f64)>) {
     for (name, ratio) in ratios {
         let mut bar = String::new();

@@ -1,11 +1,11 @@
-//! `oxblk img` against `qemu-img`, alternately, on the same disk in memory: conversions, benchmarks, peak memory.
+//! `oxblk img` against `qemu-img`, alternately, on the same disk on tmpfs: conversions, benchmarks, peak memory.
 //!
-//! Two fifths of the disk are holes; the rest is half random bytes, half text. Each pair of runs is followed by one
-//! in the opposite order, so that a drift of the machine's speed affects both sides equally. Before them, each side
-//! runs once untimed.
+//! Two fifths of the disk are holes; the rest is half random bytes, half text. Each pair of runs is followed by a pair in the
+//! opposite order, so that a drift of the machine's speed affects both sides equally. Before the timed runs, each side runs
+//! once untimed.
 //!
-//! In a case with a new target, most of the time is spent by the kernel on allocating memory for the target. The
-//! cases "in place" have targets whose memory is already allocated, and show the cost of the programs themselves.
+//! In a case with a new target, the kernel needs most of the time to allocate memory for the target. The cases "in place" have
+//! targets whose memory is already allocated, and show the cost of the programs themselves.
 
 mod cases;
 mod disk;
@@ -17,6 +17,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::CaseResult;
+use crate::options::Options;
 use crate::report::{self, Series};
 use cases::{CASES, Case, Fresh};
 
@@ -39,7 +40,7 @@ pub(crate) struct Run {
     pub(crate) peak_kib: f64,
 }
 
-/// The measurements of a case; oxblk is the first.
+/// The measurements of a case, first those of oxblk, then those of QEMU.
 pub(crate) struct Measured {
     pub(crate) times: [Series; 2],
     pub(crate) processor: [Series; 2],
@@ -60,17 +61,19 @@ impl Measured {
     }
 }
 
-/// Runs the case. Options: `--rounds N` (each is A B B A), `--gib N` (size of the disk), `--only TEXT` (cases whose
-/// names contain it), `--oxblk PATH`.
+const OPTIONS: &[(&str, &str)] = &[
+    ("--rounds", "number of rounds; each runs both programs twice, in the order A B B A"),
+    ("--gib", "size of the disk in GiB"),
+    ("--only", "run only the comparisons whose names contain this text"),
+    ("--oxblk", "path of the program; it is built by default"),
+];
+
+/// Runs the case.
 pub(crate) fn run(args: &[String]) -> CaseResult {
-    let text = |name: &str| args.iter().position(|a| a == name).and_then(|at| args.get(at + 1));
-    let number = |name: &str, default: u64| match text(name) {
-        None => Ok(default),
-        Some(value) => value.parse().map_err(|_| format!("{name} needs a number")),
-    };
-    let (rounds, gib) = (number("--rounds", 2)?, number("--gib", 4)?);
-    let only = text("--only").map_or("", String::as_str);
-    let bench = prepare(text("--oxblk").map(PathBuf::from), gib)?;
+    let options = Options::parse(args, OPTIONS)?;
+    let (rounds, gib) = (options.number("--rounds", 2)?, options.number("--gib", 4)?);
+    let only = options.text("--only").unwrap_or_default();
+    let bench = prepare(options.text("--oxblk").map(PathBuf::from), gib)?;
     let cases: Vec<&Case> = CASES.iter().filter(|case| case.name.contains(only)).collect();
     for kind in ["zlib", "zstd"] {
         let name = format!("{kind}.qcow2");
@@ -119,7 +122,8 @@ pub(crate) fn run(args: &[String]) -> CaseResult {
 impl Bench {
     fn compare(&self, case: &Case, rounds: u64) -> Result<Measured, String> {
         let mut found = Measured::new();
-        // The first run that touches memory pays for allocating it; this must not count against either side.
+        // The first run that writes to memory makes the kernel allocate this memory. The time of the allocation must not count
+        // for either side.
         for ours in [true, false] {
             self.once(case, ours)?;
         }
@@ -174,7 +178,7 @@ impl Bench {
         timed(command.args(rest).current_dir(&self.dir))
     }
 
-    /// Overwrites the start of a file with the content of another file.
+    /// Overwrites the start of the file `target` with the content of the file `name`.
     fn overwrite_start(&self, name: &str, target: &str) -> std::io::Result<()> {
         let bytes = std::fs::read(self.dir.join(name))?;
         File::options().write(true).open(self.dir.join(target))?.write_all(&bytes)
@@ -198,7 +202,7 @@ impl Bench {
     }
 }
 
-/// Runs a program to completion and samples its peak memory meanwhile.
+/// Runs a program to completion, and samples its peak memory while it runs.
 pub(crate) fn timed(command: &mut Command) -> Result<Run, String> {
     let (begin, work_before) = (Instant::now(), children_work()?);
     let mut child =

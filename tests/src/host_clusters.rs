@@ -37,8 +37,8 @@ pub fn gaps(bytes: &[u8]) -> usize {
     gaps
 }
 
-/// Moves `len` bytes of metadata to the end of the file, in whole clusters. The header field at the byte `pointer` holds their
-/// offset. Their old clusters become free. The image must have 16-bit refcounts in one refcount block.
+/// Moves `len` bytes of metadata to the end of the file, in whole clusters. The header field at the byte `pointer` contains the
+/// offset of this metadata. The old clusters become free. The image must have 16-bit refcounts in one refcount block.
 ///
 /// # Panics
 /// When the image does not have one refcount block of 16-bit refcounts.

@@ -1,16 +1,17 @@
 //! The test harnesses for drivers, tools and servers.
 //!
 //! A test in `tests/` does the work of a user or a peer: it runs the built program, or uses the library as an embedder would.
-//! Each kind of test has one harness here. A new format takes part in all of them with one line in the table of [`formats`]:
+//! Each kind of test has one harness here. A line in the table of [`formats`] adds a new format to the first four harnesses.
+//! The parser of the format needs its own fuzz target.
 //!
 //! - [`differential`]: the same command through oxblk and through the QEMU tools;
-//! - [`hostile`]: damaged images, and images made to do harm;
+//! - [`hostile`]: damaged images, and images that an attacker has made;
 //! - [`model`]: random operations against a model in memory;
 //! - [`crash`]: power cuts and failing disks under random operations;
 //! - [`fuzz`]: the fuzz targets, and the saved inputs that fuzzing found;
 //! - [`guest`]: a Linux guest that boots from a served disk.
 //!
-//! This crate is not part of the product. Its functions report failures by panicking.
+//! This crate is not part of the product. Its functions panic if a test fails.
 
 pub mod crash;
 pub mod differential;

@@ -1,10 +1,10 @@
-//! Turns perturbation on for the time of a run with several threads.
+//! Turns perturbation on during a run with several threads.
 
 use std::sync::{Mutex, PoisonError};
 
 use oxblk_ring::perturb;
 
-/// The number of runs in this process that need perturbation now.
+/// The number of current runs in this process that need perturbation.
 static RUNS: Mutex<usize> = Mutex::new(0);
 
 /// Perturbation is on as long as a value of this type exists.
@@ -12,7 +12,7 @@ static RUNS: Mutex<usize> = Mutex::new(0);
 pub struct Perturbed(());
 
 impl Perturbed {
-    /// Turns perturbation on. If this is the only run, the seed and `what` choose the delays.
+    /// Turns perturbation on. If no other run exists, the seed and `what` choose the delays.
     pub fn new(seed: u64, what: &str) -> Self {
         let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
         let seed = what.bytes().fold(seed, hash);

@@ -4,8 +4,8 @@
 //! it has started, and the test fails with the program's output. The output is read while the program runs, so a full pipe
 //! never blocks the program.
 //!
-//! The oxblk under test is `$OXBLK_BIN` if that is set (the nextest setup script and the soak set it). Otherwise it is built
-//! once per test process, beside the test binary.
+//! The oxblk under test is `$OXBLK_BIN`, which the nextest setup script and the soak set. Without this variable, oxblk is built
+//! once per test process, in the directory of the test binary.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{ErrorKind, Read, Write};
@@ -22,11 +22,11 @@ use rustix::process::{Pid, Signal, kill_process_group};
 /// The time limit of a program if the test sets no other.
 pub const DEFAULT_TIME_LIMIT: Duration = Duration::from_secs(120);
 
-/// Held while a program is being started.
+/// Locked for reading by [`none_starting`], and for writing while a program is being started.
 static STARTING: RwLock<()> = RwLock::new(());
 
-/// Prevents programs from being started while the guard lives. A child that is being started holds copies of all descriptors,
-/// so a file that is closed meanwhile, and its locks, would stay open.
+/// Prevents programs from being started while the guard lives. A child that is being started has copies of all descriptors. If
+/// a file is closed at this moment, the file and its locks would stay open in the child.
 pub fn none_starting() -> RwLockReadGuard<'static, ()> {
     STARTING.read().unwrap_or_else(PoisonError::into_inner)
 }
@@ -64,7 +64,7 @@ impl Tool {
 /// The oxblk program under test.
 ///
 /// # Panics
-/// When it cannot be built.
+/// When oxblk cannot be built.
 pub fn oxblk() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| match std::env::var_os("OXBLK_BIN") {
@@ -142,7 +142,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// A program given by its path, or by a name that is looked up in `PATH`.
+    /// A program with this path, or with this name in `PATH`.
     pub fn new(path: impl AsRef<OsStr>) -> Self {
         Self {
             path: path.as_ref().to_owned(),
@@ -203,7 +203,7 @@ impl Program {
     }
 
     /// Makes the program delay hand-overs between threads at random ([`oxblk_ring::perturb`]). A program that was built without
-    /// perturbation ignores this.
+    /// perturbation ignores this setting.
     #[must_use]
     pub fn perturbed(mut self, seed: u64) -> Self {
         self.perturbation = Some(seed);
@@ -239,7 +239,7 @@ impl Program {
         command
     }
 
-    /// Starts the command. Until the child process calls exec, it holds copies of all descriptors of this process.
+    /// Starts the command. Until the child process calls exec, it has copies of all descriptors of this process.
     fn spawn(&self, command: &mut Command) -> Child {
         let _alone = STARTING.write().unwrap_or_else(PoisonError::into_inner);
         let child = command.spawn();
@@ -250,8 +250,8 @@ impl Program {
     /// Runs the program to its end.
     ///
     /// # Panics
-    /// When the program cannot be started (the message says which script installs it), when it exceeds its time limit, or when a
-    /// process that it has started keeps its pipes open for longer than that.
+    /// When the program cannot be started (the message says which script installs it), when it exceeds its time limit, or when
+    /// a process that it has started keeps its pipes open longer than the time limit.
     pub fn run(self) -> Reply {
         let mut command = self.command();
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -273,7 +273,7 @@ impl Program {
         if !closed {
             kill_group(group);
             drop(child.wait());
-            // A process that has left the group may survive. Its pipes are not waited for.
+            // A process that has left the group may survive. Do not wait for the pipes of such a process.
             becomes_true(Instant::now() + Duration::from_secs(5), ended);
         }
         let (stdout, stderr) = (stdout.bytes(), stderr.bytes());
@@ -293,7 +293,7 @@ impl Program {
     /// Runs the program to its end. The exit code must be 0.
     ///
     /// # Panics
-    /// As [`Program::run`], and when the program fails.
+    /// In the cases of [`Program::run`], and when the program fails.
     pub fn succeed(self) -> Reply {
         let line = self.line();
         let reply = self.run();
@@ -348,7 +348,7 @@ impl Output {
         self.reader.is_finished()
     }
 
-    /// Returns the bytes that have been read so far.
+    /// Returns the bytes that the thread has read.
     fn bytes(&self) -> Vec<u8> {
         lock(&self.bytes).clone()
     }
@@ -358,7 +358,7 @@ fn lock(bytes: &Mutex<Vec<u8>>) -> MutexGuard<'_, Vec<u8>> {
     bytes.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Asks repeatedly until `poll` returns a value. Returns `None` if it has returned none at the deadline.
+/// Calls `poll` repeatedly until it returns a value. Returns `None` if `poll` has returned no value at the deadline.
 fn poll_until<T>(deadline: Instant, mut poll: impl FnMut() -> Option<T>) -> Option<T> {
     let mut nap = Duration::from_micros(500);
     loop {
@@ -387,13 +387,13 @@ fn wait_until(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
 fn kill_group(group: u32) {
     let group = i32::try_from(group).ok().and_then(Pid::from_raw).expect("the id of a process");
     match kill_process_group(group, Signal::KILL) {
-        // The last process of the group has just ended.
+        // `ESRCH`: the last process of the group has just ended.
         Ok(()) | Err(Errno::SRCH) => {}
         Err(error) => panic!("group {group:?} cannot be killed: {error}"),
     }
 }
 
-/// A running server. Dropping it kills the server. [`Server::stop`] sends SIGTERM and checks that the server ends.
+/// A running server. Dropping this value kills the server. [`Server::stop`] sends SIGTERM and checks that the server ends.
 #[derive(Debug)]
 pub struct Server {
     line: String,
@@ -405,7 +405,7 @@ impl Server {
     /// Waits until `ready` returns true (a socket exists, a port accepts connections).
     ///
     /// # Panics
-    /// When the server ends first, or after 30 seconds.
+    /// When the server ends before `ready` returns true, or after 30 seconds.
     pub fn wait_for(&mut self, what: &str, mut ready: impl FnMut() -> bool) {
         if self.stdout.is_none() {
             self.stdout = Some(Output::read(self.child.stdout.take().expect("piped")));
@@ -423,7 +423,7 @@ impl Server {
     /// Waits until a Unix socket accepts connections.
     ///
     /// # Panics
-    /// As [`Server::wait_for`].
+    /// In the cases of [`Server::wait_for`].
     pub fn wait_for_socket(&mut self, path: &Path) {
         self.wait_for("socket", || std::os::unix::net::UnixStream::connect(path).is_ok());
     }
@@ -433,10 +433,10 @@ impl Server {
         self.child.id()
     }
 
-    /// Sends a signal, given by its name without `SIG`. A server that has already ended does not get it.
+    /// Sends a signal, given by its name without `SIG`. If the server has already ended, no signal is sent.
     ///
     /// # Panics
-    /// When there is no shell.
+    /// When no shell is installed.
     pub fn signal(&self, name: &str) {
         self.try_signal(name);
     }

@@ -1,7 +1,7 @@
 //! Random numbers for tests: small, fast, and the same on every machine for the same seed.
 //!
-//! A failure prints a seed, which alone must reproduce the failure with any version of any library. Therefore the generator is
-//! part of this crate: xoshiro256**, whose state splitmix64 fills.
+//! A failure prints a seed. This seed must reproduce the failure with every version of every library. Therefore the generator
+//! is part of this crate: xoshiro256**, whose state splitmix64 fills.
 
 /// A stream of random numbers.
 #[derive(Clone, Debug)]
@@ -10,7 +10,7 @@ pub struct Random {
 }
 
 impl Random {
-    /// Makes the stream of a seed.
+    /// Makes the stream of random numbers of a seed.
     pub fn new(seed: u64) -> Self {
         let mut next = seed;
         Self { state: std::array::from_fn(|_| splitmix(&mut next)) }

@@ -12,7 +12,7 @@ pub fn on_disk() -> TempDir {
     tempfile::Builder::new().prefix("oxblk-model-").tempdir().expect("a scratch directory")
 }
 
-/// Creates a directory in memory if the system has a place for that, so that flushes do not wait for a disk.
+/// Creates a directory on tmpfs if the system has a tmpfs for programs, so that flushes do not wait for a disk.
 ///
 /// # Panics
 /// When no directory can be created.

@@ -1,8 +1,8 @@
 //! A node on a simulated disk, for graphs that run in [`oxblk_ring::sim`].
 //!
-//! The driver does the work of the protocol driver of host files in the simplest way: every request is one operation on the
-//! disk, and reads and in-place writes are mapped directly to the disk. Outside the simulated executor, a disk answers
-//! immediately. There, a node can be configured to yield often ([`Pace::GivesWay`]), so that other requests execute in between.
+//! The driver is a simple replacement of the protocol driver for host files: every request is one operation on the disk, and
+//! `map` returns the disk for reads and in-place writes. Outside the simulated executor, the disk completes each operation
+//! immediately. With [`Pace::GivesWay`], the requests of a node often yield, so that other requests execute before them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
@@ -16,16 +16,16 @@ use oxblk_ring::{Falloc, File, IoBuf, IoBufMut, sim::Disk};
 
 use crate::random::Random;
 
-/// When a node executes a request.
+/// The moment at which a node executes a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pace {
     /// Immediately.
     AtOnce,
-    /// Often only after other tasks of the thread have run.
+    /// In many cases only after other tasks of the thread have run.
     GivesWay,
 }
 
-/// The entry of the driver in a table of drivers. [`add`] creates nodes; they cannot be opened by name.
+/// The factory of the driver. [`add`] creates nodes: the driver cannot be opened by name.
 pub struct SimFactory;
 
 impl DriverFactory for SimFactory {

@@ -1,4 +1,4 @@
-//! Images on one simulated disk: functions that create them with qemu-img, open them and check them.
+//! Images on one simulated disk: functions that create images with qemu-img, open them and check them.
 //!
 //! Functions without a format work on qcow2 images.
 
@@ -31,7 +31,7 @@ pub async fn open(disk: &Disk, check: bool) -> Result<Backend> {
     open_as("qcow2", disk, OpenFlags { check, ..OpenFlags::default() }).await
 }
 
-/// Opens an image of a format for reading, and if it is writable, for writing and resizing.
+/// Opens an image of a format for reading and, unless `flags` are read-only, for writing and resizing.
 ///
 /// # Errors
 /// The error that the driver reports.
@@ -47,20 +47,20 @@ pub async fn open_as(format: &str, disk: &Disk, flags: OpenFlags) -> Result<Back
     Backend::new(&graph, "", Arc::clone(&node), Permissions::sharing_all(taken))
 }
 
-/// Asserts that the driver's check finds no corruption. It may find leaks only if `leaks` is set.
+/// Asserts that the driver's check finds no corruption, and no leaks unless `leaks` is set.
 ///
 /// # Panics
-/// When the check finds more than that.
+/// When the check finds a corruption, or leaks although `leaks` is not set.
 pub async fn assert_sound(disk: &Disk, leaks: bool, what: &str) {
     let backend = open(disk, true).await.unwrap_or_else(|error| panic!("{what}: {error}"));
     check_sound(&backend, leaks, what).await;
     backend.close().await.unwrap_or_else(|error| panic!("{what}: {error}"));
 }
 
-/// As [`assert_sound`], for an open image.
+/// Does the same as [`assert_sound`] for an open image.
 ///
 /// # Panics
-/// When the check finds more than that.
+/// When the check finds a corruption, or leaks although `leaks` is not set.
 pub async fn check_sound(backend: &Backend, leaks: bool, what: &str) {
     let node = backend.node().expect("an open image");
     let say = |finding: Finding| eprintln!("{finding}");

@@ -5,7 +5,7 @@
 pub struct Tally {
     /// Operations on the active image.
     pub operations: u64,
-    /// The cancelled ones of these operations.
+    /// The number of these operations that were cancelled.
     pub cancelled: u64,
     /// Operations that reported an error on a failing disk.
     pub failed: u64,
@@ -20,14 +20,14 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts a chain of this many images.
+    /// Counts a chain with this number of images.
     pub fn chain(&mut self, images: usize) {
         if let Some(count) = images.checked_sub(1).and_then(|index| self.chains.get_mut(index)) {
             *count += 1;
         }
     }
 
-    /// Adds another count to this one.
+    /// Adds the counts of `other`.
     pub fn add(&mut self, other: &Tally) {
         self.operations += other.operations;
         self.cancelled += other.cancelled;

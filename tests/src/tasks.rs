@@ -1,7 +1,7 @@
 //! Concurrent tasks on several I/O threads.
 //!
-//! [`Tasks::wait`] collects the tasks in the order in which they end. So a task that panics is reported at once, also if other
-//! tasks wait forever for something that only this task would have done.
+//! [`Tasks::wait`] collects the tasks in the order in which they end. So the panic of a task is reported immediately, even if
+//! other tasks wait forever for an action of this task.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -11,11 +11,11 @@ use oxblk_ring::{IoThread, Remote};
 
 use crate::panic_text;
 
-/// The time that tasks may take on a slow machine. If they take longer, one of them waits forever. The time is shorter than
-/// the time after which nextest ends a test.
+/// The time that tasks may take on a slow machine. If the tasks take longer, a task waits forever. This time is shorter than
+/// the time limit of nextest.
 const PATIENCE: Duration = Duration::from_secs(240);
 
-/// Tasks that were started and have not been collected.
+/// Tasks that were started and not yet collected.
 pub(crate) struct Tasks {
     /// A task that was collected leaves `None`.
     tasks: Vec<Option<Remote<()>>>,
@@ -31,7 +31,7 @@ struct End {
 
 impl Drop for End {
     fn drop(&mut self) {
-        // Nobody receives if `wait` has already returned an error.
+        // The receiver is gone if `wait` has already returned an error.
         let _ = self.sender.send(self.task);
     }
 }
@@ -62,7 +62,7 @@ impl Tasks {
     }
 
     fn wait_at_most(mut self, patience: Duration) -> Result<(), String> {
-        // From here on, only tasks have a sender.
+        // Drop this sender, so that only tasks have senders.
         drop(self.sender);
         let deadline = Instant::now() + patience;
         let count = self.tasks.len();

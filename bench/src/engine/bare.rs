@@ -1,5 +1,5 @@
-//! The reference: a bare loop on a ring with a fixed file, fixed buffers, `SINGLE_ISSUER` and `DEFER_TASKRUN`. It
-//! shows what the kernel allows.
+//! The reference: a bare loop on a ring with a fixed file, fixed buffers, `SINGLE_ISSUER` and `DEFER_TASKRUN`. Its rate is the
+//! rate that the kernel allows.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -24,8 +24,8 @@ fn reads(task: &Task<'_>) -> std::io::Result<f64> {
         IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(64)?;
     ring.submitter().register_files(&[file.as_raw_fd()])?;
     let registered = libc::iovec { iov_base: base.cast(), iov_len: BLOCK * DEPTH };
-    // SAFETY: `memory` outlives the ring: it is declared before the ring, and when the loop below ends nothing is in
-    // flight.
+    // SAFETY: `memory` outlives the ring: `memory` is declared before the ring, and no read is in flight when the loop below
+    // ends.
     unsafe { ring.submitter().register_buffers(&[registered])? };
     let mut random = Random::new(1);
     let started = Instant::now();

@@ -1,9 +1,7 @@
-//! 4 KiB random reads at queue depth 32 on one thread, from a file in memory: the case measures only the cost of an
-//! operation.
+//! 4 KiB random reads at queue depth 32 on one thread, from a file on tmpfs: the case measures only the cost of an operation.
 //!
-//! Contenders: the engine with 32 tasks; a bare loop on a ring with all options that make a ring fast; compio with 32
-//! tasks; fio with default and with its fastest settings. They run one after another, forwards and then backwards, on
-//! the same file.
+//! Contenders: the engine with 32 tasks; a bare loop on a ring with the fastest options; compio with 32 tasks; fio with default
+//! and with its fastest settings. The contenders run one after another, forwards and then backwards, on the same file.
 
 mod bare;
 mod fio;
@@ -16,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::CaseResult;
+use crate::options::Options;
 use crate::report::{self, Series};
 
 /// Bytes per read.
@@ -44,20 +43,18 @@ const CONTENDERS: &[Contender] = &[
     ("fio io_uring, fixed bufs and files", fio::fixed),
 ];
 
-/// Runs the case. Options: `--rounds N` (each round runs all contenders forwards and then backwards), `--seconds N`
-/// per run, `--only N` to run one contender, for a profiler.
+const OPTIONS: &[(&str, &str)] = &[
+    ("--rounds", "number of rounds; each runs all contenders forwards and then backwards"),
+    ("--seconds", "length of a run"),
+    ("--only", "number of the only contender to run, for a profiler"),
+];
+
+/// Runs the case.
 pub(crate) fn run(args: &[String]) -> CaseResult {
-    let option = |name: &str, default: u64| -> Result<u64, String> {
-        match args.iter().position(|a| a == name) {
-            None => Ok(default),
-            Some(at) => {
-                let value = args.get(at + 1).and_then(|v| v.parse().ok());
-                value.ok_or_else(|| format!("{name} needs a number"))
-            }
-        }
-    };
-    let (rounds, seconds, only) =
-        (option("--rounds", 3)?, option("--seconds", 2)?, option("--only", u64::MAX)?);
+    let options = Options::parse(args, OPTIONS)?;
+    let (rounds, seconds): (u64, u64) =
+        (options.number("--rounds", 3)?, options.number("--seconds", 2)?);
+    let only = options.number("--only", u64::MAX)?;
     let file = DataFile::make()?;
     let task = Task { path: &file.0, time: Duration::from_secs(seconds) };
     let mut series: Vec<Series> = CONTENDERS.iter().map(|(name, _)| Series::new(name)).collect();
@@ -82,7 +79,7 @@ pub(crate) fn run(args: &[String]) -> CaseResult {
     Ok(())
 }
 
-/// The file that all contenders read, full of data; removed at the end.
+/// The file that all contenders read. The file is full of data, and is removed at the end.
 struct DataFile(PathBuf);
 
 impl DataFile {
@@ -109,7 +106,7 @@ impl Drop for DataFile {
     }
 }
 
-/// Xorshift: all contenders in this program use the same cheap source of offsets.
+/// Xorshift. All contenders in this program use this cheap source of offsets.
 struct Random(u64);
 
 impl Random {

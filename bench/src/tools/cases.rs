@@ -1,14 +1,14 @@
-//! The comparisons, and for each the target: how many times as fast as QEMU it should be.
+//! The comparisons, each with a target for the time of QEMU divided by the time of oxblk.
 
 /// One comparison: the arguments after `oxblk img` and `qemu-img`.
 pub(super) struct Case {
     pub(super) name: &'static str,
     pub(super) arguments: &'static [&'static str],
-    /// Arguments for QEMU only, with which it performs best.
+    /// Arguments for QEMU only, which give QEMU its best time.
     pub(super) qemu_only: &'static [&'static str],
     /// The file that is created before each run, untimed.
     pub(super) fresh: Fresh,
-    /// The target: how many times as fast as QEMU it should be.
+    /// The target for the time of QEMU divided by the time of oxblk.
     pub(super) mark: f64,
 }
 
@@ -20,8 +20,8 @@ pub(super) enum Fresh {
     Image(&'static str),
     /// An empty overlay of this name over `disk.qcow2`.
     Overlay(&'static str),
-    /// An empty qcow2 image written over the start of this file, which keeps its length: newly allocated clusters
-    /// already have memory.
+    /// An empty qcow2 image, written over the start of this file. The file keeps its length, so the memory of newly allocated
+    /// clusters already exists.
     Emptied(&'static str),
     Nothing,
 }

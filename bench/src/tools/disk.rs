@@ -39,7 +39,7 @@ pub(super) fn write(path: &Path, gib: u64) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Changes one sector in every eighth MiB, if that MiB holds data.
+/// Changes one sector in every eighth MiB, if this MiB contains data.
 pub(super) fn change(path: &Path, gib: u64) -> std::io::Result<()> {
     let mut file = File::options().read(true).write(true).open(path)?;
     for index in (0..gib << 10).step_by(8) {

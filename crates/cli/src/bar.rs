@@ -1,7 +1,7 @@
 //! The progress bar on the terminal.
 //!
-//! The bar leaves the last columns of its line free, so that the `^C` that the terminal echoes there does not begin another
-//! line. Messages hide the bar while they are printed. Otherwise they would be printed into its line.
+//! The bar leaves the last columns of its line free: the terminal echoes `^C` there, and `^C` must not begin another
+//! line. The bar is hidden while a message is printed. Otherwise the message would appear in the line of the bar.
 
 use std::io::{self, Write as _};
 use std::sync::{Mutex, PoisonError};
@@ -14,10 +14,10 @@ const MARGIN: u16 = 2;
 /// Redraws per second.
 const REFRESH_RATE: u8 = 20;
 
-/// The bar that is on the terminal now.
+/// The bar that the terminal shows.
 static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
-/// Creates the bar. Messages hide it from now on.
+/// Creates the bar. [`hide_while`] hides this bar during messages.
 pub(crate) fn show() -> ProgressBar {
     let target = ProgressDrawTarget::term_like_with_hz(Box::new(Terminal), REFRESH_RATE);
     let bar = ProgressBar::with_draw_target(None, target);
@@ -25,7 +25,7 @@ pub(crate) fn show() -> ProgressBar {
     bar
 }
 
-/// The bar will not be drawn again.
+/// Forgets the bar: [`hide_while`] does not draw it again.
 pub(crate) fn forget() {
     *SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = None;
 }
@@ -49,9 +49,9 @@ pub(crate) fn columns() -> u16 {
 struct Terminal;
 
 impl Terminal {
-    /// Moves the cursor with an ANSI sequence. `direction` is its last letter.
+    /// Moves the cursor `n` places with an ANSI sequence. `direction` is the last letter of the sequence.
     fn move_cursor(&self, n: usize, direction: char) -> io::Result<()> {
-        // A count of 0 would mean 1.
+        // A terminal treats a count of 0 as 1.
         if n == 0 { Ok(()) } else { self.write_str(&format!("\x1b[{n}{direction}")) }
     }
 }

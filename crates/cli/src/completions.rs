@@ -1,4 +1,5 @@
-//! `oxblk completions`: prints the completion script of a shell, which is made from the declarations of the commands.
+//! `oxblk completions`: prints the completion script for a shell. The script is generated from the declarations of the
+//! commands.
 
 use crate::flags::command::{misused, parse_or_end};
 use crate::flags::page::{Example, Page};

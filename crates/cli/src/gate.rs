@@ -1,4 +1,4 @@
-//! `--untrusted`: which other files the images of this command line may refer to.
+//! `--untrusted`: whether the images of the command line may refer to other files.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -6,12 +6,12 @@ use oxblk_core::Gate;
 
 static DISTRUSTED: AtomicBool = AtomicBool::new(false);
 
-/// From now on, refuses all files that images refer to.
+/// Makes [`chosen`] return a gate that refuses all files to which images refer.
 pub(crate) fn distrust() {
     DISTRUSTED.store(true, Relaxed);
 }
 
-/// The gate that the user chose: it accepts every name, as QEMU does, or none.
+/// The gate that the user chose. The gate accepts every name, as QEMU does, or no name.
 pub(crate) fn chosen() -> Gate {
     if DISTRUSTED.load(Relaxed) { Gate::Nothing } else { Gate::Anything }
 }

@@ -1,4 +1,4 @@
-//! Opening the images that a command line names, with QEMU's messages. [`oxblk::OpenOptions`] does the work.
+//! Opening the images of a command line with [`oxblk::OpenOptions`], with QEMU's messages.
 
 use oxblk::{Disk, OpenOptions};
 use std::error::Error as _;
@@ -18,18 +18,18 @@ pub(crate) fn writing() -> OpenOptions {
     Disk::options().discard(false).require_write(true)
 }
 
-/// An image as the command line names it.
+/// The name of an image on the command line.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ImageName<'a> {
     /// File name or option string.
     name: &'a str,
-    /// The format; `None`: it is probed.
+    /// The format. `None`: the format is probed.
     format: Option<&'a str>,
     /// The name is an option string (`--image-opts`).
     is_options: bool,
     /// The key of the first word in an option string, if that word has no key.
     implied: Option<&'static str>,
-    /// A hint for the user if `--untrusted` refuses the backing file that the image names.
+    /// A hint for the user if `--untrusted` refuses the backing file of the image.
     without_backing: Option<&'static str>,
 }
 
@@ -45,13 +45,13 @@ impl<'a> ImageName<'a> {
         Self { is_options, ..self }
     }
 
-    /// Sets the hint for the user if `--untrusted` refuses the backing file that the image names.
+    /// Sets the hint for the user if `--untrusted` refuses the backing file of the image.
     #[must_use]
     pub(crate) fn hint_without_backing(self, hint: &'static str) -> Self {
         Self { without_backing: Some(hint), ..self }
     }
 
-    /// Every word of an option string needs a key.
+    /// Requires a key for every word of an option string.
     #[must_use]
     pub(crate) fn with_all_keys(self) -> Self {
         Self { implied: None, ..self }
@@ -60,7 +60,7 @@ impl<'a> ImageName<'a> {
     /// Opens the image.
     ///
     /// # Errors
-    /// The reason, without the image's name in front of it.
+    /// The reason of the failure, without the name of the image.
     pub(crate) async fn open(self, graph: &Graph, options: OpenOptions) -> Result<Backend, Error> {
         let mut options = options.graph(graph.clone());
         let mut name = Some(self.name);
@@ -89,8 +89,8 @@ impl<'a> ImageName<'a> {
         }
     }
 
-    /// Warns if a writable image was opened as raw because its format was probed. Writes that would make it look like
-    /// another format are then refused.
+    /// Warns if a writable image was opened as raw because its format was probed. Writes that would make such an image
+    /// look like another format are refused.
     pub(crate) fn warn_of_probed_raw(self, backend: &Backend) {
         let Ok(node) = backend.node() else { return };
         if !node.flags().probed || node.factory().name() != "raw" || node.is_read_only() {
@@ -107,7 +107,7 @@ impl<'a> ImageName<'a> {
         ));
     }
 
-    /// Opens the image, and prints the error if that fails.
+    /// Opens the image. If the open fails, prints the error.
     ///
     /// # Errors
     /// If the image cannot be opened. The error has been printed.

@@ -1,8 +1,8 @@
 //! oxblk: one program with all tools for disk images.
 //!
-//! If it is started as `qemu-img` or `qemu-io`, for example through a symlink, it runs that tool. Otherwise the first
-//! argument selects the tool. The options, output and exit codes of a tool are the same in both cases. Only the name in
-//! front of its messages differs: it is the name that the user typed.
+//! If the program is started as `qemu-img` or `qemu-io`, for example through a symlink, it runs that tool. Otherwise
+//! the first argument selects the tool. The options, output and exit codes of a tool are the same in both cases. Only
+//! the name before its messages differs: messages begin with the name that the user typed.
 #![forbid(unsafe_code)]
 
 mod bar;
@@ -37,11 +37,11 @@ use program::{Program, err, finish, out};
 /// The version of oxblk.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The version of QEMU with whose options and output the tools are compatible.
+/// The version of QEMU whose options and output the tools have.
 const QEMU_VERSION: &str = "10.0.0";
 
-/// The version that `--version` prints after the name of the tool. Programs that start a tool under QEMU's name expect a
-/// version of QEMU.
+/// The version that `--version` prints after `name`. Programs that start a tool under QEMU's name expect a version of
+/// QEMU.
 pub(crate) fn version_as(name: &str) -> String {
     if name.starts_with("qemu-") {
         format!("{QEMU_VERSION} (oxblk {VERSION})")
@@ -50,7 +50,7 @@ pub(crate) fn version_as(name: &str) -> String {
     }
 }
 
-/// The stack size of the thread that runs the tools, in bytes. It is the usual size of the main thread's stack.
+/// The stack size of the thread that runs the tools, in bytes. The main thread usually has this size too.
 const STACK: usize = 8 << 20;
 /// The tools run on the main thread if its stack has at least this size, in bytes.
 const ENOUGH_STACK: u64 = 4 << 20;
@@ -73,13 +73,13 @@ fn main() -> ExitCode {
 fn run() -> ExitCode {
     oxblk_ring::perturb::start_from_environment();
     outlive_file_size_limit();
-    // If the system refuses, the program works with the lower limit.
+    // If the limit cannot be raised, the program works with the lower limit.
     drop(oxblk_ring::host::raise_open_files_limit());
     oxblk_ring::host::limit_allocator_arenas();
     let mut arguments = std::env::args_os();
     let called_as = arguments.next().unwrap_or_else(|| OsString::from("oxblk"));
     let called_as = names::from_os(called_as);
-    // Arguments may contain file names, so they need not be UTF-8.
+    // Arguments may contain file names, which are not always UTF-8.
     let arguments: Vec<String> = arguments.map(names::from_os).collect();
     let name = called_as.rsplit('/').next().unwrap_or_default().to_owned();
     let code = match name.as_str() {
@@ -90,8 +90,8 @@ fn run() -> ExitCode {
     finish(code)
 }
 
-/// Makes a write past `ulimit -f` fail with `EFBIG`, which is reported to the user. Without this, a signal would end the
-/// process.
+/// Makes a write past `ulimit -f` fail with `EFBIG`, which is reported to the user. Without this setting, a signal
+/// would end the process.
 fn outlive_file_size_limit() {
     drop(signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default()));
 }

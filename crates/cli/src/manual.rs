@@ -1,4 +1,4 @@
-//! `oxblk man`: prints manual pages, which are made from the declarations of the commands.
+//! `oxblk man`: prints manual pages, which are generated from the declarations of the commands.
 
 use crate::flags::command::{misused, parse_or_end};
 use crate::flags::page::{Example, Page};
@@ -32,7 +32,7 @@ pub(crate) static PAGE: Page = Page {
     ],
 };
 
-/// Runs the command. `inner` returns the commands that a program reads while it runs.
+/// Runs the command. `inner` returns the commands that `io` reads while it runs.
 pub(crate) fn run(
     program: &Program,
     words: Vec<String>,

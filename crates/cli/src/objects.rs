@@ -1,4 +1,4 @@
-//! `--object`: objects that images may refer to. The process has one set of secrets for all images that it opens.
+//! `--object`: objects that images may refer to. The process has one set of secrets for all its images.
 
 use std::sync::OnceLock;
 

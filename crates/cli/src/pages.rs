@@ -4,7 +4,7 @@ use crate::flags::page::{Example, Page};
 use crate::flags::{Flag, shared};
 use crate::{completions, img, io, manual, serve};
 
-/// The arguments in front of the command. None of them has a value to keep.
+/// The options before the command. The values of these options are not stored.
 pub(crate) struct General;
 
 /// The options of the program.
@@ -28,7 +28,7 @@ pub(crate) static PROGRAM: Page = Page {
     ],
 };
 
-/// All descriptions: the program, its commands, and the commands of its commands.
+/// All descriptions: the program, its commands, and their subcommands.
 pub(crate) fn all() -> Vec<&'static Page> {
     let mut pages = vec![&PROGRAM, &img::PAGE, &io::PAGE, &serve::PAGE];
     pages.extend([&manual::PAGE, &completions::PAGE]);
@@ -36,7 +36,7 @@ pub(crate) fn all() -> Vec<&'static Page> {
     pages
 }
 
-/// The commands that a command reads while it runs.
+/// The commands that `page` reads while it runs; empty for all commands except `io`.
 pub(crate) fn inner(page: &Page) -> Vec<&'static Page> {
     if page.path == io::PAGE.path { io::command_pages() } else { Vec::new() }
 }
@@ -182,7 +182,7 @@ mod tests {
         }
     }
 
-    /// Whether a script has that word, and not only a longer one.
+    /// Whether a script contains `word` as a complete word.
     fn has(script: &str, word: &str) -> bool {
         let ends = |c: Option<char>| c.is_none_or(|c| !c.is_ascii_alphanumeric() && c != '-');
         script.match_indices(word).any(|(at, _)| {

@@ -1,8 +1,8 @@
-//! The name that the tool was started under, and its output to the user.
+//! The name under which the tool was started, and its output to the user.
 //!
-//! Errors go to standard error, after that name (`qemu-img: …`, `oxblk img: …`), one error per line, with hints on separate
-//! lines. Results go to standard output through [`out`] and [`note`]. A reader that closes the pipe (`| head`) does not
-//! stop a command.
+//! Errors go to standard error, after the name (`qemu-img: …`, `oxblk img: …`), one error per line, with hints on
+//! separate lines. Results go to standard output through [`out`], other messages through [`note`]. A reader that closes
+//! the pipe (`| head`) does not stop a command.
 
 use std::fmt::{Arguments, Display};
 use std::io::{self, Write};
@@ -16,7 +16,7 @@ use oxblk_ring::{Config, block_on_with};
 use crate::flags::refusal::Refusal;
 use crate::{bar, log};
 
-/// A tool, with the name that it was started under.
+/// A tool, with the name under which it was started.
 #[derive(Debug, Clone)]
 pub(crate) struct Program {
     name: String,
@@ -24,17 +24,17 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// `name` is printed in front of errors; `called_as` is what the user typed.
+    /// `name` is printed before errors; `called_as` is the text that the user typed.
     pub(crate) fn new(name: impl Into<String>, called_as: impl Into<String>) -> Self {
         Self { name: name.into(), called_as: called_as.into() }
     }
 
-    /// The name that is printed in front of errors.
+    /// The name that is printed before errors.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// What the user typed to start the tool. It is printed in front of errors about the command line.
+    /// The text that the user typed to start the tool. This text is printed before errors about the command line.
     pub(crate) fn called_as(&self) -> &str {
         &self.called_as
     }
@@ -44,7 +44,8 @@ impl Program {
         err(format_args!("{}: {message}\n", self.name));
     }
 
-    /// Runs `work` on this thread as an I/O thread. `None`: that failed, and the error has been printed.
+    /// Runs `work` on this thread as an I/O thread. `None`: the I/O thread could not be started, and the error has been
+    /// printed.
     pub(crate) fn run_to_end<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         block_on_with(Config::default(), work)
             .inspect_err(|error| self.error(format_args!("Cannot start an I/O thread: {error}")))
@@ -61,7 +62,7 @@ impl Program {
         out(format_args!("{} version {}\n", self.name, crate::version_as(&self.name)));
     }
 
-    /// Prints why the value of an option is refused.
+    /// Prints the messages of a refusal.
     pub(crate) fn refuse(&self, refusal: &Refusal) {
         for message in &refusal.messages {
             self.error(message);
@@ -71,7 +72,7 @@ impl Program {
         }
     }
 
-    /// Makes [`warn`] use this name.
+    /// Makes the function [`warn`] print this name.
     pub(crate) fn be_the_one_that_runs(&self) {
         RUNNING.get_or_init(|| self.clone());
     }
@@ -93,10 +94,10 @@ impl Program {
     }
 }
 
-/// The tool that this process runs.
+/// The tool of this process.
 static RUNNING: OnceLock<Program> = OnceLock::new();
 
-/// Prints a warning under the name of the tool that runs.
+/// Prints a warning after the name of the running tool.
 pub(crate) fn warn(message: impl Display) {
     match RUNNING.get() {
         Some(program) => program.warn(message),
@@ -114,8 +115,8 @@ fn output_lost(error: io::Error) {
 /// Set while printed results may still be in the buffer of standard output.
 static RESULT_PENDING: AtomicBool = AtomicBool::new(false);
 
-/// Prints the result of a command to standard output. If the write fails, the command continues, because stopping in the
-/// middle of a change would do harm. [`finish`] then turns success into failure.
+/// Prints the result of a command to standard output. If the write fails, the command continues, because it must not
+/// stop in the middle of a change. The exit code of [`finish`] is then a failure.
 pub(crate) fn out(text: Arguments<'_>) {
     RESULT_PENDING.store(true, Ordering::Relaxed);
     if let Err(error) = write_all(&mut io::stdout().lock(), text) {
@@ -130,7 +131,7 @@ pub(crate) fn note(text: Arguments<'_>) {
     drop(write_all(&mut stdout, text).and_then(|()| stdout.flush()));
 }
 
-/// Flushes standard output. A failure counts only if results were pending, not if only a note was.
+/// Flushes standard output. A failure is recorded only if results were pending, not for notes.
 pub(crate) fn flush_out() {
     let flushed = io::stdout().lock().flush();
     if RESULT_PENDING.swap(false, Ordering::Relaxed)
@@ -147,13 +148,13 @@ pub(crate) fn err(text: Arguments<'_>) {
     drop(bar::hide_while(|| write_all(&mut std::io::stderr().lock(), text)));
 }
 
-/// The exit code of the process: that of the command, or failure if the result could not be printed.
+/// The exit code of the process: the exit code of the command, or failure if the result could not be printed.
 pub(crate) fn finish(code: ExitCode) -> ExitCode {
     flush_out();
     log::settle();
     let lost = OUTPUT_LOST.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Some(error) = lost.filter(|_| code == ExitCode::SUCCESS) else { return code };
-    // A reader that closes its end of a pipe has what it wanted.
+    // A reader that closes its end of a pipe needs no error message.
     if error.kind() != io::ErrorKind::BrokenPipe {
         let error = Error::from(error);
         err(format_args!("Could not write to standard output: {}\n", strerror(error.raw_errno())));
@@ -161,7 +162,7 @@ pub(crate) fn finish(code: ExitCode) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Writes text, with the names in it converted back to their original bytes.
+/// Writes text. Names inside the text are converted back to their original bytes.
 fn write_all(stream: &mut impl Write, text: Arguments<'_>) -> std::io::Result<()> {
     match text.as_str() {
         Some(text) => stream.write_all(text.as_bytes()),

@@ -1,15 +1,17 @@
 //! Signals that ask a command to end.
 //!
-//! A command that must not stop halfway (`serve`, a copy) treats every signal whose default action would end the
-//! process as a request to end in good order: finish what is in flight, close the images, remove the sockets.
+//! A command that must not stop halfway (`serve`, a copy) catches every signal whose default action would end the
+//! process. After such a signal, the command completes the requests in flight, closes the images and removes its
+//! sockets.
 //!
-//! The same signal often arrives twice within moments: `timeout` signals its child and then its process group, and a terminal
-//! that hangs up signals both the shell and its jobs. Therefore a repeated signal counts only [`REPEAT_AFTER`] the
-//! first one. From then on SIGHUP, SIGINT, SIGQUIT and SIGTERM have their default action. A thread of its own
-//! measures that time, so that it passes also when the command hangs.
+//! The same signal often arrives twice within milliseconds: `timeout` signals its child and then its process group, and
+//! a terminal that hangs up signals both the shell and its jobs. Therefore a repeated signal has no effect until the
+//! time [`REPEAT_AFTER`] has passed since the first signal. After this time, SIGHUP, SIGINT, SIGQUIT and SIGTERM have
+//! their default action. A separate thread measures the time, so this works also if the command hangs.
 //!
-//! Signals that the parent process had set to be ignored stay ignored (`nohup`). SIGINT and SIGTERM are exceptions: a
-//! shell without job control starts background commands with SIGINT ignored, and supervisors use it nevertheless.
+//! Signals that the parent process had set to be ignored stay ignored (`nohup`). SIGINT and SIGTERM are always caught:
+//! a shell without job control starts background commands with SIGINT ignored, but supervisors end such commands with
+//! SIGINT.
 
 use std::ffi::c_int;
 use std::io::{self, Read};
@@ -24,22 +26,23 @@ use signal_hook::consts::{
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
-/// Signals whose default action ends the process, and which are no fault of the program. SIGUSR1 is missing: the
-/// tools show their progress. SIGPIPE and SIGXFSZ are missing: the call that causes them fails instead.
+/// Signals whose default action ends the process, except signals of faults in the program. SIGUSR1 is not in the list,
+/// because it makes the tools print their progress. SIGPIPE and SIGXFSZ are not in the list either: the system call
+/// that causes them fails instead.
 const ENDING: [c_int; 10] =
     [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXCPU, SIGALRM, SIGVTALRM, SIGPROF, SIGUSR2, SIGIO];
 
-/// Signals that end the process immediately when they are repeated. Signals of timers and limits are missing: they repeat
-/// by themselves.
+/// Signals that end the process immediately when they are repeated. Signals of timers and limits are not in the list,
+/// because the kernel repeats them.
 const INSISTENT: [c_int; 4] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
 
 /// After this time since the first signal, another signal ends the process immediately.
 const REPEAT_AFTER: Duration = Duration::from_secs(1);
 
-/// Sends a byte to a socket for each signal, until it is dropped.
+/// Sends a byte to a socket for each signal, until the value is dropped.
 pub(crate) type Delivery = SignalDelivery<UnixStream, SignalOnly>;
 
-/// A flag that these signals set.
+/// A flag that the signals of `ENDING` set.
 pub(crate) fn stop_flag() -> Arc<AtomicBool> {
     let stop = Arc::new(AtomicBool::new(false));
     // A signal that cannot be caught keeps its default action.
@@ -47,7 +50,7 @@ pub(crate) fn stop_flag() -> Arc<AtomicBool> {
     stop
 }
 
-/// Makes the signals of `ENDING`, and those of `more`, set `stop`. It works without free descriptors.
+/// Makes the signals of `ENDING`, and those of `more`, set `stop`. Works without free descriptors.
 ///
 /// # Errors
 /// If the system refuses.
@@ -55,7 +58,8 @@ pub(crate) fn catch(stop: &Arc<AtomicBool>, more: &[c_int]) -> io::Result<()> {
     let caught = signals_to_catch(more);
     let insistent = || caught.iter().filter(|signal| INSISTENT.contains(signal));
     let repeated = Arc::new(AtomicBool::new(false));
-    // Handlers run in the order of registration: the first signal must find the flag clear.
+    // Handlers run in the order of registration. These handlers come first, so the first signal does not find the flag
+    // set.
     for &signal in insistent() {
         signal_hook::flag::register_conditional_default(signal, Arc::clone(&repeated))?;
     }
@@ -63,7 +67,7 @@ pub(crate) fn catch(stop: &Arc<AtomicBool>, more: &[c_int]) -> io::Result<()> {
         signal_hook::flag::register(signal, Arc::clone(stop))?;
     }
     if watch(&caught, Arc::clone(&repeated)).is_err() {
-        // Nothing measures the time: the second signal ends the process whenever it comes.
+        // Without the thread, a second signal ends the process at any time.
         for &signal in insistent() {
             signal_hook::flag::register(signal, Arc::clone(&repeated))?;
         }
@@ -71,7 +75,7 @@ pub(crate) fn catch(stop: &Arc<AtomicBool>, more: &[c_int]) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the signals of `ENDING`, and those of `more`, send a byte to `to`. `from` is the other end of that socket. All
+/// Makes the signals of `ENDING`, and those of `more`, send a byte to `to`. `from` is the other end of the socket. All
 /// signals share the two descriptors.
 ///
 /// # Errors
@@ -80,7 +84,7 @@ pub(crate) fn deliver(more: &[c_int], from: UnixStream, to: UnixStream) -> io::R
     SignalDelivery::with_pipe(from, to, SignalOnly, signals_to_catch(more))
 }
 
-/// Starts the thread that sets `repeated` some time after the first of these signals.
+/// Starts the thread that sets `repeated` when [`REPEAT_AFTER`] has passed since the first of the signals `caught`.
 fn watch(caught: &[c_int], repeated: Arc<AtomicBool>) -> io::Result<()> {
     let (mut from, to) = UnixStream::pair()?;
     let delivery: Delivery = SignalDelivery::with_pipe(from.try_clone()?, to, SignalOnly, caught)?;
@@ -95,14 +99,14 @@ fn watch(caught: &[c_int], repeated: Arc<AtomicBool>) -> io::Result<()> {
     std::thread::Builder::new().name("signals".to_owned()).spawn(work).map(drop)
 }
 
-/// The signals to catch: not those that the parent process had set to be ignored.
+/// The signals to catch: all except those that the parent process has set to be ignored.
 fn signals_to_catch(more: &[c_int]) -> Vec<c_int> {
     let ignored = ignored_signals();
     let all = ENDING.iter().chain(more).copied();
     all.filter(|signal| matches!(*signal, SIGINT | SIGTERM) || !is_in(ignored, *signal)).collect()
 }
 
-/// The set of signals that this process ignores, one bit each. It is empty if it cannot be read.
+/// The set of signals that this process ignores, one bit each. Empty if `/proc/self/status` cannot be read.
 fn ignored_signals() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

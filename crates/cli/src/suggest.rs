@@ -1,6 +1,7 @@
 //! Suggestions for misspelt words.
 //!
-//! A tool that is started under QEMU's name prints no suggestions, because its output must equal that of QEMU's tool.
+//! A tool that is started under QEMU's name prints no suggestions, because its output must equal the output of QEMU's
+//! tool.
 
 use strsim::damerau_levenshtein;
 

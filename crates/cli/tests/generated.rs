@@ -14,7 +14,7 @@ fn printed(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// What bash offers for the last of these words.
+/// The completions of bash for the last of these words.
 fn offered(directory: &Path, words: &[&str]) -> Vec<String> {
     const SCRIPT: &str = r#"
         . "$1"

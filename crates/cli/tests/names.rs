@@ -1,5 +1,5 @@
-//! Tests of the program as it is installed. They are in this package so that the program is built together with the tests
-//! and with the same features; nothing is built twice.
+//! Tests of the built program under its names. The tests are in this package so that the program is built with the same
+//! features as the other packages, and only once.
 
 use std::process::{Command, Stdio};
 

@@ -1,4 +1,4 @@
-//! Amend: changing the options of an existing image.
+//! The amend operation: changes the options of an existing image.
 
 use std::sync::Arc;
 
@@ -15,10 +15,10 @@ pub struct AmendRequest {
     pub progress: Box<dyn Fn(u64, u64)>,
 }
 
-/// Offered by formats whose options can be changed. Core has drained the node of other requests.
+/// Implemented by formats whose options can be changed. Core drains the node before each call.
 pub trait Amend: Send + Sync {
-    /// Changes the image atomically if the format can do so, otherwise in steps that each leave a valid image.
-    /// Afterwards the node may refuse all operations except close; the caller must then open the image again.
+    /// Changes the image atomically if the format can do so, otherwise in steps that each leave a valid image. After
+    /// this call, the node may refuse all operations except close. In this case, the image must be opened again.
     fn amend(&self, request: AmendRequest) -> BoxFuture<'_, Result<()>>;
 }
 
@@ -26,8 +26,8 @@ impl Backend {
     /// Changes options of the image.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format has no options that can be changed; when a value is not valid for its option; the errors
-    /// of the image.
+    /// `ENOTSUP` if the format has no options that can be changed; an error of the driver if a value is not valid for
+    /// its option; the errors of the image.
     pub async fn amend(&self, request: AmendRequest) -> Result<()> {
         let amend = |node: Arc<Node>| async move {
             let Some(amend) = node.driver().amend() else {
@@ -36,7 +36,7 @@ impl Backend {
                 return Err(Error::unsupported(text));
             };
             let amended = amend.amend(request).await;
-            // Also after a failure: the driver may have changed the size before it failed.
+            // Update the size after a failure too: the driver may have changed the size before it failed.
             node.set_size(node.driver().size());
             amended
         };

@@ -2,15 +2,15 @@
 //!
 //! | file | concern |
 //! |---|---|
-//! | this file | the handle: its root, its size, closing, reopening |
+//! | this file | the handle: root, size, resizing, closing, reopening |
 //! | `requests` | reads, writes, zero writes, discards, flushes, status queries |
 //! | `in_flight` | counting requests, and holding them back |
 //! | `copy` | copies from one backend to another |
 //! | `sole_writer` | the right to be the only writer of a node |
 //!
-//! A [`Backend`] has a name and a root edge. It checks bounds, counts requests in flight per thread so that it can be
-//! [quiesced](Backend::quiesce), enters each request into the epoch that freed clusters wait for, and keeps statistics.
-//! Any I/O thread may use it at any time.
+//! A [`Backend`] has a name and a root edge. It checks bounds and keeps statistics. It counts requests in flight per
+//! thread, so that [`Backend::quiesce`] can wait for them. It enters each request into the current epoch, because freed
+//! clusters are not reused until this epoch has passed. All I/O threads may use a backend concurrently.
 
 mod copy;
 mod in_flight;
@@ -40,23 +40,23 @@ struct Counters {
     flush_ops: AtomicU64,
 }
 
-/// Counts of the requests completed through a backend.
+/// Counts of the requests that have succeeded through a backend.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Statistics {
-    /// Reads completed.
+    /// Completed reads.
     pub read_ops: u64,
     /// Bytes read.
     pub read_bytes: u64,
-    /// Writes, zero writes and discards completed.
+    /// Completed writes, zero writes, discards, and copies to this backend.
     pub write_ops: u64,
-    /// Bytes written.
+    /// Bytes that these writes, zero writes, discards and copies covered.
     pub write_bytes: u64,
-    /// Flushes completed.
+    /// Completed flushes.
     pub flush_ops: u64,
 }
 
-/// The root edge as one I/O thread sees it. Each thread has its own reference count for the edge, so that requests of
-/// several threads do not contend for one cache line.
+/// The root edge, with a separate reference count for each I/O thread. So requests of several threads do not contend
+/// for one cache line.
 type Root = ArcSwapOption<RootEdge>;
 
 struct RootEdge {
@@ -73,8 +73,9 @@ struct Inner {
     write_through: AtomicBool,
 }
 
-/// A handle to a tree of nodes. Clones are the same backend. If the last clone is dropped without [`Backend::close`],
-/// the log reports it: data that a driver caches in memory is lost, and files are closed in their present state.
+/// A handle to a tree of nodes. Clones refer to the same backend. If the last clone is dropped without
+/// [`Backend::close`], data that a driver caches in memory is lost. If the root node is writable, the log reports this
+/// as an error.
 #[derive(Clone)]
 pub struct Backend(Arc<Inner>);
 
@@ -89,7 +90,7 @@ impl Drop for Inner {
                 "a backend was dropped without being closed: data cached in memory is lost"
             );
         }
-        // Other users of the node must not conflict with permissions that nobody uses.
+        // Release the permissions, so that later users of the node do not conflict with them.
         if let Some(root) = &root {
             root.edge.detach();
         }
@@ -104,7 +105,7 @@ impl WeakBackend {
         self.0.upgrade().map(Backend)
     }
 
-    /// Whether the backend still exists. It may be dropped at any time after a positive answer.
+    /// Whether the backend still exists. The backend may be dropped at any time after this call.
     pub(crate) fn exists(&self) -> bool {
         self.0.strong_count() > 0
     }
@@ -154,7 +155,7 @@ impl Backend {
         WeakBackend(Arc::downgrade(&self.0))
     }
 
-    /// Sets the root edge of all threads. Only while no request is in flight.
+    /// Sets the root edge of all threads. Call this only while no request is in flight.
     fn set_root(&self, edge: Option<&Arc<Edge>>) {
         for root in self.0.roots.iter() {
             root.store(edge.map(|edge| Arc::new(RootEdge { edge: Arc::clone(edge) })));
@@ -174,7 +175,7 @@ impl Backend {
     /// The root edge.
     ///
     /// # Errors
-    /// `ENOMEDIUM` when there is none.
+    /// `ENOMEDIUM` when the backend is closed.
     pub fn root(&self) -> Result<Arc<Edge>> {
         self.0.roots.mine().load().as_ref().map(|root| Arc::clone(&root.edge)).ok_or_else(no_medium)
     }
@@ -182,12 +183,12 @@ impl Backend {
     /// The root node.
     ///
     /// # Errors
-    /// `ENOMEDIUM` when there is none.
+    /// `ENOMEDIUM` when the backend is closed.
     pub fn node(&self) -> Result<Arc<Node>> {
         Ok(Arc::clone(self.root()?.node()))
     }
 
-    /// Size in bytes; 0 without a medium.
+    /// Size in bytes; 0 when the backend is closed.
     pub fn size(&self) -> u64 {
         self.0.roots.mine().load().as_ref().map_or(0, |root| root.edge.size())
     }
@@ -197,12 +198,12 @@ impl Backend {
         self.0.roots.mine().load().as_ref().is_none_or(|root| root.edge.node().is_read_only())
     }
 
-    /// Sets write-through mode. With it, every write is durable when it completes.
+    /// Sets write-through mode. In this mode, every write and zero write is on stable storage when it completes.
     pub fn set_write_through(&self, on: bool) {
         self.0.write_through.store(on, Relaxed);
     }
 
-    /// The counts of all requests completed so far.
+    /// The counts of the requests that have succeeded up to now.
     pub fn statistics(&self) -> Statistics {
         self.0.counters.iter().fold(Statistics::default(), |sum, one| Statistics {
             read_ops: sum.read_ops.wrapping_add(one.read_ops.load(Relaxed)),
@@ -219,7 +220,7 @@ impl Backend {
     /// [`ErrorKind::Denied`] without resize permission; otherwise the errors of the driver and the host.
     pub async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         let root = self.root()?;
-        // A node that only passes requests on resizes the node below it.
+        // A node that only forwards requests resizes the node below it.
         let (mut lowest, mut above) = (Arc::clone(root.node()), Vec::new());
         while lowest.factory().passes_permissions()
             && let Some(below) = lowest.child(ChildIdx::FILE)
@@ -234,13 +235,13 @@ impl Backend {
     /// these nodes, also those of other backends. Once begun, the close runs to its end even if its future is dropped.
     ///
     /// # Errors
-    /// The first failure of flush or close. All nodes are closed even then.
+    /// The first failure of flush or close. All nodes are closed even after a failure.
     pub async fn close(&self) -> Result<()> {
         let Ok(edge) = self.root() else { return Ok(()) };
         let controls = self.0.graph.controls(edge.node()).await;
         let drained = self.quiesce().await;
         if self.root().is_err() {
-            // Another call has closed the backend while this one waited.
+            // Another call has closed the backend while this call waited.
             return Ok(());
         }
         let backend = self.clone();
@@ -259,12 +260,12 @@ impl Backend {
         .await
     }
 
-    /// Reopens the root node with other options; options that are not mentioned stay unchanged. The backend's own
-    /// permissions follow: it releases write and resize permission on a node that becomes read-only, and takes them on
-    /// one that becomes writable.
+    /// Reopens the root node with other options; options that are not mentioned stay unchanged. If the node becomes
+    /// read-only, the backend releases its write and resize permission. If the node becomes writable, the backend takes
+    /// both permissions.
     ///
     /// # Errors
-    /// The errors of [`Graph::reopen`]. Nothing has changed then.
+    /// The errors of [`Graph::reopen`]. After an error, nothing has changed.
     pub async fn reopen(&self, options: Options) -> Result<()> {
         self.0.graph.reopen_root(self, options).await
     }

@@ -11,9 +11,9 @@ fn of(node: &Node) -> Result<&dyn Backing> {
 }
 
 impl Backend {
-    /// Changes the backing file name that the image stores; `None` removes it. All earlier writes are durable
-    /// afterwards. This node continues to read unallocated ranges from the backing file that it has open, until the
-    /// image is opened again.
+    /// Changes the backing file name that the image stores; `None` removes it. All earlier writes are on stable storage
+    /// after this call. This node continues to read unallocated ranges from the backing file that it has open, until
+    /// the image is opened again.
     ///
     /// # Errors
     /// `ENOTSUP` if the format has no backing files; `ENOSPC` if the name does not fit into the image; the errors that
@@ -30,9 +30,9 @@ impl Backend {
         self.graph().run_exclusive(&self.node()?, self.while_open(change)).await
     }
 
-    /// Discards all guest data that the image itself stores: from then on, reads go to its backing file. The caller
-    /// guarantees that the backing file already has the same contents. So the visible contents do not change, and
-    /// neither do the dirty bitmaps.
+    /// Discards all guest data that the image itself stores. After this call, reads return the data of the backing
+    /// file. The caller guarantees that the backing file already has the same contents. Therefore the visible contents
+    /// and the dirty bitmaps do not change.
     ///
     /// # Errors
     /// `ENOTSUP` if the format cannot do this; the errors of the image.
@@ -43,8 +43,9 @@ impl Backend {
 }
 
 impl Node {
-    /// Finds a node by `name` in the backing chain below this node. `name` is either a name as an image of the chain
-    /// stores it, or the path of the file. A relative path starts at the directory of the image above.
+    /// Finds a node by `name` in the backing chain below this node. `name` is either the backing file name that an
+    /// image of the chain stores, or the path of the backing file. A relative path is relative to the directory of the
+    /// image that uses the backing file.
     pub fn find_backing(self: &Arc<Self>, name: &str) -> Option<Arc<Self>> {
         let mut over = Arc::clone(self);
         while let Some(below) = over.child(ChildIdx::BACKING) {

@@ -10,23 +10,23 @@ use crate::{Backend, Errno, Error, Node, Result};
 /// The faults that a check may repair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Fix {
-    /// None: the check only reports.
+    /// No faults: the check only reports.
     #[default]
     Nothing,
-    /// Leaked clusters (nothing refers to them).
+    /// Leaked clusters: they waste space but are harmless.
     Leaks,
     /// All faults that can be repaired.
     All,
 }
 
-/// The result of a check. The names are those of `qemu-img check --output=json`.
+/// The result of a check. The fields have the same names as in `qemu-img check --output=json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CheckReport {
     /// Errors of the check itself (I/O, memory).
     pub check_errors: u64,
-    /// Corruptions left.
+    /// Corruptions that remain.
     pub corruptions: u64,
-    /// Leaked clusters left.
+    /// Leaked clusters that remain.
     pub leaks: u64,
     /// Corruptions repaired.
     pub corruptions_fixed: u64,
@@ -34,11 +34,11 @@ pub struct CheckReport {
     pub leaks_fixed: u64,
     /// Byte offset of the end of the last cluster in use.
     pub image_end_offset: u64,
-    /// Guest clusters in the image, 0 where the format has none.
+    /// Number of guest clusters of the disk, or 0 if the format has no clusters.
     pub total_clusters: u64,
-    /// Guest clusters that are allocated.
+    /// Allocated guest clusters.
     pub allocated_clusters: u64,
-    /// Allocated clusters that do not follow their predecessor on the host.
+    /// Allocated guest clusters whose data does not directly follow the data of the previous allocated guest cluster.
     pub fragmented_clusters: u64,
     /// Allocated clusters that are compressed.
     pub compressed_clusters: u64,
@@ -50,13 +50,13 @@ pub struct CheckReport {
 pub enum FindingKind {
     /// Metadata is wrong: data may be lost or may become corrupt.
     Corruption,
-    /// Space is allocated, and nothing refers to it.
+    /// Space is marked as allocated but is not used.
     Leak,
     /// A part of the image could not be checked or repaired.
     Failure,
     /// The snapshot table is invalid. The check ends with an error after this finding.
     SnapshotTable,
-    /// A fault that is repaired now.
+    /// A message that a fault is being repaired.
     Repair,
     /// An explanation of an earlier finding.
     Note,
@@ -65,11 +65,11 @@ pub enum FindingKind {
 /// One finding of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// Its kind.
+    /// The kind of the finding.
     pub kind: FindingKind,
-    /// The byte offset in the image file that the finding is about, if it is about a single place.
+    /// The byte offset in the image file that the finding concerns, if the finding concerns a single offset.
     pub offset: Option<u64>,
-    /// One line of text, in the words of `qemu-img check`.
+    /// One line of text, in the wording of `qemu-img check`.
     pub text: String,
 }
 
@@ -93,7 +93,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Offered by formats that can check their images. Core has drained the node of requests.
+/// Implemented by formats that can check their images. Core drains the node before each call.
 pub trait Check: Send + Sync {
     /// Checks the image and repairs the faults that `fix` allows. Each finding is reported to `report` as soon as it is
     /// found. After a repair, the driver may refuse writes until the image is opened again.

@@ -1,7 +1,8 @@
-//! Compaction: returning unused space of an image to the host, without copying the image.
+//! Compaction: returns unused space of an image to the host, without copying the image.
 //!
-//! Compaction works in steps. The node is drained for each step, so no request uses a cluster while it moves. Requests
-//! resume between two steps. A step moves a bounded number of bytes, so an image can be compacted while it is in use.
+//! Compaction works in steps. The node is drained for each step, so no request uses a cluster while the cluster is
+//! moved. Requests resume between two steps. A step moves a bounded number of bytes, so an image can be compacted while
+//! it is in use.
 
 use std::sync::Arc;
 
@@ -12,15 +13,15 @@ use crate::{Backend, Errno, Error, Node, Result};
 /// The result of a step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Step {
-    /// Bytes moved towards the front of the file.
+    /// Bytes moved towards the start of the file.
     pub moved: u64,
     /// Estimated number of bytes that still have to move.
     pub left: u64,
-    /// The structure at the end of the file that cannot be moved. Compaction stops there.
+    /// The structure at the end of the file that cannot be moved, if there is one. It ends the compaction.
     pub obstacle: Option<&'static str>,
 }
 
-/// Offered by formats that can be compacted. Core has drained the node of other requests.
+/// Implemented by formats that can be compacted. Core drains the node before each call.
 pub trait Compact: Send + Sync {
     /// Moves up to `most` bytes from the end of the file into free space nearer to its start. A step that moves nothing
     /// is the last one.
@@ -34,13 +35,13 @@ pub trait Compact: Send + Sync {
 /// The result of a compaction. Sizes are in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Compacted {
-    /// Moved towards the front of the file.
+    /// Data moved towards the start of the file.
     pub moved: u64,
     /// Length of the file before and after.
     pub length: (u64, u64),
     /// Space that the file occupies on the host before and after, if the host reports it.
     pub stored: Option<(u64, u64)>,
-    /// The structure at the end of the file that could not be moved.
+    /// The structure at the end of the file that could not be moved, if there is one.
     pub obstacle: Option<&'static str>,
 }
 
@@ -49,9 +50,9 @@ fn of(node: &Node) -> Result<&dyn Compact> {
 }
 
 impl Backend {
-    /// Compacts the image and moves at most `at_once` bytes for each time that requests are held back. Each step
-    /// reports to `go_on` how many bytes have been moved and how many are left. Moving stops when `go_on` returns
-    /// false.
+    /// Compacts the image. Requests are held back during each step, and a step moves at most `at_once` bytes. After
+    /// each step, `go_on` receives the total number of bytes moved and the estimated number of bytes left. If `go_on`
+    /// returns false, no more data is moved.
     ///
     /// # Errors
     /// `ENOTSUP` if the format cannot be compacted; `EPERM` without write permission; the errors of the image. The image

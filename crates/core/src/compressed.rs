@@ -1,9 +1,9 @@
-//! Compressed writes in two steps.
+//! Compressed writes in two steps: compressing a cluster, and storing the compressed cluster.
 //!
 //! Compression takes processor time and no I/O, so many clusters can be compressed concurrently, in any order. Storing
 //! a cluster allocates space, and the order of these allocations determines the layout of the image. A caller that
-//! needs the same layout on every run compresses ahead ([`Backend::compress`]) and stores the clusters in the order of
-//! the disk ([`Backend::write_compressed`]).
+//! needs the same layout on every run first compresses clusters ([`Backend::compress`]), and then stores them in disk
+//! order ([`Backend::write_compressed`]).
 
 use std::sync::Arc;
 
@@ -11,17 +11,17 @@ use oxblk_ring::IoBuf;
 
 use crate::{Backend, Error, Node, Result};
 
-/// A cluster that has been compressed and is not stored yet.
+/// A cluster that has been compressed but is not stored yet.
 #[derive(Debug, Clone)]
 pub struct CompressedCluster {
     /// The uncompressed guest data.
     pub plain: IoBuf,
-    /// The compressed data; `None` if it would not be smaller, and the cluster is stored uncompressed.
+    /// The compressed data. `None`: compression saves no space, so the cluster is stored uncompressed.
     pub stream: Option<IoBuf>,
 }
 
 impl Backend {
-    /// Compresses `data` for [`Backend::write_compressed`]. `data` is one cluster, or the last part of one at the end
+    /// Compresses `data` for [`Backend::write_compressed`]. `data` is one cluster, or the incomplete cluster at the end
     /// of the image.
     ///
     /// # Errors
@@ -32,7 +32,8 @@ impl Backend {
         compress.compress(data).await.map_err(|error| error.on_node(node.name()))
     }
 
-    /// Ends a series of compressed writes: pads the file to whole sectors, because some readers of images expect this.
+    /// Ends a series of compressed writes: pads the file to whole sectors, because some programs that read images
+    /// expect this.
     ///
     /// # Errors
     /// When the root's driver does not compress; the errors of the file.

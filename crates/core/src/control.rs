@@ -1,12 +1,13 @@
-//! Control operations: operations that change or replace an entire image, such as a snapshot or a resize.
+//! Control operations: operations that need exclusive use of a node, such as a snapshot, a resize or a check.
 //!
 //! A control operation has exclusive use of its node: it holds the node's [`ControlLock`], and requests are held back.
-//! Once begun, it runs to its end even if its future is dropped; a driver that stopped halfway would have inconsistent
-//! metadata.
+//! Once begun, the operation runs to its end even if its future is dropped, because a driver that stops halfway could
+//! leave inconsistent metadata.
 //!
 //! A reopen, and an operation that passes through several nodes, hold the locks of all nodes concerned. A close holds the locks
 //! of all nodes below, which it flushes and may close. Such an operation holds the lock of reopens while it takes these locks,
-//! so two of them never wait for each other. A holder of the lock of one node never waits for another node's lock.
+//! so two such operations never wait for each other. An operation that uses only one node never waits for the lock of another
+//! node.
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -25,7 +26,8 @@ use crate::{Backend, ChildIdx, Drained, Graph, Node, Result};
 pub(crate) struct ControlLock(Arc<Mutex<()>>);
 
 impl ControlLock {
-    /// Waits until no other control operation is in progress. Other control operations wait until the guard is dropped.
+    /// Waits until no other control operation is in progress on the node. Other control operations wait until the guard
+    /// is dropped.
     pub(crate) async fn acquire(&self) -> ControlGuard {
         ControlGuard { _guard: self.0.lock_arc().await }
     }
@@ -75,7 +77,7 @@ impl Graph {
         Controls { _guards: lock_all(reached.into_iter().filter(other).collect()).await }
     }
 
-    /// Waits for exclusive use of `node`; the returned guard holds it.
+    /// Waits for exclusive use of `node`. The exclusive use ends when the returned guard is dropped.
     pub(crate) async fn exclusive(&self, node: &Arc<Node>) -> Exclusive {
         let control = node.control_lock().acquire().await;
         Exclusive {
@@ -97,8 +99,8 @@ impl Graph {
         Self::carry_out(exclusive, node, work).await
     }
 
-    /// As [`Self::run_exclusive`], for a caller that reaches `node` through the nodes `above`, uppermost first. No
-    /// other control operation runs on those nodes either.
+    /// Like [`Self::run_exclusive`], for a caller that reaches `node` through the nodes `above`, uppermost first. No
+    /// other control operation runs on the nodes `above` at the same time.
     pub(crate) async fn run_exclusive_below<T, W, F>(
         &self,
         above: Vec<Arc<Node>>,
@@ -134,8 +136,9 @@ impl Graph {
             return Err(no_medium());
         }
         let node = Arc::clone(node);
-        // A write in place records itself only at the node where it entered. The driver flushes its children directly, and such
-        // a flush must cover that write.
+        // When a write completes on the fast path, only the node where the write entered the graph is marked as
+        // unflushed. But a driver flushes its children directly. The children are marked here, so that such a flush
+        // covers the write.
         mark_unflushed_below(&node);
         // If the thread ends halfway, the node stays locked until the host has completed the operations that were
         // begun.
@@ -185,8 +188,8 @@ fn mark_unflushed_below(node: &Arc<Node>) {
 }
 
 impl Backend {
-    /// The work of a control operation that this backend requests. It fails if the backend was closed while the operation
-    /// waited for the node.
+    /// Wraps the work of a control operation that this backend requests. The operation fails if the backend was closed
+    /// while the operation waited for the node.
     pub(crate) fn while_open<T, W, F>(
         &self,
         work: W,
@@ -206,15 +209,15 @@ impl Backend {
     }
 }
 
-/// Starts `work` immediately as a task. It runs to its end even if the returned future is dropped.
+/// Starts `work` immediately as a task. The task runs to its end even if the returned future is dropped.
 pub(crate) fn run_to_completion<T: 'static>(
     work: impl Future<Output = T> + 'static,
 ) -> impl Future<Output = T> {
     GoesOn(Some(oxblk_ring::spawn(work)))
 }
 
-/// Starts `work` as a task that nobody awaits, for destructors. Without an I/O thread `work` cannot run, and the log reports
-/// this.
+/// Starts `work` as a task that nobody awaits, for destructors. Outside of an I/O thread, `work` is not run, and the
+/// log reports this.
 pub(crate) fn in_background(work: impl Future<Output = ()> + 'static) {
     if oxblk_ring::try_thread_index().is_none() {
         tracing::error!("a block node was dropped outside of an I/O thread and stays open");
@@ -223,7 +226,7 @@ pub(crate) fn in_background(work: impl Future<Output = ()> + 'static) {
     oxblk_ring::spawn(work).detach();
 }
 
-/// A task whose result the caller awaits. Dropping this detaches the task, which then runs to its end.
+/// A task whose result the caller awaits. Dropping this value detaches the task, and the task runs to its end.
 struct GoesOn<T>(Option<Task<T>>);
 
 impl<T> Future for GoesOn<T> {

@@ -1,4 +1,4 @@
-//! Creating and measuring images: option tables and the requests to drivers.
+//! Types for creating and measuring images: tables of options, and requests to drivers.
 
 use std::sync::Arc;
 
@@ -30,14 +30,14 @@ pub struct CreateOption {
     pub default: Option<&'static str>,
 }
 
-/// The place where a new image is created.
+/// The file or files in which a new image is created.
 #[derive(Clone)]
 pub enum CreateTarget {
     /// Protocols: create the file of this name.
     Filename(String),
     /// Formats: write the image's metadata and data into this file, which exists and is open for writing.
     File(Arc<Edge>),
-    /// Formats with a separate data file: it is empty and open for writing.
+    /// Formats with a separate data file. Both files exist and are open for writing; the data file is empty.
     Files {
         /// The file for the format's metadata.
         file: Arc<Edge>,
@@ -49,15 +49,16 @@ pub enum CreateTarget {
 /// A request to a driver to create an image.
 #[derive(Clone)]
 pub struct CreateRequest {
-    /// The place of the new image.
+    /// The file or files of the new image.
     pub target: CreateTarget,
-    /// The creation options by their names; `size` among them (bytes).
+    /// The creation options by name, including `size` (bytes).
     pub options: Options,
 }
 
-/// A file that a protocol has created. The value identifies the file itself, also if its name refers to another file by now.
+/// A file that a protocol has created. The value identifies the file itself, even if the name of the file now refers to
+/// another file.
 pub trait CreatedFile: Send + Sync {
-    /// Removes the file, but only if its name still refers to it.
+    /// Removes the file, but only if its name still refers to this file.
     ///
     /// # Errors
     /// When the host cannot look up the name or cannot remove the file.
@@ -71,26 +72,29 @@ pub enum Removal {
     Removed,
     /// The file is kept: it existed before, it is a device, or the protocol does not remove files.
     Kept,
-    /// Another program has removed the file, or has put another file in its place. That file is kept.
+    /// Another program has removed the file, or has replaced the file by another file. The other file is kept.
     Replaced,
 }
 
-/// A created image, whose creator can remove it again if it stays incomplete. Dropping this keeps the image.
+/// A created image. The caller can remove the image if it cannot complete the image. Dropping this value keeps the
+/// image.
 pub struct Created(Result<Option<Box<dyn CreatedFile>>>);
 
 impl Created {
-    /// `file` is an error if the protocol cannot identify the file. Such a file is kept, and its removal returns the error.
+    /// `file` is an error if the protocol cannot identify the file. In this case the file is kept, and [`Self::remove`]
+    /// returns the error.
     pub(crate) fn new(file: Result<Option<Box<dyn CreatedFile>>>) -> Self {
         Self(file)
     }
 
-    /// An image whose file existed before, or that is no file. It is not removed.
+    /// An image whose file existed before. [`Self::remove`] keeps the file.
     pub(crate) fn kept() -> Self {
         Self(Ok(None))
     }
 
-    /// Removes the image's file, if its name still refers to it. If another program replaces the file between the check
-    /// and the removal, the new file is removed: the host has no removal with a condition.
+    /// Removes the image's file, if its name still refers to this file. If another program replaces the file between
+    /// the check and the removal, the new file is removed: the host has no system call that checks and removes a file
+    /// atomically.
     ///
     /// # Errors
     /// When the host cannot identify, look up or remove the file.
@@ -98,7 +102,8 @@ impl Created {
         self.0?.map_or(Ok(Removal::Kept), |file| file.remove())
     }
 
-    /// As [`Self::remove`], for a caller that already reports another error. The log reports a file that is not removed.
+    /// Like [`Self::remove`], for a caller that already reports another error. The log reports a file that is not
+    /// removed.
     pub fn remove_incomplete(self, filename: &str) {
         match self.remove() {
             Ok(Removal::Removed | Removal::Kept) => {}
@@ -129,13 +134,13 @@ pub struct MeasureRequest<'a> {
     pub secrets: &'a Secrets,
 }
 
-/// Bytes that a new image needs.
+/// The sizes that a new image needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Measure {
-    /// With the contents of the source, or, without a source, for an empty image.
+    /// Bytes for an image with the contents of the source, or, without a source, for an empty image.
     pub required: u64,
-    /// With all clusters allocated.
+    /// Bytes for an image with all clusters allocated.
     pub fully_allocated: u64,
-    /// For the persistent bitmaps of the source, if it can have any.
+    /// Bytes for the persistent bitmaps of the source, if the source can have such bitmaps.
     pub bitmaps: Option<u64>,
 }

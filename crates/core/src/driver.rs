@@ -1,14 +1,14 @@
-//! The driver contract: the interface that formats, protocols and filters implement for the graph.
+//! The interface that formats, protocols and filters implement for the graph.
 //!
 //! A [`DriverFactory`] knows the driver's name and options, and opens or creates an image. It makes one [`Driver`] for
 //! each node. A driver holds no reference to its node. It receives its [`Children`] and sends requests to them through
-//! [`Edge`](crate::Edge)s; these requests take the same path as requests of any other parent.
+//! [`Edge`](crate::Edge)s; these requests take the same path as the requests of other parents.
 //!
-//! A feature that only some drivers have is a capability: a small trait that the driver offers through an `Option`.
-//! Core asks for the capability before it acts, so no trait needs a default method that panics.
+//! A feature that only some drivers have is a capability: a small trait, which a method of [`Driver`] returns as an
+//! `Option`. Core checks the `Option` before it uses the feature, so no trait needs a default method that panics.
 //!
-//! Requests that reach a driver lie inside the node, are aligned to its [`Limits`], and are no longer than these allow.
-//! All I/O threads may call a driver concurrently.
+//! Requests that reach a driver lie inside the node, are aligned to the driver's [`Limits`], and are no longer than
+//! these limits allow. All I/O threads may call a driver concurrently.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -27,7 +27,7 @@ use crate::{
 /// A boxed future bound to its I/O thread.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
-/// The operation that [`Driver::map`] is asked about.
+/// The operation for which [`Driver::map`] looks up a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MapOp {
     /// The caller reads the range.
@@ -36,36 +36,37 @@ pub enum MapOp {
     Write,
 }
 
-/// A driver's answer to "where does this range lie?" for the first `len` bytes of it.
+/// The result of [`Driver::map`]: the location of the first `len` bytes of a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// The range lies unchanged in a child. Past the child's end it reads as zeroes.
+    /// A child contains the data of the range unchanged. Bytes past the child's end read as zeroes.
     Forward {
-        /// Which child.
+        /// The child.
         child: ChildIdx,
         /// Byte offset in the child.
         offset: u64,
-        /// Bytes covered, from 1 up. May be more than the caller asked for.
+        /// Number of bytes covered, at least 1. It may be more than the caller requested.
         len: u64,
     },
     /// The range reads as zeroes (reads only).
     Zero {
-        /// Bytes covered, from 1 up.
+        /// Number of bytes covered, at least 1.
         len: u64,
     },
     /// The range lies in the file that [`Driver::host_file`] returns (leaf drivers).
     Host {
         /// Byte offset in that file.
         offset: u64,
-        /// Bytes covered, from 1 up.
+        /// Number of bytes covered, at least 1.
         len: u64,
     },
-    /// The driver cannot answer here: the caller uses the asynchronous request functions.
+    /// The driver cannot map the range, because metadata is not loaded, or because the data must be converted, for
+    /// example. The caller uses the asynchronous request functions.
     Slow,
 }
 
-/// The file behind [`Step::Host`]. It is held only while an operation is started; the operation itself keeps the file
-/// open.
+/// The file behind [`Step::Host`]. The caller keeps this reference only until an operation has been submitted. The
+/// operation itself keeps the file open.
 pub enum HostFile<'a> {
     /// The file stays the same for as long as the driver lives.
     Fixed(&'a File),
@@ -89,14 +90,14 @@ impl std::ops::Deref for HostFile<'_> {
 pub enum Want {
     /// Everything, zeroes and offsets included, even if it costs a system call.
     Precise,
-    /// Only whether this layer has the range allocated.
+    /// Only whether this layer has allocated the range.
     Allocation,
 }
 
 /// Properties of an image that a driver reports.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageInfo {
-    /// Cluster size in bytes, or 0.
+    /// Cluster size in bytes, or 0 if the format has no clusters.
     pub cluster_size: u64,
     /// The tools show the properties even if all of them have their default values, as QEMU's tools do for this format.
     pub is_always_shown: bool,
@@ -120,7 +121,8 @@ pub struct ImageInfo {
 
 /// An open image, protocol connection or filter.
 pub trait Driver: Send + Sync + 'static {
-    /// Returns where the start of a range lies. Synchronous, without locks or allocation. See [`Step`].
+    /// Looks up the location of the start of a range; see [`Step`]. This function does no I/O, takes no lock and
+    /// allocates no memory.
     fn map(&self, op: MapOp, offset: u64, len: u64) -> Step {
         let _ = (op, offset, len);
         Step::Slow
@@ -141,11 +143,12 @@ pub trait Driver: Send + Sync + 'static {
     /// Fills `buf` from `offset` and returns it.
     fn read(&self, offset: u64, buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>>;
 
-    /// Writes all of `data` at `offset`. Flags not in [`Limits::write_flags`] never arrive.
+    /// Writes all of `data` at `offset`. The request path passes no flags: it emulates [`WriteFlags::FUA`] with a
+    /// flush.
     fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> BoxFuture<'_, Result<()>>;
 
-    /// Makes a range read as zeroes. `None`: the driver has no special way to do this, and the request path writes
-    /// zeroes as data. A future that ends in [`crate::ErrorKind::Unsupported`] means the same.
+    /// Makes a range read as zeroes. `None`: the driver does not support zero writes, and the request path writes
+    /// zeroes as data. The request path does the same if the future returns [`crate::ErrorKind::Unsupported`].
     fn write_zeroes(
         &self,
         offset: u64,
@@ -156,18 +159,19 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
-    /// Informs the driver that a range's contents no longer matter. `None`: the driver ignores discards.
+    /// Informs the driver that a range's contents no longer matter. The end of the range is aligned, or is the end of
+    /// the node. `None`: the driver ignores discards.
     fn discard(&self, offset: u64, len: u64) -> Option<BoxFuture<'_, Result<()>>> {
         let _ = (offset, len);
         None
     }
 
-    /// Makes all completed writes durable. `None`: flushing the children is enough.
+    /// Flushes all completed writes to stable storage. `None`: it is enough to flush the children.
     fn flush(&self) -> Option<BoxFuture<'_, Result<()>>> {
         None
     }
 
-    /// The status of the start of a range. `None`: all of it is data mapped 1:1 to the primary child.
+    /// The status of the start of a range. `None`: the complete range is data at the same offset of the primary child.
     fn block_status(
         &self,
         offset: u64,
@@ -178,15 +182,16 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
-    /// Virtual size in bytes, as known now.
+    /// Virtual size in bytes, as far as the driver knows without a query.
     fn size(&self) -> u64;
 
-    /// Queries the host for the size again (protocols whose file may change in size outside the program).
+    /// Queries the host or the child for the size again. Drivers implement this function if their size follows the size
+    /// of a file.
     fn refresh_size(&self) -> Option<BoxFuture<'_, Result<u64>>> {
         None
     }
 
-    /// Limits and capabilities. Core merges those of the children.
+    /// Limits and capabilities. Core adds the memory alignment of the children.
     fn limits(&self) -> Limits {
         Limits::default()
     }
@@ -196,7 +201,7 @@ pub trait Driver: Send + Sync + 'static {
         ImageInfo::default()
     }
 
-    /// Bytes that the image occupies on the host, if the driver itself knows (protocols).
+    /// Bytes that the image occupies on the host, if the driver itself knows this number (protocols).
     fn allocated_size(&self) -> Option<u64> {
         None
     }
@@ -206,8 +211,8 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
-    /// Permissions that this driver needs on a child when its own parents use the node with `parents`. `None`: the
-    /// default of formats and filters (see [`Permissions::for_child`]).
+    /// Permissions that this driver needs on a child when the node's own parents have the permissions `parents` on the
+    /// node. `None`: the default of formats and filters (see [`Permissions::for_child`]).
     fn child_permissions(&self, child: ChildIdx, parents: Permissions) -> Option<Permissions> {
         let _ = (child, parents);
         None
@@ -249,7 +254,7 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
-    /// Change of the backing file named in the image.
+    /// Change of the backing file name that the image stores.
     fn backing(&self) -> Option<&dyn Backing> {
         None
     }
@@ -285,7 +290,7 @@ pub trait Driver: Send + Sync + 'static {
     }
 }
 
-/// Allocation of the space that a resize adds.
+/// How the new space of a resize or of a new image is allocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Preallocation {
     /// Allocate nothing.
@@ -324,16 +329,17 @@ impl Preallocation {
 
 /// Change of a node's size.
 pub trait Resize: Send + Sync {
-    /// Sets the virtual size to `size` bytes. Added space reads as zeroes, whatever a backing file stores there. Core
-    /// has drained the node of other requests.
+    /// Sets the virtual size to `size` bytes. Added space reads as zeroes, even where a backing file has data.
+    /// [`Backend::resize`](crate::Backend::resize) drains the node first. A parent may resize its child while other
+    /// requests to the child are in flight.
     fn resize(&self, size: u64, preallocation: Preallocation) -> BoxFuture<'_, Result<()>>;
 }
 
-/// Reopen in three steps, so that either all nodes of a reopen change or none does.
+/// Reopen in two steps (prepare, then commit or abort), so that either all nodes of a reopen change or none of them.
 pub trait Reopen: Send + Sync {
     /// Checks and prepares the change; `read_only` and the cache flags are in `flags`. No visible state changes.
     fn prepare(&self, flags: crate::OpenFlags, options: &Options) -> BoxFuture<'_, Result<()>>;
-    /// Puts the prepared change into effect. Cannot fail.
+    /// Puts the prepared change into effect. This step cannot fail.
     fn commit(&self) -> BoxFuture<'_, ()>;
     /// Discards the prepared change.
     fn abort(&self) -> BoxFuture<'_, ()>;
@@ -341,7 +347,7 @@ pub trait Reopen: Send + Sync {
 
 /// Copy offload between host files.
 pub trait CopyRange: Send + Sync {
-    /// Copies `len` bytes at `offset` of this node to `target_offset` of the leaf node `target`.
+    /// Copies `len` bytes at `offset` of this node to `target_offset` of the leaf driver `target`.
     fn copy_to<'a>(
         &'a self,
         offset: u64,
@@ -353,24 +359,24 @@ pub trait CopyRange: Send + Sync {
 
 /// Compressed writes.
 pub trait Compress: Send + Sync {
-    /// Stores `data` (whole clusters, or up to the end of the image) compressed. Stores it uncompressed if compression
-    /// does not save space.
+    /// Stores `data` (whole clusters, or data up to the end of the image) compressed, or uncompressed if compression
+    /// saves no space.
     fn write_compressed(&self, offset: u64, data: IoBuf) -> BoxFuture<'_, Result<()>>;
 
-    /// Compresses `data` (one cluster, or the last part of one at the end of the image) and stores nothing.
+    /// Compresses `data` (one cluster, or the incomplete cluster at the end of the image) and stores nothing.
     fn compress(&self, data: IoBuf) -> BoxFuture<'_, Result<CompressedCluster>>;
 
     /// Stores at `offset` a cluster that [`Self::compress`] has returned.
     fn store(&self, offset: u64, cluster: CompressedCluster) -> BoxFuture<'_, Result<()>>;
 
-    /// Ends a series of compressed writes: pads the file to whole sectors. Core has drained the node.
+    /// Ends a series of compressed writes: pads the file to whole sectors. Core drains the node before the call.
     fn end(&self) -> BoxFuture<'_, Result<()>>;
 }
 
-/// Changes to an image that has, or may have, a backing file. Core has drained the node of other requests.
+/// Operations of formats that support backing files. Core drains the node before each call.
 pub trait Backing: Send + Sync {
-    /// Records `filename` and `format` in the image, durably; `None` removes the reference. All earlier writes are
-    /// durable afterwards. The node continues to use the backing file that it has open.
+    /// Stores `filename` and `format` in the image; `None` removes the reference. After this call, the change and all
+    /// earlier writes are on stable storage. The node continues to use the backing file that is open.
     fn change<'a>(
         &'a self,
         filename: Option<&'a str>,
@@ -382,14 +388,14 @@ pub trait Backing: Send + Sync {
     fn make_empty(&self) -> BoxFuture<'_, Result<()>>;
 }
 
-/// The category of a driver. It decides the default children and permissions.
+/// The category of a driver. It determines the default children and permissions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DriverKind {
     /// Talks to the host or the network; has no `file` child.
     Protocol,
     /// Interprets the contents of its `file` child.
     Format,
-    /// Passes its `file` child through unchanged in layout.
+    /// Forwards requests to its `file` child and does not change the layout of the data.
     Filter,
 }
 
@@ -407,7 +413,7 @@ pub trait DriverFactory: Send + Sync + 'static {
         0
     }
 
-    /// Filename schemes (`nbd` for `nbd:` and `nbd://`) that this protocol answers to.
+    /// Filename schemes (`nbd` for `nbd:` and `nbd://`) that select this protocol.
     fn schemes(&self) -> &'static [&'static str] {
         &[]
     }
@@ -418,7 +424,7 @@ pub trait DriverFactory: Send + Sync + 'static {
         0
     }
 
-    /// Turns a filename of one of [`Self::schemes`], or a plain path, into options.
+    /// Converts a filename with one of [`Self::schemes`], or a plain path, to options.
     ///
     /// # Errors
     /// When the filename is malformed.
@@ -433,14 +439,14 @@ pub trait DriverFactory: Send + Sync + 'static {
         false
     }
 
-    /// Whether the node passes its parents' permissions unchanged to the primary child. This is so for filters, and for
+    /// Whether the node passes its parents' permissions unchanged to the primary child. This applies to filters, and to
     /// formats that store no metadata in that child.
     fn passes_permissions(&self) -> bool {
         self.kind() == DriverKind::Filter
     }
 
-    /// Opens a node. The generic options are in `context`. Core refuses as unknown any option that the driver does not
-    /// remove from [`OpenContext::options`].
+    /// Opens a node. The generic options are in `context`. The driver removes the options that it knows from
+    /// [`OpenContext::options`]. Core refuses the remaining options as unknown.
     fn open<'a>(&'a self, context: &'a mut OpenContext) -> BoxFuture<'a, Result<Box<dyn Driver>>>;
 
     /// The options of [`Self::create`], for `-o help` and for checking. Empty: the driver cannot create images.
@@ -448,12 +454,14 @@ pub trait DriverFactory: Send + Sync + 'static {
         &[]
     }
 
-    /// The options that [`Driver::amend`] can change, for `-o help` and for checking. Empty: it can change none.
+    /// The options that [`Driver::amend`] can change, for `-o help` and for checking. Empty: the driver can change no
+    /// options.
     fn amend_options(&self) -> &'static [CreateOption] {
         &[]
     }
 
-    /// Creates a new image. The protocol file of a format already exists; it is in the request.
+    /// Creates a new image. The request contains the protocol file of a format, which already exists. `None`: the
+    /// driver cannot create images.
     fn create<'a>(
         &'a self,
         graph: &'a Graph,
@@ -473,8 +481,8 @@ pub trait DriverFactory: Send + Sync + 'static {
         Ok(())
     }
 
-    /// The file that [`Self::create`] has just created under this name (protocols). `None`: such a file is never removed
-    /// again.
+    /// Identifies the existing file with this name, so that it can be removed if [`Self::create`] has created it
+    /// (protocols). `None`: the file must not be removed (a device, for example).
     ///
     /// # Errors
     /// When the host cannot open the file.

@@ -1,8 +1,8 @@
-//! Edges: an edge records who uses a node, in which role, and with which permissions.
+//! Edges: an edge records that a parent uses a node, with the role of the node and the permissions of the parent.
 //!
-//! An [`Edge`] belongs to its parent (a node's slot in [`Children`], or a backend). It refers to the same node for its
-//! whole life. To replace a child, the drained parent gets a new edge in the slot. Requests made through an edge take
-//! the complete request path of the child.
+//! An [`Edge`] belongs to its parent (a node's slot in [`Children`], or a backend). An edge never changes its node. To
+//! replace a child, core drains the parent and puts a new edge into the slot. Requests made through an edge take the
+//! complete request path of the child.
 
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -71,7 +71,7 @@ impl Children {
         }
     }
 
-    /// The edge in a slot, borrowed for a short time. Cheap: no reference is counted.
+    /// The edge in a slot, borrowed for a short time. This call is cheap, because it counts no reference.
     pub(crate) fn peek(&self, child: ChildIdx) -> arc_swap::Guard<Option<Arc<Edge>>> {
         self.slot(child).load()
     }
@@ -81,12 +81,12 @@ impl Children {
         self.slot(child).load_full()
     }
 
-    /// Whether a slot is filled. Cheap, for [`crate::Driver::map`].
+    /// Whether a slot contains an edge. This call is cheap enough for [`crate::Driver::map`].
     pub fn has(&self, child: ChildIdx) -> bool {
         self.slot(child).load().is_some()
     }
 
-    /// The edge in a slot that must be filled.
+    /// The edge in a slot that must contain an edge.
     ///
     /// # Errors
     /// `ENOMEDIUM` when the slot is empty.
@@ -94,7 +94,7 @@ impl Children {
         self.get(child).ok_or_else(|| Error::from_errno(Errno::NOMEDIUM).prefix(child.name()))
     }
 
-    /// Puts `edge` into a slot and returns the previous edge. Only while the node takes no requests.
+    /// Puts `edge` into a slot and returns the previous edge. Call this only while the node accepts no requests.
     pub fn set(&self, child: ChildIdx, edge: Option<Arc<Edge>>) -> Option<Arc<Edge>> {
         self.slot(child).swap(edge)
     }
@@ -104,7 +104,7 @@ impl Children {
         ChildIdx::all().filter_map(|child| self.set(child, None)).collect()
     }
 
-    /// The filled slots.
+    /// The slots that contain an edge.
     pub fn iter(&self) -> impl Iterator<Item = (ChildIdx, Arc<Edge>)> + '_ {
         ChildIdx::all().filter_map(|child| self.get(child).map(|edge| (child, edge)))
     }
@@ -122,8 +122,8 @@ pub struct Edge {
 }
 
 impl Edge {
-    /// Makes `user` (as messages name it: `node 'x'`, `block device 'y'`) a user of `node` as its
-    /// `name`.
+    /// Makes `user` a user of `node`. `user` is the user's name in messages (`node 'x'`, `block device 'y'`). `name` is
+    /// the user's name for the child (`file`, `root`).
     ///
     /// # Errors
     /// When the permissions conflict with those of another user in this process, or (through file locks) in another
@@ -157,7 +157,8 @@ impl Edge {
         })
     }
 
-    /// Ends the use and releases the permissions. The node lives as long as other references to it exist.
+    /// Removes this edge from the users of the node and releases the edge's permissions. The node lives as long as
+    /// references to it exist.
     pub fn detach(&self) {
         self.node.remove_parent(self);
     }
@@ -167,7 +168,7 @@ impl Edge {
         Arc::into_inner(self.node)
     }
 
-    /// The node used.
+    /// The child node.
     pub fn node(&self) -> &Arc<Node> {
         &self.node
     }
@@ -190,7 +191,7 @@ impl Edge {
     /// Changes the permissions.
     ///
     /// # Errors
-    /// When they conflict. Nothing has changed then.
+    /// When the permissions conflict with those of another user. After an error, nothing has changed.
     pub fn set_permissions(&self, permissions: Permissions) -> Result<()> {
         self.node.change_parent(self, permissions)
     }
@@ -239,8 +240,9 @@ impl Edge {
         Err(self.refused("write"))
     }
 
-    /// Refuses a write that this user did not ask for, also one that makes the node grow. A node whose size is not a
-    /// multiple of [`SECTOR`] may grow to a whole sector: the last sector of a disk can always be written.
+    /// Refuses a write if this user has no write permission, or if the write makes the node grow and the user has no
+    /// resize permission. A write within the last sector needs no resize permission, even if the node ends within this
+    /// sector.
     fn may_write_to(&self, offset: u64, len: u64) -> Result<()> {
         self.may_write()?;
         let size = self.node.size();
@@ -263,7 +265,7 @@ impl Edge {
         self.node.size()
     }
 
-    /// Reads `buf.len()` bytes at `offset`; past the end of the node it reads zeroes.
+    /// Reads `buf.len()` bytes at `offset`. Bytes past the end of the node read as zeroes.
     ///
     /// # Errors
     /// The errors of the driver and the host.
@@ -275,7 +277,7 @@ impl Edge {
     ///
     /// # Errors
     /// The errors of the driver and the host; [`ErrorKind::NoSpace`] past the end of a node that does not grow, and
-    /// [`ErrorKind::Denied`] there without resize permission.
+    /// [`ErrorKind::Denied`] for such a write without resize permission.
     pub async fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> Result<()> {
         self.may_write_to(offset, request::as_u64(data.len()))?;
         request::write(&self.node, offset, data, flags).await
@@ -313,7 +315,7 @@ impl Edge {
         request::discard(&self.node, offset, len).await
     }
 
-    /// Makes all completed writes durable.
+    /// Flushes all completed writes to stable storage.
     ///
     /// # Errors
     /// The errors of the driver and the host.
@@ -349,7 +351,8 @@ impl Edge {
     /// Copies a range to another node with the host's copy offload, if both drivers support it.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] if one of them does not; otherwise the errors of the host.
+    /// [`ErrorKind::Unsupported`] if a driver does not support it or cannot map the range; otherwise the errors of the
+    /// host.
     pub async fn copy_to(
         &self,
         offset: u64,

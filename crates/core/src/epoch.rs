@@ -1,14 +1,15 @@
-//! Epochs: a way to know that every request which started before some moment has ended.
+//! Epochs: counters that show when all requests that started before some moment have ended.
 //!
-//! A request that has mapped a host cluster may still read the cluster when another request frees it. So a freed
-//! cluster is quarantined: it is tagged with the [`Epochs::current`] epoch and may be allocated again once
-//! [`Epochs::has_passed`] that epoch. A request holds an [`EpochGuard`] from before it maps until its I/O has ended.
+//! A request that has mapped a host cluster may still read the cluster when another request frees the cluster. So a
+//! freed cluster is quarantined: it is tagged with the [`Epochs::current`] epoch, and is not allocated again before
+//! [`Epochs::has_passed`] returns true for that epoch. A request holds an [`EpochGuard`] from before the lookup (`map`)
+//! until its I/O has ended.
 //!
-//! The counters are kept per I/O thread, in four slots used in rotation. A guard is counted down in the slot where it
-//! was counted up. The epoch advances from `e` to `e + 1` only when no guard of epoch `e - 1` is left. Hence guards of
-//! at most two epochs exist at any time, and once the epoch is `e + 2` all guards of `e` and earlier are gone. Entering
-//! and leaving each cost one uncontended atomic operation. All orderings are `SeqCst`, because entering is a store
-//! followed by a load of another location that the advancing thread writes.
+//! The counters are kept per I/O thread, in four slots used in rotation. A guard lowers the same counter that it has
+//! raised. The epoch advances from `e` to `e + 1` only when all guards of epoch `e - 1` have been dropped. Hence guards
+//! of at most two epochs exist at any time, and once the epoch is `e + 2` all guards of `e` and earlier have been
+//! dropped. Entering and leaving each cost one uncontended atomic operation. All orderings are `SeqCst`, because
+//! entering is a store followed by a load of another location that the advancing thread writes.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
@@ -41,12 +42,12 @@ fn slot(counts: &[AtomicU64; SLOTS], epoch: u64) -> &AtomicU64 {
 }
 
 impl Epochs {
-    /// The epoch of a request that starts now (it may also get the epoch before). Requests of later epochs see all
-    /// earlier writes of the caller.
+    /// The current epoch. Requests in progress belong to this epoch or to an earlier one. Requests of later epochs see
+    /// all earlier writes of the caller.
     ///
-    /// This is a read-modify-write operation, although it changes nothing. A request that enters a later epoch reads a
-    /// value that was written to the counter after this operation, and therefore sees the caller's writes. After a mere
-    /// load, the caller's writes could become visible later than the load.
+    /// This function uses a read-modify-write operation, although the value does not change. A request that enters a
+    /// later epoch reads a value that was written to the counter after this operation, and therefore sees the caller's
+    /// writes. With a plain load, the caller's writes could become visible after the load.
     pub fn current(&self) -> u64 {
         self.current.fetch_add(0, SeqCst)
     }
@@ -73,7 +74,7 @@ impl Epochs {
         slot(self.counts.at(place.shard), place.epoch).fetch_sub(1, SeqCst);
     }
 
-    /// Whether every request that entered the epoch `epoch` or an earlier one has ended. Advances the epoch if
+    /// Whether every request that entered the epoch `epoch` or an earlier one has ended. The call advances the epoch if
     /// possible, so that repeated calls eventually return true.
     pub fn has_passed(&self, epoch: u64) -> bool {
         let target = epoch.saturating_add(2);
@@ -85,7 +86,7 @@ impl Epochs {
         true
     }
 
-    /// Waits until every request that has entered so far has ended. The caller must not hold a guard.
+    /// Waits until every request that entered before this call has ended. The caller must not hold a guard.
     pub async fn grace(&self) {
         let epoch = self.current();
         let mut round = 0_u32;
@@ -112,7 +113,7 @@ impl Epochs {
     }
 }
 
-/// A request in progress. It ends when the guard is dropped, on the thread that made it.
+/// A request in progress. The request ends when the guard is dropped. A guard stays on the thread that created it.
 #[derive(Debug)]
 pub struct EpochGuard<'a> {
     count: &'a AtomicU64,
@@ -148,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_epoch_passes_only_after_its_guards_are_gone() {
+    fn an_epoch_passes_only_after_its_guards_are_dropped() {
         let epochs = Epochs::default();
         let freed_at = {
             let _old = epochs.enter();
@@ -157,7 +158,7 @@ mod tests {
             freed_at
         };
         let _young = epochs.enter();
-        // A request of a later epoch does not hold back an epoch in which it did not start.
+        // A request of a later epoch does not keep an earlier epoch from passing.
         assert!(epochs.has_passed(freed_at) || !epochs.has_passed(epochs.current()));
     }
 

@@ -1,9 +1,9 @@
-//! The only error type of the block layer.
+//! [`Error`]: the error type of the block layer.
 //!
-//! An [`Error`] separates what a caller may act on from the text for people. A caller may act on a small stable
-//! [`ErrorKind`], the errno that a guest or a network client receives, and the node, path and offset concerned. The
-//! `Display` text is one line in the wording of QEMU's tools, because scripts match on it. Causes stay available
-//! through [`std::error::Error::source`] and never exist only as text.
+//! An [`Error`] contains data for programs and a text for people. The data consists of a stable [`ErrorKind`], the
+//! errno that a guest or a network client receives, and the node, path and offset concerned. The `Display` text is one
+//! line in the wording of QEMU's tools, because scripts match this text. An error that has caused this error is
+//! available through [`std::error::Error::source`].
 
 use crate::Errno;
 use std::borrow::Cow;
@@ -29,7 +29,7 @@ pub enum ErrorKind {
     ReadOnly,
     /// An argument or option is wrong.
     Invalid,
-    /// The driver cannot do this.
+    /// The driver does not support the operation.
     Unsupported,
     /// The image violates the specification of its format.
     Corrupt,
@@ -73,7 +73,7 @@ impl Error {
         }))
     }
 
-    /// The error that the host reports with `errno`; its text is the system's text for it.
+    /// The error that the host reports with `errno`. The text of the error is the system's text for `errno`.
     pub fn from_errno(errno: i32) -> Self {
         let mut error = Self::new(kind_of(errno), strerror(errno));
         error.0.errno = errno;
@@ -102,7 +102,8 @@ impl Error {
         self
     }
 
-    /// Replaces the text by `message`. Kind, errno and context stay; the error with the old text becomes the source.
+    /// Replaces the text by `message`. Kind, errno, node, path and offset stay; the error with the old text becomes the
+    /// source.
     #[must_use]
     pub fn reword(self, message: impl Into<Cow<'static, str>>) -> Self {
         let mut outer = Self::new(self.0.kind, message);
@@ -184,7 +185,7 @@ impl Error {
         self.0.offset
     }
 
-    /// Advice to the user how to solve the problem, if there is any.
+    /// A hint for the user how to solve the problem, if there is one.
     pub fn hint(&self) -> Option<&str> {
         self.0.hint.as_deref()
     }

@@ -1,4 +1,4 @@
-//! Flags of requests.
+//! Flags of write requests and zero writes.
 
 bitflags::bitflags! {
     /// Flags of a write.
@@ -6,9 +6,9 @@ bitflags::bitflags! {
     pub struct WriteFlags: u8 {
         /// The data is on stable storage when the write completes.
         const FUA = 1;
-        /// The data equals what a read of the range returns already, so readers see no change.
+        /// The data equals the data that a read of the range already returns, so readers see no change.
         const UNCHANGED = 2;
-        /// Store the data compressed (formats that can; whole clusters).
+        /// Store the data compressed. Only some formats support this, and only for whole clusters.
         const COMPRESSED = 4;
     }
 }
@@ -23,9 +23,9 @@ bitflags::bitflags! {
         const MAY_UNMAP = 2;
         /// Fail with `ENOTSUP` rather than write zeroes as data.
         const NO_FALLBACK = 4;
-        /// The image itself must record the zeroes, so that they stay zeroes with any backing file that is set later.
-        /// Without this flag, a format that has no other way to record zeroes may leave a range unallocated if no layer
-        /// below has data there.
+        /// The image itself must record the zeroes, so that the range still reads as zeroes if the backing file is
+        /// changed later. Without this flag, a format that has no other way to record zeroes may leave a range
+        /// unallocated if no layer below has data there.
         const OWN = 8;
     }
 }

@@ -1,9 +1,9 @@
-//! Gate: the other files that an image may open.
+//! The gate: the rule that decides which other files an image may open.
 //!
 //! Names of other files inside an image (its backing file, its data file) come from the person who made the image, and
-//! may be malicious. The program that opens images chooses with a [`Gate`] which of these names the graph follows. The
-//! gate is a part of the [`Graph`](crate::Graph) handle, so it applies to all files that an image names, at any depth
-//! of its chain. It does not apply to files that the user names in options.
+//! may be malicious. The program that opens images chooses with a [`Gate`] which of these files the graph opens. The
+//! gate is a part of the [`Graph`](crate::Graph) handle, so the gate applies to every image of a backing chain. The
+//! gate does not apply to files that the user gives in options.
 //!
 //! | gate | backing file | data file |
 //! |---|---|---|
@@ -14,9 +14,9 @@
 //!
 //! The name of a data file is always a path: `json:x` means a file of that name.
 //!
-//! With a directory, the resolved path contains no symbolic link and no `..`. In addition, the host is asked to follow
-//! no link when it opens the path ([`OpenFlags::no_symlinks`](crate::OpenFlags)). So a link that somebody creates
-//! between the check and the open is not followed.
+//! With [`Gate::Directory`], the resolved path contains no symbolic link and no `..`. In addition, the open requests
+//! the host not to follow symbolic links ([`OpenFlags::no_symlinks`](crate::OpenFlags)). So a link that somebody
+//! creates between the check and the open is not followed.
 
 use std::fmt;
 use std::path::Path;
@@ -28,7 +28,7 @@ use crate::{Errno, Error, ErrorKind, Result};
 /// The other files that an image may open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Gate {
-    /// No other file. For untrusted images.
+    /// No other file. Use this gate for untrusted images.
     Nothing,
     /// Regular files below a directory. [`Gate::directory`] makes this value.
     Directory(Directory),
@@ -42,7 +42,7 @@ pub enum Gate {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Directory(Arc<Path>);
 
-/// A name that the gate lets through.
+/// A name that the gate allows.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Admitted {
     /// The name to open.
@@ -51,7 +51,7 @@ pub struct Admitted {
     pub no_symlinks: bool,
 }
 
-/// The use that an image makes of a file that it names.
+/// The purpose for which an image refers to another file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// The backing file of the image.
@@ -68,7 +68,7 @@ impl Purpose {
         }
     }
 
-    /// The advice to the user how to open the file despite the gate.
+    /// The hint for the user how to open the file despite the gate.
     fn way(self) -> &'static str {
         match self {
             Self::Backing => {
@@ -94,11 +94,12 @@ impl Gate {
         Ok(Self::Directory(Directory(real.into())))
     }
 
-    /// Checks a file name that an image contains. `name` is a path relative to the current directory, or has a protocol
-    /// prefix.
+    /// Checks a file name that an image contains. `name` is a path or has a protocol prefix. A relative path is
+    /// relative to the current directory.
     ///
     /// # Errors
-    /// `EACCES` if the gate refuses the name. The message contains the name and a way to open it nevertheless.
+    /// `EACCES` if the gate refuses the name. The message contains the name, and says how the user can open the file
+    /// nevertheless.
     pub fn admit(&self, purpose: Purpose, name: &str) -> Result<Admitted> {
         let refuse = |reason: &str| Err(refused(purpose, name, reason));
         let path = match (purpose, scheme(name)) {
@@ -146,10 +147,11 @@ fn refused(purpose: Purpose, name: &str, reason: &str) -> Error {
     Error::new(ErrorKind::Denied, message).errno(Errno::ACCES).caused_by(RefusedName { purpose })
 }
 
-/// The source of an error with which a gate refuses a name. Callers use it to add a remedy of their own.
+/// The source of the error that a gate returns for a refused name. Callers use this type to recognise the error and to
+/// add a hint of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RefusedName {
-    /// The purpose for which the image names the file.
+    /// The purpose for which the image refers to the file.
     pub purpose: Purpose,
 }
 

@@ -2,8 +2,8 @@
 //!
 //! - [`Graph`] opens, creates, finds, drains and closes nodes.
 //! - [`Backend`] is the handle through which a device, export, job or tool makes requests.
-//! - [`Node`] is one driver instance; [`Edge`] is the use that a parent makes of a node.
-//! - [`driver`] is the contract that formats, protocols and filters fulfil.
+//! - [`Node`] is one driver instance; [`Edge`] connects a parent to a child node.
+//! - [`driver`] contains the traits that formats, protocols and filters implement.
 //!
 //! All I/O threads of [`oxblk_ring`] may make requests concurrently; a node belongs to no thread.
 #![forbid(unsafe_code)]
@@ -40,7 +40,7 @@ mod unflushed;
 mod users;
 pub mod vm_state;
 
-/// The atomics of the lock-free code. The loom models replace this module by one with loom's types.
+/// The atomics of the lock-free code. The loom models replace this module by a module with loom's types.
 mod atomics {
     pub(crate) use std::sync::atomic::{AtomicBool, Ordering, fence};
 }

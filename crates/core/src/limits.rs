@@ -1,14 +1,15 @@
-//! Limits and capabilities of a node, derived from its driver and its children.
+//! [`Limits`]: the limits and capabilities of a driver, and the limit of a disk's length.
 
 use crate::{Error, ErrorKind, Result, WriteFlags, ZeroFlags};
 
-/// Longest disk in bytes: 2^63 - 1, rounded down to 1 GiB, so that offsets can be rounded up without overflow.
+/// Longest disk in bytes: 2^63 - 1, rounded down to a multiple of 1 GiB, so that offsets can be rounded up without
+/// overflow.
 pub const MAX_LENGTH: u64 = (i64::MAX as u64) & !((1 << 30) - 1);
 
 /// Checks that a disk may become `length` bytes long.
 ///
 /// # Errors
-/// When it is longer than [`MAX_LENGTH`].
+/// When `length` exceeds [`MAX_LENGTH`].
 pub fn check_length(length: u64) -> Result<()> {
     if i64::try_from(length).is_err() {
         return Err(Error::invalid("Image size cannot be negative"));
@@ -40,9 +41,10 @@ pub struct Limits {
     pub max_discard: u64,
     /// Alignment at which discards have an effect.
     pub discard_alignment: u32,
-    /// Write flags that the driver implements itself. The request path emulates FUA for other drivers.
+    /// Write flags that the driver implements itself. The request path does not use this field: it emulates FUA for
+    /// every driver.
     pub write_flags: WriteFlags,
-    /// Zero-write flags that the driver implements itself.
+    /// Zero-write flags that the driver implements itself. The request path does not use this field.
     pub zero_flags: ZeroFlags,
     /// A newly created image reads as zeroes in ranges that were never written.
     pub has_zero_init: bool,

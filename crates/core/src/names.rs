@@ -1,16 +1,16 @@
 //! Names as text: file names, backing file names, names of snapshots and bitmaps.
 //!
-//! The host and image formats store a name as bytes in no particular encoding. Options, errors and JSON hold
-//! text. This module maps between the two without loss: [`to_text`] keeps what is UTF-8 and represents every
-//! other byte `b` (0x80 to 0xff) by one private-use character, U+10FE00 + `b`; [`to_bytes`] reverses it. In JSON such
-//! a character is the escape `\uDBFF\uDExx`, where `xx` is the byte.
+//! The host and image formats store a name as bytes in no particular encoding. Options, errors and JSON contain text.
+//! This module converts between bytes and text without loss. [`to_text`] keeps valid UTF-8 and represents every other
+//! byte `b` (0x80 to 0xff) by one private-use character, U+10FE00 + `b`; [`to_bytes`] reverses it. In JSON such a
+//! character is the escape `\uDBFF\uDExx`, where `xx` is the byte.
 //!
 //! Invariant: `to_bytes(&to_text(bytes)) == bytes` for all bytes. UTF-8 that encodes one of these private-use
-//! characters itself is represented byte by byte as well, so that two names never become the same text.
+//! characters itself is represented byte by byte as well, so that two different names never become the same text.
 //!
-//! Names become text where they enter the program (arguments, an image's header) and bytes where they leave it (system
-//! calls, headers, messages). All code in between handles ordinary strings. The length of a name in bytes is the length
-//! of [`to_bytes`].
+//! Names are converted to text where they enter the program (arguments, an image's header), and to bytes where they
+//! leave the program (system calls, headers, messages). All other code handles ordinary strings. The length of a name
+//! in bytes is the length of [`to_bytes`].
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -22,7 +22,7 @@ const BASE: u32 = 0x10_fe00;
 
 /// The character for a byte that is not part of UTF-8 text.
 fn escape(byte: u8) -> char {
-    // Every sum is below U+10FF00, hence a character.
+    // Every sum is below U+10FF00, so it is a valid character.
     char::from_u32(BASE.wrapping_add(byte.into())).unwrap_or(char::REPLACEMENT_CHARACTER)
 }
 

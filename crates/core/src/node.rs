@@ -1,8 +1,8 @@
 //! Nodes: one driver instance in the graph, shared by all I/O threads.
 //!
-//! A node owns its driver and its children, and knows its parents' edges. It provides the request path with state that
-//! needs no lock: size, limits, and the [`SlowPathFlags`] that move a request off the fast path. All fields that are
-//! not atomics are control-plane state. `permissions` has its parents and their permissions.
+//! A node owns its driver and its children, and knows its parents' edges. The fast path uses only fields that need no
+//! lock, such as the size, the alignments, the children, and the [`SlowPathFlags`], which send a request to the slow
+//! path. `permissions` changes and checks the permissions of the parents.
 
 mod permissions;
 
@@ -25,7 +25,7 @@ use crate::{ChildIdx, Children, Edge, Limits, OpenFlags, Options, Result};
 pub(crate) use permissions::PermissionsLock;
 
 bitflags::bitflags! {
-    /// Reasons why a request must take the slow path of a node.
+    /// Reasons why a request must take the slow path at a node.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub(crate) struct SlowPathFlags: u32 {
         /// Writes that contain only zeroes become zero writes.
@@ -42,19 +42,20 @@ bitflags::bitflags! {
 /// How `detect-zeroes` treats writes that contain only zeroes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DetectZeroes {
-    /// It writes them as data.
+    /// Such writes stay writes of data.
     #[default]
     Off,
-    /// It writes them as zeroes.
+    /// Such writes become zero writes.
     On,
-    /// It writes them as zeroes and frees the space.
+    /// Such writes become zero writes that may free the space.
     Unmap,
 }
 
 /// Smallest unit, in bytes, that a guest reads or writes.
 const SECTOR: u64 = 512;
 
-/// One read-modify-write or copy-on-read. Their count shares an atomic word with the slow-path flags.
+/// The unit of the count of serialising requests (read-modify-write, copy-on-read). The count is in the upper bits of
+/// `gates`, above the slow-path flags.
 const SERIALISING: u32 = 1 << 16;
 
 /// Checks offset and data of a write and may refuse the write.
@@ -83,7 +84,7 @@ pub struct Node {
     pub(crate) flushing: AsyncMutex<()>,
     read_only: AtomicBool,
     settings: ArcSwap<Settings>,
-    /// A parent opened this node implicitly: its cache mode and writability follow the parent's.
+    /// A parent opened this node implicitly: the node's cache mode and writability follow the parent's.
     follows_parent: AtomicBool,
     filename: Option<String>,
     control_lock: ControlLock,
@@ -182,8 +183,8 @@ impl Node {
         &self.epochs
     }
 
-    /// Virtual size in bytes. A format or filter node is always whole sectors long, whatever the size of its storage:
-    /// its last sector is padded with zeroes and can be written.
+    /// Virtual size in bytes. The size of a format or filter node is always a multiple of the sector size, even if its
+    /// file ends within a sector. The last sector is padded with zeroes and can be written.
     pub fn size(&self) -> u64 {
         self.size.load(Acquire)
     }
@@ -206,7 +207,7 @@ impl Node {
         &self.bitmaps
     }
 
-    /// Attaches the bitmaps that the image stores, before the node takes requests.
+    /// Attaches the bitmaps that the image stores, before the node accepts requests.
     pub(crate) fn adopt_bitmaps(&self, bitmaps: &[Arc<DirtyBitmap>]) -> Result<()> {
         if !bitmaps.is_empty() {
             self.bitmaps.insert(bitmaps, |recording| self.record_in_bitmaps(recording))?;
@@ -218,7 +219,7 @@ impl Node {
     pub(crate) fn insert_bitmap(&self, bitmap: &Arc<DirtyBitmap>) -> Result<(), BitmapError> {
         let new = std::slice::from_ref(bitmap);
         self.bitmaps.insert(new, |recording| self.record_in_bitmaps(recording))?;
-        // The node may have grown before the bitmap was in its list.
+        // The node may have grown before the bitmap was in the node's list.
         self.bitmaps.resize(|| self.size());
         Ok(())
     }
@@ -243,7 +244,7 @@ impl Node {
         }
     }
 
-    /// Limits and capabilities, children's limits included.
+    /// Limits and capabilities. The memory alignment includes that of the children.
     pub fn limits(&self) -> Arc<Limits> {
         Arc::clone(&self.limits.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -253,7 +254,7 @@ impl Node {
         self.request_alignment.load(Relaxed)
     }
 
-    /// Asks the driver for its limits again.
+    /// Queries the driver's limits again.
     pub fn refresh_limits(&self) {
         let mut limits = self.driver.limits();
         if limits.request_alignment == 0 || !limits.request_alignment.is_power_of_two() {
@@ -297,7 +298,7 @@ impl Node {
         Settings::clone(&self.settings.load())
     }
 
-    /// Puts new settings into effect. Only while the node takes no requests.
+    /// Puts new settings into effect. Call this only while the node accepts no requests.
     pub(crate) fn apply(&self, settings: Settings) {
         self.set_read_only(settings.flags.read_only);
         if settings.detect_zeroes == DetectZeroes::Off {
@@ -365,7 +366,7 @@ impl Node {
         self.gates.fetch_and(!gate.bits(), AcqRel);
     }
 
-    /// Counts a request that keeps other requests from changing its range; see [`crate::request`].
+    /// Counts a read-modify-write or copy-on-read in progress; see the module `request::align`.
     pub(crate) fn begin_serialising(&self) {
         self.gates.fetch_add(SERIALISING, SeqCst);
     }
@@ -388,7 +389,7 @@ impl Node {
         self.mem_alignment.load(Relaxed)
     }
 
-    /// Refuses a write through this node that would make its probed raw image look like another format.
+    /// Refuses a write that would make a probed raw image look like an image of another format.
     pub(crate) fn guard_write(&self, offset: u64, data: &[u8]) -> Result<()> {
         match self.write_guard.get() {
             Some(guard) => guard(offset, data),
@@ -396,7 +397,7 @@ impl Node {
         }
     }
 
-    /// Installs a guard that checks every write from now on.
+    /// Installs a guard that checks every write after this call.
     pub(crate) fn set_write_guard(&self, guard: WriteGuard) {
         if self.write_guard.set(guard).is_ok() {
             self.set_slow_path(SlowPathFlags::WRITE_GUARD);
@@ -405,8 +406,8 @@ impl Node {
 }
 
 impl Drop for Node {
-    /// Drops the nodes that only this node uses one after the other. Nested drops would overflow the stack on a long
-    /// chain.
+    /// Drops the nodes below that have no other user, one after the other. Nested drops would overflow the stack on a
+    /// long chain.
     fn drop(&mut self) {
         let mut edges: Vec<Arc<Edge>> = self.children.take();
         while let Some(edge) = edges.pop() {

@@ -1,18 +1,18 @@
-//! Permissions: the operations that each user of a node performs, and those that it allows other users.
+//! Permissions: the operations that each user of a node performs, and the operations that this user allows other users.
 //!
-//! Every [`crate::Edge`] takes some permissions on its node and shares some. Two users conflict when one takes a
-//! permission that the other does not share. A node requests from its children the permissions that its own parents
-//! request from it, plus those that its driver needs. Protocol drivers turn the resulting permissions into file locks
-//! that exclude other processes.
+//! Every [`crate::Edge`] takes some permissions on its node and shares some. Two users conflict when one user takes a
+//! permission that the other user does not share. A node takes on its children the permissions that its own parents
+//! take on the node, plus the permissions that its driver needs. Protocol drivers convert the resulting permissions to
+//! file locks that exclude other processes.
 
 use crate::{DriverKind, Error, ErrorKind, Result};
 
-/// Guests see sizes in units of sectors, so size checks use them too.
+/// Guests see sizes in units of sectors, so size checks use sectors too.
 pub(crate) const SECTOR: u64 = 512;
 
 bitflags::bitflags! {
-    /// Operations that a user performs on a node. The bit numbers are those of the bytes of a file that processes lock
-    /// to exclude one another.
+    /// Operations that a user performs on a node. Protocols use the bit numbers for file locks: a permission has the
+    /// lock bytes 100 and 200 plus its bit number, as in QEMU.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
     pub struct Perm: u8 {
         /// Reads, and requires that the data is what a guest would see.
@@ -41,7 +41,7 @@ impl Perm {
     }
 }
 
-/// The permissions that a user takes, and those that it allows other users to take.
+/// The permissions that a user takes, and the permissions that this user allows other users to take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Permissions {
     /// The operations of this user.
@@ -51,15 +51,15 @@ pub struct Permissions {
 }
 
 impl Permissions {
-    /// No use at all: takes nothing, shares everything.
+    /// Takes no permission and shares all permissions.
     pub const NONE: Self = Self { taken: Perm::empty(), shared: Perm::all() };
 
-    /// Takes `taken` and shares everything, as tools do.
+    /// Takes `taken` and shares all permissions, as tools do.
     pub fn sharing_all(taken: Perm) -> Self {
         Self { taken, shared: Perm::all() }
     }
 
-    /// The combination of two uses.
+    /// The permissions of two users together: the union of `taken` and the intersection of `shared`.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self { taken: self.taken | other.taken, shared: self.shared & other.shared }
@@ -68,8 +68,9 @@ impl Permissions {
     /// The default permissions on a child in `role` of a node whose parents use the node with `parents`.
     ///
     /// A filter passes the permissions of its parents to its child. A writable format takes write and resize permission
-    /// on its file even if no parent writes yet, because it writes metadata, and it shares neither of the two. A
-    /// backing file is only read, and may change only if the parents share write permission on the overlay.
+    /// on its file even if no parent writes yet, because the format writes metadata. The format shares neither of these
+    /// two permissions. A backing file is only read, and may change only if the parents share write permission on the
+    /// overlay.
     pub fn for_child(kind: DriverKind, role: Role, parents: Self, writable: bool) -> Self {
         match (kind, role) {
             (DriverKind::Filter, Role::Primary) => parents,
@@ -82,7 +83,8 @@ impl Permissions {
     /// permissions. Writes cover whole blocks, so a write to an incomplete last block would enlarge the node.
     ///
     /// # Errors
-    /// When the user takes write but not resize permission, and the size is no multiple of `alignment`.
+    /// When the user takes write but not resize permission, and the size, rounded up to sectors, is not a multiple of
+    /// `alignment`.
     pub fn check_size(self, size: u64, alignment: u32) -> Result<()> {
         let writes = self.taken.contains(Perm::WRITE) && !self.taken.contains(Perm::RESIZE);
         let end = size.checked_next_multiple_of(SECTOR).unwrap_or(size);
@@ -121,6 +123,6 @@ pub enum Role {
     Data,
     /// Metadata only.
     Metadata,
-    /// Read where the node itself has no allocation.
+    /// The backing file: read where the node itself has allocated no data.
     Backing,
 }

@@ -1,7 +1,8 @@
-//! Secrets: passwords and keys that images, and other secrets, refer to by an identifier.
+//! Secrets: passwords and keys. Images and other secrets refer to a secret by an identifier.
 //!
-//! The user gives them when the program starts (`--object secret,…`). The block layer looks them up when it opens or
-//! creates an image. Their bytes are wiped when they are dropped, and no code here prints them.
+//! The user defines secrets when the program starts (`--object secret,…`). The block layer looks secrets up when it
+//! opens or creates an image. The bytes of a secret are wiped when the secret is dropped, and this module never prints
+//! them.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -33,7 +34,7 @@ impl Secrets {
     /// Adds a secret.
     ///
     /// # Errors
-    /// When the identifier is in use already; in the words of QEMU's tools.
+    /// When the identifier is already in use. The message has the wording of QEMU's tools.
     pub fn add(&self, id: &str, secret: Secret) -> Result<()> {
         let mut secrets = self.lock();
         if secrets.contains_key(id) {
@@ -49,8 +50,8 @@ impl Secrets {
     /// secret encrypts it, `keyid` and `iv`. A file is read immediately.
     ///
     /// # Errors
-    /// When the description is wrong, the file cannot be read or the bytes cannot be decoded; in the words of QEMU's
-    /// tools.
+    /// When the description is wrong, the file cannot be read or the bytes cannot be decoded. The messages have the
+    /// wording of QEMU's tools.
     pub fn define(&self, id: &str, mut options: Options) -> Result<()> {
         let (data, file) = (options.take_str("data")?, options.take_str("file")?);
         let form = match options.take_str("format")?.as_deref() {
@@ -95,10 +96,10 @@ impl Secrets {
         found.ok_or_else(|| Error::invalid(format!("No secret with id '{id}'")))
     }
 
-    /// The secret with this identifier, which must be text.
+    /// The secret with this identifier. The secret must be UTF-8 text.
     ///
     /// # Errors
-    /// When there is no such secret, or it is not UTF-8.
+    /// When there is no such secret, or the secret is not UTF-8.
     pub fn password(&self, id: &str) -> Result<Secret> {
         let secret = self.get(id)?;
         if std::str::from_utf8(&secret).is_err() {

@@ -9,23 +9,24 @@ use crate::{Backend, ChildIdx, Errno, Error, ErrorKind, Node, Result};
 /// Properties of an internal snapshot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SnapshotInfo {
-    /// Unique in the image.
+    /// Identifier, unique in the image.
     pub id: String,
-    /// Chosen by the user; need not be unique.
+    /// Name chosen by the user. Several snapshots may have the same name.
     pub name: String,
-    /// Time at which the snapshot was taken: seconds and nanoseconds since the epoch.
+    /// Time at which the snapshot was taken: seconds and nanoseconds since 1970-01-01.
     pub date: (u32, u32),
-    /// Guest time in nanoseconds.
+    /// VM clock in nanoseconds when the snapshot was taken.
     pub vm_clock: u64,
     /// Bytes of VM state saved with the snapshot.
     pub vm_state_size: u64,
     /// Number of instructions that the guest had executed, if the VM counted them.
     pub icount: Option<u64>,
-    /// Size of the disk at that time, in bytes, if the image stores it.
+    /// Size of the disk in bytes when the snapshot was taken, if the image stores this size.
     pub size: Option<u64>,
 }
 
-/// Offered by formats with internal snapshots. Core has drained the node of other requests.
+/// Implemented by formats with internal snapshots. Core drains the node before each call, except for
+/// [`Snapshots::list`]: requests may be in flight during this call, but no control operation.
 pub trait Snapshots: Send + Sync {
     /// All snapshots, in the order in which they were taken.
     fn list(&self) -> BoxFuture<'_, Result<Vec<SnapshotInfo>>>;
@@ -35,8 +36,8 @@ pub trait Snapshots: Send + Sync {
     fn apply<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>>;
     /// Deletes a snapshot.
     fn delete<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>>;
-    /// Makes a read-only node show the state that a snapshot stores, including its size, until the node is closed. The
-    /// image does not change.
+    /// Makes a read-only node show the state that a snapshot stores, including the size of the disk, until the node is
+    /// closed. The image does not change.
     fn load<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>>;
 }
 
@@ -44,8 +45,8 @@ fn of(node: &Node) -> Result<&dyn Snapshots> {
     node.driver().snapshots().ok_or_else(|| Error::from_errno(Errno::OPNOTSUPP))
 }
 
-/// Finds the node whose driver implements snapshots. Returns it together with the nodes from `node` down to it, which
-/// only pass requests on (`node` first).
+/// Finds the node, at or below `node`, whose driver implements snapshots. Returns this node and the nodes above it,
+/// which only forward requests, with `node` first.
 fn keeper(node: Arc<Node>) -> Result<(Arc<Node>, Vec<Arc<Node>>)> {
     let (mut keeper, mut above) = (node, Vec::new());
     while keeper.driver().snapshots().is_none() {
@@ -57,8 +58,8 @@ fn keeper(node: Arc<Node>) -> Result<(Arc<Node>, Vec<Arc<Node>>)> {
     Ok((keeper, above))
 }
 
-/// The internal snapshots of a node's image. If the node only passes requests on, these are the snapshots of the node
-/// below. The snapshot table stays in place while it is read: control operations wait.
+/// The internal snapshots of a node's image. If the node only forwards requests, the snapshots of the node below are
+/// returned. Control operations wait while the snapshot table is read.
 ///
 /// # Errors
 /// The errors of [`Backend::snapshots`].
@@ -71,14 +72,14 @@ pub async fn list(node: &Arc<Node>) -> Result<Vec<SnapshotInfo>> {
     of(&keeper)?.list().await
 }
 
-/// How a control operation finds its snapshot. An image gives the id of a deleted snapshot to a new one, so a choice from
-/// the list is made only when no other control operation can run any more.
+/// How a control operation finds its snapshot. An image may reuse the id of a deleted snapshot. So a snapshot is chosen
+/// from the list only when the operation has exclusive use of the node.
 enum Selection {
     Id(String),
     Choice(Choose),
 }
 
-/// Returns the id of a snapshot of the list.
+/// Chooses a snapshot from the list and returns its id.
 type Choose = Box<dyn FnOnce(&[SnapshotInfo]) -> Result<String>>;
 
 impl Selection {
@@ -96,7 +97,7 @@ impl Selection {
 }
 
 impl Backend {
-    /// The node whose driver implements snapshots: the root, or the node to which the root passes all requests (a raw
+    /// The node whose driver implements snapshots: the root, or the node to which the root forwards all requests (a raw
     /// node over a qcow2 image).
     ///
     /// # Errors
@@ -116,7 +117,8 @@ impl Backend {
     /// Takes an internal snapshot.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format has no snapshots; the errors of the image. Nothing has changed then.
+    /// `ENOTSUP` if the format has no snapshots; the errors of the image. After an error, the image is unchanged. If
+    /// even the old header could not be restored, the image refuses further writes.
     pub async fn create_snapshot(&self, new: &SnapshotInfo) -> Result<()> {
         let new = new.clone();
         let (keeper, above) = keeper(self.node()?)?;
@@ -132,7 +134,7 @@ impl Backend {
         self.apply_selected(Selection::Id(id.to_owned())).await
     }
 
-    /// As [`Backend::apply_snapshot`], for the snapshot whose id `choose` returns. `choose` receives the list of all
+    /// Like [`Backend::apply_snapshot`], for the snapshot whose id `choose` returns. `choose` receives the list of all
     /// snapshots, which does not change until the snapshot has been applied.
     ///
     /// # Errors
@@ -150,7 +152,7 @@ impl Backend {
         let apply = move |node: Arc<Node>| async move {
             let id = selection.id(of(&node)?).await?;
             let mut outcome = of(&node)?.apply(&id).await;
-            // Also after a failure: the driver may have changed the disk before it failed.
+            // Update the nodes after a failure too: the driver may have changed the disk before it failed.
             changed_as_a_whole(&node);
             for parent in parents.iter().rev() {
                 if let Some(refreshed) = parent.driver().refresh_size() {
@@ -172,7 +174,7 @@ impl Backend {
         self.load_selected(Selection::Id(id.to_owned())).await
     }
 
-    /// As [`Backend::load_snapshot`], for the snapshot whose id `choose` returns.
+    /// Like [`Backend::load_snapshot`], for the snapshot whose id `choose` returns.
     ///
     /// # Errors
     /// The errors of [`Backend::load_snapshot`] and of `choose`.
@@ -206,7 +208,7 @@ impl Backend {
         self.delete_selected(Selection::Id(id.to_owned())).await
     }
 
-    /// As [`Backend::delete_snapshot`], for the snapshot whose id `choose` returns. `choose` receives the list of all
+    /// Like [`Backend::delete_snapshot`], for the snapshot whose id `choose` returns. `choose` receives the list of all
     /// snapshots, which does not change until the snapshot has been deleted.
     ///
     /// # Errors

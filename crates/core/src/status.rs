@@ -1,7 +1,8 @@
-//! Block status: what a driver, or a backing chain, knows about a range without reading it.
+//! Block status: the properties of a range that a driver or a backing chain reports without reading the data.
 
 bitflags::bitflags! {
-    /// Properties of an extent. They have the meanings of `qemu-img map` and the NBD `base:allocation` context.
+    /// Properties of an extent. They have the same meanings as in `qemu-img map` and in the NBD `base:allocation`
+    /// context.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
     pub struct StatusFlags: u16 {
         /// This layer, or a layer below it, stores the extent's contents as data.
@@ -10,7 +11,7 @@ bitflags::bitflags! {
         const ZERO = 2;
         /// [`Status::host`] is valid: the contents lie unchanged at that offset in [`Status::child`].
         const OFFSET_VALID = 4;
-        /// This layer determines the contents of the extent, not its backing file.
+        /// This layer, not its backing file, determines the contents of the extent.
         const ALLOCATED = 8;
         /// The extent ends at the end of the node.
         const EOF = 16;
@@ -18,7 +19,7 @@ bitflags::bitflags! {
         const RECURSE = 32;
         /// The data is compressed.
         const COMPRESSED = 64;
-        /// This node only passes the child's data on: the extent is data only if the child reports data.
+        /// This node only forwards the child's data: the extent is data only if the child reports data.
         const PASSED_ON = 128;
     }
 }
@@ -31,9 +32,9 @@ pub struct Status {
     pub len: u64,
     /// Properties of the extent.
     pub flags: StatusFlags,
-    /// Byte offset of the data in `child`, or in the host file after the complete graph was queried.
+    /// Byte offset of the data in `child`, or in this node if `child` is `None`.
     pub host: Option<u64>,
-    /// The child that `host` refers to; `None` means this node itself.
+    /// The child that `host` refers to; `None`: this node itself.
     pub child: Option<crate::ChildIdx>,
 }
 
@@ -44,7 +45,7 @@ impl Status {
         Self { len, flags, host: None, child: None }
     }
 
-    /// An extent that reads as zeroes because this node records it so.
+    /// An extent that this node has recorded as zeroes.
     pub fn zero(len: u64) -> Self {
         let flags = StatusFlags::ZERO.union(StatusFlags::ALLOCATED);
         Self { len, flags, host: None, child: None }
@@ -55,7 +56,7 @@ impl Status {
         Self { len, flags: StatusFlags::empty(), host: None, child: None }
     }
 
-    /// An extent whose contents are those of `child` at `host`, passed on unchanged.
+    /// An extent that this node forwards unchanged to `child` at offset `host`.
     pub fn mapped(len: u64, child: crate::ChildIdx, host: u64) -> Self {
         let mut status = Self::stored(len, child, host);
         status.flags |= StatusFlags::PASSED_ON;

@@ -1,5 +1,5 @@
-//! Models of lock-free code under loom. The models include the crate's own source files with loom's primitives, so that
-//! loom tries every interleaving, and every reordering that the memory orderings permit.
+//! Loom models of lock-free code. The models include the crate's own source files with loom's primitives, so that loom
+//! tries every interleaving, and every reordering that the memory orderings permit.
 
 #![allow(dead_code, unreachable_pub, reason = "the models use only parts of each file")]
 #![allow(clippy::duplicate_mod, reason = "the same files with loom's primitives")]
@@ -17,8 +17,8 @@ use loom::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use loom::thread;
 use unflushed::Unflushed;
 
-/// A host with one block in its page cache and on its medium. Accesses to the block are relaxed, so that only the flag
-/// orders them.
+/// A host with one block, in the page cache and on the medium. `cached` is the contents of the page cache. Accesses to
+/// `cached` are relaxed, so that only the flag orders them.
 struct Host {
     unflushed: Unflushed,
     cached: AtomicUsize,
@@ -34,7 +34,7 @@ impl Host {
         self.unflushed.mark();
     }
 
-    /// Flushes, and returns the contents of the medium. `medium` is the contents before.
+    /// Flushes, and returns the contents of the medium. `medium` is the contents of the medium before the flush.
     fn flush(&self, medium: usize) -> usize {
         if self.unflushed.take() { self.cached.load(Relaxed) } else { medium }
     }

@@ -1,16 +1,17 @@
-//! Whether a node has unflushed writes: one flag that writers set and a flush takes.
+//! A flag that shows whether a node has unflushed writes. Writers set the flag, and a flush clears it.
 //!
 //! A writer calls [`Unflushed::mark`] after its write has completed. A flush calls [`Unflushed::take`]. If the flag was
-//! set, the flush then makes the data durable on the host; if the flag was clear, the flush does nothing. Hence this
-//! invariant: if a mark finds the flag set and leaves it, the flush that takes the flag later sees the write's data.
+//! set, the flush then makes the host write the data to stable storage; if the flag was clear, the flush does nothing.
+//! Hence this invariant: if a mark finds the flag set and leaves it, the flush that takes the flag later sees the
+//! write's data.
 //!
 //! The writer stores data and then loads the flag. The flush stores the flag and then reads the data. Without an order
 //! between each store and the load after it, both could see the old value: the mark sees an old "set" flag, and the
 //! flush sees old data. Acquire and release do not order a store before a later load (ARMv8 and RISC-V may reorder such
-//! a pair). Therefore both sides have a sequentially consistent fence in between. If the mark's load comes before the
-//! take in the flag's modification order, the writer's fence comes before the flush's fence, and every access of the
-//! flush after its fence sees the data. A writer that finds the flag clear sets it with release ordering, and the take
-//! acquires it; this makes the data visible as well.
+//! a pair). Therefore both sides have a sequentially consistent fence between the store and the load. If the mark's
+//! load comes before the take in the flag's modification order, the writer's fence comes before the flush's fence, and
+//! every access of the flush after its fence sees the data. A writer that finds the flag clear sets it with release
+//! ordering, and the take loads the flag with acquire ordering. So the flush sees the data in this case too.
 
 use super::atomics::{AtomicBool, Ordering, fence};
 
@@ -24,7 +25,8 @@ impl Unflushed {
         Self(AtomicBool::new(false))
     }
 
-    /// Records that a write has completed. Reads the flag first, so that the cache line stays shared among threads.
+    /// Records that a write has completed. This function reads the flag first and writes it only if necessary, so that
+    /// the cache line stays shared among threads.
     pub(crate) fn mark(&self) {
         fence(Ordering::SeqCst);
         oxblk_ring::perturb::point();
@@ -42,7 +44,8 @@ impl Unflushed {
         }
     }
 
-    /// Clears the flag and returns whether it was set. If it was, the caller flushes the data, or marks it again.
+    /// Clears the flag and returns whether it was set. If the flag was set, the caller must flush the data or set the
+    /// flag again.
     pub(crate) fn take(&self) -> bool {
         let taken = self.0.swap(false, Ordering::AcqRel);
         oxblk_ring::perturb::point();

@@ -1,8 +1,8 @@
-//! VM state: the saved state of a virtual machine without its disks. An image stores it in an area behind the guest
-//! disk.
+//! VM state: the saved state of a virtual machine without its disks. An image stores VM state in an area after the end
+//! of the guest disk.
 //!
-//! VM state belongs to the active state, like the disk's contents: a snapshot preserves the VM state that was saved
-//! before it, and applying the snapshot restores it.
+//! VM state belongs to the current state of the image, like the disk's contents. A snapshot preserves the VM state that
+//! was saved before the snapshot was taken. Applying the snapshot restores this VM state.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::driver::BoxFuture;
 use crate::perm::Perm;
 use crate::{Backend, Errno, Error, Node, Result};
 
-/// Offered by formats that can store VM state. Core has drained the node of other requests.
+/// Implemented by formats that can store VM state. Core drains the node before each call.
 pub trait VmState: Send + Sync {
     /// Writes `data` at byte `offset` of the VM state area.
     fn save(&self, offset: u64, data: IoBuf) -> BoxFuture<'_, Result<()>>;

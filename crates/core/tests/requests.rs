@@ -64,7 +64,7 @@ fn misaligned_requests_read_and_write_the_right_bytes() {
 }
 
 #[test]
-fn writes_that_share_a_block_do_not_lose_each_other() {
+fn concurrent_writes_within_one_block_lose_no_data() {
     block_on(async {
         let graph = graph();
         let memory = Arc::new(Memory {
@@ -193,7 +193,7 @@ fn zero_writes_use_the_driver_for_whole_blocks_and_data_for_the_rest() {
 }
 
 #[test]
-fn zero_writes_without_fallback_fail_if_the_driver_has_none() {
+fn zero_writes_without_fallback_fail_if_the_driver_does_not_support_them() {
     block_on(async {
         let graph = graph();
         let memory = Memory::new(8192, Limits::default());

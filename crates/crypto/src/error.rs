@@ -15,7 +15,7 @@ pub enum ErrorKind {
     Unsupported,
     /// The password opens no key slot.
     WrongPassword,
-    /// The system provides no random bytes.
+    /// The system does not provide random bytes.
     NoRandom,
 }
 

@@ -1,4 +1,4 @@
-//! Hashes by name, and PBKDF2 with them.
+//! Hashes by name, and PBKDF2 with these hashes.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ pub enum Hash {
     Sm3,
 }
 
-/// The operations on a hash, independent of which hash it is.
+/// An operation that is generic over the hash.
 trait Work {
     type Outcome;
     fn with<D: EagerHash + Digest>(self) -> Self::Outcome
@@ -103,7 +103,7 @@ impl Hash {
     /// Fills `out` by PBKDF2 with HMAC (RFC 8018, 5.2). The time is proportional to [`Self::work`].
     ///
     /// # Errors
-    /// Never for passwords that fit in memory.
+    /// If the password is too long for HMAC, which cannot happen with the supported hashes.
     pub fn pbkdf2(
         self,
         password: &[u8],
@@ -120,9 +120,9 @@ impl Hash {
         u64::from(iterations).saturating_mul(blocks)
     }
 
-    /// The number of PBKDF2 iterations for `len` bytes that this machine computes per second of processor time, measured
-    /// now. The measurement takes some tens of milliseconds of processor time. Other work of the machine does not lower
-    /// the number.
+    /// Measures how many PBKDF2 iterations for `len` bytes this machine computes per second of processor time. The
+    /// measurement takes some tens of milliseconds of processor time. Other load of the machine does not lower the
+    /// result.
     ///
     /// # Errors
     /// The errors of [`Self::pbkdf2`].

@@ -1,15 +1,15 @@
-//! Encryption of disk images, without I/O: the input is bytes, the output is validated types and transformed bytes.
+//! Encryption of disk images, without I/O: the functions take bytes, and return validated types or transformed bytes.
 //!
-//! * [`cipher`]: ciphers that work on sectors: a block cipher, a mode, and the rule that derives each sector's
-//!   initialisation vector;
-//! * [`hash`]: hashes, and PBKDF2 with them;
+//! * [`cipher`]: ciphers that work on sectors: a block cipher, a mode, and the rule that derives the initialisation
+//!   vector of each sector;
+//! * [`hash`]: hashes, and PBKDF2 with these hashes;
 //! * [`luks`]: the LUKS version 1 header, its key slots, and the anti-forensic splitter;
 //! * [`secret`]: passwords and keys in memory, and the formats in which users provide them;
 //! * [`random`]: random bytes from the system.
 //!
-//! The primitives come from RustCrypto; this crate combines them as LUKS and QEMU's images require. All data read
-//! from an image is validated before it is used. No length or count in an image makes this crate allocate or compute
-//! without a limit ([`luks::MAX_WORK`]).
+//! The primitives come from RustCrypto. This crate combines them as LUKS and the images of QEMU require. All data
+//! read from an image is validated before it is used. No length or count in an image makes this crate allocate or
+//! compute without a limit ([`luks::MAX_WORK`]).
 //!
 //! Key material is kept in [`secret::Secret`], which is wiped when it is dropped and never printed; the ciphers wipe
 //! their key schedules.

@@ -1,8 +1,8 @@
 //! Passwords and keys in memory, and the formats in which users provide them.
 //!
 //! A [`Secret`] is wiped when it is dropped, and printing it does not reveal its bytes. [`decode`] converts the value
-//! that a user provides (`--object secret,…`): plain or base64, and optionally encrypted with AES-256-CBC under
-//! another secret, as QEMU's tools accept it.
+//! that a user provides (`--object secret,…`). As in QEMU's tools, the value is plain or base64, and may be encrypted
+//! with AES-256-CBC, with another secret as the key.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -47,7 +47,7 @@ impl Secret {
         Ok(secret)
     }
 
-    /// Whether the secret equals `other`. The comparison takes the same time wherever they differ.
+    /// Whether the secret equals `other`. The time of the comparison does not depend on the position of a difference.
     pub fn matches(&self, other: &[u8]) -> bool {
         let differ = self.0.iter().zip(other).fold(0, |all, (a, b)| all | (a ^ b));
         self.0.len() == other.len() && std::hint::black_box(differ) == 0
@@ -95,8 +95,8 @@ pub struct Wrapping<'a> {
 /// Decodes a secret that a user provides.
 ///
 /// # Errors
-/// If the secret cannot be decoded or decrypted; with the messages of QEMU's tools, which do not include the secret's
-/// bytes.
+/// If the secret cannot be decoded or decrypted. The messages are the messages of QEMU's tools and do not include
+/// bytes of the secret.
 pub fn decode(given: Secret, form: Form, wrapping: Option<&Wrapping<'_>>) -> Result<Secret> {
     let Some(wrapping) = wrapping else {
         return match form {

@@ -1,4 +1,4 @@
-//! Exports: other programs access a [`Backend`](oxblk_core::Backend) through them.
+//! Exports. Other programs access a [`Backend`](oxblk_core::Backend) through an export.
 //!
 //! * [`nbd`]: the NBD server.
 

@@ -1,4 +1,4 @@
-//! The NBD server over real sockets, with a client that can also violate the protocol.
+//! Tests of the NBD server over real sockets, with a client that can also violate the protocol.
 
 #![expect(clippy::unwrap_used, reason = "a test that fails may panic anywhere")]
 
@@ -84,7 +84,7 @@ fn a_thousand_concurrent_requests_are_all_answered() {
     let fixture = Fixture::new();
     let mut client = fixture.client(false);
     for round in 0_u64..4 {
-        // More replies than a socket buffer holds would block both sides, so writes are sent in batches.
+        // If the replies do not fit in the socket buffer, both sides block. So writes are sent in batches.
         for batch in (0..1000).step_by(100) {
             for cookie in batch..batch + 100 {
                 client.request_as(cookie, CommandKind::WRITE, 0, cookie * 4096, 4096);
@@ -407,7 +407,7 @@ fn the_server_stops_receiving_from_a_client_that_receives_no_replies() {
     let fixture = Fixture::with(false, options);
     let mut client = fixture.client(false);
     let mut sent = 0_u64;
-    // 4 GiB of replies are requested; the server must stop receiving requests long before.
+    // The client requests 4 GiB of replies. The server must stop receiving requests much earlier.
     let (stop, stopped) = std::sync::mpsc::channel();
     let sender = std::thread::spawn(move || {
         for cookie in 0..1 << 16 {
@@ -426,7 +426,7 @@ fn the_server_stops_receiving_from_a_client_that_receives_no_replies() {
     let mut client = match stopped.try_recv() {
         Ok(()) => sender.join().unwrap(),
         Err(_) => {
-            // The sender is blocked, as intended. Dropping the fixture closes its socket.
+            // The sender is blocked, as expected. The stop of the server closes the socket.
             let stopping = fixture.stop();
             drop(stopping);
             return;
@@ -456,7 +456,7 @@ fn a_stalled_handshake_is_closed_in_time_and_others_are_served() {
     silent.read_to_end(&mut rest).unwrap();
     assert_eq!(rest.len(), 18);
     assert!(start.elapsed() < PATIENCE);
-    // The transmission phase has no such time limit.
+    // The transmission phase has no time limit.
     assert_eq!(busy.read(0, 512), [1; 512]);
 }
 
@@ -580,7 +580,7 @@ fn garbage_instead_of_requests_does_not_disturb_other_clients() {
         let mut client = fixture.client(round % 2 == 0);
         let mut bytes = Vec::new();
         for _ in 0..random() % 40 {
-            // Often a request header with the right magic and random values.
+            // A request header with the right magic number and random values.
             let raw = RawRequest {
                 flags: u16::try_from(random() % 40).unwrap(),
                 kind: CommandKind(u16::try_from(random() % 10).unwrap()),
@@ -593,7 +593,7 @@ fn garbage_instead_of_requests_does_not_disturb_other_clients() {
                 bytes.truncate(bytes.len() - 5);
             }
         }
-        // The server may hang up before it has received everything.
+        // The server may close the connection before it has received all bytes.
         let _ = client.socket.write_all(&bytes);
         drop(client);
         assert_eq!(steady.write(round * 512, &pattern(512, 1)), None);

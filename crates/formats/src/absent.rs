@@ -1,17 +1,18 @@
 //! Formats that QEMU supports and this library does not support yet.
 //!
-//! They are recognised by their magic numbers, for two reasons. Such an image must not be opened as a raw disk, which
-//! would show its headers and tables as guest data. And a guest must not be able to turn its probed raw disk into such
-//! an image. Opening one fails with an error that names the format.
+//! These formats are recognised by magic numbers (dmg by its file name extension), for two reasons. First, such an image must
+//! not be opened as a raw disk, which would show its headers and tables as guest data. Second, a guest must not be able to
+//! turn its probed raw disk into such an image. Opening an image of such a format fails with an error that contains the name
+//! of the format.
 
 use oxblk_core::{BoxFuture, Driver, DriverFactory, DriverKind, Error, OpenContext, Result};
 
-/// The name of a format, and the marks by which it is recognised.
+/// The name of a format, and the marks or the file name extension by which it is recognised.
 #[derive(Debug)]
 pub struct Absent {
     name: &'static str,
     marks: &'static [Mark],
-    /// File name extension that identifies the format, if no mark does.
+    /// File name extension that identifies the format, for a format without a mark.
     ending: Option<&'static str>,
 }
 

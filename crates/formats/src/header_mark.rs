@@ -1,7 +1,7 @@
-//! The header's mark of an image that is open for writing.
+//! The mark in the header of an image that is open for writing: "in use" of parallels, "need check" of qed.
 //!
 //! A metadata entry is written only while the header on disk certainly has the mark. When the image is closed, the mark is
-//! removed if the header may have it. A write to the header that fails may have reached the disk or not.
+//! removed if the header may have it. After a failed write to the header, it is unknown whether the header has the mark.
 
 use std::sync::atomic::{
     AtomicU8,
@@ -41,7 +41,7 @@ impl Mark {
         self.0.store(PRESENT, Release);
     }
 
-    /// Records that the header does not have the mark, durably.
+    /// Records that the mark was removed and that this write was flushed.
     pub(crate) fn note_absent(&self) {
         self.0.store(ABSENT, Release);
     }

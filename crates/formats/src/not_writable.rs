@@ -2,7 +2,7 @@
 
 use oxblk_core::{Errno, Error, ErrorKind};
 
-/// The metadata on disk is not that in memory. Without file locks, another program may have written the image.
+/// The metadata on disk differs from the metadata in memory. Without file locks, another program may have written the image.
 pub(crate) fn changed_meanwhile() -> Error {
     Error::new(ErrorKind::Busy, "Image was changed while it was open read-only").errno(Errno::BUSY)
 }

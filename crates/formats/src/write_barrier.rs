@@ -1,8 +1,8 @@
 //! Delays a metadata write until the host has completed earlier writes that were cancelled.
 //!
 //! A read may have to write back metadata to free space in a cache, and the future of a read may be dropped at any
-//! time. The metadata that it began to write is then dirty again, and the next write goes to the same place in the
-//! file. If both writes were in flight concurrently, the older one could reach the file last.
+//! time. The metadata is then dirty again, and is later written to the same offset again. If the cancelled write were
+//! still in flight, it could reach the file after the later write, and the file would contain old metadata.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -33,8 +33,8 @@ impl WriteBarrier {
     }
 }
 
-/// A write in progress. If it is dropped before [`Writing::done`], the barrier stays closed until the host has
-/// completed it.
+/// A write in progress. If this value is dropped before [`Writing::done`], the next write waits until the host has
+/// completed the operations of this write.
 pub(crate) struct Writing<'a> {
     barrier: &'a WriteBarrier,
     done: bool,
@@ -56,7 +56,7 @@ impl Drop for Writing<'_> {
     }
 }
 
-/// A cancelled write that may still be in flight. It is kept until the host has completed it.
+/// A cancelled write that may still be in flight. The runtime drops this value when the host has completed the write.
 struct Cancelled(Arc<State>);
 
 impl Drop for Cancelled {

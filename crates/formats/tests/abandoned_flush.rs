@@ -1,6 +1,6 @@
-//! A flush whose future is dropped because its thread ends, while the writes of the flush are in flight.
+//! Test of a flush whose future is dropped because its thread ends, while the writes of the flush are in flight.
 //!
-//! The next flush must wait for these writes to end, but must not wait for ever.
+//! The next flush must wait until these writes have ended, and must then complete.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::future::Future;

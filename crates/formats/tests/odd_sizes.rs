@@ -1,4 +1,4 @@
-//! Images whose disk size is not a multiple of the sector size. Core rounds it up, and every request sees the rounded
+//! Images whose disk size is not a multiple of the sector size. Core rounds the size up, and every request sees the rounded
 //! size.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
@@ -10,7 +10,7 @@ use oxblk_ring::{IoBufMut, block_on};
 
 static DRIVERS: DriverTable = &[QCOW2, &FILE];
 
-/// Byte offset of the disk size in the header; see "Header" in the specification.
+/// Byte offset of the disk size in the header (section "Header" of the qcow2 specification).
 const SIZE_AT: usize = 24;
 const ODD: u64 = 1_000_001;
 const WHOLE: u64 = 1_000_448;

@@ -1,4 +1,4 @@
-//! Tests of the `raw` driver through the graph.
+//! Tests of the `raw` driver, used through the graph.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 

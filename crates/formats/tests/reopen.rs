@@ -1,4 +1,4 @@
-//! Reopening raw images on files: cache mode, writability, several nodes at once, other processes' locks.
+//! Reopening raw images on files: cache mode, writability, several nodes in one reopen, locks of other processes.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -67,7 +67,7 @@ fn a_disk_becomes_read_only_and_writable_again_with_its_file() {
 }
 
 #[test]
-fn requests_go_on_while_the_cache_mode_changes_under_them() {
+fn requests_complete_while_the_cache_mode_changes() {
     let file = file();
     block_on(async {
         let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
@@ -80,7 +80,7 @@ fn requests_go_on_while_the_cache_mode_changes_under_them() {
                     let mut round = 0_u8;
                     while !stop.get() {
                         round = round.wrapping_add(1);
-                        // The range is not aligned for direct I/O, and it shares blocks with the other tasks.
+                        // The range is not aligned for direct I/O, and shares blocks with the ranges of other tasks.
                         let offset = task * 1000 + 77;
                         write(&disk, offset, &[round; 1000]).await.unwrap();
                         let back = disk.read(offset, IoBufMut::new(1000)).await.unwrap();

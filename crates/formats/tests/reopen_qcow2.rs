@@ -375,8 +375,8 @@ fn two_images_of_a_chain_swap_places_in_one_reopen() {
         let images = Images::new();
         let (top, other) = chain(&images).await;
         images.reopen("base", "backing=other").await.unwrap();
-        // `base` above `other` becomes `other` above `base`. If the changes were made one by one, the chain would be a
-        // loop in between.
+        // `base` above `other` becomes `other` above `base`. If the changes were made one by one, the chain would form a
+        // loop after the first change.
         let null = ReopenRequest {
             node: images.node("base").unwrap(),
             options: Options::from_json(r#"{"backing": null}"#).unwrap(),

@@ -1,9 +1,9 @@
-//! The protocol's error numbers ("Error values"), and the ways in which a message can be malformed.
+//! The error numbers of the protocol (section "Error values"), and the ways in which a message can be malformed.
 
 use std::fmt;
 
-/// An error as NBD sends it. The numbers are Linux's errno values for the same names, but only these numbers are
-/// legal on the wire.
+/// An error number of the protocol. The numbers are the errno values of Linux for the same names, but only these
+/// numbers are legal on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum ErrorCode {
@@ -39,14 +39,13 @@ impl ErrorCode {
             75 => ErrorCode::Overflow,
             // EOPNOTSUPP (ENOTSUP is the same number on Linux)
             95 => ErrorCode::NotSup,
-            // ESHUTDOWN; ENOMEDIUM and ECANCELED: the exported node was closed in the meantime.
+            // ESHUTDOWN; ENOMEDIUM and ECANCELED: the exported node has been closed.
             108 | 123 | 125 => ErrorCode::Shutdown,
             _ => ErrorCode::Inval,
         }
     }
 
-    /// The error for a received number. An unknown number counts as `EINVAL`, as the specification requires of
-    /// clients.
+    /// The error for a received number. An unknown number becomes `EINVAL`, as the specification requires of clients.
     #[must_use]
     pub fn from_wire(code: u32) -> ErrorCode {
         match code {
@@ -104,10 +103,10 @@ impl fmt::Display for ErrorCode {
     }
 }
 
-/// A message that violates the protocol. Each variant names the invalid field or structure.
+/// A message that violates the protocol. Each variant contains the name of the invalid field or structure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Malformed {
-    /// A magic number is wrong; names the structure.
+    /// The magic number of the named structure is wrong.
     BadMagic(&'static str),
     /// The payload ends inside the named field.
     Truncated(&'static str),

@@ -1,7 +1,8 @@
 //! Option replies: the server writes them, the client parses them.
 //!
-//! The writers append complete replies (head and payload) to a buffer, which the server sends in one piece. The parsers
-//! take the payload of one reply. Before that, the client has read the reply's head and checked the length against a limit.
+//! The writers append complete replies (header and payload) to a buffer, which the server sends in one piece. The
+//! parsers take the payload of one reply. The client has already read the header of the reply and checked the length
+//! against a limit.
 
 use crate::error::Malformed;
 use crate::option::{Fields, text};
@@ -9,14 +10,14 @@ use crate::proto::{InfoKind, OPTION_REPLY_MAGIC, OptionKind, ReplyKind, Transmis
 use crate::wire::{InfoBlockSize, InfoExport, OptionReplyHeader};
 use zerocopy::IntoBytes;
 
-/// Request sizes that an export advertises ("Block size constraints"), in bytes.
+/// Request sizes that an export advertises (section "Block size constraints"), in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockSizes {
     /// Smallest addressable unit, a power of two up to 65,536.
     pub minimum: u32,
     /// Size and alignment that make requests efficient, a power of two of at least 512.
     pub preferred: u32,
-    /// Largest request, a multiple of `minimum`.
+    /// Largest request: a multiple of `minimum`, or `u32::MAX` for no limit.
     pub maximum: u32,
 }
 
@@ -26,7 +27,8 @@ impl Default for BlockSizes {
     }
 }
 
-/// Appends one reply. The callers limit `payload` to a few kilobytes.
+/// Appends one reply, whose payload is the concatenation of `parts`. The callers limit the payload to a few
+/// kilobytes.
 fn put_reply(out: &mut Vec<u8>, option: OptionKind, kind: ReplyKind, parts: &[&[u8]]) {
     let length: usize = parts.iter().map(|part| part.len()).sum();
     let header = OptionReplyHeader {
@@ -115,7 +117,7 @@ pub enum Info<'a> {
     Description(&'a str),
     /// Request sizes, validated.
     BlockSize(BlockSizes),
-    /// A type that this crate does not know. Clients ignore it.
+    /// An unknown type, which clients ignore.
     Unknown(InfoKind),
 }
 
@@ -123,7 +125,7 @@ impl<'a> Info<'a> {
     /// Parses the payload of `NBD_REP_INFO`.
     ///
     /// # Errors
-    /// If the payload does not have the length that its type requires, or if the block sizes are invalid.
+    /// If the payload does not have the length that its type requires, or if a string or the block sizes are invalid.
     pub fn parse(payload: &'a [u8]) -> Result<Info<'a>, Malformed> {
         let mut fields = Fields::new(payload);
         let kind = InfoKind(fields.u16("information type")?);

@@ -1,12 +1,12 @@
 //! The NBD protocol without I/O: the crate only encodes and decodes messages.
 //!
-//! Server and client share this crate. Everything here is a pure function or a state machine that converts between
-//! bytes and typed values, so it can be unit-tested and fuzzed without a socket. Section names in the documentation
-//! refer to `doc/proto.md` of the NBD project.
+//! Server and client share this crate. The crate contains only pure functions and state machines that convert between
+//! bytes and typed values, so they can be unit-tested and fuzzed without a socket. Quoted section titles in the
+//! documentation refer to `doc/proto.md` of the NBD project.
 //!
 //! * [`proto`]: magic numbers, flags, and the numbers of options, commands and chunks;
-//! * [`wire`]: the fixed-size structures as they are laid out on the wire (big-endian, unaligned);
-//! * [`error`]: the protocol's error numbers, and the ways in which a message can be malformed;
+//! * [`wire`]: the fixed-size structures in their wire format (big-endian, unaligned);
+//! * [`error`]: the error numbers of the protocol, and the ways in which a message can be malformed;
 //! * [`option`]: payloads of option requests, parsed with every length checked against a limit;
 //! * [`info`]: payloads of option replies;
 //! * [`negotiation`]: the server side of the handshake as a state machine;
@@ -14,8 +14,8 @@
 //! * [`reply`]: simple replies and structured reply chunks;
 //! * [`uri`]: `nbd://` and `nbd+unix://` addresses.
 //!
-//! Invariant: no length that a peer sends makes this crate allocate more than a small constant. Lengths are compared
-//! with [`proto::MAX_STRING`] and [`negotiation::MAX_OPTION_PAYLOAD`] before they are used.
+//! Invariant: no length from a peer makes this crate allocate more than a small constant. Lengths are compared with
+//! [`proto::MAX_STRING`] and [`negotiation::MAX_OPTION_PAYLOAD`] before they are used.
 
 #![forbid(unsafe_code)]
 

@@ -1,15 +1,15 @@
 //! The server side of the handshake, as a state machine without I/O.
 //!
 //! The driver sends [`Negotiation::greeting`], then passes the bytes that it receives to [`Negotiation::advance`] and
-//! does what the returned [`Progress`] requires. The server supports fixed newstyle only ("Fixed newstyle
-//! negotiation"); a client that does not set the flag may still use `NBD_OPT_EXPORT_NAME`.
+//! does what the returned [`Progress`] requires. The server supports only fixed newstyle (section "Fixed newstyle
+//! negotiation"). A client that does not set the flag may still use `NBD_OPT_EXPORT_NAME`.
 //!
-//! Invariants, whatever the peer sends:
+//! Invariants for every input:
 //! * the driver's buffer needs at most [`MAX_OPTION_PAYLOAD`] + 16 bytes: a longer payload is discarded as it arrives
-//!   and answered with `NBD_REP_ERR_TOO_BIG`, and one over [`MAX_DRAIN`] ends the session;
-//! * one call answers at most one option, so the size of the output depends on the list of exports and never on the length
-//!   of the input;
-//! * an option is processed only after all of its payload has arrived.
+//!   and answered with `NBD_REP_ERR_TOO_BIG`, and a payload longer than [`MAX_DRAIN`] ends the session;
+//! * one call answers at most one option, so the size of the output depends on the list of exports and not on the
+//!   length of the input;
+//! * a payload is parsed only after it has arrived completely.
 //!
 //! The machine does not measure time; the driver limits the duration of a handshake.
 
@@ -25,17 +25,17 @@ use std::fmt;
 use std::sync::Arc;
 use zerocopy::IntoBytes;
 
-/// Longest option payload that is parsed, in bytes. An export name and three queries of the maximum legal length fit into
-/// it.
+/// Longest option payload that is parsed, in bytes. An export name and two queries of the maximum legal length fit
+/// into it.
 pub const MAX_OPTION_PAYLOAD: usize = 16 << 10;
 
-/// Longest option payload that is read and discarded, in bytes; a longer one ends the session.
+/// Longest option payload that is read and discarded, in bytes. A longer payload ends the session.
 pub const MAX_DRAIN: u32 = 32 << 20;
 
 /// The id under which `base:allocation` is selected.
 pub const BASE_ALLOCATION_ID: u32 = 1;
 
-/// An export as the server describes it in the handshake.
+/// The description of an export in the handshake.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExportInfo {
     /// Name; may be empty.
@@ -57,7 +57,7 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// A catalog of these exports. They are listed in this order.
+    /// A catalog that lists these exports in this order.
     #[must_use]
     pub fn new(exports: Vec<ExportInfo>) -> Catalog {
         Catalog { exports }
@@ -95,12 +95,12 @@ pub struct Session {
     pub base_allocation: Option<u32>,
 }
 
-/// What the driver does next. In every case it first sends the output.
+/// The next action of the driver. Before this action, the driver sends the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
     /// Receive more and call again.
     More,
-    /// Call again with the rest of the input: an option was answered.
+    /// An option was answered: call again with the rest of the input.
     Again,
     /// The transmission phase begins with the rest of the input.
     Ready(Session),
@@ -108,7 +108,7 @@ pub enum Progress {
     Close(CloseReason),
 }
 
-/// Why a handshake ended without a session.
+/// The reason why a handshake ended without a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CloseReason {
     /// The client sent `NBD_OPT_ABORT`.
@@ -117,10 +117,9 @@ pub enum CloseReason {
     Malformed(Malformed),
     /// The client set flags that do not exist.
     ClientFlags(u32),
-    /// An option's payload is over [`MAX_DRAIN`].
+    /// The payload of an option is longer than [`MAX_DRAIN`].
     OptionTooLarge(u32),
-    /// The client asked with `NBD_OPT_EXPORT_NAME`, whose reply cannot report errors, for an export that does not
-    /// exist.
+    /// The export of `NBD_OPT_EXPORT_NAME` does not exist. The reply to this option cannot report errors.
     UnknownExport,
     /// The client sent an option other than `NBD_OPT_EXPORT_NAME` without the fixed newstyle flag.
     NotFixedNewstyle,
@@ -241,7 +240,7 @@ impl Negotiation {
         (4, None)
     }
 
-    /// Reads an option's head and decides how to handle its payload.
+    /// Reads the header of an option and decides how to handle its payload.
     fn header(&mut self, input: &[u8]) -> (usize, Option<Progress>) {
         let Some(header) = OptionHeader::read(input) else { return (0, Some(Progress::More)) };
         let close = |reason| (OptionHeader::SIZE, Some(Progress::Close(reason)));
@@ -270,7 +269,7 @@ impl Negotiation {
         (OptionHeader::SIZE, None)
     }
 
-    /// Answers one whole option.
+    /// Answers an option whose payload is complete.
     fn option(&mut self, option: OptionKind, payload: &[u8], out: &mut Vec<u8>) -> Progress {
         match option {
             OptionKind::EXPORT_NAME => return self.export_name(payload, out),
@@ -375,7 +374,7 @@ impl Negotiation {
     fn meta_context(&mut self, option: OptionKind, payload: &[u8], out: &mut Vec<u8>) {
         let set = option == OptionKind::SET_META_CONTEXT;
         if set {
-            // "Replaces all previously-set metadata contexts (including when this command fails)".
+            // The specification: "replaces all previously-set metadata contexts (including when this command fails)".
             self.context_export = None;
         }
         if !self.structured {

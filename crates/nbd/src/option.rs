@@ -1,8 +1,8 @@
 //! Payloads of option requests: the server parses them, the client writes them.
 //!
-//! A payload is parsed only when all of it is in memory. Every string and every count in it is checked against the
-//! remaining length, so no number from the peer causes an allocation: names and queries are borrowed from the
-//! payload.
+//! A payload is parsed only when it is completely in memory. Every length and every count is checked against the
+//! remaining bytes of the payload. Names and queries are borrowed from the payload, so no number from the peer causes
+//! an allocation.
 
 use crate::error::Malformed;
 use crate::proto::{InfoKind, MAX_STRING, OPTION_MAGIC, OptionKind};
@@ -59,7 +59,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Checks the rules for strings ("Conventions"): UTF-8, no NUL, at most 4096 bytes.
+/// Checks the rules for strings (section "Conventions"): UTF-8, no NUL, at most 4096 bytes.
 pub(crate) fn text<'a>(bytes: &'a [u8], what: &'static str) -> Result<&'a str, Malformed> {
     if bytes.len() > MAX_STRING {
         return Err(Malformed::StringTooLong(what));
@@ -80,7 +80,7 @@ pub struct InfoRequest<'a> {
 }
 
 impl<'a> InfoRequest<'a> {
-    /// Parses a whole payload.
+    /// Parses a complete payload.
     ///
     /// # Errors
     /// If a field is incomplete, bytes remain, or the name is not a valid string.
@@ -111,7 +111,7 @@ pub struct MetaContextRequest<'a> {
 }
 
 impl<'a> MetaContextRequest<'a> {
-    /// Parses a whole payload, all queries included.
+    /// Parses a complete payload with all its queries.
     ///
     /// # Errors
     /// If a field is incomplete, bytes remain, or a string is invalid.

@@ -1,8 +1,7 @@
 //! Numbers of the protocol: magics, flags, option, reply, command and chunk types.
 //!
 //! Types that a peer may extend (`OptionKind` and so on) are newtypes over the integer and not enums: an unknown
-//! value is legal on the wire, and must reach the code that answers it. See the sections "Values" of the
-//! specification.
+//! value is legal on the wire, and the server must answer it. See the section "Values" of the specification.
 
 use bitflags::bitflags;
 
@@ -26,7 +25,7 @@ pub const DEFAULT_PORT: u16 = 10809;
 pub const BASE_ALLOCATION: &str = "base:allocation";
 
 bitflags! {
-    /// Flags of the server's greeting ("Handshake flags").
+    /// Flags of the server's greeting (section "Handshake flags" of the specification).
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct HandshakeFlags: u16 {
         /// The server speaks fixed newstyle.
@@ -35,16 +34,16 @@ bitflags! {
         const NO_ZEROES = 2;
     }
 
-    /// Flags of the client's answer ("Client flags").
+    /// Flags of the client's answer (section "Client flags" of the specification).
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct ClientFlags: u32 {
         /// The client speaks fixed newstyle.
         const FIXED_NEWSTYLE = 1;
-        /// The client wants the 124 zeroes left out.
+        /// The server must leave out the 124 zeroes.
         const NO_ZEROES = 2;
     }
 
-    /// Capabilities of an export ("Transmission flags").
+    /// Capabilities of an export (section "Transmission flags" of the specification).
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct TransmissionFlags: u16 {
         /// Always set.
@@ -73,7 +72,7 @@ bitflags! {
         const SEND_FAST_ZERO = 1 << 11;
     }
 
-    /// Flags of a request ("Command flags").
+    /// Flags of a request (section "Command flags" of the specification).
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct CommandFlags: u16 {
         /// Reply only when the data is on stable storage.
@@ -98,7 +97,7 @@ bitflags! {
     /// Extent flags of the `base:allocation` context.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
     pub struct AllocationFlags: u32 {
-        /// Nothing is allocated here.
+        /// The extent is not allocated.
         const HOLE = 1;
         /// The extent reads as zeroes.
         const ZERO = 2;
@@ -128,9 +127,9 @@ macro_rules! wire_number {
 }
 
 wire_number! {
-    /// "Option types".
+    /// Types of options (section "Option types" of the specification).
     OptionKind(u32) {
-        /// Choose an export and start transmission; cannot report an error.
+        /// Choose an export and start transmission. The reply cannot report an error.
         EXPORT_NAME = 1;
         /// End the session.
         ABORT = 2;
@@ -154,7 +153,7 @@ wire_number! {
 }
 
 wire_number! {
-    /// "Option reply types". Errors have bit 31 set.
+    /// Types of option replies (section "Option reply types" of the specification). Errors have bit 31 set.
     ReplyKind(u32) {
         /// Success; no further reply follows.
         ACK = 1;
@@ -208,7 +207,7 @@ wire_number! {
 }
 
 wire_number! {
-    /// "Request types".
+    /// Types of requests (section "Request types" of the specification).
     CommandKind(u16) {
         /// Read.
         READ = 0;
@@ -230,7 +229,7 @@ wire_number! {
 }
 
 wire_number! {
-    /// "Structured reply types". Errors have bit 15 set.
+    /// Types of chunks (section "Structured reply types" of the specification). Errors have bit 15 set.
     ChunkKind(u16) {
         /// No content; ends a reply.
         NONE = 0;

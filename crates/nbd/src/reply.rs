@@ -2,7 +2,7 @@
 //!
 //! The server's writers build the fixed part of a reply as an array, so that the data of a read is sent from its own
 //! buffer without a copy. The client's parsers validate payloads; [`within`] checks that a chunk lies within the
-//! request that it answers.
+//! range of its request.
 
 use crate::error::{ErrorCode, Malformed};
 use crate::option::{Fields, text};
@@ -39,7 +39,7 @@ pub fn none(cookie: u64) -> ChunkHeader {
     chunk(cookie, ChunkKind::NONE, true, 0)
 }
 
-/// The head of a data chunk; `length` bytes must follow.
+/// The header of a data chunk; `length` bytes must follow.
 #[must_use]
 pub fn offset_data(cookie: u64, offset: u64, length: u32, done: bool) -> OffsetDataHeader {
     OffsetDataHeader {
@@ -84,7 +84,7 @@ pub fn put_block_status(
     out.extend_from_slice(bytes);
 }
 
-/// The head of any reply, as a client receives it.
+/// The header of any reply, as a client receives it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReplyHeader {
     /// A simple reply; if a read succeeded, its data follows.
@@ -108,10 +108,10 @@ pub enum ReplyHeader {
 }
 
 impl ReplyHeader {
-    /// Parses a head. Returns the head and its length in bytes, or `None` if more bytes are needed.
+    /// Parses a header. Returns the header and its length in bytes, or `None` if more bytes are needed.
     ///
     /// # Errors
-    /// If the magic is that of neither kind of reply. The position in the stream is then lost.
+    /// If the magic number belongs to neither kind of reply. The next reply in the stream can then not be found.
     pub fn parse(bytes: &[u8]) -> Result<Option<(ReplyHeader, usize)>, Malformed> {
         let Some(magic) = bytes.first_chunk() else { return Ok(None) };
         match u32::from_be_bytes(*magic) {
@@ -179,7 +179,7 @@ pub struct ChunkFailure<'a> {
     pub offset: Option<u64>,
 }
 
-/// Parses the payload of any error chunk, also one of an unknown type.
+/// Parses the payload of an error chunk, also of an unknown type of error chunk.
 ///
 /// # Errors
 /// If the message extends past the payload or is too long, or if the error number is zero.

@@ -1,12 +1,13 @@
 //! Transmission requests, and the rules that decide whether a request is valid.
 //!
-//! Parsing has two steps. [`RawRequest::parse`] fails only on a wrong magic number, which means that the position in the
-//! stream is lost. [`RawRequest::check`] returns the command, or the error to send: the server answers an invalid request
-//! and continues. The payload of a write must be read from the stream whatever `check` returns; [`RawRequest::payload`]
-//! returns its length.
+//! Parsing has two steps. [`RawRequest::parse`] fails only on a wrong magic number. After that, the server cannot
+//! find the next request in the stream. [`RawRequest::check`] returns the command, or the error to send: the server
+//! answers an invalid request and continues. The server must read the payload of a write even if `check` fails;
+//! [`RawRequest::payload`] returns the length of the payload.
 //!
-//! The errors follow "Error values": `EPERM` for writes to a read-only export; past the end, `ENOSPC` for writes and
-//! `EINVAL` for other commands; `EINVAL` for unknown commands and flags.
+//! The errors follow the section "Error values": `EPERM` for writes, zero writes and discards on a read-only export;
+//! past the end, `ENOSPC` for writes and zero writes and `EINVAL` for other commands; `EINVAL` for unknown commands
+//! and flags.
 
 use crate::error::{ErrorCode, Malformed};
 use crate::proto::{CommandFlags, CommandKind, REQUEST_MAGIC, TransmissionFlags};
@@ -33,7 +34,7 @@ pub struct RawRequest {
 pub struct Request {
     /// The client's cookie.
     pub cookie: u64,
-    /// Offset in bytes; `offset + length` lies within the export, except for `Flush`.
+    /// Offset in bytes. `offset + length` lies within the export, except for `Flush` and `Disconnect`.
     pub offset: u64,
     /// Length in bytes.
     pub length: u32,
@@ -68,7 +69,7 @@ pub enum Command {
         /// Reply once the discard is on stable storage.
         fua: bool,
     },
-    /// Make all completed writes durable.
+    /// Write the data of all completed writes to stable storage.
     Flush,
     /// Prefetch.
     Cache,
@@ -98,7 +99,7 @@ impl RawRequest {
     /// Parses one request header.
     ///
     /// # Errors
-    /// [`Malformed::BadMagic`] if this is not a request. The position in the stream is then lost.
+    /// [`Malformed::BadMagic`] if the bytes are not a request. The next request in the stream can then not be found.
     pub fn parse(bytes: &[u8; RequestHeader::SIZE]) -> Result<RawRequest, Malformed> {
         let header = RequestHeader::ref_from_bytes(bytes)
             .map_err(|_| Malformed::Truncated("request header"))?;
@@ -130,7 +131,7 @@ impl RawRequest {
         bytes
     }
 
-    /// Bytes of payload that follow the header, whether the request is valid or not.
+    /// Bytes of payload that follow the header, also if the request is invalid.
     #[must_use]
     pub fn payload(&self) -> u32 {
         if self.kind == CommandKind::WRITE { self.length } else { 0 }
@@ -178,7 +179,7 @@ impl RawRequest {
         let flags = CommandFlags::from_bits(self.flags).ok_or(ErrorCode::Inval)?;
         let has = |flag| limits.flags.contains(flag);
         let mut valid = CommandFlags::empty();
-        // "Valid for all commands": existing clients set it on reads.
+        // The specification says "valid for all commands", and existing clients set FUA on reads.
         valid.set(CommandFlags::FUA, has(TransmissionFlags::SEND_FUA));
         let fua = flags.contains(CommandFlags::FUA);
         let command = match self.kind {
@@ -319,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn the_maximum_size_applies_only_to_requests_that_carry_data() {
+    fn the_maximum_size_applies_only_to_reads_writes_and_prefetches() {
         let over = (32 << 20) + 1;
         for kind in [CommandKind::READ, CommandKind::WRITE, CommandKind::CACHE] {
             assert_eq!(error(kind, 0, over), Some(ErrorCode::Inval), "{kind:?}");

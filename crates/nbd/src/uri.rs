@@ -1,8 +1,7 @@
-//! NBD addresses as text (`doc/uri.md`): `nbd://host:port/export` and
-//! `nbd+unix:///export?socket=/path`.
+//! NBD URIs (`doc/uri.md` of the NBD project): `nbd://host:port/export` and `nbd+unix:///export?socket=/path`.
 //!
-//! Parsing handles user input, never the contents of an image. The TLS schemes are recognised and refused by name, so
-//! that a request for encryption never ends in an unencrypted connection.
+//! The parser handles user input, never the contents of an image. It refuses the TLS schemes, so that a user who
+//! requests encryption never gets an unencrypted connection.
 
 use crate::proto::{DEFAULT_PORT, MAX_STRING};
 use std::ffi::OsString;
@@ -43,7 +42,7 @@ pub enum UriError {
     Tls(String),
     /// A percent sign is not followed by two hexadecimal digits, or the text is not UTF-8.
     Escape,
-    /// There is no host, or it is neither a name nor an address (IPv6 in brackets).
+    /// The host is missing, or is neither a name nor an address (IPv6 in brackets).
     Host,
     /// The port is not a number up to 65535.
     Port(String),

@@ -2,7 +2,7 @@
 //!
 //! Every integer is big-endian and every structure is unaligned, so that a structure can be read in place from a
 //! receive buffer and written in place into a send buffer. The sizes are checked at compile time. Reading a structure
-//! does not validate its values; the modules that use it do.
+//! does not validate its values; the modules that use the structure validate them.
 
 use zerocopy::byteorder::network_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -33,7 +33,7 @@ macro_rules! wire_struct {
 }
 
 wire_struct! {
-    /// The first message of the server ("Newstyle negotiation").
+    /// The first message of the server (section "Newstyle negotiation" of the specification).
     Greeting: 18 {
         /// [`crate::proto::MAGIC`].
         magic: U64,
@@ -45,7 +45,7 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// Head of an option request; `length` bytes follow.
+    /// Header of an option request; `length` bytes follow.
     OptionHeader: 16 {
         /// [`crate::proto::OPTION_MAGIC`].
         magic: U64,
@@ -57,7 +57,7 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// Head of an option reply; `length` bytes follow.
+    /// Header of an option reply; `length` bytes follow.
     OptionReplyHeader: 20 {
         /// [`crate::proto::OPTION_REPLY_MAGIC`].
         magic: U64,
@@ -71,7 +71,8 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// Reply to `NBD_OPT_EXPORT_NAME`; 124 zeroes follow unless the client declined them.
+    /// Reply to `NBD_OPT_EXPORT_NAME`; 124 zeroes follow unless the client has set
+    /// [`crate::proto::ClientFlags::NO_ZEROES`].
     ExportNameReply: 10 {
         /// Size of the export in bytes.
         size: U64,
@@ -107,7 +108,7 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// Head of a transmission request ("Request message").
+    /// Header of a transmission request (section "Request message" of the specification).
     RequestHeader: 28 {
         /// [`crate::proto::REQUEST_MAGIC`].
         magic: U32,
@@ -125,7 +126,7 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// "Simple reply message"; the data of a successful read follows.
+    /// A simple reply (section "Simple reply message" of the specification); the data of a successful read follows.
     SimpleReply: 16 {
         /// [`crate::proto::SIMPLE_REPLY_MAGIC`].
         magic: U32,
@@ -137,7 +138,7 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// Head of a structured reply chunk; `length` bytes follow.
+    /// Header of a structured reply chunk; `length` bytes follow.
     ChunkHeader: 20 {
         /// [`crate::proto::STRUCTURED_REPLY_MAGIC`].
         magic: U32,
@@ -153,9 +154,9 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// Head of an `NBD_REPLY_TYPE_OFFSET_DATA` chunk up to the data.
+    /// Header of an `NBD_REPLY_TYPE_OFFSET_DATA` chunk up to the data.
     OffsetDataHeader: 28 {
-        /// The chunk's head.
+        /// The header of the chunk.
         chunk: ChunkHeader,
         /// Offset of the data in the export, in bytes.
         offset: U64,
@@ -165,7 +166,7 @@ wire_struct! {
 wire_struct! {
     /// A whole `NBD_REPLY_TYPE_OFFSET_HOLE` chunk.
     OffsetHole: 32 {
-        /// The chunk's head.
+        /// The header of the chunk.
         chunk: ChunkHeader,
         /// Offset of the hole in the export, in bytes.
         offset: U64,
@@ -177,7 +178,7 @@ wire_struct! {
 wire_struct! {
     /// One extent of an `NBD_REPLY_TYPE_BLOCK_STATUS` chunk.
     StatusExtent: 8 {
-        /// Length in bytes, not zero.
+        /// Length in bytes; never 0.
         length: U32,
         /// Flags as the metadata context defines them.
         flags: U32,

@@ -1,8 +1,8 @@
 //! Makes an incremental backup: `bitmap_backup IMAGE BACKUP.raw`.
 //!
-//! The first run adds a bitmap to the image, which must be qcow2, and copies the whole disk. Later runs copy only the
-//! ranges that the bitmap has recorded since the last run. If a run fails, the next run copies the same ranges again. If
-//! the image was not closed after its last use, the bitmap may miss writes: then the whole disk is copied again.
+//! The image must be qcow2. The first run adds a bitmap to it and copies the complete disk. Later runs copy only the ranges
+//! that the bitmap has recorded since the last run. If a run fails, the next run copies the same ranges again. If the image was
+//! not closed after its last use, the bitmap may miss writes. In this case the complete disk is copied again.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ fn main() -> Result<()> {
     run(image.as_ref(), backup.as_ref())
 }
 
-/// Brings the backup up to date.
+/// Creates the backup, or updates it with the changes since the last run.
 pub fn run(image: &Path, backup: &Path) -> Result<()> {
     let disk = Disk::options().format(Format::Qcow2).open(image).wait()?;
     let copied = update(&disk, backup);
@@ -37,12 +37,12 @@ fn update(disk: &Disk, backup: &Path) -> Result<()> {
     }
 }
 
-/// Copies the whole disk. The bitmap records writes from before the copy on.
+/// Copies the complete disk. The bitmap is added first, so it records all writes that the copy may miss.
 fn copy_disk(disk: &Disk, backup: &Path) -> Result<()> {
     disk.add_bitmap(BITMAP, true).wait()?;
     let copied = Convert::new(disk, backup, Format::Raw).run().wait();
     if copied.is_err() {
-        // Without a backup, the bitmap must not stay: the next run would copy only the changes.
+        // Remove the bitmap if the backup failed. Otherwise the next run would copy only the changes.
         disk.remove_bitmap(BITMAP).wait()?;
     }
     copied
@@ -50,12 +50,12 @@ fn copy_disk(disk: &Disk, backup: &Path) -> Result<()> {
 
 /// Copies the ranges that the bitmap has recorded.
 fn copy_changes(disk: &Disk, backup: &Path) -> Result<()> {
-    // After an error these ranges are dropped, which gives them back to the bitmap.
+    // If this function returns early, `changes` is dropped, and the bitmap contains the ranges again.
     let changes = disk.take_dirty_ranges(BITMAP).wait()?;
     let copy = Disk::options().format(Format::Raw).open(backup).wait()?;
     let copied = copy_ranges(disk, &copy, changes.ranges());
     copied.and(copy.close().wait())?;
-    // The close has made the copies durable.
+    // The close has flushed the copies.
     changes.finish();
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Implements a driver: a disk in memory.
+//! Implements a driver whose disk is stored in memory.
 
 use std::sync::{Mutex, PoisonError};
 

@@ -17,7 +17,7 @@ fn main() -> Result<()> {
     })
 }
 
-/// Copies a disk. `stop_later` gets the handle to stop the copy.
+/// Copies a disk. `stop_later` is called with the handle that stops the copy.
 pub fn run(source: &Path, target: &Path, stop_later: impl FnOnce(oxblk::Stop)) -> Result<()> {
     let source = Disk::open_read_only(source).wait()?;
     let convert = Convert::new(&source, target, Format::Qcow2)

@@ -15,7 +15,7 @@ fn main() -> Result<()> {
     })
 }
 
-/// Serves the disk at the socket. It stops when `until` returns.
+/// Serves the disk at the socket until `until` returns.
 pub fn run(image: &Path, socket: &Path, until: impl FnOnce()) -> Result<()> {
     let disk = Disk::open(image).wait()?;
     let server = NbdServer::start(&[("", &disk)], &Address::Unix(socket.to_owned()))?;

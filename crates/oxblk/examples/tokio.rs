@@ -14,7 +14,7 @@ pub async fn run(image: &std::path::Path) -> Result<()> {
     let mut tasks = Vec::new();
     for number in 0..8 {
         let disk = disk.clone();
-        // Each begins at its own eighth of the disk.
+        // Each task reads from another eighth of the disk.
         let offset = disk.size() / 8 * number;
         tasks.push(tokio::spawn(async move { disk.read(offset, 512).await }));
     }

@@ -1,23 +1,23 @@
-//! [`Cache`]: the cache mode of an image. Its names, and those of the discard mode, are QEMU's.
+//! [`Cache`]: the cache mode of an image. The cache modes and discard modes have the same names as in QEMU.
 
 use std::fmt;
 use std::str::FromStr;
 
 use oxblk_core::{Error, OpenFlags};
 
-/// When writes reach the medium, and whether the host's page cache is used.
+/// Defines when writes reach the disk of the host, and whether the host's page cache is used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Cache {
-    /// Through the host's page cache; durable after a flush. The default.
+    /// Writes go through the host's page cache, and survive a power cut after a flush. The default.
     #[default]
     Writeback,
-    /// Past the host's page cache (`O_DIRECT`); durable after a flush.
+    /// Writes bypass the host's page cache (`O_DIRECT`), and survive a power cut after a flush.
     None,
-    /// Through the host's page cache; each write is durable when it completes.
+    /// Writes go through the host's page cache, and each write is flushed before it completes.
     Writethrough,
-    /// Past the host's page cache; each write is durable when it completes.
+    /// Writes bypass the host's page cache (`O_DIRECT`), and each write is flushed before it completes.
     Directsync,
-    /// Flushes do nothing. For disks that are not needed after a crash.
+    /// Flushes do nothing. Use this mode for disks that are not needed after a crash.
     Unsafe,
 }
 
@@ -26,7 +26,7 @@ impl Cache {
     pub const ALL: &[Self] =
         &[Self::Writeback, Self::None, Self::Writethrough, Self::Directsync, Self::Unsafe];
 
-    /// The mode with this QEMU name. `off` is another name of `none`.
+    /// The mode with this QEMU name; `off` is another name of `none`. `None`: no mode has this name.
     pub fn parse(name: &str) -> Option<Self> {
         let name = if name == "off" { Self::None.name() } else { name };
         Self::ALL.iter().copied().find(|mode| mode.name() == name)
@@ -53,7 +53,7 @@ impl Cache {
         self == Self::Unsafe
     }
 
-    /// Whether each write is durable when it completes.
+    /// Whether each write is flushed before it completes.
     pub fn is_write_through(self) -> bool {
         matches!(self, Self::Writethrough | Self::Directsync)
     }
@@ -79,8 +79,8 @@ impl FromStr for Cache {
     }
 }
 
-/// The discard mode with this QEMU name: whether discards free space on the host. `unmap` and `on` say yes, `ignore` and
-/// `off` say no. `None`: there is no such mode.
+/// The discard mode with this QEMU name: `Some(true)` if discards free space on the host (`unmap`, `on`), `Some(false)` if they
+/// do not (`ignore`, `off`). `None`: no mode has this name.
 pub fn parse_discard(name: &str) -> Option<bool> {
     match name {
         "unmap" | "on" => Some(true),
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_mode_sets_the_options_of_qemus_mode_with_the_same_name() {
+    fn a_cache_mode_sets_the_same_options_as_in_qemu() {
         let options =
             |mode: Cache| (mode.is_direct(), mode.ignores_flushes(), mode.is_write_through());
         assert_eq!(options(Cache::Writeback), (false, false, false));

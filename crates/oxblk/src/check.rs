@@ -1,6 +1,6 @@
-//! Checking an image for consistency, and repairing it.
+//! Check and repair of an image.
 //!
-//! After a repair, the image is checked again, so the result says what remains. `img check` does the same.
+//! After a repair, the image is checked again, so the result contains the faults that remain. `img check` does the same.
 
 use std::sync::Arc;
 
@@ -11,12 +11,13 @@ use crate::Result;
 
 /// Receives the events of a running check.
 pub trait CheckObserver: Send + Sync {
-    /// The check has found this. Findings of the check after a repair follow after [`repaired`](Self::repaired).
+    /// The check has found a fault, or reports a step of the repair. The findings of the second check come after
+    /// [`repaired`](Self::repaired).
     fn finding(&self, finding: &Finding) {
         let _ = finding;
     }
 
-    /// The repair has ended, and the image is checked again. `report` has the numbers of repaired faults.
+    /// The repair has ended, and the image is checked again. `report` contains the numbers of repaired faults.
     fn repaired(&self, report: &CheckReport) {
         let _ = report;
     }
@@ -25,11 +26,11 @@ pub trait CheckObserver: Send + Sync {
 /// An observer that ignores all events.
 impl CheckObserver for () {}
 
-/// Checks the image of a backend, on the calling I/O thread, and repairs the faults that `fix` allows. Requests to the image
-/// wait meanwhile. The report has the faults that remain, and the numbers of repaired faults.
+/// Checks the image of a backend, on the calling I/O thread, and repairs the faults that `fix` allows. Other requests to the
+/// image wait until the check has ended. The report contains the numbers of faults that remain, and of repaired faults.
 ///
 /// # Errors
-/// As [`Backend::check`].
+/// The errors of [`Backend::check`].
 pub async fn run(
     disk: &Backend,
     fix: Fix,

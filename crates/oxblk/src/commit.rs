@@ -1,7 +1,7 @@
-//! Committing an overlay: its data is copied into an image of its backing chain, the base.
+//! Commit of an overlay: the data of the overlay is copied into an image of its backing chain, the base.
 //!
 //! 1. Make the base writable, and grow it to the overlay's size if it is smaller.
-//! 2. Copy all data of the layers above the base into the base, zeroes included ([`crate::copy`]).
+//! 2. Copy all data and zeroes of the layers above the base into the base ([`crate::copy`]).
 //! 3. Flush the base and make it read-only again.
 //! 4. If requested, empty the overlay. This is the last step, so that a crash loses no data.
 //!
@@ -28,15 +28,15 @@ pub struct Commit {
     pub top: Backend,
     /// The node of the overlay's backing chain that receives the data.
     pub base: Arc<Node>,
-    /// Empty the overlay at the end.
+    /// If true, the overlay is emptied at the end.
     pub empty: bool,
-    /// Maximum number of requests in flight on all threads together.
+    /// Maximum number of chunks that are copied concurrently, on all threads together.
     pub parallel: usize,
     /// Maximum rate in bytes per second.
     pub rate: Option<u64>,
     /// Receives the progress.
     pub observer: Arc<dyn Observer>,
-    /// Any thread may set this to stop the copy before its next request. The overlay is not emptied then.
+    /// Any thread may set this flag to stop the copy before its next request. The overlay is not emptied then.
     pub stop: Arc<AtomicBool>,
 }
 

@@ -1,9 +1,9 @@
-//! Comparing two disks: this finds the lowest offset at which they differ.
+//! Comparison of two disks: finds the lowest offset at which they differ.
 //!
-//! Workers on several I/O threads take pieces of the disks in order, read both disks and compare. After a difference or a
-//! failure, workers only take pieces below its offset. So the result is the lowest offset for any number of workers, and
-//! little is read above it. Ranges that are zero on both disks are not read. A range that is zero on one disk is read from
-//! the other disk and compared with zeroes.
+//! Workers on several I/O threads take pieces of the disks in order, read both disks and compare. After a worker has found a
+//! difference or a failure, workers only compare pieces below its offset. So the result is the lowest offset for every number
+//! of workers, and little data above that offset is read. Ranges that are zero on both disks are not read. A range that is zero
+//! on one disk is read from the other disk and compared with zeroes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -17,12 +17,13 @@ use crate::first_by_offset::FirstByOffset;
 use crate::progress::{InOrder, Piece};
 use crate::workers;
 
-/// Longest piece, in bytes. Progress is reported in these steps, as QEMU does.
+/// Longest piece, in bytes. Progress is reported in these steps, as in QEMU.
 const PIECE: u64 = 2 << 20;
-/// A worker takes pieces of this many bytes together, or [`MOST_PIECES`] of them. Each time, workers of other threads may have
-/// to wait for the cursor, and a thread that waits takes longer to wake than a short piece takes to compare.
+/// Number of bytes that a worker takes in one step: several pieces, at most [`MOST_PIECES`]. Workers take pieces under a lock,
+/// the cursor. To wake a thread that waits for the lock takes longer than to compare a short piece, so each worker takes the
+/// lock rarely.
 const BATCH: u64 = 8 << 20;
-/// Largest number of pieces that a worker takes together.
+/// Largest number of pieces that a worker takes in one step.
 const MOST_PIECES: usize = 16;
 /// Length of one read from each disk, in bytes. It is short, so that the data is still in the processor's caches when it is
 /// compared.
@@ -38,13 +39,13 @@ pub struct Compare {
     pub from: u64,
     /// End of the compared range, as a byte offset. Both disks are at least this large.
     pub to: u64,
-    /// Strict comparison: a range with a different block status on the two disks is a difference too.
+    /// Strict comparison: a range whose block status differs between the disks is a difference too.
     pub strict: bool,
-    /// Maximum number of pieces that all threads together process at a time.
+    /// Maximum number of pieces that are compared concurrently, on all threads together.
     pub parallel: usize,
-    /// Called with the number of compared bytes, in the order of the disk, from several threads.
+    /// Is called with the number of compared bytes, in the order of the disk, from several threads.
     pub progress: Arc<dyn Fn(u64) + Send + Sync>,
-    /// Any thread may set this to stop the comparison before its next piece.
+    /// Any thread may set this flag to stop the comparison before its next piece.
     pub stop: Arc<AtomicBool>,
 }
 
@@ -115,7 +116,7 @@ struct Range {
 struct Shared {
     job: Compare,
     cursor: AsyncMutex<Cursor>,
-    /// The lowest offset of a difference or failure so far. Pieces at or above it need not be compared.
+    /// The lowest offset of a difference or failure that has been found. Pieces at or above this offset are not compared.
     bound: AtomicU64,
     found: FirstByOffset<Difference>,
     progress: InOrder,
@@ -125,7 +126,7 @@ struct Shared {
 /// Finds the first difference, on the current I/O thread and on `helpers`.
 ///
 /// # Errors
-/// The failure at the lowest offset, if no difference was found below it.
+/// The failure at the lowest offset, if no difference was found below that offset.
 pub async fn compare(
     job: Compare,
     helpers: &[IoThread],
@@ -149,7 +150,7 @@ pub async fn compare(
     }
     let found = shared.found.take();
     match shared.failure.take() {
-        // A difference below the failure is the result, as if the pieces had been compared in order.
+        // If a difference lies below the failure, the difference is the result, as if the pieces had been compared in order.
         Some(failure) if found.is_none_or(|found| failure.offset <= found.offset()) => Err(failure),
         _ => Ok(found),
     }
@@ -176,7 +177,7 @@ impl Shared {
         self.failed(CompareError { stage: CompareStage::Stopped, disk: 0, offset: 0, error });
     }
 
-    /// Keeps the failure with the lowest offset. Pieces below it are still compared.
+    /// Records a failure. Only the failure with the lowest offset is kept. Pieces below this offset are still compared.
     fn failed(&self, failure: CompareError) {
         self.bound.fetch_min(failure.offset, Relaxed);
         self.failure.keep(failure.offset, failure);
@@ -187,7 +188,7 @@ impl Shared {
         self.bound.fetch_min(difference.offset(), Relaxed);
     }
 
-    /// Compares one piece, unless a difference or a failure below it is known.
+    /// Compares one piece, unless a difference or a failure at a lower offset is known.
     async fn step(&self, range: &Range) -> Result<(), CompareError> {
         let &Range { offset, len, sides } = range;
         if self.job.stop.load(Relaxed) {
@@ -243,7 +244,7 @@ impl Shared {
         }
     }
 
-    /// Takes the next pieces, in order. None are left if the list is empty.
+    /// Takes the next pieces, in the order of the disk. An empty list means that no piece is left.
     async fn next(&self) -> Vec<Range> {
         let mut cursor = self.cursor.lock().await;
         let (mut ranges, mut bytes) = (Vec::new(), 0_u64);
@@ -275,8 +276,8 @@ impl Shared {
         ranges
     }
 
-    /// The length of the range with the status at `offset`, and which disks must be read there. `None`: the block status
-    /// differs, and the comparison is strict.
+    /// Queries the block status of both disks at `offset`. Returns the length of the range with this status, and the disks that
+    /// must be read in the range; `None` if the status differs and the comparison is strict.
     async fn sides(&self, offset: u64) -> Result<Option<(u64, Sides)>, CompareError> {
         let left = self.job.to - offset;
         let first = self.status(0, &self.job.disks.0, offset, left).await?;
@@ -317,8 +318,8 @@ fn is_stored(found: &ChainStatus) -> bool {
     !found.status.is_zero()
 }
 
-/// The status flags that a strict comparison compares. Flags that only serve the walk through the layers are left out. The
-/// flag for the end of the disk is compared, as in QEMU.
+/// The status flags that a strict comparison compares. `RECURSE` and `PASSED_ON` are not compared, because they only control
+/// the status query of the layers below. The flag for the end of the disk is compared, as in QEMU.
 fn kept_as(found: &ChainStatus) -> StatusFlags {
     found.status.flags - (StatusFlags::RECURSE | StatusFlags::PASSED_ON)
 }

@@ -1,6 +1,6 @@
-//! Copying a disk into a new image: [`Convert`] creates the image, copies with [`crate::copy`], and closes the image.
+//! Conversion of a disk: [`Convert`] creates a new image, copies the disk into it with [`crate::copy`], and closes the image.
 //!
-//! If the copy fails or is stopped, the target is removed, so that no incomplete image is left behind.
+//! If the copy fails or is stopped, a target file that did not exist before is removed, so that no incomplete image remains.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -13,13 +13,13 @@ use oxblk_ring::{IoThread, try_thread_index};
 use crate::copy::{self, Copy, CopyError, CopyOptions, Observer, Stage};
 use crate::{Cache, Create, Disk, IoThreads, NewFormat, Request, Result};
 
-/// Called with the number of bytes done and the total number.
+/// Is called with the number of bytes done and the total number of bytes.
 type Progress = Box<dyn Fn(u64, u64) + Send + Sync>;
 
 /// A copy of a disk into a new image.
 ///
-/// The data of the source's whole backing chain is copied into one image. Zeroes stay unallocated. All I/O threads of the
-/// source take part. The image has the same bytes on every run.
+/// The data of the complete backing chain of the source is copied into one image. Zeroes stay unallocated. All I/O threads of
+/// the source work on the copy. The layout of the image is the same on every run.
 ///
 /// ```no_run
 /// # fn main() -> oxblk::Result<()> {
@@ -48,15 +48,16 @@ pub struct Convert {
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// Stops the conversion: it ends with [`ErrorKind::Cancelled`], and its target is removed.
+    /// Stops the conversion, which then fails with [`ErrorKind::Cancelled`]. A target file that did not exist before is
+    /// removed.
     pub fn stop(&self) {
         self.0.store(true, Relaxed);
     }
 }
 
 impl Convert {
-    /// A copy of `source` into a new image at `target`. It replaces an existing file, which must not be a file of the
-    /// source.
+    /// A copy of `source` into a new image at `target`. An existing file at `target` is overwritten; it must not be a file of
+    /// the source.
     pub fn new(source: &Disk, target: impl AsRef<Path>, format: impl Into<NewFormat>) -> Self {
         Self {
             create: Create::new(target.as_ref(), format, source.size()),
@@ -75,7 +76,7 @@ impl Convert {
         self
     }
 
-    /// Whether to copy unreadable data as zeroes instead of failing.
+    /// Whether unreadable data is copied as zeroes and is not an error.
     #[must_use]
     pub fn salvage(mut self, salvage: bool) -> Self {
         self.options.salvage = salvage;
@@ -102,11 +103,12 @@ impl Convert {
         Stop(Arc::clone(&self.stop))
     }
 
-    /// Creates the image, copies the disk, and closes the image. The image is durable when the request completes.
+    /// Creates the image, copies the disk, and closes the image. When the request completes, the image has been flushed.
     ///
     /// # Errors
-    /// If the target is a file of the source, or if another process uses one of the files; otherwise as the images and the
-    /// system report; [`ErrorKind::Cancelled`] if the conversion was stopped. A target that was created is removed then.
+    /// If the target is a file of the source, or if another process uses one of the files; otherwise the errors of the images
+    /// and the system; [`ErrorKind::Cancelled`] if the conversion was stopped. After an error, a target file that did not exist
+    /// before is removed.
     pub fn run(self) -> Request<()> {
         let threads = self.source.threads().clone();
         Request::begin(&threads.clone(), move || self.convert(threads))
@@ -119,7 +121,7 @@ impl Convert {
         let reading = Reading::begin(Arc::clone(&source))?;
         let outcome = self.convert_from(threads).await;
         drop(reading);
-        // The disk may have been closed meanwhile. Then this was the last use of the source.
+        // If the disk was closed during the conversion, this was the last use of the source.
         outcome.and(graph.release(source).await)
     }
 
@@ -148,14 +150,15 @@ impl Convert {
         };
         let outcome = copied.await;
         if outcome.is_err() {
-            // Remove the incomplete image, so that nobody takes it for a complete one.
+            // Remove the incomplete image, so that no program uses it as a complete one.
             created.remove_incomplete(&self.target);
         }
         outcome
     }
 }
 
-/// Refuses a target that is a file of the source's chain, under any name: creating the target would destroy the source.
+/// Refuses a target that is a file of the source or of its backing chain, because the creation of the target would destroy the
+/// source. The files are compared by device and inode number, since one file can have several names.
 fn refuse_source_file(source: &Arc<Node>, target: &str) -> Result<()> {
     let Some(new) = identity(target) else { return Ok(()) };
     let mut nodes = vec![Arc::clone(source)];
@@ -175,11 +178,11 @@ fn identity(name: &str) -> Option<(u64, u64)> {
     std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
-/// A use of the source that excludes writers in other processes. It ends when this is dropped.
+/// A use of the source that excludes writers in other processes. It ends when this value is dropped.
 struct Reading(Option<Arc<Edge>>);
 
 impl Reading {
-    /// Begins to read. A source that is open for writing has its own locks.
+    /// Begins the use. If the source is open for writing, it already has the necessary locks.
     fn begin(source: Arc<Node>) -> Result<Self> {
         if !source.is_read_only() {
             return Ok(Self(None));
@@ -218,7 +221,7 @@ fn reason(failure: CopyError) -> Error {
     }
 }
 
-/// Passes progress on to the caller's closure.
+/// Calls the caller's closure with the progress.
 struct ProgressObserver(Option<Progress>);
 
 impl Observer for ProgressObserver {

@@ -30,15 +30,15 @@ pub struct Create {
 }
 
 impl Create {
-    /// An image of `size` bytes at `path`. It replaces an existing file.
+    /// An image of `size` bytes at `path`. An existing file is overwritten.
     pub fn new(path: impl AsRef<Path>, format: impl Into<NewFormat>, size: u64) -> Self {
         let mut create = Self::at(path.as_ref(), format.into());
         create.options.insert("size", size);
         create
     }
 
-    /// A qcow2 image with the backing file `backing` and of the same size. Clusters that are not written in the image are
-    /// read from the backing file. The image stores the name of the backing file; a relative name is relative to the folder
+    /// A qcow2 image with the backing file `backing`, and with the same size. Clusters that have not been written in the image
+    /// are read from the backing file. The image stores the name of the backing file; a relative name is relative to the folder
     /// of the image.
     pub fn overlay(path: impl AsRef<Path>, backing: impl AsRef<Path>, format: Format) -> Self {
         let mut create = Self::at(path.as_ref(), Format::Qcow2.into());
@@ -76,7 +76,7 @@ impl Create {
     /// Creates the image.
     ///
     /// # Errors
-    /// If an option is invalid, or as the system reports.
+    /// If an option is invalid; otherwise the errors of the system.
     pub fn run(self) -> Request<()> {
         let threads = match self.threads.clone().map_or_else(IoThreads::shared, Ok) {
             Ok(threads) => threads,
@@ -85,11 +85,11 @@ impl Create {
         Request::begin(&threads, move || async { self.make().await.map(drop) })
     }
 
-    /// Computes the size of the file that the image would need, without creating it. An overlay is measured as an empty
+    /// Computes the size that the file of the image would have, without creating the image. An overlay is measured as an empty
     /// image of the size that [`option`](Self::option) sets.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format cannot compute it; if an option is invalid or missing.
+    /// `ENOTSUP` if the format has no measurement; an error if an option is invalid or missing.
     pub fn measure(self) -> Request<Measure> {
         let threads = match self.threads.clone().map_or_else(IoThreads::shared, Ok) {
             Ok(threads) => threads,
@@ -107,7 +107,7 @@ impl Create {
         self.format.format()
     }
 
-    /// Creates the image. The caller may remove it again.
+    /// Creates the image. With the returned value, the caller can remove a file that did not exist before.
     pub(crate) async fn make(self) -> Result<Created> {
         let graph = Graph::with_secrets(drivers(), Gate::AnyFile, self.secrets);
         let mut options = self.format.to_options();

@@ -1,4 +1,4 @@
-//! The table of all drivers. It is the only such list: a new driver is added here.
+//! The table of all drivers. A new driver must be added to this table.
 
 use oxblk_core::{DriverFactory, DriverTable, Error};
 use oxblk_formats::{absent, parallels, qcow2, qed, raw, vdi, vpc};
@@ -29,7 +29,7 @@ pub fn is_absent(name: &str) -> bool {
     absent::ALL.iter().any(|format| format.name() == name)
 }
 
-/// The error of an operation that needs a driver for which [`is_absent`] is true. `None`: the driver is not one of them.
+/// The error of an operation that needs the driver `name`, if [`is_absent`] is true for this driver; otherwise `None`.
 pub fn absent_error(name: &str) -> Option<Error> {
     is_absent(name).then(|| absent::error(name))
 }

@@ -3,11 +3,13 @@
 //! # Why
 //!
 //! A disk image is more than a file with the bytes of a disk. A qcow2 image maps clusters through tables, reads unallocated
-//! clusters from a chain of backing files, and stores snapshots and dirty bitmaps. The order of its writes decides whether it
-//! survives a power cut. Programs that need such images usually start QEMU's tools and parse what these print.
+//! clusters from a chain of backing files, and stores snapshots and dirty bitmaps. The order of writes to the image decides
+//! whether the image survives a power cut. Programs that need such images usually start QEMU's tools and parse the output of
+//! the tools.
 //!
-//! With oxblk, a program opens, reads, writes, creates, copies and serves disk images itself. Images, option names and error
-//! texts are those of QEMU, so both can use the same images. Requests run on `io_uring`, many in flight at a time.
+//! With oxblk, a program opens, reads, writes, creates, copies and serves disk images itself. Image formats, option names and
+//! error texts are the same as in QEMU, so both can use the same images. Requests run on `io_uring`, with many requests in
+//! flight.
 //!
 //! # A first program
 //!
@@ -24,10 +26,10 @@
 //! Create::overlay("overlay.qcow2", "base.raw", Format::Raw).run().wait()?;
 //! let disk = Disk::options().format(Format::Qcow2).open("overlay.qcow2").wait()?;
 //! disk.write(4096, b"hello".as_slice()).wait()?;
-//! // From here on, the write survives a power cut.
+//! // After the flush, the write survives a power cut.
 //! disk.flush().wait()?;
 //! assert_eq!(disk.read(4096, 5).wait()?[..], *b"hello");
-//! // The new image has no backing file: it stores the data of the whole chain.
+//! // The new image has no backing file: it stores the data of the complete chain.
 //! Convert::new(&disk, "whole.qcow2", Format::Qcow2).compress(true).run().wait()?;
 //! disk.close().wait()?;
 //! # Ok(())
@@ -40,25 +42,25 @@
 //! - [`NbdServer`] serves disks to other programs.
 //! - A [`Request`] is one operation in flight. Every method that does I/O returns one.
 //!
-//! The folder `examples` has small programs for snapshots, incremental backups, NBD, tokio, and a driver of your own.
+//! The folder `examples` contains small programs for snapshots, incremental backups, NBD, tokio, and a driver of your own.
 //!
 //! # Closing
 //!
-//! Call [`Disk::close`] when you have finished with a disk. It writes cached metadata, flushes, closes all files and releases
-//! their locks. It returns an error if any of these steps fails.
+//! Call [`Disk::close`] when you do not need a disk any more. The close writes cached metadata, flushes, closes all files and
+//! releases their locks. It returns an error if any of these steps fails.
 //!
-//! Dropping the last handle of a disk also closes the disk. A drop cannot return an error, so failures go only to the log (of
-//! the crate `tracing`), and the log gets an error in any case. The drop waits until the disk is closed. On an I/O thread a
-//! drop cannot wait: there the disk is closed in the background.
+//! Dropping the last handle of a disk also closes the disk. A drop cannot return an error, so failures are only logged (with
+//! the crate `tracing`). The drop itself is logged as an error too. The drop waits until the disk is closed. On an I/O thread a
+//! drop cannot wait, so the disk is closed in the background.
 //!
 //! # Flushing
 //!
 //! When a write has completed, later reads return its data. The write survives a power cut only after a [`Disk::flush`] that
-//! began after the write completed has succeeded. With [`Cache::Writethrough`] and [`Cache::Directsync`], each write is durable
-//! when it completes.
+//! began after the write completed has succeeded. With [`Cache::Writethrough`] and [`Cache::Directsync`], each write is flushed
+//! before it completes.
 //!
-//! If a flush fails, completed writes may be lost. The system does not report which ones, so every later flush of that file
-//! fails too.
+//! If a flush fails, completed writes may be lost. The system does not report which writes were lost, so every later flush of
+//! that file fails too.
 //!
 //! # Threads and tokio
 //!
@@ -71,38 +73,39 @@
 //!   since it blocks a thread of the executor;
 //! - on an **I/O thread**, `await` the request as well ([`Request::wait`] fails there).
 //!
-//! Sending a request to an I/O thread and its result back costs some microseconds. A program that makes hundreds of thousands
+//! To send a request to an I/O thread and its result back takes some microseconds. A program that makes hundreds of thousands
 //! of requests per second should send its loop to the I/O threads with [`Disk::run`]. There, [`Disk::backend`] makes requests
-//! without changing threads. A virtual machine monitor should give an I/O thread to each queue of a device. A program that
-//! runs on I/O threads of its own opens images with [`OpenOptions::open_backend`].
+//! without changing threads. A virtual machine monitor should give an I/O thread to each queue of a device. A program that runs
+//! on its own I/O threads opens images with [`OpenOptions::open_backend`].
 //!
 //! # Formats
 //!
-//! [`Format`] lists the formats that can be opened and created: raw, qcow2, VDI, Parallels, QED and VPC (VHD). A new image
-//! takes a [`Format`] with QEMU's default options, or options of a type such as [`Qcow2Options`]. Other formats, such as VMDK
-//! and VHDX, are recognised and refused, so that such an image is never taken for a raw one.
+//! [`Format`] lists the formats that can be opened and created: raw, qcow2, VDI, Parallels, QED and VPC (VHD). To create an
+//! image, pass a [`Format`] for QEMU's default options, or an options type such as [`Qcow2Options`]. Other formats, such as
+//! VMDK and VHDX, are recognised and refused, so that such an image is never opened as a raw image.
 //!
-//! If you do not name the format, the library probes it from the first bytes of the file. Name it with
-//! [`OpenOptions::format`] wherever you know it, and always for images that a guest has written to: a guest can write the
-//! header of another format into a raw disk.
+//! If you do not specify the format, the library probes the first bytes of the file. Specify the format with
+//! [`OpenOptions::format`] whenever you know it, and always for images that a guest has written to: a guest can write the
+//! header of another format to a raw disk.
 //!
 //! # Errors
 //!
-//! Disks, requests and servers report failures as one [`Error`] type. Its text is one line, worded as in QEMU's tools.
-//! [`Error::kind`] is for decisions of the program, and [`Error::raw_errno`] is the errno value to pass on to a guest. An error
-//! also names the node, the path and the offset where they are known.
+//! Disks, requests and servers report failures as one [`Error`] type. Its text is one line, with the same words as in QEMU's
+//! tools. Use [`Error::kind`] for decisions of the program, and [`Error::raw_errno`] for the errno value that is passed to a
+//! guest. An error also contains the node, the path and the offset if they are known.
 //!
-//! # Images from strangers
+//! # Untrusted images
 //!
-//! An image may name other files: its backing file and its data file. [`OpenOptions::gate`] says which of them may be opened.
-//! For images that others made, use [`Gate::Nothing`] or restrict the names to one directory, and name the format.
+//! An image may contain the names of other files: its backing file and its data file. [`OpenOptions::gate`] sets which of these
+//! files may be opened. For images from untrusted sources, use [`Gate::Nothing`] or restrict the files to one directory, and
+//! specify the format.
 //!
 //! # Other modules
 //!
-//! - [`check`] checks and repairs images, as [`Disk::check`] does. [`qapi`] has results as the JSON objects of QEMU.
+//! - [`check`] checks and repairs images, as [`Disk::check`] does. [`qapi`] converts results to JSON objects of QEMU.
 //! - [`drivers`] returns the table of all drivers, for [`core::Graph::new`].
-//! - [`copy`], [`compare`], [`commit`] and [`rebase`] are the engines that work on whole disks, with many requests in flight on
-//!   several I/O threads. [`workers`] distributes their workers over the threads.
+//! - [`copy`], [`compare`], [`commit`] and [`rebase`] are the engines for operations on complete disks, with many requests in
+//!   flight on several I/O threads. [`workers`] distributes their workers over the threads.
 //! - [`core`] is the block graph, [`ring`] the I/O engine, and [`exports`] contains the servers.
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,5 @@
-//! The extents of a disk in order: where its data is stored, and which ranges are zero. `img map` prints them.
+//! The extents of a disk in order. An extent says where its data is stored, or that it reads as zeroes. `img map` prints the
+//! extents.
 
 use std::sync::Arc;
 
@@ -6,17 +7,18 @@ use oxblk_core::{Backend, ChainStatus, Node, Result, StatusFlags, Want};
 
 use crate::in_sectors;
 
-/// Longest range of one status query, in bytes. It is large because an image may have petabytes of unallocated space.
+/// Longest range of one status query, in bytes. The value is large because an image may have petabytes of unallocated space.
 const STEP: u64 = 1 << 50;
 
-/// A range of the disk with the same status throughout.
+/// A range of the disk that has one status.
 #[derive(Debug, Clone, Default)]
 pub struct Extent {
     /// Byte offset on the disk.
     pub offset: u64,
     /// Length in bytes.
     pub len: u64,
-    /// The image in the chain that reads of the range end at: 0 for the top image, 1 for its backing file, and so on.
+    /// The image in the chain that determines the contents of the range: 0 for the top image, 1 for its backing file, and so
+    /// on.
     pub depth: u32,
     /// An image of the chain has allocated the range.
     pub present: bool,
@@ -26,7 +28,7 @@ pub struct Extent {
     pub data: bool,
     /// The data is compressed.
     pub compressed: bool,
-    /// The byte offset of the data, and the node that contains it. `None`: there is no data, or it is compressed or
+    /// The byte offset of the data, and the node that contains it. `None`: there is no data, or the data is compressed or
     /// encrypted.
     pub place: Option<(u64, Arc<Node>)>,
 }
@@ -60,8 +62,8 @@ impl Extent {
         }
     }
 
-    /// The zeroes that fill up the last sector of an image whose size is not a multiple of the sector size. They are `len`
-    /// bytes long and follow the extent `before`.
+    /// The extent of `len` zero bytes between the end of the image and the end of its last sector, if the size is not a
+    /// multiple of the sector size. `before` is the extent before these zeroes.
     fn rest_of_sector(offset: u64, len: u64, before: &Self) -> Self {
         let place = before
             .place
@@ -70,7 +72,7 @@ impl Extent {
         Self { offset, len, present: true, zero: true, place, ..Self::default() }
     }
 
-    /// Whether `next`, which follows this extent, can be merged with it.
+    /// Whether this extent can be merged with `next`, which follows directly.
     fn joins(&self, next: &Self) -> bool {
         let place = match (&self.place, &next.place) {
             (None, None) => true,
@@ -86,19 +88,19 @@ impl Extent {
     }
 }
 
-/// Walks the extents of a disk in order. Adjacent extents with the same status are merged.
+/// Returns the extents of a disk in order. Adjacent extents with the same status are merged.
 #[derive(Debug)]
 pub struct Extents<'a> {
     disk: &'a Backend,
     /// The start of the next status query.
     at: u64,
     end: u64,
-    /// The extent found last. It is not returned yet, since the next one may be merged with it.
+    /// The last extent that was found. It is returned after the next extent has been queried, because the two may be merged.
     current: Extent,
 }
 
 impl<'a> Extents<'a> {
-    /// Walks the extents of `len` bytes from the byte offset `start` on. `None`: up to the end of the disk.
+    /// Returns the extents of the `len` bytes from the byte offset `start` on. `None`: up to the end of the disk.
     pub fn new(disk: &'a Backend, start: u64, len: Option<u64>) -> Self {
         let size = in_sectors(disk.size());
         let end = len.map_or(size, |len| size.min(start.saturating_add(len)));
@@ -108,7 +110,7 @@ impl<'a> Extents<'a> {
     /// The next extent; `None` at the end.
     ///
     /// # Errors
-    /// As the images of the chain and the system report.
+    /// The errors of the images of the chain and the system.
     pub async fn next(&mut self) -> Result<Option<Extent>> {
         while self.at < self.end {
             let next = self.query().await?;

@@ -1,15 +1,15 @@
-//! The size of the file that a new image would need. The driver of the format computes it.
+//! The size that the file of a new image would have. The driver of the format computes the size.
 
 use oxblk_core::create::{Measure, MeasureRequest};
 use oxblk_core::{Backend, Error, Graph, Options};
 
 use crate::Result;
 
-/// Computes, on the calling I/O thread, how many bytes a new image of the format with this name would need. The image has
-/// the contents of `source`, or it is empty and has the size that the options name.
+/// Computes, on the calling I/O thread, the file size of a new image of the format `format`. The image has the contents of
+/// `source`. Without a source, the image is empty and has the size in the option `size`.
 ///
 /// # Errors
-/// If the format is unknown or cannot compute it, or if an option is invalid; the errors of the source.
+/// If the format is unknown or has no measurement, or if an option is invalid; otherwise the errors of the source.
 pub async fn measure(
     graph: &Graph,
     format: &str,

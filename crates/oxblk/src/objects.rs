@@ -1,6 +1,6 @@
-//! Definitions of objects that images may refer to, as `--object` of QEMU's tools takes them.
+//! Definitions of objects to which images may refer, in the syntax of the option `--object` of QEMU's tools.
 //!
-//! Images refer to secrets only. For objects of other types, the type and the identifier are checked.
+//! Only secrets have an effect. For objects of other types, only the type and the identifier are checked.
 
 use oxblk_core::{Error, Options, Result, Secrets};
 
@@ -20,7 +20,7 @@ const TYPES: &[&str] = &[
     "tls-creds-x509",
 ];
 
-/// The hint of an error about an identifier.
+/// The hint in an error about an identifier.
 const IDENTIFIER_HINT: &str =
     "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.";
 
@@ -56,7 +56,7 @@ pub fn define_object(secrets: &Secrets, definition: &str) -> Result<()> {
 /// Checks whether a text is a valid identifier of an object.
 ///
 /// # Errors
-/// If it is not, with the rules as a hint.
+/// If the identifier is not valid. The hint of the error contains the rules.
 pub fn check_identifier(text: &str) -> Result<()> {
     let is_valid = text.starts_with(|first: char| first.is_ascii_alphabetic())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'));

@@ -1,25 +1,25 @@
 //! Progress of several workers that process a disk in pieces, reported in the order of the disk.
 //!
-//! If a piece completes before a piece at a lower offset, its report is held back. So the reported numbers are the same on
-//! every run. If many reports are held back, adjacent pieces are merged, which bounds the memory.
+//! If a piece completes before a piece at a lower offset, its report is delayed until that piece has completed. So the reported
+//! numbers are the same on every run, unless many reports are delayed: then adjacent pieces are merged, to limit the memory.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// If this many pieces are held back, adjacent ones are merged.
+/// If the reports of this number of pieces are delayed, adjacent pieces are merged.
 const MANY: usize = 64;
 
 /// A completed piece of the disk.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Piece {
-    /// The byte offset of its end.
+    /// The byte offset of the end of the piece.
     pub(crate) end: u64,
-    /// The number of its bytes that count as progress.
+    /// The number of bytes of the piece that count as progress.
     pub(crate) counts: u64,
-    /// The place of a progress report inside the piece, as the number of counted bytes between that place and the end.
-    /// `None`: the piece causes no report.
+    /// The position of a progress report inside the piece: the number of counted bytes from that position to the end of the
+    /// piece. `None`: the piece causes no report.
     pub(crate) reports: Option<u64>,
 }
 
@@ -49,18 +49,18 @@ pub(crate) struct InOrder(Mutex<State>);
 struct State {
     /// All pieces below this offset have been reported.
     next: u64,
-    /// The number of counted bytes below this offset.
+    /// The number of bytes below `next` that count as progress.
     counted: u64,
-    /// Completed pieces above this offset, by their start.
+    /// Completed pieces above `next`, by their start.
     later: BTreeMap<u64, Piece>,
     /// Reports that are due, in order.
     due: VecDeque<u64>,
-    /// A thread makes the reports that are due.
+    /// Whether a thread is making the reports that are due.
     is_reporting: bool,
 }
 
 impl State {
-    /// Notes that the piece at `start` is complete, and which reports are due now.
+    /// Records that the piece at `start` is complete, and adds the reports that are due now to `due`.
     fn complete(&mut self, start: u64, piece: Piece) {
         if start != self.next {
             if self.later.len() >= MANY {
@@ -81,7 +81,7 @@ impl State {
         }
     }
 
-    /// Holds back a piece, merged with the pieces adjacent to it.
+    /// Adds a piece to `later`, merged with the adjacent pieces.
     fn join(&mut self, mut start: u64, mut piece: Piece) {
         let before = self.later.range(..start).next_back().map(|(from, to)| (*from, *to));
         if let Some((from, earlier)) = before.filter(|(_, earlier)| earlier.end == start) {
@@ -95,7 +95,7 @@ impl State {
 }
 
 impl InOrder {
-    /// Starts at the byte offset `begin`, with no completed piece.
+    /// The first piece starts at the byte offset `begin`. No piece is complete.
     pub(crate) fn new(begin: u64) -> Self {
         Self(Mutex::new(State {
             next: begin,
@@ -106,9 +106,9 @@ impl InOrder {
         }))
     }
 
-    /// Records that the piece at `start` is complete. Then calls `tell` for each progress report that is due, with the
-    /// number of counted bytes up to that report. One thread at a time makes the reports, in order. It holds no lock during
-    /// a call, so `tell` may wait for other threads that complete pieces.
+    /// Records that the piece at `start` is complete. Then calls `tell` for each progress report that is due, with the number
+    /// of counted bytes up to that report. One thread at a time makes the reports, in order. The thread holds no lock during a
+    /// call, so `tell` may wait for other threads that complete pieces.
     pub(crate) fn done(&self, start: u64, piece: Piece, tell: impl Fn(u64)) {
         self.lock().complete(start, piece);
         let Some(reporting) = Reporting::begin(self) else { return };
@@ -122,14 +122,14 @@ impl InOrder {
     }
 }
 
-/// The right to make the reports that are due. If a report panics, the drop of this lets another thread continue.
+/// The right to make the reports that are due. If a report panics, this value is dropped, and another thread can continue.
 struct Reporting<'a> {
     progress: &'a InOrder,
     has_ended: Cell<bool>,
 }
 
 impl<'a> Reporting<'a> {
-    /// `None`: another thread makes the reports.
+    /// Takes the right to report. `None`: another thread has it.
     fn begin(progress: &'a InOrder) -> Option<Self> {
         let mut state = progress.lock();
         if std::mem::replace(&mut state.is_reporting, true) {
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_pieces_held_back_is_bounded() {
+    fn the_number_of_delayed_reports_is_limited() {
         let progress = InOrder::new(0);
         let told = RefCell::new(Vec::new());
         let done = |start, end| {

@@ -1,4 +1,4 @@
-//! Results as the JSON objects of QEMU's interface (QAPI).
+//! Results as JSON objects of QEMU's interface (QAPI).
 //!
 //! The keys are inserted in the same order as in QEMU. If two keys share a hash chain, this order determines the order of
 //! printing ([`crate::qemu_json`]).
@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::image_info::{ImageInfo, limits};
 
-/// `ImageInfo`, with the key `limits` if `with_limits` is set.
+/// QAPI's `ImageInfo`, with the key `limits` if `with_limits` is set.
 pub fn image_info(info: &ImageInfo, with_limits: bool) -> Value {
     let mut map = Map::new();
     let mut insert = |key: &str, value: Value| map.insert(key.to_owned(), value);
@@ -50,7 +50,7 @@ pub fn image_info(info: &ImageInfo, with_limits: bool) -> Value {
     Value::Object(map)
 }
 
-/// `SnapshotInfo`.
+/// QAPI's `SnapshotInfo`.
 pub fn snapshot_info(snapshot: &SnapshotInfo) -> Value {
     let mut info = json!({
         "id": snapshot.id,
@@ -67,7 +67,8 @@ pub fn snapshot_info(snapshot: &SnapshotInfo) -> Value {
     info
 }
 
-/// `ImageCheck` of the image with this file name and format. Numbers that are zero are left out, except `check-errors`.
+/// QAPI's `ImageCheck` of the image with this file name and format. Numbers that are zero are not included, except
+/// `check-errors`.
 pub fn image_check(report: &CheckReport, filename: &str, format: &str) -> Value {
     let numbers = [
         ("image-end-offset", report.image_end_offset),
@@ -88,7 +89,7 @@ pub fn image_check(report: &CheckReport, filename: &str, format: &str) -> Value 
     Value::Object(map)
 }
 
-/// `BlockMeasureInfo`.
+/// QAPI's `BlockMeasureInfo`.
 pub fn measure(measure: &Measure) -> Value {
     let mut map = Map::new();
     map.insert("required".to_owned(), json!(measure.required));

@@ -1,11 +1,11 @@
-//! JSON as QEMU's tools print it.
+//! Formatting of JSON in the same way as QEMU's tools.
 //!
-//! The output is equal to QEMU's, byte for byte, so that people and tests can compare outputs. It differs from that of
-//! other printers in two ways:
+//! The output has the same bytes as the output of QEMU, so that people and tests can compare outputs. It differs from the
+//! output of other JSON libraries in two ways:
 //!
-//! - Layout: four spaces per level, and an empty list or object takes two lines.
-//! - Order of keys: QEMU stores an object in a hash table with 512 chains and prints chain by chain, within a chain the
-//!   newest key first. So the order looks arbitrary, but is always the same.
+//! - Layout: the indentation is four spaces per level, and an empty list or object takes two lines.
+//! - Order of keys: QEMU stores an object in a hash table with 512 chains. It prints one chain after the other, and the newest
+//!   key of a chain first. So the order looks arbitrary, but it is the same on every run.
 
 use serde_json::{Map, Value};
 
@@ -34,7 +34,7 @@ pub fn ordered(map: &Map<String, Value>) -> Vec<(&String, &Value)> {
     entries
 }
 
-/// The chain that contains a key. The hash function is that of the TDB database.
+/// The chain that contains a key. QEMU uses the hash function of the TDB database.
 fn bucket(key: &str) -> u32 {
     let length = u32::try_from(key.len()).unwrap_or(u32::MAX);
     let mut value = 0x238f_13af_u32.wrapping_mul(length);

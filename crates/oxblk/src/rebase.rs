@@ -1,16 +1,16 @@
-//! Rebasing an overlay: the overlay gets another backing file, and its guest-visible contents stay the same.
+//! Rebase of an overlay: the overlay gets another backing file, and its guest-visible contents do not change.
 //!
-//! Workers on several I/O threads take pieces of the disk that are whole clusters. In ranges that the overlay has not
-//! allocated, they compare the old backing file with the new one. Where the two differ, they write the contents of the old
-//! backing file to the overlay. They read nothing where both backing files are known to be zero. They also read nothing
-//! where the new backing file is a layer of the old one and no layer between the two has allocated the range.
+//! Workers on several I/O threads take pieces of the disk that consist of complete clusters. In ranges that the overlay has not
+//! allocated, the workers compare the old backing file with the new one. Where the two differ, they write the contents of the
+//! old backing file to the overlay. They read no data in two cases: the block status shows that both backing files are zero; or
+//! the new backing file is in the backing chain of the old one, and no layer between the two has allocated the range.
 //!
-//! Nobody else writes to the overlay during this work ([`SoleWriter`]): the old data that a worker has read could replace data
-//! that another writer has written meanwhile. A rebase fails if the overlay has another writer. Writes through the backend of
-//! the rebase and its clones are refused until the rebase ends.
+//! Only the rebase writes to the overlay during this work ([`SoleWriter`]). Otherwise, the old data that a worker has read could
+//! replace data that another writer wrote after that. A rebase fails if the overlay has another writer. Writes through the
+//! backend of the rebase and its clones are refused until the rebase ends.
 //!
-//! The overlay keeps its old backing file during this work. The caller exchanges it afterwards
-//! ([`Backend::change_backing_file`]), and only if the work has succeeded.
+//! The overlay has its old backing file until this work has ended. If the work has succeeded, the caller changes the backing
+//! file ([`Backend::change_backing_file`]).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -27,16 +27,16 @@ use crate::first_by_offset::FirstByOffset;
 use crate::progress::{InOrder, Piece};
 use crate::workers;
 
-/// Longest piece that a worker takes in one step, in bytes, unless clusters are larger. Progress is reported in these
-/// steps, as QEMU does.
+/// Length in bytes of the pieces that workers take; if clusters are larger, a piece is one cluster. Progress is reported in
+/// these steps, as in QEMU.
 const CHUNK: u64 = 2 << 20;
-/// Length of one read from each backing file in bytes, unless clusters are larger. It is short, so that the data is still
-/// in the processor's caches when it is compared and written.
+/// Length in bytes of one read from each backing file; if clusters are larger, one cluster is read. The length is short, so
+/// that the data is still in the processor's caches when it is compared and written.
 const STEP: u64 = 256 << 10;
 
 /// An overlay to be rebased.
 pub struct Rebase {
-    /// The overlay, writable, with its old backing file. Writes through this backend fail during the rebase.
+    /// The overlay. It is writable and has its old backing file. Writes through this backend fail during the rebase.
     pub disk: Backend,
     /// The old backing file; `None`: zeroes.
     pub old: Option<Backend>,
@@ -44,13 +44,13 @@ pub struct Rebase {
     pub new: Option<Backend>,
     /// The node of `new`, if that node is in the backing chain of `old`.
     pub common: Option<Arc<Node>>,
-    /// Write compressed clusters.
+    /// If true, compressed clusters are written.
     pub compress: bool,
-    /// Maximum number of requests in flight on all threads together.
+    /// Maximum number of pieces that are processed concurrently, on all threads together.
     pub parallel: usize,
     /// Receives the progress.
     pub observer: Arc<dyn Observer>,
-    /// Any thread may set this to stop the work before its next request.
+    /// Any thread may set this flag to stop the work before its next request.
     pub stop: Arc<AtomicBool>,
 }
 
@@ -65,7 +65,7 @@ pub enum RebaseStage {
     ReadingOld,
     /// Reading the new backing file.
     ReadingNew,
-    /// Writing to the overlay, or reading from it the data to be compressed.
+    /// Writing to the overlay, or reading data from the overlay before it is compressed.
     Writing,
     /// The rebase was stopped on request.
     Stopped,
@@ -115,12 +115,11 @@ struct Shared {
     failure: FirstByOffset<RebaseError>,
 }
 
-/// Compares the backing files and writes the differences to the overlay, on the current I/O thread and on `helpers`. It
-/// does not flush.
+/// Compares the backing files and writes the differences to the overlay, on the current I/O thread and on `helpers`. The
+/// overlay is not flushed.
 ///
 /// # Errors
-/// The failure at the lowest offset, as if the pieces had been processed in order. All requests in flight have ended by
-/// then.
+/// The failure at the lowest offset, as if the pieces had been processed in order. No request is in flight when this returns.
 pub async fn run(job: Rebase, helpers: &[IoThread]) -> Outcome {
     let attaching = failed(RebaseStage::Attaching, 0);
     let writer = job.disk.sole_writer("rebase job").await.map_err(&attaching)?;
@@ -164,8 +163,8 @@ fn failed(stage: RebaseStage, offset: u64) -> impl Fn(Error) -> RebaseError {
 impl Shared {
     async fn work(&self) {
         let step = self.cluster.max(CHUNK);
-        // A worker processes each piece that it has taken, even if another piece has failed meanwhile. So every piece below
-        // a failed piece is processed, and the failure at the lowest offset is found.
+        // If another piece fails, a worker still processes the piece that it has taken. So every piece below a failed piece is
+        // processed, and the failure at the lowest offset is found.
         while !self.failure.is_some() {
             let start = self.next.fetch_add(step, Relaxed);
             if start >= self.size {
@@ -184,7 +183,7 @@ impl Shared {
         self.failure.keep(failure.offset, failure);
     }
 
-    /// Processes one piece, which is whole clusters.
+    /// Processes one piece, which consists of complete clusters.
     async fn piece(&self, range: Range<u64>) -> Outcome {
         let below = self.job.old.as_ref().and_then(|old| old.node().ok());
         let mut at = range.start;
@@ -211,7 +210,7 @@ impl Shared {
             let len = range.end - at;
             let (old, new) = (self.old_status(at, len).await?, self.new_status(at, len).await?);
             let end = at.saturating_add(old.len.min(new.len));
-            // Ranges end at cluster boundaries, so that an all-zero cluster can become a zero cluster of the overlay.
+            // Let ranges end at cluster boundaries, so that a cluster of zeroes can become a zero cluster of the overlay.
             let whole = end - end % self.cluster;
             let (looks, end) = match end < range.end && whole < end {
                 false => ((old.look, new.look), end),
@@ -320,7 +319,8 @@ impl Shared {
         }
     }
 
-    /// Writes the range `run` of the old backing file to the overlay. `old` contains its data from the offset `start` on.
+    /// Writes the contents of the old backing file in the range `run` to the overlay. `old` contains the data of the old
+    /// backing file from the offset `start` on.
     async fn keep(&self, run: Range<u64>, zero: bool, old: &IoBuf, start: u64) -> Outcome {
         let disk = &self.job.disk;
         let failed = failed(RebaseStage::Writing, run.start);
@@ -335,8 +335,8 @@ impl Shared {
         disk.write(run.start, data, WriteFlags::empty()).await.map_err(failed)
     }
 
-    /// Compresses the clusters that contain a range. It reads them through the overlay, because the overlay may have
-    /// allocated parts of them.
+    /// Compresses the clusters that contain a range. The data is read from the overlay, because the overlay may have allocated
+    /// parts of the clusters.
     async fn compress(&self, run: Range<u64>) -> Outcome {
         let disk = &self.job.disk;
         let mut at = run.start - run.start % self.cluster;

@@ -45,8 +45,8 @@ impl<T: Send + 'static> Request<T> {
     /// Blocks the calling thread until the request has completed.
     ///
     /// # Errors
-    /// Those of the request; `EDEADLK` on an I/O thread. There, await the request instead: a blocked I/O thread could never
-    /// complete its own requests.
+    /// The errors of the request; `EDEADLK` on an I/O thread. On an I/O thread, await the request instead: a blocked I/O thread
+    /// could never complete its own requests.
     pub fn wait(self) -> Result<T> {
         let running = match self.0 {
             State::Running(running) => running,

@@ -1,9 +1,9 @@
-//! Sectors: the unit of the sizes of disks and files that the tools report.
+//! Sectors, the unit of the disk sizes that the tools report.
 
-/// Size of a sector in bytes. Sizes of disks are multiples of it.
+/// Size of a sector in bytes. The tools report disk sizes that are multiples of this number.
 pub const SECTOR: u64 = 512;
 
-/// `bytes` rounded up to whole sectors.
+/// `bytes`, rounded up to a multiple of the sector size.
 pub fn in_sectors(bytes: u64) -> u64 {
     bytes.checked_next_multiple_of(SECTOR).unwrap_or(bytes)
 }

@@ -1,4 +1,4 @@
-//! Serving disks to other programs over NBD.
+//! [`NbdServer`]: serves disks to other programs over NBD.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -10,9 +10,9 @@ use crate::{Disk, IoThreads, Request, SocketFile};
 
 /// An NBD server for one or more disks.
 ///
-/// It serves until it is [stopped](Self::stop) or dropped. `stop` waits until all connections have ended; a drop starts the
-/// same stop and does not wait. Both remove the socket file of a Unix address. The server does not close disks that the caller
-/// still holds.
+/// The server runs until it is [stopped](Self::stop) or dropped. `stop` waits until all connections have ended; a drop starts
+/// the same stop and does not wait. Both remove the socket file of a Unix address. The server does not close a disk to which
+/// the caller still has a handle.
 ///
 /// ```no_run
 /// # fn main() -> oxblk::Result<()> {
@@ -32,22 +32,22 @@ pub struct NbdServer {
     server: Server,
     threads: IoThreads,
     address: Address,
-    /// `None` once the stop has begun.
+    /// `None` after the stop has begun.
     running: Option<Running>,
 }
 
-/// The parts of a server that end with it.
+/// The parts of a server that are released when the server stops.
 struct Running {
     /// These handles keep the disks open while they are served.
     disks: Vec<Disk>,
     socket: Option<SocketFile>,
-    /// The task that accepts connections. Dropping it does not end the task.
+    /// The task that accepts connections. Dropping this handle does not end the task.
     accepting: Mutex<Option<Remote<std::io::Result<()>>>>,
 }
 
 impl NbdServer {
     /// Serves each disk under its name. A client that sends no name gets the first disk. The path of a Unix socket must not
-    /// exist yet.
+    /// exist.
     ///
     /// # Errors
     /// If the server cannot listen at the address, or if there is no disk.
@@ -80,7 +80,7 @@ impl NbdServer {
         Ok(Self { server, threads, address, running })
     }
 
-    /// The address that the server listens at. If the system chose the port, this is the chosen port.
+    /// The address at which the server listens. If the system has chosen the port, the address contains this port.
     pub fn address(&self) -> &Address {
         &self.address
     }
@@ -100,7 +100,7 @@ impl NbdServer {
         self.begin_stop(running)
     }
 
-    /// Begins the stop, which goes on to its end even if nobody awaits it. The socket file is removed first.
+    /// Begins the stop. The stop runs to completion, even if nobody awaits the request. The socket file is removed first.
     fn begin_stop(&self, running: Option<Running>) -> Request<()> {
         let server = self.server.clone();
         let running = running.map(|Running { disks, socket, accepting }| {
@@ -111,7 +111,7 @@ impl NbdServer {
             server.stop().await;
             let Some((disks, accepting)) = running else { return Ok(()) };
             let accepting = accepting.into_inner().unwrap_or_else(PoisonError::into_inner);
-            // Release the disks only now: connections have used them until here.
+            // Release the disks after all connections have ended, because connections use the disks.
             for disk in disks {
                 disk.release().await;
             }

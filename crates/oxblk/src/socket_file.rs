@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-/// The file of a listening Unix socket. Dropping this removes the file, unless another program has replaced it.
+/// The file of a listening Unix socket. If this value is dropped, the file is removed, unless another program has replaced it.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
@@ -12,9 +12,9 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
-    /// The file at `path`, on which the caller listens; `None` if it has been removed already.
+    /// The file at `path`, on which the caller listens; `None` if the file has already been removed.
     pub fn new(path: &Path) -> Option<Self> {
-        // After a change of the working directory, a relative path would name another file.
+        // After a change of the working directory, a relative path would refer to another file.
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         Some(Self { identity: identity(&path)?, path })
     }
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_own_file_is_removed() {
+    fn a_socket_file_that_was_replaced_is_not_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();

@@ -1,7 +1,8 @@
-//! Temporary snapshots: an overlay in an unnamed file, which the system deletes when it is closed.
+//! Temporary snapshots. A temporary snapshot is an overlay in an unnamed file, which the system deletes when the file is
+//! closed.
 //!
-//! All writes go to the overlay, so the base does not change. The overlay is never flushed, because nothing reads it after
-//! it has been closed.
+//! All writes go to the overlay, so the base does not change. The overlay is never flushed, because it is not used after a
+//! crash.
 
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use crate::SECTOR;
 /// Opens a temporary overlay whose backing file is `base`.
 ///
 /// # Errors
-/// As the file system of temporary files reports; also if another user writes to `base`.
+/// The errors of the file system of temporary files. It is also an error if another user writes to `base`.
 pub async fn overlay(graph: &Graph, base: &Arc<Node>, flags: OpenFlags) -> Result<Arc<Node>> {
     let file = File::from_fd(temporary()?, Aio::IoUring);
     let driver = Box::new(FileDriver::from_ring_file(file, 0));
@@ -55,6 +56,6 @@ async fn open_over(
     options.insert("driver", QCOW2.name());
     options.insert("file", file.name());
     options.insert("backing", base.name());
-    // `force_share` is off: nobody else can open the overlay, and `base` is open already.
+    // `force_share` is not needed: no other process can open the overlay, and `base` is already open.
     graph.open(options, OpenFlags { no_flush: true, force_share: false, ..flags }).await
 }

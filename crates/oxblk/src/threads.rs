@@ -1,8 +1,8 @@
 //! Groups of I/O threads, which run the requests of disks.
 //!
-//! A disk belongs to one group. Each request goes to one thread of the group ([`IoThreads::spawn`]). The process has one
-//! shared group, which is started at its first use and ends when nothing uses it. Tasks hold a reference to their group, so
-//! that its threads do not end before the tasks.
+//! A disk belongs to one group. Each request goes to one thread of the group ([`IoThreads::spawn`]). The process has one shared
+//! group, which is started when it is first used, and ends when no disk or handle uses it. A task has a reference to its group,
+//! so that the threads of the group do not end before the task.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -21,11 +21,11 @@ pub struct IoThreads(Arc<Group>);
 
 struct Group {
     threads: Vec<IoThread>,
-    /// Counts the tasks sent to the group, to distribute them over the threads in turn.
+    /// The number of tasks that were sent to the group, to distribute tasks over the threads in turn.
     next: AtomicUsize,
 }
 
-/// The group of disks that are opened without an explicit group.
+/// The group for disks that are opened without an explicit group.
 static SHARED: Mutex<Weak<Group>> = Mutex::new(Weak::new());
 
 impl IoThreads {
@@ -45,10 +45,10 @@ impl IoThreads {
         Ok(group)
     }
 
-    /// Starts `count` threads that help the calling I/O thread. If the system cannot start all of them, the group has fewer
-    /// threads, possibly none, and the error is the reason.
+    /// Starts `count` threads, in addition to the calling I/O thread. If the system cannot start all of them, the group has
+    /// fewer threads, possibly none, and the returned error is the reason.
     ///
-    /// No [`Disk`](crate::Disk) can use a group without threads: its requests fail.
+    /// If a group has no threads, the requests of a [`Disk`](crate::Disk) that uses the group fail.
     pub fn start_up_to(count: usize) -> (Self, Option<Error>) {
         let (mut threads, mut shortage) = (Vec::new(), None);
         for index in 0..count {
@@ -63,8 +63,8 @@ impl IoThreads {
         (Self(Arc::new(Group { threads, next: AtomicUsize::new(0) })), shortage)
     }
 
-    /// Waits until the threads have ended and have closed all files. If other clones of the group or disks of the group
-    /// exist, the threads go on and this returns immediately. Handles that were cloned from [`threads`](Self::threads) must
+    /// Waits until the threads have ended and have closed all files. If other clones of the group or disks of the group exist,
+    /// the threads continue to run, and this returns immediately. Handles that were cloned from [`threads`](Self::threads) must
     /// have been dropped.
     pub fn join(self) {
         let group = Arc::into_inner(self.0);
@@ -73,11 +73,11 @@ impl IoThreads {
         }
     }
 
-    /// The shared group of the process, which disks use by default. It has one thread for each core, 16 at most, and is
-    /// started at its first use.
+    /// The shared group of the process, which disks use by default. It has one thread for each core, at most 16, and is started
+    /// when it is first used.
     ///
     /// # Errors
-    /// As [`Self::start`].
+    /// The errors of [`Self::start`].
     pub fn shared() -> Result<Self> {
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(group) = shared.upgrade() {

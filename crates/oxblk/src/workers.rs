@@ -1,24 +1,24 @@
-//! The workers of an operation on whole disks.
+//! Runs the workers of an operation on complete disks.
 //!
-//! Several workers on several I/O threads take pieces of a disk from a common state until no piece is left. [`run`]
-//! distributes the workers over the threads and waits for them. The state says when they end: no piece is left, or the
-//! operation has failed. If the future of [`run`] is dropped, it makes the state fail, so that workers on other threads do
-//! not continue an operation that nobody awaits.
+//! Several workers on several I/O threads take pieces of a disk from a common state. A worker ends when no piece is left, or
+//! when the state says that the operation has failed. [`run`] distributes the workers over the threads and waits until they
+//! have ended. If the future of [`run`] is dropped, the operation is cancelled, so that workers on other threads do not
+//! continue an operation that nobody awaits.
 
 use std::sync::Arc;
 
 use oxblk_ring::{IoThread, TaskGone, transfer_in_place};
 
-/// Runs `count` workers, at least one, on the current I/O thread and on `helpers`. `work` starts one worker; it runs on the
-/// thread of the worker.
+/// Runs `count` workers, at least one, on the current I/O thread and on `helpers`. `work` is called once for each worker, on
+/// the thread of the worker, and returns the future of the worker.
 ///
-/// Transfers of files in memory of up to `in_place` bytes are executed by the threads themselves meanwhile
-/// ([`transfer_in_place`]). `None`: the usual limit applies.
+/// While the workers run, their threads execute reads and writes of up to `in_place` bytes on tmpfs inline, instead of in a
+/// kernel worker ([`transfer_in_place`]). `None`: the default limit.
 ///
-/// `cancel` makes the state fail. It is called if the future is dropped.
+/// If the future is dropped, `cancel` is called. It marks the operation as failed in the state, so that the workers end.
 ///
 /// # Errors
-/// If a helper has ended before its workers. The workers of all other threads have ended by then.
+/// If the thread of a helper has ended before its workers. The workers of all other threads have ended when this returns.
 pub async fn run<S, W, F>(
     state: &Arc<S>,
     count: usize,
@@ -51,7 +51,7 @@ where
     outcome
 }
 
-/// Makes the state fail when it is dropped.
+/// Calls `cancel` when it is dropped.
 struct Cancel<'a, S> {
     state: &'a Arc<S>,
     cancel: fn(&S),

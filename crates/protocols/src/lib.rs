@@ -1,7 +1,7 @@
-//! Protocol drivers: they store bytes on the host.
+//! Protocol drivers, which store bytes on the host.
 //!
 //! - [`mod@file`]: files and block devices of the host (`file`, `host_device`).
-//! - [`null`]: a disk without storage, for measuring the other layers (`null-co`, `null-aio`).
+//! - [`null`]: a disk without storage, for benchmarks of the other layers (`null-co`, `null-aio`).
 #![forbid(unsafe_code)]
 
 pub mod file;

@@ -1,5 +1,5 @@
-//! `null-co` and `null-aio`: a disk without storage. Writes are discarded. Reads leave the buffer unchanged, or zero
-//! it if the option says so. With `latency-ns` each request takes that long.
+//! The drivers `null-co` and `null-aio`: a disk without storage. Writes are discarded. Reads leave the buffer
+//! unchanged; with `read-zeroes=on` they zero the buffer. With `latency-ns`, each request waits for this time.
 
 use std::time::Duration;
 
@@ -132,7 +132,7 @@ impl Driver for Null {
     }
 }
 
-/// No open option affects a null disk.
+/// A reopen changes nothing, because no open option affects a null disk.
 impl Reopen for Null {
     fn prepare(&self, _flags: OpenFlags, _options: &Options) -> BoxFuture<'_, Result<()>> {
         Box::pin(std::future::ready(Ok(())))
@@ -173,7 +173,7 @@ impl DriverFactory for NullFactory {
         Box::pin(async move {
             let options: NullOptions = context.options.extract()?;
             let size = options.size.unwrap_or(DEFAULT_SIZE);
-            // Creating the node refuses a size that is too large.
+            // The graph refuses a node whose size is too large.
             let size = size.checked_next_multiple_of(SECTOR).unwrap_or(u64::MAX);
             let latency = u64::try_from(options.latency_ns.unwrap_or(0))
                 .map_err(|_| Error::invalid("latency-ns is invalid"))?;

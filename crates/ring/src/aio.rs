@@ -1,9 +1,9 @@
-//! [`Aio`]: how the reads and writes of a file are carried out.
+//! [`Aio`]: the mechanism that executes the reads and writes of a file.
 
-/// How a file's reads and writes are carried out (QEMU's `aio=`).
+/// The mechanism that executes the reads and writes of a file (QEMU's `aio=`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Aio {
-    /// io_uring; on an I/O thread without one it means [`Threads`](Aio::Threads).
+    /// io_uring. On an I/O thread without io_uring: the same as [`Threads`](Aio::Threads).
     #[default]
     IoUring,
     /// Linux AIO. For files opened with `O_DIRECT`.

@@ -7,12 +7,12 @@
 //! | `extents` | data and holes |
 //! | `registration` | the dense id, and the rings that have registered the file |
 //!
-//! A [`File`] is a handle that all I/O threads may use at once. Each ring registers the file at its first use, under
-//! the file's dense id. When the last handle is dropped the descriptor is closed, and every ring that has registered
-//! the file is asked to unregister it.
+//! A [`File`] is a handle that all I/O threads may use concurrently. Each ring registers the file at its first use,
+//! with the dense id of the file as the index. When the last handle is dropped, the engine sends a request to
+//! unregister the file to each of these rings, and closes the descriptor.
 //!
-//! Reads and writes start when the method is called, on the current I/O thread, and own their buffers. Dropping their
-//! future only detaches the operation. All other operations are `async fn`s.
+//! A read or write starts when the method is called, on the current I/O thread, and owns its buffers. If its future
+//! is dropped, the operation continues. All other operations are `async fn`s.
 
 mod extents;
 mod registration;
@@ -63,11 +63,11 @@ impl Falloc {
 const MEMORY_FILE_SYSTEMS: [i64; 2] = [0x0102_1994, 0x8584_58f6];
 
 struct Host {
-    // The fields drop in this order: rings are asked to unregister the file before the descriptor is closed.
+    // The order of the fields matters: `registration` is dropped before the descriptor is closed.
     registration: Registration,
     fd: OwnedFd,
     aio: Aio,
-    /// The file's data exists in memory only (tmpfs): reads and writes never wait for a device.
+    /// The file is on tmpfs or ramfs, so reads and writes never wait for a device.
     in_memory: bool,
 }
 
@@ -87,7 +87,7 @@ pub struct File(Inner);
 pub(crate) struct WeakFile(Weak<Host>);
 
 impl WeakFile {
-    /// The file; `None` if all its handles are dropped.
+    /// A handle to the file; `None` if all handles are dropped.
     pub(crate) fn upgrade(&self) -> Option<File> {
         self.0.upgrade().map(|host| File(Inner::Host(host)))
     }
@@ -119,12 +119,12 @@ impl File {
         File(Inner::Closed)
     }
 
-    /// Closes this handle and returns the error that the host reports: some file systems (network file systems,
-    /// quotas) report only at this point that data could not be stored. If other handles remain, the descriptor stays
-    /// open for them, but the host still reports.
+    /// Closes this handle and returns the error that the host reports. Some file systems (network file systems,
+    /// quotas) report only on close that they could not store data. If other handles remain, a duplicate of the
+    /// descriptor is closed, so that the host reports the error, and the descriptor stays open.
     ///
     /// # Errors
-    /// The errors of `close(2)`. The handle is closed in this case too.
+    /// The errors of `close(2)`. The handle is then closed as well.
     pub async fn close(self) -> io::Result<()> {
         match self.0 {
             Inner::Host(host) => on_file(move || close_host(host)).await,
@@ -162,7 +162,7 @@ impl File {
         }
     }
 
-    /// Whether its reads and writes wait for nothing but memory.
+    /// Whether the file is on tmpfs or ramfs, so that reads and writes do not wait for a device.
     pub(crate) fn is_in_memory(&self) -> bool {
         matches!(&self.0, Inner::Host(host) if host.in_memory)
     }
@@ -175,17 +175,18 @@ impl File {
         }
     }
 
-    /// Remembers that the ring of the I/O thread `index` has registered the file.
+    /// Records that the ring of the I/O thread `index` has registered the file.
     pub(crate) fn note_ring(&self, index: usize) {
         if let Inner::Host(host) = &self.0 {
             host.registration.note_ring(index);
         }
     }
 
-    /// Makes what has been written durable; with `data_only`, only the metadata needed to read it back (`fdatasync`).
+    /// Flushes: data of completed writes survives a power cut. With `data_only`, the flush includes only the metadata
+    /// that is needed to read this data (`fdatasync`).
     ///
     /// # Errors
-    /// The file's error. After an error it is unknown what is durable.
+    /// The error of the host. After an error, any data since the last successful flush may be lost in a power cut.
     pub async fn sync(&self, data_only: bool) -> io::Result<()> {
         self.unit(Op::Sync { data_only }).await
     }
@@ -225,8 +226,8 @@ impl File {
             .map(drop)
     }
 
-    /// Runs a host system call on this file that may block, on a worker thread. Like every other operation it
-    /// continues if the future is dropped, and [`settled`](crate::settled) waits for it.
+    /// Runs a blocking system call on this file on a worker thread. Like every other operation, the call continues if
+    /// the future is dropped, and [`settled`](crate::settled) waits for the call.
     ///
     /// # Panics
     /// If the caller is not on an I/O thread.
@@ -306,7 +307,8 @@ fn bad_descriptor() -> io::Error {
     io::Error::from_raw_os_error(libc::EBADF)
 }
 
-/// Each close of a descriptor makes the file system write back and report errors, also the close of a duplicate.
+/// Closes a handle. On each close of a descriptor, also of a duplicate, the file system writes back data and reports
+/// errors.
 fn close_host(host: Arc<Host>) -> io::Result<()> {
     let fd = match Arc::try_unwrap(host) {
         Ok(Host { registration, fd, .. }) => {
@@ -315,7 +317,7 @@ fn close_host(host: Arc<Host>) -> io::Result<()> {
         }
         Err(shared) => shared.fd.try_clone()?,
     };
-    // SAFETY: no memory involved; the descriptor is ours, and Linux closes it whatever `close` returns.
+    // SAFETY: no memory involved; the descriptor is ours, and Linux closes it also if `close` returns an error.
     check(i64::from(unsafe { libc::close(fd.into_raw_fd()) })).map(drop)
 }
 

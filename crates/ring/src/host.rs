@@ -1,12 +1,14 @@
-//! System calls on host files that have no safe wrapper elsewhere and never wait for long: locks of open file
-//! descriptions, and the ioctls of block devices and file systems. They work on any descriptor and need no I/O
-//! thread. Calls that may take long (discarding blocks) are meant to be run through [`offload`](crate::offload).
+//! System calls of the host that have no safe wrapper elsewhere: locks of open file descriptions, ioctls of block
+//! devices and file systems, and limits of the process. These calls accept any descriptor and need no I/O thread. All
+//! of them return quickly, except [`discard_blocks`], which I/O threads call through
+//! [`File::call`](crate::File::call).
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Limits the C library's allocator to a few arenas. Each arena takes 64 MiB of address space, which a process with
-/// many threads may not have. Only a program should call this: a library does not decide it for the process.
+/// Limits the allocator of the C library to a few arenas. Each arena reserves 64 MiB of address space, which is too
+/// much for a process with many threads and a limit on its address space. Only a program should call this function,
+/// not a library, because it affects the whole process.
 pub fn limit_allocator_arenas() {
     #[cfg(target_env = "gnu")]
     // SAFETY: sets a numeric parameter of the allocator.
@@ -15,11 +17,11 @@ pub fn limit_allocator_arenas() {
     }
 }
 
-/// The first arena is the heap of the process, which takes no more address space than it uses.
+/// The number of arenas, with the main arena (the heap of the process), which reserves no address space in advance.
 #[cfg(target_env = "gnu")]
 const ARENAS: libc::c_int = 3;
 
-/// A range of bytes to lock. The file need not contain these bytes.
+/// A range of bytes to lock. The range may lie after the end of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LockRange {
     /// First byte.
@@ -29,7 +31,7 @@ pub struct LockRange {
 }
 
 impl LockRange {
-    /// One byte.
+    /// The range that contains only the byte `start`.
     pub fn byte(start: u32) -> Self {
         Self { start, len: 1 }
     }
@@ -49,7 +51,7 @@ impl LockRange {
 /// Takes a shared lock for the open file description behind `fd`, which must be readable.
 ///
 /// # Errors
-/// `EAGAIN` if an exclusive lock conflicts; otherwise as `fcntl(2)` with `F_OFD_SETLK`.
+/// `EAGAIN` if an exclusive lock conflicts; otherwise the errors of `fcntl(2)` with `F_OFD_SETLK`.
 pub fn lock_shared(fd: BorrowedFd<'_>, range: LockRange) -> io::Result<()> {
     set_lock(fd, range.request(libc::F_RDLCK))
 }
@@ -71,7 +73,8 @@ fn set_lock(fd: BorrowedFd<'_>, request: libc::flock) -> io::Result<()> {
 /// Whether another open file description holds any lock in `range`.
 ///
 /// # Errors
-/// The errors of `fcntl(2)` with `F_OFD_GETLK`: `EINVAL` if the kernel or the file system has no such locks.
+/// The errors of `fcntl(2)` with `F_OFD_GETLK`: `EINVAL` if the kernel or the file system does not support such
+/// locks.
 pub fn is_locked_elsewhere(fd: BorrowedFd<'_>, range: LockRange) -> io::Result<bool> {
     let mut request = range.request(libc::F_WRLCK);
     // SAFETY: F_OFD_GETLK reads and writes one `flock`, which lives until the call returns; `fd` is open.
@@ -83,7 +86,7 @@ pub fn is_locked_elsewhere(fd: BorrowedFd<'_>, range: LockRange) -> io::Result<b
 /// images needs more than the usual soft limit.
 ///
 /// # Errors
-/// The errors of `setrlimit(2)`; then the limit is unchanged.
+/// The errors of `setrlimit(2)`. The limit is then unchanged.
 pub fn raise_open_files_limit() -> io::Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
@@ -99,7 +102,7 @@ pub fn main_stack_limit() -> Option<u64> {
     rustix::process::getrlimit(rustix::process::Resource::Stack).current
 }
 
-/// Tells a block device that the contents of a range no longer matter (`BLKDISCARD`).
+/// Discards a range of a block device (`BLKDISCARD`). The call may take long.
 ///
 /// # Errors
 /// The device's error: `EOPNOTSUPP` if it does not support discard.

@@ -1,16 +1,17 @@
-//! The I/O engine: executor, operations, buffers, timers. It knows nothing of disk images.
+//! The I/O engine: executor, operations, buffers, timers. This crate contains nothing about disk images.
 //!
-//! One **I/O thread** is one executor with one io_uring. Its futures are `!Send` and stay on that thread for their
-//! whole life; their wakers may be used from other threads. [`block_on`] turns the calling thread into an I/O thread,
+//! One **I/O thread** is one executor with one io_uring. The futures of the executor are `!Send` and stay on the
+//! thread; wakers may be used from other threads. [`block_on`] turns the calling thread into an I/O thread,
 //! [`IoThread::start`] starts another one.
 //!
-//! * [`buf`](IoBuf): owned memory. Memory that the kernel may touch belongs to an operation's slot until the
+//! * [`buf`](IoBuf): owned memory. Memory that the kernel may access belongs to the slot of an operation until the
 //!   operation has completed, so a future can be dropped at any moment.
 //! * `reactor`: the slots, and the backends that execute operations: io_uring, Linux AIO, a pool of blocking threads,
 //!   or poll.
-//! * `runtime`: the loop (harvest completions → run ready tasks → one submit-and-wait), tasks, timers, wakers.
+//! * `runtime`: the loop (take messages → run ready tasks → fire timers → one submit-and-wait call), tasks, timers,
+//!   wakers.
 //! * [`File`], [`Stream`], [`Listener`]: the objects that operations read from and write to.
-//! * [`perturb`]: random delays in lock-free hand-overs, in test builds.
+//! * [`perturb`]: random delays between the steps of lock-free code, in test builds.
 //! * [`sim`]: a simulated disk and a deterministic executor for tests.
 //! * locks that work across I/O threads: [`Mutex`], [`RwLock`], [`Semaphore`], [`RangeLock`]; and [`Sharded`] data.
 

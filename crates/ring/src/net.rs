@@ -37,14 +37,14 @@ impl fmt::Display for Address {
     }
 }
 
-/// A listening socket. All I/O threads may use it at once.
+/// A listening socket. All I/O threads may use it concurrently.
 pub struct Listener {
     fd: Arc<OwnedFd>,
     address: Address,
 }
 
 impl Listener {
-    /// Binds and listens. May resolve the host's name, which blocks.
+    /// Binds and listens. The call blocks while it resolves the name of the host.
     ///
     /// # Errors
     /// The system's error, for example `EADDRINUSE`.
@@ -59,13 +59,13 @@ impl Listener {
     /// Takes over a listening socket.
     ///
     /// # Errors
-    /// If it is not a Unix or TCP socket.
+    /// If the descriptor is not a Unix or TCP socket.
     pub fn from_fd(fd: OwnedFd) -> io::Result<Listener> {
         let (address, fd) = local_address(fd)?;
         Ok(Listener { fd: Arc::new(fd), address })
     }
 
-    /// Waits for a connection. The descriptor may be handed to any thread.
+    /// Waits for a connection. The returned descriptor may be used on any thread.
     ///
     /// # Errors
     /// The errors of `accept(2)`. Connections that the peer has already closed are skipped.
@@ -97,14 +97,14 @@ impl Listener {
         }
     }
 
-    /// The address on which it listens, with the port that the kernel chose.
+    /// The address on which the socket listens, with the port that the kernel has chosen.
     pub fn local_address(&self) -> Address {
         self.address.clone()
     }
 }
 
-/// Reads the socket's address. Makes the descriptor non-blocking, because another thread may accept a connection
-/// first.
+/// Reads the address of the socket. Makes the descriptor non-blocking, because another thread may accept the
+/// connection for which this thread was woken.
 fn local_address(fd: OwnedFd) -> io::Result<(Address, OwnedFd)> {
     let tcp = TcpListener::from(fd);
     tcp.set_nonblocking(true)?;
@@ -143,10 +143,10 @@ impl Stream {
         Ok(Stream { fd: Arc::new(fd), socket })
     }
 
-    /// Connects.
+    /// Connects to an address.
     ///
     /// # Errors
-    /// The system's error. If the host has several addresses, the error of the last one tried.
+    /// The error of the system. If the host has several addresses: the error of the last address that was tried.
     pub async fn connect(address: &Address) -> io::Result<Stream> {
         let address = address.clone();
         let fd = blocking(move || -> io::Result<OwnedFd> {
@@ -168,8 +168,8 @@ impl Stream {
         Ok((Stream::from_fd(a.into())?, Stream::from_fd(b.into())?))
     }
 
-    /// Receives once; returns 0 at the end of the stream. Dropping the future cancels the receive, and data that it
-    /// had already received is lost.
+    /// Receives once; returns 0 at the end of the stream. Dropping the future cancels the receive. Data that the
+    /// operation has already received is then lost.
     pub async fn recv(&self, mut buf: IoBufMut) -> (io::Result<usize>, IoBufMut) {
         loop {
             let op = Op::Recv { socket: self.socket };
@@ -231,7 +231,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Sends as much as one operation can, at least one byte, and removes it from the list. Returns the number of
+    /// Sends as many bytes as one operation can (at least one), and removes them from the list. Returns the number of
     /// bytes. If the future is dropped, a part may have been sent.
     ///
     /// # Errors
@@ -262,7 +262,7 @@ impl Stream {
         count(result).map(drop)
     }
 
-    /// Shuts down both directions. The peer and pending calls see the end of the stream.
+    /// Shuts down both directions. The peer and pending receives get the end of the stream.
     pub fn shutdown(&self) {
         // SAFETY: no memory involved.
         unsafe { libc::shutdown(self.fd.as_raw_fd(), libc::SHUT_RDWR) };
@@ -274,8 +274,8 @@ impl Stream {
     }
 }
 
-/// Turns Nagle's algorithm off: a small message must not wait for the acknowledgement of an earlier one. Fails on
-/// Unix sockets, which have no such option.
+/// Turns Nagle's algorithm off: a small message must not wait for the acknowledgement of an earlier message. The call
+/// fails on Unix sockets, which have no such option; the error is ignored.
 fn no_delay(fd: &OwnedFd) {
     let on: libc::c_int = 1;
     let len = libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or(4);

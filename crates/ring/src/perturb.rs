@@ -1,27 +1,27 @@
-//! Perturbation points: random yields and delays in lock-free hand-overs, for tests.
+//! Perturbation points: random yields and delays between the steps of lock-free code, for tests.
 //!
-//! A race between two steps of a hand-over may show only if one thread is delayed for milliseconds exactly between
-//! them. A hand-over calls [`point`] between its steps. Tests call `start`; then each pass of a point continues at
-//! once, yields, spins or sleeps, at random. The seed also chooses one point in eight. A chosen point sleeps for
-//! milliseconds at every other pass, up to a hundred times: some races show only if one place has long delays and the
-//! other places have none.
+//! A hand-over is code that passes data or a wake-up to another thread without a lock. Some races appear only if a
+//! thread is delayed for milliseconds exactly between two steps of a hand-over. Therefore a hand-over calls [`point`]
+//! between its steps. After a test has called `start`, each call of `point` returns immediately, yields, spins or
+//! sleeps, at random. The seed also chooses one of eight points. At a chosen point, half of the calls sleep for 0.5
+//! to 3 ms, up to 100 calls: some races appear only if one point has long delays and the other points have none.
 //!
 //! Points exist only in builds with the feature `perturb`, which the test crates enable. In all other builds `point`
 //! is an empty function. A point never suspends a task: it delays the thread, as a busy machine does.
 //!
-//! A program that is tested as a whole calls [`start_from_environment`] when it starts: in builds with the feature,
-//! `OXBLK_PERTURB` gives the seed.
+//! A program calls [`start_from_environment`] when it starts, so that tests can run the program with perturbation. In
+//! builds with the feature, the environment variable `OXBLK_PERTURB` contains the seed.
 
 /// A place between two steps of a hand-over.
 #[cfg(not(feature = "perturb"))]
 #[inline(always)]
 pub fn point() {}
 
-/// Turns perturbation on in builds that have it; this one does not.
+/// No effect: this build has no perturbation.
 #[cfg(not(feature = "perturb"))]
 pub fn start(_seed: u64) {}
 
-/// Turns perturbation on in builds that have it, if the environment asks for it.
+/// No effect: this build has no perturbation.
 #[cfg(not(feature = "perturb"))]
 pub fn start_from_environment() {}
 
@@ -41,26 +41,26 @@ mod enabled {
 
     /// The seed of the delays; zero while perturbation is off.
     static SEED: AtomicU64 = AtomicU64::new(0);
-    /// Number of slow passes since perturbation was turned on, by hash of the point.
+    /// Number of slow calls since perturbation was turned on, by hash of the point.
     static SLOW: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
-    /// Maximum number of slow passes of a point.
+    /// Maximum number of slow calls of a point.
     const MOST_SLOW: u64 = 100;
     /// Counter that gives each thread its own random sequence.
     static THREADS: AtomicU64 = AtomicU64::new(1);
 
     thread_local! {
-        /// The seed from which the thread's sequence started, and the sequence's state.
+        /// The seed with which the random sequence of the thread started, and the state of the sequence.
         static STATE: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
     }
 
-    /// Turns perturbation on for the whole process. The machine still chooses the schedule: the same seed gives the
-    /// same delays, not the same run.
+    /// Turns perturbation on for the whole process. The same seed gives the same delays, but not the same run,
+    /// because the kernel still schedules the threads.
     pub fn start(seed: u64) {
         SLOW.iter().for_each(|count| count.store(0, Relaxed));
         SEED.store(seed | 1, Relaxed);
     }
 
-    /// Turns perturbation on if the environment variable `OXBLK_PERTURB` has a seed.
+    /// Turns perturbation on if the environment variable `OXBLK_PERTURB` contains a seed.
     pub fn start_from_environment() {
         let seed = std::env::var("OXBLK_PERTURB").ok();
         if let Some(seed) = seed.and_then(|seed| seed.parse().ok()) {
@@ -88,7 +88,8 @@ mod enabled {
         }
     }
 
-    /// Whether this pass is slow: the seed has chosen the point, and the point has not used up its slow passes.
+    /// Whether this call is slow: the seed has chosen the point, `random` has chosen the call, and the point has had
+    /// fewer than [`MOST_SLOW`] slow calls.
     fn is_slow(seed: u64, point: &Location<'_>, random: u64) -> bool {
         let place = [u64::from(point.line()), u64::from(point.column()), point.file().len() as u64];
         let mix = |hash: u64, part: u64| {
@@ -100,7 +101,7 @@ mod enabled {
         is_chosen && count.is_some_and(|count| count.fetch_add(1, Relaxed) < MOST_SLOW)
     }
 
-    /// The next number of the thread's sequence (xorshift64*).
+    /// The next number of the random sequence of the thread (xorshift64*).
     fn next(seed: u64) -> u64 {
         STATE.with(|state| {
             let (begun_with, mut x) = state.get();
@@ -116,8 +117,8 @@ mod enabled {
         })
     }
 
-    /// Of 256 passes, 200 continue at once, 40 yield, 12 spin, 3 sleep for some microseconds and one sleeps for
-    /// milliseconds.
+    /// Of 256 calls, 200 return immediately, 40 yield, 12 spin, 3 sleep for up to 100 µs and one sleeps for 0.5 to 3
+    /// ms.
     #[cold]
     fn delay(random: u64) {
         match random % 256 {

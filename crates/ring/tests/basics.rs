@@ -1,4 +1,4 @@
-//! Basic operation of the engine: tasks, files, sockets and timers on each engine.
+//! Basic tests of tasks, files, sockets and timers with each engine.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
@@ -69,7 +69,7 @@ fn vectored_transfers_fill_and_drain_buffers_in_order() {
 }
 
 #[test]
-fn thousands_of_operations_at_once_overflow_no_queue() {
+fn thousands_of_concurrent_operations_overflow_no_queue() {
     on_each_engine(|| async {
         let file = temporary(Aio::IoUring);
         let tasks: Vec<_> = (0..3000u32)
@@ -246,8 +246,8 @@ fn a_file_closes_when_its_last_handle_is_dropped() {
     });
 }
 
-/// Takes a read lease, which the kernel refuses while the file is open for writing anywhere. Returns whether it was
-/// granted.
+/// Requests a read lease, and returns whether the kernel grants it. The kernel refuses the lease while a process has
+/// the file open for writing.
 fn read_lease(file: &std::fs::File) -> bool {
     use std::os::fd::AsRawFd;
     // SAFETY: no memory involved.

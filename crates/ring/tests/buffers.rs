@@ -1,5 +1,5 @@
-//! Buffers behave like the vectors that model them, after any sequence of splits, joins, freezes and sends to other
-//! threads.
+//! Tests of buffers. After any sequence of splits, joins, freezes and sends to other threads, each buffer has the
+//! same bytes as a vector that models the buffer.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
@@ -58,7 +58,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 static TEXT: &[u8] = b"bytes that live for ever";
 
-/// The buffers, each beside the vector that it must equal.
+/// The buffers, each with a vector of the same bytes.
 #[derive(Default)]
 struct World {
     unique: Vec<(IoBufMut, Vec<u8>)>,
@@ -241,13 +241,13 @@ fn one_of_each(byte: u8) -> Vec<IoBufMut> {
     pooled.chain([IoBufMut::from(vec![byte; 1000])]).collect()
 }
 
-/// Whether the buffers hold nothing else. Miri, which is slow, looks at few of the bytes.
+/// Whether all bytes of the buffers are `byte`. Miri is slow, so only a few of the bytes are checked with Miri.
 fn hold(bufs: &[IoBufMut], byte: u8) -> bool {
     let step = if cfg!(miri) { 50_000 } else { 1 };
     bufs.iter().all(|buf| buf.iter().step_by(step).all(|found| *found == byte))
 }
 
-/// Buffers that are dropped when the thread ends, while other buffers are created and dropped.
+/// Buffers that are dropped when the thread ends. The destructor also creates and drops other buffers.
 #[derive(Default)]
 struct AtEnd(Vec<IoBufMut>);
 
@@ -267,10 +267,11 @@ thread_local! {
     static LATE: RefCell<AtEnd> = RefCell::default();
 }
 
-/// Ends a thread that holds buffers in one value that is dropped after its pool and in one that is dropped before it.
+/// Runs `keep` on a thread that ends. The thread-local values `EARLY` and `LATE` may contain buffers: `LATE` is
+/// dropped before the buffer pool of the thread, `EARLY` after it.
 fn end_with_buffers(keep: impl FnOnce() + Send + 'static) {
     let kept_elsewhere = std::thread::spawn(|| {
-        // Values are dropped in the opposite order of their first use.
+        // Thread-local values are dropped in the opposite order of their first use.
         EARLY.with_borrow(|early| assert!(early.0.is_empty()));
         let kept_elsewhere = one_of_each(1);
         LATE.with_borrow_mut(|late| late.0.extend(one_of_each(1)));
@@ -295,7 +296,8 @@ fn buffers_are_allocated_and_freed_while_their_thread_ends() {
 #[test]
 fn arena_pieces_are_allocated_and_freed_while_their_thread_ends() {
     end_with_buffers(|| {
-        // One arena after the other: pieces of an old arena come back while the thread has the next one, or none.
+        // Each `block_on` has its own arena. Pieces of the first arena are freed while the thread has the second
+        // arena, or no arena.
         for _ in 0..2 {
             block_on(async { keep_here() });
         }

@@ -1,5 +1,5 @@
-//! Futures dropped at every step: memory stays with the operation until the kernel has finished with it, slots are
-//! reused, and the engine still works.
+//! Tests that drop futures at every await point. Each operation keeps its buffer until the kernel has completed the
+//! operation, slots are reused, and the engine still works.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
@@ -29,7 +29,7 @@ async fn poll_and_drop<F: Future>(future: F, polls: usize) -> bool {
         left -= 1;
         match future.as_mut().poll(cx) {
             Poll::Ready(_) => Poll::Ready(true),
-            // Dropped while it waits, not while it is ready to run.
+            // Drop the future now, while it waits, and not after its next wake-up.
             Poll::Pending if left == 0 => Poll::Ready(false),
             Poll::Pending => Poll::Pending,
         }
@@ -62,7 +62,8 @@ async fn script(file: File) {
     sleep(Duration::from_micros(1)).await;
 }
 
-/// Drops the script after each number of polls. Buffers allocated in between must keep their content.
+/// Runs the script repeatedly, and drops it after 0, 1, 2, … polls, until it completes. Buffers that are allocated
+/// after the drop must keep their contents.
 async fn drop_everywhere(file: File) {
     for polls in 0..200 {
         let done = poll_and_drop(script(file.clone()), polls).await;
@@ -160,7 +161,8 @@ fn buffers_and_wakers_cross_threads_while_operations_run() {
                 let [first, second] =
                     [0, 1].map(|i| &threads[(usize::try_from(round).unwrap() + i) % threads.len()]);
                 let (writer, reader) = (file.clone(), file.clone());
-                // The buffer is allocated here, written there, and freed on the thread that drops the last clone.
+                // The buffer is allocated on this thread, written on another thread, and freed on the thread that
+                // drops the last clone.
                 let buf = IoBufMut::filled(4096, round.to_le_bytes()[0]).freeze();
                 let copy = buf.clone();
                 first

@@ -1,5 +1,5 @@
-//! The end of a thread: its files are closed when the thread has ended, not some time later, and nothing that other
-//! threads do meanwhile frees memory of an operation in flight.
+//! Tests of the end of an I/O thread. Its files are closed when the thread has ended. While the thread closes,
+//! destructors, panics and other threads never free memory of an operation in flight.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
@@ -17,7 +17,7 @@ use oxblk_ring::{
     settled, sleep, spawn, yield_now,
 };
 
-/// Whether no process has the file open: only then does the kernel grant a write lease on it.
+/// Whether no process has the file open. The kernel grants a write lease only on such a file.
 fn is_closed_by_all(path: &Path) -> bool {
     let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
     // SAFETY: the descriptor is open; the lease ends when the descriptor is closed.
@@ -101,7 +101,7 @@ fn destructors_that_panic_while_a_thread_closes_free_no_memory_in_flight() {
         });
     });
     let calls = is_ready.recv().unwrap();
-    // The call that never runs is dropped while the reads are in flight.
+    // The message that was sent to the closing thread is dropped while the reads are in flight.
     is_gone.recv().unwrap();
     let mut mine: Vec<_> = (0..16).map(|_| IoBufMut::filled(LEN, 0x11)).collect();
     drop(calls);

@@ -1,4 +1,5 @@
-//! A file behaves like a vector of bytes, with every engine, with every `aio` and on the simulated disk.
+//! Tests of files. After any sequence of operations, a file has the same bytes as a vector that models the file: with
+//! every engine, with every `aio` and on the simulated disk.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
@@ -13,7 +14,7 @@ use oxblk_ring::{
 };
 use proptest::prelude::*;
 
-/// The largest offset. Files are small, so that operations overlap often.
+/// The largest offset. It is small, so that operations overlap often.
 const SPAN: u64 = 40_000;
 
 #[derive(Clone, Debug)]
@@ -37,7 +38,7 @@ enum Step {
         offset: u64,
         lens: Vec<usize>,
     },
-    /// Disjoint writes, all in flight at once.
+    /// Disjoint writes that are all in flight concurrently.
     Scatter {
         piece: usize,
         count: usize,

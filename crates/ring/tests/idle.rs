@@ -1,4 +1,4 @@
-//! The cost of an I/O thread that has nothing to do.
+//! Test of an idle I/O thread: it frees its memory and does not wake.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
@@ -24,11 +24,10 @@ fn until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// A single test, because the threads of other tests would keep the process from becoming idle.
+/// This file has only one test, because the threads of other tests would keep the process busy.
 #[test]
 fn an_idle_thread_frees_its_cached_memory_and_is_not_woken_again() {
-    // A sanitizer's shadow memory (terabytes of addresses) and the freed memory that it retains are not part of what
-    // the test measures.
+    // Skip the test under a sanitizer (terabytes of addresses for shadow memory), because it retains freed memory.
     if status("/proc/self/status", "VmSize:") > 1 << 30 {
         return;
     }
@@ -49,12 +48,12 @@ fn an_idle_thread_frees_its_cached_memory_and_is_not_woken_again() {
     until("the memory is freed", || anonymous() <= before + slack);
     let task = format!("/proc/{}/status", task.display());
     let slept = || status(&task, "voluntary_ctxt_switches:");
-    // One wake-up may be left over from the last check.
+    // The timer of the last idle check may still wake the thread once.
     std::thread::sleep(Duration::from_secs(2));
     let settled = slept();
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(slept(), settled, "the idle thread was woken without work");
-    // It still works, and becomes idle once more.
+    // The thread still works, and becomes idle again.
     thread.spawn(work).wait().unwrap();
     until("the memory is freed again", || anonymous() <= before + slack);
 }

@@ -1,7 +1,7 @@
-//! If the system limits a resource (processes, locked memory, address space, descriptors), the engine works with what
-//! is left, or reports an error.
+//! Tests of limits on processes, locked memory, address space and descriptors. The engine works within the limit, or
+//! reports an error.
 //!
-//! A limit cannot be raised again, so each test runs itself as a child process that sets one.
+//! A limit cannot be raised again, so each test runs itself as a child process that sets the limit.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
@@ -15,7 +15,7 @@ use oxblk_ring::{
     Aio, Config, Falloc, File, IoBufMut, IoThread, block_on, block_on_with, host, offload, spawn,
 };
 
-/// Becomes a user without privileges, to whom limits apply.
+/// Becomes a user without privileges. The limits do not apply to root.
 fn become_nobody() {
     // SAFETY: no memory involved.
     unsafe {
@@ -117,7 +117,7 @@ fn threads_are_refused_before_the_address_space_is_exhausted() {
         let sizes = std::fs::read_to_string("/proc/self/statm").unwrap();
         sizes.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 4096
     };
-    // A sanitizer's shadow memory takes terabytes of addresses.
+    // Skip the test under a sanitizer, whose shadow memory occupies terabytes of addresses.
     if size() > 1 << 40 {
         return;
     }
@@ -173,7 +173,7 @@ fn an_io_thread_without_free_descriptors_is_an_error() {
         while let Ok(file) = std::fs::File::open("/dev/null") {
             taken.push(file);
             if taken.len() > 4096 {
-                // The process has no low limit; set one.
+                // The limit of the process is high, so set a lower limit.
                 limit(libc::RLIMIT_NOFILE, 4000);
                 taken.truncate(100);
             }

@@ -1,4 +1,4 @@
-//! Range locks and sharded data.
+//! Tests of range locks and sharded data.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 

@@ -1,5 +1,5 @@
-//! Hand-overs between threads with random delays between their steps. The tests exist only with the feature
-//! `perturb`, which the test builds of the workspace enable.
+//! Tests of hand-overs between threads (messages, wake-ups, buffers), with random delays between their steps. The
+//! tests exist only with the feature `perturb`, which the test builds of the workspace enable.
 #![cfg(feature = "perturb")]
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
@@ -19,7 +19,7 @@ fn threads(engine: Engine) -> Vec<IoThread> {
     (0..THREADS).map(|_| IoThread::start("perturbed", config()).unwrap()).collect()
 }
 
-/// Runs `body` under several delay seeds.
+/// Runs `body` with several seeds of the delays, on each engine.
 fn perturbed(body: impl Fn(Engine)) {
     for seed in 1..=4 {
         perturb::start(seed);
@@ -34,7 +34,7 @@ fn perturbed(body: impl Fn(Engine)) {
 fn no_wake_up_between_threads_is_lost() {
     perturbed(|engine| {
         let threads = threads(engine);
-        // Each thread waits in turn for a baton, and nothing else wakes it.
+        // The threads increment a counter in a fixed order. Only a notification of another thread wakes a thread.
         let (turn, moved) = (Arc::new(AtomicU64::new(0)), Arc::new(Event::new()));
         let remotes: Vec<_> = (0_u64..)
             .zip(&threads)
@@ -92,7 +92,7 @@ fn results_of_workers_arrive_while_threads_start_and_end() {
                     })
                 })
                 .collect();
-            // In some rounds the threads end while work is still running on them.
+            // In every second round, the threads end while tasks are still running.
             if round % 2 == 0 {
                 remotes.into_iter().for_each(|remote| assert_eq!(remote.wait(), Ok(120)));
             }
@@ -135,7 +135,7 @@ fn buffers_returned_by_other_threads_are_not_written_by_anyone_else() {
                         let len = [600, 4096, 16 << 10, 64 << 10][round % 4];
                         let buf = IoBufMut::filled(len, me).freeze();
                         let (copy, other) = (buf.clone(), &others[round % others.len()]);
-                        // The two handles are dropped on two threads at the same time.
+                        // The two views of the buffer are dropped on two threads at about the same time.
                         let remote = other.spawn(move || async move { copy[0] });
                         let mine = IoBufMut::filled(len, me);
                         drop(buf);

@@ -1,5 +1,5 @@
-//! The simulated disk: the same seed gives the same run, faults happen as configured, and a power cut keeps
-//! everything durable and any part of the rest.
+//! Tests of the simulated disk. The same seed gives the same run. Faults happen as configured. After a power cut, the
+//! disk has all flushed data and any subset of the other changes.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
@@ -175,7 +175,7 @@ fn truncation_punching_and_zeroing_are_volatile_until_a_flush() {
 
 #[test]
 fn the_power_can_be_cut_at_every_write_boundary() {
-    // Count the boundaries of a run without a cut, then cut at each boundary.
+    // Count the boundaries of a run without a cut. Then cut the power at each boundary.
     let script = |disk: Disk| async move {
         let file = File::sim(&disk);
         for i in 0..10u8 {

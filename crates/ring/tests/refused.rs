@@ -1,6 +1,7 @@
-//! If io_uring is forbidden, as in many containers, the engine logs it once and works without it.
+//! Test of a system that forbids io_uring, as many containers do. The engine logs this once and works without
+//! io_uring.
 //!
-//! A system-call filter cannot be removed, so the test runs itself as a child process that installs one.
+//! A system-call filter cannot be removed, so the test runs itself as a child process that installs the filter.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 

@@ -1,4 +1,4 @@
-//! Values kept until operations of dropped futures have completed.
+//! Tests of values that are kept until the operations of dropped futures have completed.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
@@ -33,7 +33,7 @@ fn temporary() -> File {
     File::from_fd(OwnedFd::from(tempfile::tempfile().unwrap()), Aio::IoUring)
 }
 
-/// Starts a call that lasts until a message is sent, and drops its future.
+/// Starts a call and drops its future. The call lasts until a message is sent to the returned sender.
 fn leave_call_behind(file: &File) -> mpsc::Sender<()> {
     let (sender, receiver) = mpsc::channel::<()>();
     drop(file.call(move |_| receiver.recv()));
@@ -56,7 +56,7 @@ fn a_value_is_kept_until_the_operations_in_flight_have_ended() {
                 yield_now().await;
             }
             assert!(!dropped.load(SeqCst));
-            // Operations that begin later are not waited for.
+            // The value is not kept for operations that begin later.
             let later = leave_call_behind(&file);
             end.send(()).unwrap();
             while !dropped.load(SeqCst) {
@@ -71,10 +71,10 @@ fn a_value_is_kept_until_the_operations_in_flight_have_ended() {
 }
 
 #[test]
-fn a_value_is_dropped_at_once_if_nothing_is_in_flight() {
+fn a_value_is_dropped_immediately_if_nothing_is_in_flight() {
     let (value, dropped) = flag();
     keep_until_settled(value);
-    assert!(dropped.load(SeqCst), "outside an I/O thread the value must be dropped at once");
+    assert!(dropped.load(SeqCst), "outside an I/O thread the value must be dropped immediately");
     block_on(async {
         let (a, _b) = Stream::pair().unwrap();
         let receive = spawn(async move { a.recv(IoBufMut::new(1)).await.1.len() });

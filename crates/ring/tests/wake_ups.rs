@@ -1,4 +1,4 @@
-//! A thread that sleeps until several operations have completed is still woken by other events.
+//! Test of a thread that sleeps until several operations have completed: other events still wake the thread in time.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
@@ -8,8 +8,8 @@ use std::time::Duration;
 use futures_util::future::{join, join_all};
 use oxblk_ring::{Aio, Config, Engine, File, IoBufMut, IoThread, block_on_with, sleep};
 
-/// Transfers of a file in memory that are long enough for the kernel's workers and so many that the thread waits for
-/// more than one at a time, together with messages, timers and operations that are awaited one by one.
+/// The transfers on tmpfs are so long that kernel workers execute them, and so many that the thread waits for several
+/// of them together. At the same time the thread waits for messages, timers and a flush.
 #[test]
 fn bulk_transfers_messages_and_timers_never_block_one_another() {
     let Ok(host) = tempfile::tempfile_in("/dev/shm") else { return };
@@ -25,7 +25,7 @@ fn bulk_transfers_messages_and_timers_never_block_one_another() {
                 let read = memory.read_at(IoBufMut::new(64 << 10), (i as u64 % 8) << 16);
                 async move { read.await.0.unwrap() }
             }));
-            // Detached transfers count as well.
+            // A detached transfer is also included in the number for which the thread waits.
             drop(memory.read_at(IoBufMut::new(64 << 10), 0));
             let message = other.spawn(|| async { 1 });
             let timer = sleep(Duration::from_micros(u64::try_from(round).unwrap()));

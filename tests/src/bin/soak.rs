@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         }
     };
     println!("first seed {}, {} jobs run concurrently", order.seed, order.jobs);
-    // The report prints each failure, so the default panic message would be a repetition.
+    // The report prints each failure, so the default panic message is not needed.
     std::panic::set_hook(Box::new(|_| {}));
     if run(&order).is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -1,7 +1,7 @@
-//! Power cuts in the middle of one change of an image: the disk then holds the old image or the new one.
+//! Power cuts in the middle of one change of an image: after the cut, the disk must contain the old image or the new image.
 //!
-//! `qemu-img` makes the image, so that it may be of any kind. If the image names a backing file, that file is not opened. The
-//! test decides what it compares: its `look` function examines the open image and returns a value.
+//! `qemu-img` creates the image, so the image can be of any kind. The backing file of the image is not opened. The test decides
+//! which property is compared: its `look` function examines the open image and returns a value.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::scratch;
 use crate::sim_disk::{self, Pace};
 
 /// Creates an image with `qemu-img` and puts its file on a simulated disk. Each entry of `prepare` is a command line of a QEMU
-/// tool that changes the file first.
+/// tool that changes the file before the copy.
 ///
 /// # Panics
 /// When a tool fails.
@@ -57,10 +57,10 @@ pub async fn contents(image: &Backend) -> Vec<u8> {
     image.read(0, IoBufMut::new(len)).await.expect("the contents").to_vec()
 }
 
-/// Asserts that the driver's check finds no corruption. It may find leaks only if `leaks` is set.
+/// Asserts that the driver's check finds no corruption, and no leaks unless `leaks` is set.
 ///
 /// # Panics
-/// When the check finds more than that.
+/// When the check finds a corruption, or leaks although `leaks` is not set.
 pub async fn assert_sound(disk: &Disk, leaks: bool, what: &str) {
     let image = open(disk, "", true).await.unwrap_or_else(|error| panic!("{what}: {error}"));
     let node = image.node().expect("a node");
@@ -77,7 +77,7 @@ pub async fn assert_sound(disk: &Disk, leaks: bool, what: &str) {
 pub struct Trial<'a> {
     /// Describes the change in the messages of failures.
     pub what: &'a str,
-    /// The seed of everything random.
+    /// The seed of all random choices.
     pub seed: u64,
     /// Options with which the image is opened for the change, with a comma before them.
     pub options: &'a str,
@@ -85,10 +85,10 @@ pub struct Trial<'a> {
     pub repairs_on_open: bool,
 }
 
-/// Makes a change, then looks at the disks that a power cut at each of its writes may leave.
+/// Makes a change, then examines the disks that a power cut at each write of the change may leave.
 ///
 /// # Panics
-/// When an image on one of these disks cannot be opened, is corrupt, or is neither the old image nor the new one.
+/// When an image on one of these disks cannot be opened, is corrupt, or is neither the old nor the new image.
 pub fn old_or_new<S: PartialEq>(
     trial: &Trial<'_>,
     disk: &Disk,
@@ -100,7 +100,8 @@ pub fn old_or_new<S: PartialEq>(
     look_at_cuts(trial, disk, look, |now| *now == old || *now == new);
 }
 
-/// As [`old_or_new`], for a change that `look` cannot see: `look` gives the same value before, during and after the change.
+/// Does the same as [`old_or_new`] for a change that `look` cannot see: `look` returns the same value before, during and after
+/// the change.
 ///
 /// # Panics
 /// When an image on one of the disks cannot be opened, is corrupt, or looks different from the old image.
@@ -122,7 +123,7 @@ async fn seen<S>(disk: &Disk, what: &str, look: &impl AsyncFn(&Backend) -> S) ->
     seen
 }
 
-/// Makes the change. Returns what `look` sees before and after the change.
+/// Makes the change. Returns the values of `look` before and after the change.
 fn attempt<S>(
     trial: &Trial<'_>,
     disk: &Disk,
@@ -131,7 +132,7 @@ fn attempt<S>(
 ) -> (S, S) {
     let Trial { what, seed, .. } = *trial;
     sim::run(seed, async {
-        // `look` runs on a copy of the disk, since it may write.
+        // `look` may write, so call it on a copy of the disk.
         let old = seen(&disk.after_power_loss_all(), what, look).await;
         disk.keep_moments(seed, 16);
         let image = open(disk, trial.options, false).await.expect("the image");

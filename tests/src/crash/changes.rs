@@ -2,10 +2,10 @@
 //!
 //! A run alternates between stages of requests and changes. Before a change, the run flushes and reads the disk, so that the
 //! harness knows its contents. A power cut during a change must leave the contents and the snapshots from before the change, or
-//! those from after it. A power cut during a stage of requests leaves what the [`CrashOracle`] allows. After any power cut the
-//! image opens, has at worst leaks, and accepts requests.
+//! those from after the change. A power cut during a stage of requests must leave contents that the [`CrashOracle`] allows.
+//! After any power cut the image opens, has at worst leaks, and accepts requests.
 //!
-//! Requests come from one simulated thread, where a seed reproduces the run exactly, or from several I/O threads that are
+//! Requests come from one simulated thread, so that a seed reproduces the run exactly, or from several I/O threads that are
 //! delayed at random ([`oxblk_ring::perturb`]).
 
 use std::collections::BTreeMap;
@@ -35,11 +35,11 @@ use crate::tasks::Tasks;
 const BATCH: u64 = 6;
 /// The largest number of snapshots that exist at the same time.
 const KEPT: usize = 3;
-/// The number of I/O threads, and the number of tasks on each of them.
+/// The number of I/O threads, and the number of tasks on each I/O thread.
 const THREADS: usize = 3;
 const TASKS: usize = 3;
 
-/// Where the requests come from.
+/// The threads that send the requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum From {
     /// One thread of the simulated executor.
@@ -59,7 +59,7 @@ pub(super) struct Content {
 pub(super) type Kept = BTreeMap<String, Arc<[u8]>>;
 
 impl Content {
-    /// Returns the content after `change` has succeeded. `ids` are the identifiers of the snapshots at that moment.
+    /// Returns the content after `change` has succeeded. `ids` are the identifiers of the snapshots after the change.
     pub(super) fn after(&self, change: &Change, ids: &[String]) -> Self {
         let mut after = self.clone();
         match change {
@@ -93,7 +93,7 @@ pub(super) enum Change {
     RemoveBitmap(String),
 }
 
-/// One stage of a run, with the write boundary at which it began.
+/// One stage of a run, with the write boundary at which the stage began.
 enum Stage {
     Requests { from: u64, replay: Box<Replay>, kept: Kept },
     Change { from: u64, change: Change, before: Content, after: Content },
@@ -107,7 +107,7 @@ impl Stage {
     }
 }
 
-/// Where the futures of a run are executed.
+/// The executor of the futures of a run.
 enum Place {
     Sim,
     Threads(Vec<IoThread>),
@@ -397,16 +397,16 @@ fn judge(stage: &mut Stage, boundary: u64, found: &Content) -> Result<(), String
     }
 }
 
-/// While snapshots change, L1 and L2 entries may lack the copied flag although the image alone uses the cluster. The image is
-/// therefore marked dirty during the change, and repaired when it is next opened for writing.
+/// Whether L1 and L2 entries may lack the copied flag although the cluster has one reference. While snapshots change, this is
+/// allowed: the image is marked dirty during the change, and is repaired when it is next opened for writing.
 fn claims_may_be_stale(stage: &Stage) -> bool {
     let snapshots =
         |change: &Change| matches!(change, Change::Take | Change::Apply(_) | Change::Remove(_));
     matches!(stage, Stage::Change { change, .. } if snapshots(change))
 }
 
-/// Whether the image has version 2, which has no dirty bit. Its entries keep lacking copied flags; at worst, a later write
-/// makes an unneeded copy.
+/// Whether the image has version 2, which has no dirty bit. Its entries may lack copied flags after a power cut. A later write
+/// then makes an unneeded copy.
 fn is_old(disk: &Disk) -> bool {
     disk.bytes().get(4..8).is_some_and(|version| *version == 2_u32.to_be_bytes())
 }
@@ -416,7 +416,7 @@ fn is_marked_dirty(disk: &Disk) -> bool {
     is_old(disk) || disk.bytes().get(79).is_some_and(|features| features & 1 == 1)
 }
 
-/// Looks at the disks that a power cut at this moment may leave.
+/// Examines the disks that a power cut at this moment may leave.
 fn look(
     chain: &Chain,
     run: &mut Run,
@@ -464,7 +464,7 @@ fn attempt(variant: &'static Variant, seed: u64, cuts: usize, from: From) -> Res
     let image = Image { variant, disk: Disk::new(seed, 0) };
     let chain = vec![image.clone()];
     sim::run(seed, async {
-        // Makes the image durable before the first stage.
+        // Write and flush the image before the first stage.
         chain::create(&image, size).await?;
         let disk = chain::open(&chain).await?;
         disk.flush().await.map_err(|error| error.to_string())?;
@@ -494,10 +494,10 @@ fn attempt(variant: &'static Variant, seed: u64, cuts: usize, from: From) -> Res
     Ok(tally)
 }
 
-/// Runs the changes of a seed, then looks at what a power cut would leave at up to `cuts` of the write boundaries.
+/// Runs the changes of a seed, then examines the disks that a power cut may leave, at up to `cuts` of the write boundaries.
 ///
 /// # Panics
-/// When data is lost, or an image has worse faults than leaks. The message names the seed and the boundary.
+/// When data is lost, or an image has worse faults than leaks. The message contains the seed and the boundary.
 pub fn run(variant: &'static Variant, seed: u64, cuts: usize, from: From) -> Tally {
     let attempt = std::panic::AssertUnwindSafe(|| attempt(variant, seed, cuts, from));
     let outcome = std::panic::catch_unwind(attempt);

@@ -1,13 +1,13 @@
-//! One operation of the disk after the other fails, once, in a run of requests and image-wide changes.
+//! Runs of requests and image-wide changes in which one operation of the disk fails: in each run another operation.
 //!
 //! The harness repeats the same steps. In each repetition another write, flush, change of size, zeroing or punching of the
 //! active image's disk fails, with `ENOSPC` or `EIO`. These properties must hold:
 //!
-//! - a request that meets the failure leaves the old data, or part of the new data; an image-wide change leaves the state from
-//!   before it, or the state from after it;
+//! - a failed request leaves the old data, or part of the new data; a failed image-wide change leaves the state from before the
+//!   change, or the state from after it;
 //! - later steps succeed, except those that the image refuses because the value of one of its pointers is unknown;
 //! - a power cut right after the failure loses nothing that was flushed;
-//! - at the end the image can be closed and opened, has at worst leaks, holds the contents that were read last, and accepts a
+//! - at the end the image can be closed and opened, has at worst leaks, contains the data that was read last, and accepts a
 //!   write.
 
 use std::sync::Arc;
@@ -135,7 +135,7 @@ impl Known {
                     Ok(()) => disk.flush().await,
                     failed => failed,
                 };
-                // From here on a power cut leaves either state. The next flush settles which one.
+                // After a failure, a power cut may leave the old or the new state until the next flush.
                 self.durable = CrashOracle::new(Arc::clone(&self.content.active));
                 outcome
             }
@@ -156,7 +156,7 @@ impl Known {
     }
 }
 
-/// Runs the steps with one failing operation. Returns whether a step met the failure.
+/// Runs the steps with one failing operation. Returns whether a step failed.
 async fn work(image: &Image, steps: &[Step], size: u64, rule: FailRule) -> Result<bool, String> {
     chain::create(image, size).await?;
     let images = std::slice::from_ref(image);
@@ -213,8 +213,8 @@ fn attempt(variant: &'static Variant, seed: u64, every: u64) -> Result<Tally, St
     let mut tally = Tally::default();
     for op in KINDS {
         let (mut nth, mut missed) = (random.within(1, every), 0);
-        // A failure may stay invisible, for example that of a discard on the host. Later operations of the same kind may still
-        // fail visibly.
+        // Some failures are not reported, for example the failure of a discard on the host. Later operations of the same kind
+        // may report their failure.
         while missed < 4 {
             let errno = if nth.is_multiple_of(2) { Errno::NOSPC } else { Errno::IO };
             let rule = FailRule { op, nth: Some(nth), range: None, errno, once: true };
@@ -233,7 +233,7 @@ fn attempt(variant: &'static Variant, seed: u64, every: u64) -> Result<Tally, St
 /// Runs the steps of a seed repeatedly. In each run, another operation of the disk fails, chosen in steps of `every`.
 ///
 /// # Panics
-/// When data is lost, or the image has worse faults than leaks. The message names the seed and the operation.
+/// When data is lost, or the image has worse faults than leaks. The message contains the seed and the operation.
 pub fn run(variant: &'static Variant, seed: u64, every: u64) -> Tally {
     let attempt = std::panic::AssertUnwindSafe(|| attempt(variant, seed, every));
     let outcome = std::panic::catch_unwind(attempt);

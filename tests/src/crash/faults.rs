@@ -1,8 +1,8 @@
-//! Failing operations on a simulated disk: data of a failed request may be lost, data of a completed request may not.
+//! Failing operations on a simulated disk: data of a failed request may be lost, but not data of a completed request.
 //!
 //! Writes, zeroing, punching, growth and flushes of the active image's disk fail at random, as on a bad or full disk. A failed
-//! request may have been executed in part. Everything else must hold, and the image must stay usable. Once the disk works
-//! again, the image must close, and its check must find nothing worse than leaks.
+//! request may have been executed in part. All other data must be correct, and the image must stay usable. When the disk works
+//! again, the close of the image must succeed, and its check must find nothing worse than leaks.
 
 use oxblk_core::Errno;
 use oxblk_ring::sim::{self, FailRule, FaultOp, Faults};
@@ -52,7 +52,7 @@ async fn work(workload: &Workload, chain: &Chain, history: &History) -> Result<u
         }
     }
     active(chain).set_faults(Faults::default());
-    // A close without an error makes the data of all completed operations durable.
+    // After a close without an error, the data of all completed operations survives a power cut.
     let flush = history.issue(&Op::Flush);
     chain::close(disk).await.map_err(|e| format!("cannot be closed on a good disk: {e}"))?;
     history.complete(flush);
@@ -78,7 +78,7 @@ fn attempt(workload: &Workload) -> Result<Tally, String> {
 /// Runs the workload of a seed on a failing disk.
 ///
 /// # Panics
-/// When data of a completed operation is lost, or the image has worse faults than leaks. The message names the seed.
+/// When data of a completed operation is lost, or the image has worse faults than leaks. The message contains the seed.
 pub fn run(variant: &'static Variant, seed: u64) -> Tally {
     let workload = Workload::new(variant, seed);
     let attempt = std::panic::AssertUnwindSafe(|| attempt(&workload));

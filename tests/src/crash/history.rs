@@ -1,9 +1,9 @@
-//! A record of the requests to a disk and of their completions. It can construct the oracle for any moment of the run.
+//! A record of the requests to a disk and of their completions. The record can construct the oracle for any moment of the run.
 //!
 //! Each entry has the number of write boundaries that the disk had passed when the entry was made. The oracle of a power cut at
-//! a boundary replays the entries up to that boundary. An operation that was issued by then may be on the disk, and one that
-//! completed by then needed no later boundary. Several threads add entries: the issue entry before an operation begins, and the
-//! completion entry after it has ended.
+//! a boundary replays the entries up to that boundary. The data of an operation that was issued before the boundary may be on
+//! the disk. All writes of an operation that completed before the boundary were executed before this boundary. Several threads
+//! add entries. The issue entry is added before an operation begins, and the completion entry after the operation has ended.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,7 +20,7 @@ enum Event {
     Completed(usize),
 }
 
-/// The list of entries so far. Clones are handles to the same list.
+/// The list of entries. Clones are handles to the same list.
 #[derive(Clone)]
 pub struct History {
     disk: Disk,
@@ -35,7 +35,7 @@ impl History {
 
     fn note(&self, event: Event) -> usize {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        // The boundary is read with the lock held, so that the numbers never decrease.
+        // Read the boundary while the lock is held, so that the numbers never decrease.
         entries.push((self.disk.write_boundaries(), event));
         entries.len() - 1
     }
@@ -45,7 +45,7 @@ impl History {
         self.note(Event::Issued(op.clone()))
     }
 
-    /// Records that the operation of this issue entry has completed without an error.
+    /// Records that the operation of the issue entry `number` has completed without an error.
     pub fn complete(&self, number: usize) {
         self.note(Event::Completed(number));
     }
@@ -64,7 +64,7 @@ impl History {
     }
 }
 
-/// A replay that has reached some boundary of its history.
+/// A replay that has processed the entries of a history up to a boundary.
 pub struct Replay {
     entries: Vec<(u64, Event)>,
     tickets: Vec<Option<Ticket>>,
@@ -73,8 +73,8 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Returns what the disk may hold after a power cut at this boundary. The boundary must not be lower than the one of the
-    /// previous call.
+    /// Returns the oracle of the disk after a power cut at this boundary. The boundary must not be lower than the boundary of
+    /// the previous call.
     pub fn at(&mut self, boundary: u64) -> &CrashOracle {
         while let Some((when, event)) = self.entries.get(self.next) {
             if *when > boundary {
@@ -95,7 +95,7 @@ impl Replay {
         &self.oracle
     }
 
-    /// Returns what the disk may hold after all entries of the history.
+    /// Returns the oracle of the disk after all entries of the history.
     pub fn at_the_end(&mut self) -> &CrashOracle {
         self.at(u64::MAX)
     }

@@ -23,7 +23,7 @@ pub(super) struct Look {
 }
 
 /// Examines a chain in which the disk `left` replaces the active image's disk. The image must open, its check must find nothing
-/// worse than `tolerance`, its contents must be allowed by the oracle, and it must close. Returns how often `qemu-img check`
+/// worse than `tolerance`, the oracle must allow its contents, and the close must succeed. Returns how often `qemu-img check`
 /// ran.
 pub(super) async fn look(
     workload: &Workload,
@@ -83,8 +83,8 @@ pub(super) async fn look(
 }
 
 /// Examines four disks that a power cut at this moment of the active disk may leave: one with all completed writes, one with
-/// the durable writes only, and two with a random part of the others. The `number` of the cut chooses which disk `qemu-img
-/// check` examines (one at every second cut) and which disks get further requests.
+/// the flushed writes only, and two with a random part of the other writes. The `number` of the cut chooses which disk
+/// `qemu-img check` examines (one at every second cut) and which disks get further requests.
 pub(super) fn look_at_cut(
     workload: &Workload,
     chain: &Chain,
@@ -95,7 +95,7 @@ pub(super) fn look_at_cut(
     let boundary = *boundary;
     let left = [
         ("all completed writes are kept", moment.after_power_loss_all()),
-        ("all writes that were not durable are lost", moment.after_power_loss_none()),
+        ("all writes that were not flushed are lost", moment.after_power_loss_none()),
         ("some writes are kept", moment.after_power_loss(boundary)),
         ("some writes are kept", moment.after_power_loss(!boundary)),
     ];

@@ -1,9 +1,9 @@
 //! The contents that a disk may have after a power cut.
 //!
-//! For each sector, the oracle keeps the versions that a power cut may leave: the last version that is known to be durable, and
-//! every version issued since. A flush makes those writes durable that had completed when the flush was issued; a write with
-//! FUA makes itself durable. A version is the seed of the write that made it, so a long history needs little memory. Operations
-//! are aligned to sectors, and concurrent operations never touch the same sector.
+//! For each sector, the oracle keeps the versions that a power cut may leave: the last version that is known to survive a power
+//! cut, and every version issued since. A completed flush protects the writes that had completed when the flush was issued. A
+//! completed write with FUA is protected without a flush. A version is stored as the seed of its write, so a long history needs
+//! little memory. Operations are aligned to sectors, and concurrent operations never touch the same sector.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ struct Version {
     content: Content,
     /// Whether the sector may stay unchanged although the operation completed (a discard).
     optional: bool,
-    /// When the operation completed, on the oracle's clock.
+    /// The time at which the operation completed, on the oracle's clock.
     completed: Option<u64>,
 }
 
@@ -60,7 +60,7 @@ fn sectors_of(op: &Op) -> std::ops::Range<usize> {
 }
 
 impl CrashOracle {
-    /// Makes the oracle of a disk with this durable content, a multiple of the sector size.
+    /// Makes the oracle of a disk with this flushed content. The length must be a multiple of the sector size.
     pub fn new(content: Arc<[u8]>) -> Self {
         let first = Version { content: Content::Old, optional: false, completed: Some(0) };
         let sectors = vec![vec![first]; content.len() / 512];
@@ -110,7 +110,7 @@ impl CrashOracle {
         }
     }
 
-    /// Records that no change that completed before `mark` can be lost any more.
+    /// Records that changes that completed at `mark` or earlier survive a power cut.
     fn make_durable(&mut self, mark: u64) {
         for sector in std::mem::take(&mut self.unsettled) {
             self.forget_before(sector, mark);
@@ -120,7 +120,7 @@ impl CrashOracle {
         }
     }
 
-    /// Drops the versions that cannot return once all changes that completed by `mark` are durable.
+    /// Drops the versions that a power cut cannot leave, because all changes that completed at `mark` or earlier survive it.
     fn forget_before(&mut self, sector: usize, mark: u64) {
         let versions = &mut self.sectors[sector];
         let durable = |version: &Version| {
@@ -131,7 +131,8 @@ impl CrashOracle {
         }
     }
 
-    /// As [`complete`](CrashOracle::complete), for a disk that keeps its power: the completed change is the only version left.
+    /// Does the same as [`complete`](CrashOracle::complete) for a disk without power cuts: the completed change becomes the
+    /// only version.
     pub fn complete_for_good(&mut self, op: &Op, ticket: Ticket) {
         self.complete(op, ticket);
         if op.changes() {
@@ -152,7 +153,7 @@ impl CrashOracle {
     /// Checks the content of the disk.
     ///
     /// # Errors
-    /// Names the first sector that has none of its possible versions.
+    /// A text with the first sector that has none of its possible versions.
     pub fn check(&self, disk: &[u8]) -> Result<(), String> {
         if disk.len() != self.old.len() {
             return Err(format!("the disk has {} bytes, not {}", disk.len(), self.old.len()));
@@ -175,11 +176,11 @@ impl CrashOracle {
         ))
     }
 
-    /// Checks the data of a read of whole sectors at `offset`, on a disk that keeps its power. From then on, the sectors can
-    /// hold only the versions that the read returned.
+    /// Checks the data of a read of whole sectors at `offset`, on a disk without power cuts. After the call, the only versions
+    /// of these sectors are those that the read returned.
     ///
     /// # Errors
-    /// As [`check`](CrashOracle::check).
+    /// The errors of [`check`](CrashOracle::check).
     pub fn observe(&mut self, offset: u64, bytes: &[u8]) -> Result<(), String> {
         let first = usize::try_from(offset / SECTOR).expect("a small disk");
         for (got, index) in bytes.chunks_exact(512).zip(first..) {
@@ -252,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_discarded_sector_keeps_what_it_had_or_is_zero_even_after_a_flush() {
+    fn a_discarded_sector_keeps_its_data_or_is_zero_even_after_a_flush() {
         let mut oracle = CrashOracle::new(disk([3, 3]).into());
         run(&mut oracle, &write(0, 5, false));
         run(&mut oracle, &Op::Discard { offset: 0, len: 512 });

@@ -13,10 +13,10 @@ use crate::model::chain::{Chain, SPLIT, Tolerance};
 use crate::program::Program;
 use crate::scratch;
 
-/// Checks that `qemu-img check` finds nothing worse than `tolerance`, if it can check images of the variant.
+/// Checks that `qemu-img check` finds nothing worse than `tolerance`, if QEMU can check images of the variant.
 ///
 /// # Errors
-/// The error has the tool's output.
+/// The error contains the tool's output.
 pub fn check(variant: &Variant, disk: &Disk, tolerance: Tolerance) -> Result<(), String> {
     const LEAKS: i32 = 3;
     if !variant.checked_by_qemu {
@@ -62,7 +62,7 @@ fn save(variant: &Variant, disk: &Disk, path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Writes a file with holes in place of zeroes.
+/// Writes a file with holes for ranges of zeroes.
 fn save_bytes(bytes: &[u8], path: &Path) -> std::io::Result<()> {
     const PIECE: usize = 4096;
     let file = File::create_new(path)?;
@@ -74,7 +74,7 @@ fn save_bytes(bytes: &[u8], path: &Path) -> std::io::Result<()> {
     file.set_len(bytes.len() as u64)
 }
 
-/// Saves the images of a chain in a directory for the analysis of a failure. Returns a text that names the directory.
+/// Saves the images of a chain in a directory for the analysis of a failure. Returns a text with the path of the directory.
 pub(super) fn keep(chain: &Chain, active: &Disk) -> String {
     let directory = scratch::in_memory().keep();
     for (index, image) in chain.iter().enumerate() {

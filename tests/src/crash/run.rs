@@ -57,10 +57,10 @@ fn attempt(workload: &Workload, cuts: usize) -> Result<Tally, String> {
     Ok(tally)
 }
 
-/// Runs the workload of a seed, then examines what a power cut would leave at up to `cuts` of its write boundaries.
+/// Runs the workload of a seed, then examines the disks that a power cut may leave, at up to `cuts` of its write boundaries.
 ///
 /// # Panics
-/// When flushed data is lost, or an image has worse faults than leaks. The message names the seed and the boundary.
+/// When flushed data is lost, or an image has worse faults than leaks. The message contains the seed and the boundary.
 pub fn run(variant: &'static Variant, seed: u64, cuts: usize) -> Tally {
     let workload = Workload::new(variant, seed);
     let attempt = std::panic::AssertUnwindSafe(|| attempt(&workload, cuts));

@@ -1,9 +1,9 @@
 //! Power cuts while four I/O threads work on the image concurrently.
 //!
-//! The simulated disk serves any number of threads and executes each operation immediately. So the operations in flight at a
-//! power cut are those that the machine's scheduler had started. Tasks yield at random between the steps of a request, so that
-//! requests of one thread interleave as well, and hand-overs between threads are delayed at random ([`oxblk_ring::perturb`]). A
-//! seed gives the same images and operations, but not the same order. A failure therefore saves its images.
+//! Several threads can use the simulated disk, which executes each operation immediately. So the operations in flight at a
+//! power cut depend on the scheduler of the machine. Tasks yield at random between the steps of a request, so that requests of
+//! one thread interleave as well, and hand-overs between threads are delayed at random ([`oxblk_ring::perturb`]). A seed gives
+//! the same images and operations, but not the same order. A failure therefore saves its images.
 
 use oxblk_core::Backend;
 use oxblk_ring::sim;
@@ -88,10 +88,11 @@ fn attempt(workload: &Workload, operations: u64, cuts: usize) -> Result<Tally, S
     Ok(tally)
 }
 
-/// Runs `operations` operations of a seed, then examines what a power cut would leave at up to `cuts` of the write boundaries.
+/// Runs `operations` operations of a seed, then examines the disks that a power cut may leave, at up to `cuts` of the write
+/// boundaries.
 ///
 /// # Panics
-/// When flushed data is lost, or an image has worse faults than leaks. The message names the seed and the boundary.
+/// When flushed data is lost, or an image has worse faults than leaks. The message contains the seed and the boundary.
 pub fn run(variant: &'static Variant, seed: u64, operations: u64, cuts: usize) -> Tally {
     let workload = Workload::new(variant, seed);
     let attempt = std::panic::AssertUnwindSafe(|| attempt(&workload, operations, cuts));

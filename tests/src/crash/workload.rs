@@ -9,7 +9,7 @@ use crate::model::ops::{Op, Shape};
 use crate::model::sim::{build, random_chain};
 use crate::random::Random;
 
-/// The largest number of operations in a batch, besides a flush. All of them are in flight concurrently.
+/// The largest number of operations in a batch, without the flush. All operations of a batch are in flight concurrently.
 pub(super) const BATCH: u64 = 8;
 
 /// A workload. The seed determines all of it.
@@ -17,7 +17,7 @@ pub(super) const BATCH: u64 = 8;
 pub(super) struct Workload {
     pub(super) seed: u64,
     pub(super) variant: &'static Variant,
-    /// The images below the active one with their sizes in bytes, base first.
+    /// The images below the active image, with their sizes in bytes. The base is first.
     below: Vec<(&'static Variant, u64)>,
     pub(super) shape: Shape,
     pub(super) batches: Vec<Vec<Op>>,
@@ -26,7 +26,7 @@ pub(super) struct Workload {
 impl Workload {
     pub(super) fn new(variant: &'static Variant, seed: u64) -> Self {
         let mut random = Random::new(seed);
-        // Large clusters are slow to simulate, and a few of them suffice to meet every case.
+        // Large clusters are slow to simulate, and a few large clusters are enough for every case.
         let large = variant.cluster >= 256 << 10;
         let clusters = if large { random.within(5, 10) } else { random.within(24, 80) };
         let size = (clusters * variant.cluster).max(64 << 10);
@@ -52,7 +52,7 @@ impl Workload {
         self.below.len() + 1
     }
 
-    /// Creates the images and makes them durable; the active image is the last. Returns the chain, and the oracle of the active
+    /// Creates and flushes the images. The active image is the last image. Returns the chain, and the oracle of the active
     /// image.
     pub(super) async fn build(&self) -> Result<(Chain, CrashOracle), String> {
         // Short writes are disabled: they would tear sectors, but a disk writes a sector completely or not at all.

@@ -8,8 +8,8 @@ use super::normalise::Rules;
 use crate::formats::{self, FORMATS, Variant};
 use crate::program::Tool::{self, Img, Io};
 
-/// The unit of the changes in bytes. Changes cover whole clusters, since the content of the unwritten part of a new cluster is
-/// left to the host.
+/// The unit of the changes in bytes. Changes cover whole clusters, because the allocation of the unwritten part of a new
+/// cluster may differ.
 fn unit(variant: &Variant) -> u64 {
     variant.cluster.max(64 << 10)
 }
@@ -29,7 +29,7 @@ fn changes(variant: &Variant) -> Vec<String> {
         changes.insert(2, format!("write -z {} {}", at(7), at(1)));
     }
     if variant.discards_by_qemu {
-        // The discard is last: each program chooses by itself which hole the next write takes.
+        // The discard is last, because the programs may choose different holes for the next write.
         changes.push(format!("discard {} {}", at(4), at(1)));
     }
     changes
@@ -58,7 +58,7 @@ impl Commands<'_> {
         words
     }
 
-    /// Runs the same command on the image `name` on every side.
+    /// Runs the same command on the image `name` with every program.
     fn same(&self, tool: Tool, first: &[&str], name: &str, last: &[&str]) {
         let image = self.image(name);
         let words: Vec<&str> = first
@@ -83,7 +83,8 @@ impl Commands<'_> {
         words
     }
 
-    /// Creates an image on every side. Encryption draws random keys, so an encrypted image is created once and copied.
+    /// Creates an image with every program. The keys of an encrypted image are random, so an encrypted image is created once
+    /// and copied.
     fn create(&self, name: &str) {
         let words = self.create_words(name);
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -107,7 +108,7 @@ impl Commands<'_> {
     }
 }
 
-/// Creates, changes, inspects and resizes an image of the variant on every side.
+/// Creates, changes, inspects and resizes an image of the variant with every program.
 ///
 /// # Panics
 /// When output, exit codes or contents differ.
@@ -125,7 +126,7 @@ pub fn life_of_an_image(variant: &Variant) {
     if variant.shrunk_by_qemu {
         commands.same(Img, &["resize", "--shrink"], "a", &[&size(10)]);
     }
-    // Each program chooses by itself where the file ends after the resize.
+    // The programs may choose different lengths of the file in a resize.
     commands.same(Img, &["map", "--output=json"], "a", &[]);
     both.same_content_of(&commands.image("a"), "a");
 }
@@ -135,7 +136,7 @@ pub fn life_of_an_image(variant: &Variant) {
 /// # Panics
 /// When output, exit codes or contents differ.
 pub fn conversions(variant: &Variant) {
-    // Other tests cover targets that need a key or a data file.
+    // Targets that need a key or a data file have their own tests.
     if variant.encrypted || variant.data_file {
         return;
     }

@@ -1,8 +1,8 @@
 //! Runs the same command through oxblk and through the QEMU tools, and compares the results byte by byte.
 //!
-//! A [`Differential`] has three directories with the same files. In the first, QEMU's tool runs; in the second, `oxblk img …`;
-//! in the third, oxblk through a link that has the name of QEMU's tool. All names in the arguments are relative, so the three
-//! command lines are the same. Standard output, standard error and the exit code must be the same too.
+//! A [`Differential`] has three directories with the same files. QEMU's tool runs in the first directory, `oxblk img …` in the
+//! second directory, and oxblk under the name of QEMU's tool in the third directory. All names in the arguments are relative,
+//! so the three command lines are the same. Standard output, standard error and the exit code must be the same too.
 //! [`normalise`](normalise::normalise) removes what cannot be the same (the directory's path, times, rates) from the output of
 //! every side.
 //!
@@ -29,7 +29,7 @@ use tempfile::TempDir;
 use crate::program::{Program, Reply, Tool, oxblk};
 use normalise::{Rules, normalise};
 
-/// The program that runs the command; each side has a directory with its name.
+/// The program that runs the command. Each side has a directory with the name of the side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
     Qemu,
@@ -162,7 +162,7 @@ impl Differential {
         program.args(args).directory(self.directory(side)).stdin(stdin).run()
     }
 
-    /// Runs one command on every side. Output and exit code must be the same. Returns QEMU's reply.
+    /// Runs one command on every side. The outputs and exit codes must be the same. Returns QEMU's reply.
     ///
     /// # Panics
     /// When the sides differ. The message shows the difference.
@@ -170,7 +170,7 @@ impl Differential {
         self.same_with_input(tool, args, b"")
     }
 
-    /// As [`Differential::same`], with standard input.
+    /// Does the same as [`Differential::same`], with standard input.
     ///
     /// # Panics
     /// When the sides differ.
@@ -183,7 +183,7 @@ impl Differential {
         theirs
     }
 
-    /// As [`Differential::same`], but compares only the exit code, not the output.
+    /// Does the same as [`Differential::same`], but compares only the exit codes, not the outputs.
     ///
     /// # Panics
     /// When the exit codes differ.
@@ -231,7 +231,8 @@ impl Differential {
         );
     }
 
-    /// Replaces oxblk's names in messages by QEMU's. A tool uses the name under which it was called.
+    /// Replaces the name of oxblk's tool in messages by the name of QEMU's tool. A message begins with the name under which the
+    /// tool was called.
     fn called_as_qemu(&self, tool: Tool, text: &str) -> String {
         let (qemu, own) = (tool.qemu_name(), tool.subcommand());
         let link = self.root.path().join("bin").join(qemu);
@@ -240,10 +241,10 @@ impl Differential {
             .replace(&format!("oxblk {own}"), qemu)
     }
 
-    /// Asserts that the file that QEMU wrote and those that oxblk wrote have the same bytes.
+    /// Asserts that the file of QEMU and the files of oxblk have the same bytes.
     ///
     /// # Panics
-    /// When the files differ. The message has the offset.
+    /// When the files differ. The message contains the offset.
     pub fn same_bytes(&self, name: &str) {
         let theirs = std::fs::read(self.directory(Side::Qemu).join(name)).expect("QEMU's file");
         for side in Side::OURS {
@@ -273,8 +274,8 @@ impl Differential {
 }
 
 impl Differential {
-    /// As [`Differential::same_content`], for an image that `words` choose on a command line: QEMU reads the same contents from
-    /// oxblk's image as from its own.
+    /// Does the same as [`Differential::same_content`] for an image that `words` select on a command line: QEMU reads the same
+    /// contents from oxblk's image as from its own image.
     ///
     /// # Panics
     /// When the contents differ or the check finds a fault.
@@ -311,7 +312,7 @@ pub fn check_clean(image: &Path) {
     check_finds_nothing(Program::new("qemu-img").arg("check").arg(image));
 }
 
-/// Runs `qemu-img check` and asserts that it finds no fault.
+/// Runs the command `check` and asserts that it finds no fault.
 fn check_finds_nothing(check: Program) {
     let what = format!("{check:?}");
     let reply = check.run();

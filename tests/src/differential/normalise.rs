@@ -1,7 +1,7 @@
 //! Replaces those parts of a tool's output that differ between two correct runs.
 //!
-//! The scratch directory's path, times and rates are always replaced. By choice ([`Rules`]), so are the space that a file takes
-//! on the host and the steps of a progress bar. Spacing, order and wording stay as they are, so they are compared.
+//! The scratch directory's path, times and rates are always replaced. [`Rules`] can add the space that a file uses on the host,
+//! and the steps of the progress. Spacing, order and wording are not changed, so they are compared.
 
 use std::path::Path;
 use std::sync::LazyLock;
@@ -25,7 +25,7 @@ static TIMINGS: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
     vec![
         // qemu-io: 4 KiB, 1 ops; 00.01 sec (2.5 MiB/sec and 641.0256 ops/sec)
         (
-            // and, if it takes a second or more: 4 KiB, 1 ops; 0:00:01.50 (2.5 KiB/sec and 0.6410 ops/sec)
+            // and, if the request takes a second or more: 4 KiB, 1 ops; 0:00:01.50 (2.5 KiB/sec and 0.6410 ops/sec)
             regex(r"ops; [0-9:.]+(?: sec)? \([^()]+/sec and [^()]+ ops/sec\)"),
             "ops; TIME sec (RATE/sec and RATE ops/sec)",
         ),

@@ -1,16 +1,16 @@
 //! The formats that the harnesses run on.
 //!
-//! A [`TestFormat`] describes a format to the harnesses: the variants of its images, the abilities of each variant, ways to
-//! corrupt an image, and what QEMU's tools do with it. A format that is added to [`FORMATS`] takes part in every test that is
-//! not specific to one format:
+//! A [`TestFormat`] describes a format to the harnesses: the variants of its images, the abilities of each variant, and ways to
+//! corrupt an image. A format that is added to [`FORMATS`] takes part in these tests:
 //!
 //! - random operations against a model, from one thread and from four, with cancelled requests ([`crate::model`]);
 //! - power cuts and failing disks ([`crate::crash`]);
 //! - damaged images, at random ([`crate::hostile::mutate`]) and by the format's own table ([`TestFormat::hostile`]);
 //! - the same commands through both programs ([`crate::differential::format`]), and conversions between all formats;
-//! - its share of the soak.
+//! - the soak.
 //!
-//! No harness depends on the name of a format.
+//! No harness depends on the name of a format. Some tests have their own list of formats (CONTRIBUTING.md, "Add an image
+//! format").
 
 mod parallels;
 mod qcow2;
@@ -78,7 +78,7 @@ pub trait TestFormat: Debug + Sync + RefUnwindSafe {
     }
 }
 
-/// Identifier of the secret with which encrypted images are created and opened.
+/// Identifier of the secret that encrypts and decrypts images.
 pub(crate) const SECRET: &str = "s0";
 /// The value of the secret.
 const PASSWORD: &str = "open sesame";
@@ -93,7 +93,7 @@ pub fn secrets() -> Secrets {
     secrets
 }
 
-/// Returns the command-line words that give a tool the secrets of encrypted images.
+/// Returns the command-line words that pass the secrets of encrypted images to a tool.
 pub fn secret_words() -> Vec<String> {
     vec!["--object".to_owned(), format!("secret,id={SECRET},data={PASSWORD}")]
 }

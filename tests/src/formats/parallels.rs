@@ -12,7 +12,7 @@ pub(super) struct Parallels;
 const fn variant(name: &'static str, options: &'static str, cluster: u64) -> Variant {
     Variant {
         check: true,
-        // After a power cut, the header still says that the image is open.
+        // After a power cut, the header still has the mark of an open image.
         repairs_on_open: true,
         resizes: false,
         measured_by_qemu: false,

@@ -53,7 +53,7 @@ static VARIANTS: [Variant; 27] = [
     plain("qcow2-ext-16k", "extended_l2=on,cluster_size=16k", 16 * KIB),
     plain("qcow2-ext-64k", "extended_l2=on", 64 * KIB),
     plain("qcow2-ext-2m", "extended_l2=on,cluster_size=2M", 2 * MIB),
-    // Short keys give a small LUKS header. Few iterations let an image open without delay.
+    // With short keys, the LUKS header is small. With few iterations, an image opens without delay.
     encrypted(
         "qcow2-luks",
         "encrypt.format=luks,encrypt.key-secret=s0,encrypt.iter-time=1,encrypt.cipher-alg=aes-128,encrypt.cipher-mode=cbc,cluster_size=4k",

@@ -1,4 +1,4 @@
-//! Raw images: the file holds the bytes of the disk and nothing else.
+//! Raw images: the file contains only the bytes of the disk.
 
 use super::TestFormat;
 use super::variant::Variant;

@@ -1,4 +1,4 @@
-//! A variant of a format: creation options, and the abilities of images that have them.
+//! A variant of a format: creation options, and the abilities of images with these options.
 
 use oxblk_core::Options;
 
@@ -15,7 +15,7 @@ pub struct Variant {
     pub options: &'static str,
     /// Further creation options, with which a disk gets exactly the requested size.
     pub exact_size: &'static str,
-    /// The unit of allocation in bytes; tests choose offsets around its multiples.
+    /// The unit of allocation in bytes. Tests choose offsets around multiples of this unit.
     pub cluster: u64,
     /// Images can have a backing file.
     pub backing: bool,
@@ -43,7 +43,7 @@ pub struct Variant {
     pub shrunk_by_qemu: bool,
     /// QEMU releases discarded space to the host.
     pub discards_by_qemu: bool,
-    /// QEMU punches holes into the file for written zeroes if the image records that these ranges are zero.
+    /// QEMU punches holes in the file for written zeroes, if the format can mark ranges as zero.
     pub zeroes_by_qemu: bool,
     /// `qemu-img measure` can compute the size of a new image.
     pub measured_by_qemu: bool,

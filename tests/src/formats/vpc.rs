@@ -11,11 +11,11 @@ pub(super) struct Vpc;
 
 const fn variant(name: &'static str, options: &'static str) -> Variant {
     Variant {
-        // Without this option, the size is rounded up to that of a disk geometry.
+        // Without this option, the size is rounded up to the size of a disk geometry.
         exact_size: "force_size=on",
         check: true,
         checked_by_qemu: false,
-        // A power cut may leave a file that does not end with a footer. The next close writes it.
+        // A power cut may leave a file that does not end with a footer. The next close writes the footer.
         repairs_on_open: true,
         resizes: false,
         discards_by_qemu: false,

@@ -1,5 +1,5 @@
-//! Fuzzes the LUKS header. Parsing never panics. An accepted header has key material that overlaps nothing else, stays the same
-//! when it is written and read again, and costs a bounded amount of work per unlock attempt.
+//! Fuzzes the LUKS header. Parsing never panics. The key material of an accepted header overlaps no other part. Such a header
+//! stays the same when it is written and read again, and an attempt to unlock it needs a bounded amount of work.
 
 use oxblk_crypto::luks::{Header, MAX_WORK};
 

@@ -1,7 +1,7 @@
 //! The fuzz targets. Each target is a function that takes arbitrary bytes and panics when the code under test is wrong.
 //!
 //! The programs in `fuzz/` pass these functions to libFuzzer. Ordinary tests replay the inputs that are saved in `fuzz/seeds`
-//! ([`replay`]). So every change is tested with the inputs that fuzzing once found, without a fuzzing toolchain.
+//! ([`replay`]). So every change is tested with the inputs that fuzzing has found, without a fuzzing toolchain.
 
 pub mod luks_header;
 pub mod nbd_negotiation;
@@ -38,7 +38,7 @@ pub const TARGETS: &[Target] = &[
 /// Runs every saved input of a target. Returns the number of inputs.
 ///
 /// # Panics
-/// When an input makes the target panic. The message names the file.
+/// When an input makes the target panic. The message contains the path of the file.
 pub fn replay((name, run): Target) -> usize {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds").join(name);
     let Ok(files) = std::fs::read_dir(&seeds) else { return 0 };

@@ -1,5 +1,5 @@
-//! Fuzzes the server's handshake with arbitrary bytes. The handshake never panics, gives the same answer whatever the sizes of
-//! the received pieces are, and produces no more output than its list of exports allows.
+//! Fuzzes the server's handshake with arbitrary bytes. The handshake never panics, gives the same answer for every split of the
+//! input, and writes less than 4096 bytes per step. Requests that are accepted after the handshake lie inside the export.
 
 use oxblk_nbd::info::BlockSizes;
 use oxblk_nbd::proto::TransmissionFlags;
@@ -59,7 +59,7 @@ pub fn run(data: &[u8]) {
         for header in rest.chunks_exact(28) {
             let Ok(request) = RawRequest::parse(header.try_into().unwrap()) else { return };
             let Ok(request) = request.check(&limits) else { continue };
-            // Other commands carry no range.
+            // `Disconnect` and `Flush` have no range.
             if !matches!(request.command, Command::Disconnect | Command::Flush) {
                 let end = request.offset.checked_add(u64::from(request.length));
                 assert!(end.is_some_and(|end| end <= limits.size));

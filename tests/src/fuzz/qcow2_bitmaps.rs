@@ -1,6 +1,6 @@
-//! Fuzzes qcow2 bitmap directories, bitmap tables, and changes of the header extension that names them. Parsing never panics. A
-//! parsed structure stays the same when it is written and read again, and a header can still be read after the extension was
-//! changed.
+//! Fuzzes qcow2 bitmap directories, bitmap tables, and changes of the header extension with the offset of the directory.
+//! Parsing never panics. A parsed structure stays the same when it is written and read again, and a header can still be read
+//! after the extension was changed.
 
 use oxblk_formats::qcow2::layout::{
     BitmapData, BitmapEntry, BitmapTableEntry, BitmapsExtension, Geometry, Header, HeaderWrite,

@@ -24,10 +24,11 @@ pub fn run(data: &[u8]) {
     let mut again = Header::parse(&bytes, bytes.len() as u64).expect("what was written is read");
     again.extensions.feature_names.clone_from(&header.extensions.feature_names);
     again.header_length = header.header_length;
-    // `encode` does not write the mark of bitmaps that another program made outdated.
+    // `encode` does not write the mark of outdated bitmaps, which is set if another program has changed the image.
     assert!(!again.extensions.bitmaps_outdated);
     again.extensions.bitmaps_outdated = header.extensions.bitmaps_outdated;
-    // `encode` does not write a broken bitmaps extension either: only a check opens such an image, and a repair removes it.
+    // `encode` does not write a broken bitmaps extension either: only a check opens such an image, and a repair removes the
+    // extension.
     assert!(again.extensions.bitmaps_fault.is_none());
     again.extensions.bitmaps_fault.clone_from(&header.extensions.bitmaps_fault);
     assert_eq!(again, header);

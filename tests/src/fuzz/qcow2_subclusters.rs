@@ -1,5 +1,5 @@
-//! Fuzzes extended L2 entries. Parsing never panics, and the operations on a subcluster bitmap give the same results as those
-//! on an array of subclusters.
+//! Fuzzes extended L2 entries. Parsing never panics, and the operations on a subcluster bitmap give the same results as the
+//! operations on an array of subclusters.
 
 use oxblk_formats::qcow2::layout::{
     ExtendedEntry, Geometry, L2Kind, SUBCLUSTERS, Subcluster, Subclusters, l2_table,

@@ -1,5 +1,5 @@
 //! Fuzzes qcow2 table entries, refcounts, snapshot entries and compressed clusters. Parsing never panics, and an accepted entry
-//! points only at allowed offsets.
+//! refers only to allowed offsets.
 
 use oxblk_formats::qcow2::compression::{compress, decompress};
 use oxblk_formats::qcow2::layout::{

@@ -5,7 +5,7 @@ use oxblk_formats::vpc::Entry;
 use oxblk_formats::vpc::footer::{FOOTER_BYTES, Footer, MAX_SIZE, SizeRule};
 use oxblk_formats::vpc::header::{HEADER_BYTES, Header};
 
-/// Writes the correct checksum, so that parsing goes on.
+/// Writes the correct checksum, so that parsing does not stop at the checksum.
 fn correct(footer: &mut [u8]) {
     footer[64..68].fill(0);
     let sum = footer.iter().fold(0_u32, |sum, byte| sum.wrapping_add((*byte).into()));

@@ -16,7 +16,7 @@ const PARTITION: u64 = 1 << 20;
 /// The space after the partition for the backup partition table, in bytes.
 const TAIL: u64 = 1 << 20;
 
-/// The init program of the disk. It runs the task that the kernel's command line names, then powers the guest off.
+/// The init program of the disk. The program runs the task that the kernel's command line selects, then powers the guest off.
 const INIT: &str = r#"#!/bin/busybox sh
 export PATH=/bin:/sbin
 mount -t proc proc /proc

@@ -1,12 +1,12 @@
-//! A real Linux guest that boots from a disk which oxblk serves.
+//! A real Linux guest that boots from a disk served by oxblk.
 //!
 //! [`Kernel`] finds a Debian cloud kernel (installed, or unpacked into the cache by `scripts/install-test-tools`).
 //! [`initramfs`] packs the modules of a virtio disk, busybox and e2fsck. [`disk`] creates a partitioned disk with an ext4 root.
-//! [`boot`] boots it under qemu-system and returns the output of the serial console. The guest uses TCG, so that it runs on
-//! every machine.
+//! [`boot`] boots this disk under qemu-system and returns the output of the serial console. The guest uses TCG, so that it runs
+//! on every machine.
 //!
 //! The kernel's command line chooses the guest's task ([`Task`]). With every task, e2fsck must find the file system clean
-//! before it is mounted, and the guest powers itself off at the end.
+//! before the mount, and the guest powers itself off at the end.
 
 pub mod disk;
 
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use crate::program::Program;
 
-/// Longer than a boot under TCG takes on a heavily loaded machine.
+/// The time limit of a boot, which is long enough for TCG on a heavily loaded machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(280);
 
 /// The modules of a virtio disk, each after its dependencies.
@@ -50,9 +50,9 @@ exec switch_root /root /sbin/init
 /// The task of a boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
-    /// Writes files with checksums, deletes and overwrites others, discards, syncs.
+    /// Writes files with checksums, deletes and overwrites other files, discards, and syncs.
     Write,
-    /// Checks the files that [`Task::Write`] left.
+    /// Checks the files of [`Task::Write`].
     Verify,
 }
 
@@ -75,7 +75,7 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Finds the newest cloud kernel on the machine or in the cache.
+    /// Returns the newest cloud kernel on the machine or in the cache.
     ///
     /// # Panics
     /// When there is no kernel; `scripts/install-test-tools` downloads one.
@@ -153,7 +153,7 @@ pub fn initramfs(kernel: &Kernel, scratch: &Path) -> PathBuf {
     archive
 }
 
-/// Boots a disk under qemu-system. Returns the output of the console once the guest has powered off.
+/// Boots a disk under qemu-system. Returns the output of the console after the guest has powered off.
 ///
 /// `disk` is a `-blockdev` description (JSON) whose node has the name `disk`.
 ///
@@ -167,7 +167,7 @@ pub fn boot(kernel: &Kernel, initramfs: &Path, disk: &str, task: Task) -> String
         .arg("-initrd")
         .arg(initramfs)
         .arg("-append")
-        // On a busy host an emulated timer can be so late that the kernel considers it broken.
+        // On a busy host, an emulated timer can be so late that the kernel considers this timer broken.
         .arg(format!("console=ttyS0 panic=-1 quiet no_timer_check oxblk.task={}", task.name()))
         .args(["-blockdev", disk, "-device", "virtio-blk-pci,drive=disk"])
         .time_limit(BOOT_LIMIT)
@@ -186,7 +186,7 @@ pub fn nbd_blockdev(socket: &Path) -> String {
 /// Asserts that the guest reported a clean file system and a completed task.
 ///
 /// # Panics
-/// When a report is missing. The message has the console output.
+/// When a report is missing. The message contains the console output.
 pub fn assert_succeeded(console: &str, task: Task) {
     for line in [
         "GUEST: fsck before mounting ended with 0".to_owned(),

@@ -5,7 +5,7 @@
 pub struct Image(Vec<u8>);
 
 impl Image {
-    /// Makes an image of these bytes.
+    /// Makes an image from these bytes.
     pub fn new(bytes: Vec<u8>) -> Self {
         Self(bytes)
     }

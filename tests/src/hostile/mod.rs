@@ -1,23 +1,24 @@
-//! Images that are damaged or made to do harm.
+//! Corrupt images: damaged at random, or made by an attacker.
 //!
 //! A [`Case`] has a name, a way to corrupt a good image, and an expected result ([`Expect`]). Each case goes through every tool
-//! of the program with bounded time and memory ([`through_the_program`]). Whatever the expected result is, a tool must end by
-//! itself, with an exit code, without a panic, and with a one-line error if it fails. A new format adds tables of cases
-//! ([`TestFormat::hostile`](crate::formats::TestFormat::hostile)); this module does everything else.
+//! of the program with bounded time and memory ([`through_the_program`]). In every case, a tool must end by itself, with an
+//! exit code, without a panic, and with a one-line error if it fails. A new format adds tables of cases
+//! ([`TestFormat::hostile`](crate::formats::TestFormat::hostile)); this module runs them.
 //!
 //! # Kinds of bad input, and the tests that cover them
 //!
-//! Names in quotes are cases of the tables [`qcow2`], [`qcow2_tables`] and [`qcow2_extra`]. The tests
-//! `formats::every_corrupt_image_gives_its_expected_result_1` to `_4` run them. Random combinations of faults come from
-//! [`mutate`] (`random::no_request_to_a_damaged_image_panics_or_waits_forever`, the soak's `damage`) and from the fuzz
-//! targets.
+//! Names in quotes are cases of the tables in the submodules of the format ([`qcow2`], [`qcow2_tables`], [`qcow2_extra`],
+//! [`qcow2_subclusters`], [`vdi`], [`parallels`], [`qed`], [`vpc`]). The tests
+//! `formats::every_corrupt_image_gives_its_expected_result_1` to `_4` run these cases. [`mutate`]
+//! (`model::random::no_request_to_a_damaged_image_panics_or_waits_forever`, the soak's `damage`) and the fuzz targets make
+//! random combinations of faults.
 //!
-//! | an image that names other files | |
+//! | an image that contains names of other files | |
 //! |---|---|
 //! | raw content that looks like a qcow2 header | `qcow2::hostile::guest_data_does_not_turn_a_raw_disk_into_another_format`, `nbd::serve::a_probed_raw_image_never_turns_into_another_format` |
 //! | writing to a probed image | `qcow2::hostile::a_disk_that_was_probed_as_raw_refuses_to_become_another_format` |
 //! | backing name `json:`, `nbd:`, `nfs:`, … | `qcow2::hostile::an_untrusted_image_does_not_choose_a_protocol_for_its_backing_file`, `tools::img_rebase::a_name_in_an_untrusted_image_does_not_choose_a_protocol` |
-//! | data file name `json:`, `nbd:`; one that is not there, or the image itself | `qcow2::data_file::the_name_of_a_data_file_is_a_path_whatever_it_looks_like`, "data file that …" |
+//! | data file name `json:`, `nbd:`; the name of a missing file, or of the image itself | `qcow2::data_file::the_name_of_a_data_file_is_a_path_whatever_it_looks_like`, "data file that …" |
 //! | `info` opens only the image | `qcow2::hostile::info_opens_nothing_but_the_image_unless_asked`, `tools::img_hostile::info_opens_nothing_but_the_image_itself` |
 //! | a given format overrides probing, also in `convert` and `resize` | `tools::img_hostile::a_given_format_overrides_probing` |
 //! | loops of backing files | `qcow2::hostile::a_loop_of_backing_files_ends_in_an_error` |
@@ -40,7 +41,7 @@
 //! | snapshot: extra data, name, L1 larger than the active one | "snapshot with …", "snapshot L1 …" |
 //! | refcount order, cluster bits, encryption method | "refcounts of 128 bits", "clusters of …", "unknown encryption" |
 //! | LUKS header: magic, names, key slots, key material, payload, iterations | `encryption::broken_luks_headers_are_refused_with_qemus_messages`, `encryption::no_luks_header_makes_a_tool_compute_for_hours_or_read_past_the_end` |
-//! | unknown incompatible bits are named; autoclear bits | "unknown incompatible bit 63", "unknown autoclear bit" |
+//! | the error contains the names of unknown incompatible bits; autoclear bits | "unknown incompatible bit 63", "unknown autoclear bit" |
 //! | clusters beyond the refcount table | "L2 entry beyond all that the refcount table could count" |
 //! | L2 entries: reserved bits, unaligned, on metadata, on themselves | "L2 entry …" |
 //! | extended L2 entries: bitmaps that contradict themselves or the entry | the cases of [`qcow2_subclusters`] |
@@ -73,10 +74,10 @@
 //! |---|---|
 //! | footers: damaged, cut off, different from each other, of another type | "both footers damaged", "no footer at the end", "type …", "a fixed and a dynamic footer" |
 //! | header: cookie, offsets, block size, number of entries | "header …", "block size …", "… entries" |
-//! | block table larger than the file | "block table past the end of the file", `vpc::a_block_table_of_holes_is_checked_in_bounded_memory` |
+//! | block table larger than the file | "block table past the end of the file", `vpc::check::a_block_table_of_holes_is_checked_in_bounded_memory` |
 //! | entries: shared, overlapping, on metadata, past the end of the file | "two entries for one block", "an entry inside another block", … |
 //!
-//! | clients of the NBD server (`crates/exports/tests/nbd.rs` unless named) | |
+//! | clients of the NBD server (tests without a module are in `crates/exports/tests/nbd.rs`) | |
 //! |---|---|
 //! | export name of 3,000 bytes | `an_export_name_of_three_thousand_bytes_is_unknown` |
 //! | option of 4 GiB | `an_option_of_four_gigabytes_ends_the_session`, `an_option_too_large_to_parse_is_answered_and_the_session_continues` |
@@ -106,8 +107,8 @@ use crate::formats;
 use crate::program::{Program, Reply};
 use image::Image;
 
-/// The address space that a tool may use for a small image, in bytes. It includes thread stacks and allocator arenas, so it is
-/// far more than the memory that a tool touches.
+/// The address space that a tool may use for a small image, in bytes. The address space includes thread stacks and allocator
+/// arenas, so it is much larger than the memory that a tool uses.
 const ADDRESS_SPACE: u64 = 3 << 30;
 
 /// The time that a tool may take for a small image.
@@ -120,11 +121,11 @@ pub enum Expect {
     Refused(&'static str),
     /// `check` finds errors (exit code 2), and its output contains this text. Reads and writes may succeed or fail.
     Damaged(&'static str),
-    /// As [`Expect::Damaged`], and a write fails, so that it causes no more damage.
+    /// `check` finds errors, as for [`Expect::Damaged`], and a write fails, so that it does not increase the damage.
     NotWritable(&'static str),
     /// `check` finds only leaks (exit code 3).
     Leaking,
-    /// Every tool opens the image, and reads and checks succeed.
+    /// Every tool opens the image. Reads succeed, and `check` finds no fault.
     Harmless,
     /// The image opens and passes the check, but cannot be opened for writing. The error contains this text.
     ReadOnly(&'static str),
@@ -146,7 +147,7 @@ pub struct Case {
 /// Corrupt images that are made from one good image.
 #[derive(Debug)]
 pub struct Table {
-    /// Names the kind of image within its format.
+    /// The kind of image within its format.
     pub name: &'static str,
     /// The good image.
     pub good: Image,
@@ -162,7 +163,7 @@ struct Verdict {
     write: Reply,
 }
 
-/// Runs oxblk in a directory with bounded time and memory. It must end by itself.
+/// Runs oxblk in a directory with bounded time and memory. The program must end by itself.
 ///
 /// # Panics
 /// When oxblk is killed, panics, or fails without a message.
@@ -190,7 +191,7 @@ pub fn bounded(directory: &Path, args: &[&str]) -> Reply {
 /// When any case does not have its expected result.
 pub fn through_the_program(format: &str, good: &Image, cases: &[Case]) {
     let mut wrong = Vec::new();
-    // Other images begin with guest data, which a write may change.
+    // An image without a header begins with guest data, which a write may change.
     let is_image = |known: &&dyn formats::TestFormat| known.is_image(good.bytes());
     let has_header = formats::FORMATS.iter().any(|known| known.name() == format && is_image(known));
     for case in cases {
@@ -221,7 +222,7 @@ fn judge(
     let run = |args: &[&str]| bounded(directory, args);
     let info = run(&["img", "info", "-f", format, NAME]);
     let check = run(&["img", "check", "-f", format, NAME]);
-    // These commands read all metadata. They may fail, but must end.
+    // These commands read all metadata. They may fail, but they must end.
     run(&["img", "map", "-f", format, NAME]);
     run(&["img", "measure", "-f", format, "-O", "qcow2", NAME]);
     let read = run(&["io", "-r", "-f", format, "-c", "read 0 320k", NAME]);

@@ -1,7 +1,9 @@
-//! Random damage. An image with data loses some words or gets others, then every kind of request is sent to it.
+//! Random damage. The harness overwrites some words of an image that contains data, then sends every kind of request to this
+//! image.
 //!
-//! Each request must end, with success or an error. No request panics or waits forever (the simulated executor detects this).
-//! No request allocates the amount of memory that a corrupt field gives: such an allocation would exceed the address space.
+//! Each request must end, with success or an error. No request panics or waits forever (the simulated executor detects such a
+//! wait). No request allocates an amount of memory that a corrupt field determines: such an allocation would exceed the address
+//! space.
 
 use oxblk_core::check::Fix;
 use oxblk_core::{Backend, Preallocation};
@@ -49,8 +51,8 @@ pub fn words(random: &mut Random, bytes: &mut [u8], cluster: u64) {
     }
 }
 
-/// Damages up to eight little-endian words of four bytes. One of four is in the header; the others are in a table and get small
-/// numbers.
+/// Damages up to eight little-endian words of four bytes. One word of four is in the header; the other words are in a table and
+/// get small numbers.
 pub fn little_words(
     random: &mut Random,
     bytes: &mut [u8],
@@ -60,7 +62,7 @@ pub fn little_words(
     table_words(random, bytes, [header, table], u32::to_le_bytes);
 }
 
-/// As [`little_words`], with big-endian words.
+/// Does the same as [`little_words`] with big-endian words.
 pub fn big_words(
     random: &mut Random,
     bytes: &mut [u8],
@@ -107,8 +109,8 @@ async fn make(variant: &'static Variant, random: &mut Random) -> Result<(Disk, u
     Ok((image.disk, size))
 }
 
-/// Sends requests of every kind to an open image; they may fail. The damage may have changed the disk to any size. The requests
-/// are made for a disk of at least 64 KiB, so some of them reach past the end of a smaller disk.
+/// Sends requests of every kind to an open image. The requests may fail. The damage may have changed the disk to any size. The
+/// requests are made for a disk of at least 64 KiB, so some of them reach past the end of a smaller disk.
 async fn use_it(disk: &Backend, variant: &Variant, random: &mut Random) {
     let shape = Shape::of(variant, disk.size().clamp(64 << 10, 64 << 20));
     for _ in 0..12 {
@@ -136,7 +138,7 @@ async fn use_it(disk: &Backend, variant: &Variant, random: &mut Random) {
 /// Damages an image at places that the seed chooses, then uses the image.
 ///
 /// # Panics
-/// When the code under test panics, or a request waits forever. The message names the seed.
+/// When the code under test panics, or a request waits forever. The message contains the seed.
 pub fn run(variant: &'static Variant, seed: u64) {
     let attempt = std::panic::AssertUnwindSafe(|| {
         sim::run(seed, async {

@@ -1,11 +1,11 @@
-//! Corrupt qcow2 headers and header extensions. [`super::qcow2_tables`] has faults of tables, and [`super::qcow2_extra`] has
-//! faults of snapshots, bitmaps and sizes.
+//! Corrupt qcow2 headers and header extensions. [`super::qcow2_tables`] has the faults of tables, and [`super::qcow2_extra`]
+//! those of snapshots, bitmaps and sizes.
 
 use super::image::Image;
 use super::{Case, Expect};
 use crate::program::Program;
 
-/// Returns a good version 3 image of 4 MiB with 64 KiB clusters: three data clusters, an unallocated one, one compressed
+/// Returns a good version 3 image of 4 MiB with 64 KiB clusters: three data clusters, an unallocated cluster and a compressed
 /// cluster.
 ///
 /// # Panics
@@ -53,7 +53,7 @@ fn refused(name: &'static str, spoil: fn(&mut Image), text: &'static str) -> Cas
     case(name, spoil, Expect::Refused(text))
 }
 
-/// Wrong versions, sizes and methods.
+/// Wrong versions, sizes and encryption methods.
 fn plain_fields() -> Vec<Case> {
     vec![
         refused("version 0", |i| i.put32(VERSION, 0), "Unsupported qcow2 version 0"),
@@ -290,7 +290,7 @@ fn features() -> Vec<Case> {
     ]
 }
 
-/// The file is shorter than its header says.
+/// The file is shorter than the header requires.
 fn cut_off() -> Vec<Case> {
     vec![
         refused("an empty file", |i| i.truncate(0), "Image is not in qcow2 format"),

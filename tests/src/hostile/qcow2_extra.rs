@@ -16,7 +16,7 @@ const COMPRESSED_ENTRY: usize = L2 + 4 * 8;
 const NEW: usize = 0x9_0000;
 const PAST_THE_END: u64 = 1 << 40;
 
-/// Makes the image name a data file; the name has 11 bytes.
+/// Adds the name of a data file to the image. The name has 11 bytes.
 fn data_file(image: &mut Image, name: &[u8; 11]) {
     image.put64(INCOMPATIBLE, 4);
     image.put32(EXTENSIONS, 0x4441_5441);

@@ -11,8 +11,8 @@ const COPIED: u64 = 1 << 63;
 /// The L2 entry of the compressed cluster.
 const COMPRESSED_ENTRY: usize = L2 + 3 * 16;
 
-/// Returns a good image of 4 MiB with 64 KiB clusters: one has data in all subclusters, one has data and zeroes in some
-/// subclusters, one has only zeroes, one is compressed.
+/// Returns a good image of 4 MiB with 64 KiB clusters: one cluster has data in all subclusters, one has data and zeroes in some
+/// subclusters, one has only zeroes, and one is compressed.
 ///
 /// # Panics
 /// When the QEMU tools are missing.

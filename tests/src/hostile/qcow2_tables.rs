@@ -96,7 +96,7 @@ fn compressed_entries() -> Vec<Case> {
         ),
         case("compressed data torn up", |i| i.put(0x8_0000, &[0xff; 64]), Expect::Survives),
         case(
-            // A stored deflate block that claims 65,535 bytes and holds none.
+            // A stored deflate block whose length is 65,535 bytes, without any data.
             "compressed data that claims more than it has",
             |i| i.put(0x8_0000, &[0x01, 0xff, 0xff, 0x00, 0x00]),
             Expect::Survives,

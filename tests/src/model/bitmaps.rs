@@ -1,12 +1,12 @@
-//! Persistent bitmaps of the images under test. The harness creates them with the image and checks that they never miss a
-//! write.
+//! Persistent bitmaps of the images under test. The harness creates the bitmaps with the image and checks that the bitmaps
+//! never miss a write.
 
 use std::sync::Arc;
 
 use oxblk_core::bitmap::DirtyBitmap;
 use oxblk_core::{Backend, Want};
 
-/// The bitmaps that every such image gets, with their granularities in bytes.
+/// The bitmaps of each image, with their granularities in bytes.
 const BITMAPS: [(&str, u64); 2] = [("fine", 512), ("coarse", 64 << 10)];
 
 /// Adds the bitmaps to a new image.
@@ -30,10 +30,10 @@ fn all(disk: &Backend) -> Result<Vec<Arc<DirtyBitmap>>, String> {
     Err(format!("there are {} bitmaps", bitmaps.len()))
 }
 
-/// Checks that all bitmaps are consistent and recording. The image must have been closed before it was opened.
+/// Checks that all bitmaps are consistent and recording. The image must have been closed without an error before this open.
 ///
 /// # Errors
-/// Names the bitmap that is not.
+/// A text with the name of the faulty bitmap.
 pub fn check_kept(disk: &Backend) -> Result<(), String> {
     match all(disk)?.iter().find(|bitmap| bitmap.is_inconsistent() || !bitmap.is_recording()) {
         Some(bitmap) => Err(format!("bitmap {} was lost", bitmap.name())),
@@ -41,11 +41,11 @@ pub fn check_kept(disk: &Backend) -> Result<(), String> {
     }
 }
 
-/// Checks that no consistent bitmap has missed a write: each has recorded a write in every cluster that the image has
-/// allocated. The image may have been closed or not, but its size must never have changed.
+/// Checks that no consistent bitmap has missed a write: each bitmap has recorded a write in every allocated cluster of the
+/// image. A crash before this open is allowed, but the size of the image must never have changed.
 ///
 /// # Errors
-/// Names the bitmap that missed a write.
+/// A text with the name of the bitmap that missed a write.
 pub async fn check_honest(disk: &Backend, cluster: u64) -> Result<(), String> {
     let bitmaps = all(disk)?;
     let node = disk.node().map_err(|e| e.to_string())?;

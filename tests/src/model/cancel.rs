@@ -1,7 +1,7 @@
 //! Cancelled requests on real files from four I/O threads.
 //!
-//! Every other request is cancelled: its future is dropped after some polls or some microseconds, at any step. The range of a
-//! cancelled request is used again once all of its remaining operations have ended ([`Backend::quiesce`]). These properties
+//! Every second request is cancelled: its future is dropped after some polls or some microseconds, at any step. The range of a
+//! cancelled request is used again after all of its remaining operations have ended ([`Backend::quiesce`]). These properties
 //! must hold: no request waits forever; every completed request has its effect; each sector of a cancelled request has its old
 //! or its new content; the image closes, and its check finds no fault, not even a leak.
 
@@ -25,12 +25,12 @@ use crate::scratch;
 use crate::tally::Tally;
 use crate::tasks::Tasks;
 
-/// When a request is cancelled.
+/// The moment at which a request is cancelled.
 #[derive(Clone, Copy, Debug)]
 enum Patience {
     /// Never.
     Endless,
-    /// After this number of polls, if the request is still pending then.
+    /// After this number of polls, if the request is still pending.
     Polls(u64),
     /// After this time.
     Time(Duration),
@@ -46,7 +46,7 @@ impl Patience {
     }
 }
 
-/// Polls a future until it is done or the patience has ended. In the second case, the future is dropped.
+/// Polls a future until it is complete or the patience has ended. If the patience has ended, the future is dropped.
 async fn with_patience<F: Future>(patience: Patience, future: F) -> Option<F::Output> {
     match patience {
         Patience::Endless => Some(future.await),
@@ -77,7 +77,7 @@ struct Shared {
     lingering: Arc<Mutex<Vec<Op>>>,
 }
 
-/// With this many cancelled operations, a task waits for their end.
+/// If this number of cancelled operations are in progress, a task waits for their end.
 const LINGERING: usize = 12;
 
 fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -104,7 +104,7 @@ impl Shared {
         .map_err(|error| format!("{op:?}: {error}"))
     }
 
-    /// Waits until all operations that were cancelled so far have ended. After that, their ranges may be used again.
+    /// Waits until all cancelled operations have ended. After the wait, their ranges may be used again.
     async fn wait_for_lingering(&self, disk: &Backend) {
         let gone = std::mem::take(&mut *lock(&self.lingering));
         if !gone.is_empty() {
@@ -177,7 +177,7 @@ impl Run {
         shared.pool.outcome()
     }
 
-    /// Reads the disk. The contents must be possible, and they are the only possible contents from then on.
+    /// Reads the disk. The contents must be possible. After the read, they are the only possible contents.
     fn observe_all(
         &self,
         disk: &Backend,
@@ -216,11 +216,12 @@ impl Run {
     }
 }
 
-/// Runs the operations of a seed on a new chain of image files, and cancels every other one. The seed chooses whether the files
-/// are in memory or on a disk, where requests take longer.
+/// Runs the operations of a seed on a new chain of image files, and cancels every second operation. The seed chooses whether
+/// the files are on tmpfs or on a disk, which is slower.
 ///
 /// # Panics
-/// When a request waits forever, the contents are not possible, or QEMU's check of an image fails. The message names the seed.
+/// When a request waits forever, the contents are not possible, or QEMU's check of an image fails. The message contains the
+/// seed.
 pub fn run(variant: &'static Variant, seed: u64, extent: Extent) -> Tally {
     let on_disk = seed / 4 % 2 == 1;
     let directory = if on_disk { scratch::on_disk() } else { scratch::in_memory() };

@@ -1,4 +1,4 @@
-//! Chains of images on simulated disks: functions that create, open, close and check them.
+//! Chains of images on simulated disks: functions that create, open, close and check images.
 
 use std::sync::Arc;
 
@@ -10,18 +10,18 @@ use oxblk_ring::sim::Disk;
 use crate::formats::{self, Variant};
 use crate::sim_disk::{self, Pace, Part};
 
-/// The parts of the disk for the image and for its data file. Both are on one disk, so that a power cut affects both at the
-/// same moment.
+/// The parts of the disk for the image and for its data file. The image and the data file are on one disk, so that a power cut
+/// affects both at the same moment.
 pub(crate) const MAIN: Part = Part::First(SPLIT);
 pub(crate) const DATA: Part = Part::Behind(SPLIT);
 pub(crate) const SPLIT: u64 = 8 << 20;
 
-/// One image of a chain: its variant, and the disk that holds it.
+/// One image of a chain: its variant and its disk.
 #[derive(Clone, Debug)]
 pub struct Image {
     /// The variant of the image.
     pub variant: &'static Variant,
-    /// The simulated disk that holds the image.
+    /// The simulated disk that contains the image.
     pub disk: Disk,
 }
 
@@ -77,7 +77,7 @@ async fn create_plain(image: &Image, size: u64) -> Result<(), String> {
     let driver = graph.driver(image.variant.driver()).map_err(|e| text(&e))?;
     let created = match driver.create(&graph, request) {
         Some(creation) => match creation.await {
-            // Creation does not flush; the caller does.
+            // The creation of an image does not flush, so flush here.
             Ok(()) => edge.flush().await.map_err(|e| text(&e)),
             Err(error) => Err(text(&error)),
         },
@@ -113,7 +113,7 @@ pub async fn open(chain: &[Image]) -> Result<Backend, String> {
     open_at(chain, Pace::AtOnce).await
 }
 
-/// Opens a chain whose disks often yield to other tasks. It is meant for use outside the simulated executor.
+/// Opens a chain whose disks often yield to other tasks. Use this function outside the simulated executor.
 ///
 /// # Errors
 /// The errors that the drivers report.

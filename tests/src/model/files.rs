@@ -51,12 +51,12 @@ impl Files {
         &self,
         work: impl FnOnce() -> F + Send + 'static,
     ) -> Result<T, String> {
-        // Other programs open the files as soon as they are closed here.
+        // No process may inherit the descriptors: other programs open the files right after the close.
         let _held = program::none_starting();
         self.threads[0].spawn(work).wait().map_err(|gone| format!("{gone:?}"))?
     }
 
-    /// Returns the I/O thread of each task; the tasks are distributed evenly.
+    /// Returns the I/O thread of each task. The tasks are distributed evenly.
     pub(super) fn thread_of_each_task(&self) -> impl Iterator<Item = &IoThread> {
         self.threads.iter().cycle().take(THREADS * TASKS)
     }
@@ -90,7 +90,7 @@ impl Files {
         &self.images.last().expect("an active image").0
     }
 
-    /// Creates an image file above the active one, with oxblk or with `qemu-img create`.
+    /// Creates an overlay of the active image, with oxblk or with `qemu-img create`.
     pub(super) fn create(&mut self, variant: &'static Variant, size: u64) -> Result<(), String> {
         let path = self.directory.path().join(format!("image{}", self.images.len()));
         let backing = self.images.last().map(|(path, _)| path.clone()).zip(self.driver());
@@ -158,7 +158,7 @@ impl Files {
         self.on_thread(move || async move { disk.close().await.map_err(|e| e.to_string()) })
     }
 
-    /// Checks that `qemu-img check` finds no fault in the active image. Returns how often it ran.
+    /// Checks that `qemu-img check` finds no fault in the active image. Returns how often `qemu-img check` ran.
     pub(super) fn check_by_qemu(&self, variant: &Variant) -> Result<u64, String> {
         if !variant.check || !variant.checked_by_qemu {
             return Ok(0);
@@ -186,8 +186,8 @@ impl Files {
         if reply.code() == 0 { Ok(()) } else { Err(format!("qemu-img compare: {}", said(&reply))) }
     }
 
-    /// Keeps the files for the analysis of a failure. Returns a text that names their directory. The threads are not joined,
-    /// since one of them may wait forever.
+    /// Keeps the files for the analysis of a failure. Returns a text with the path of the directory. The threads are not
+    /// joined, because a thread may wait forever.
     pub(super) fn keep(self) -> String {
         let Self { directory, threads, .. } = self;
         std::mem::forget(threads);

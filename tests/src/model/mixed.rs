@@ -2,14 +2,15 @@
 //!
 //! Tasks on four threads execute requests that do not conflict. Concurrently, one more task takes, applies and removes
 //! snapshots, grows the disk, compacts the image and flushes. A write that is in flight while a snapshot is taken may be in the
-//! snapshot or not. A write that is in flight while a snapshot is applied may come before or after that. The model does not
-//! know such bytes until they are read or written again (`Model::forget`). A read may overlap concurrent writes. It then
-//! returns for each byte the old value or the value of one of these writes (`Active::allows`). The harness delays reads after
-//! they have looked up the host offset of their data, so that many other requests execute meanwhile.
+//! snapshot or not. A write that is in flight while a snapshot is applied may take effect before or after the snapshot. The
+//! value of such bytes is unknown to the model until they are read or written again (`Model::forget`). A read may overlap
+//! concurrent writes. Such a read returns for each byte the old value or the value of one of these writes (`Active::allows`).
+//! The harness delays reads between the lookup of the host offset and the I/O, so that many other requests execute during the
+//! delay.
 //!
 //! With [`Plan::uncounted_reads`], reads are not counted as requests in flight, so that freed clusters are not quarantined
-//! until these reads have ended. The test must then find wrong data. This shows that the quarantine is needed, and that this
-//! test would notice its absence.
+//! until these reads have ended. The test must then find wrong data. The wrong data shows that the quarantine is needed, and
+//! that the test detects a missing quarantine.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -36,12 +37,12 @@ use crate::tasks::Tasks;
 const THREADS: usize = 4;
 /// The number of tasks on each thread. Each task has one operation in flight.
 const TASKS: usize = 3;
-/// The least number of scheduler rounds for which a read is delayed.
+/// The minimum number of scheduler rounds for which a read is delayed.
 const HELD_UP: usize = 60;
-/// The number of requests that other tasks begin while a read is delayed. This makes the amount of concurrent work independent
-/// of the machine's speed.
+/// The number of requests that other tasks begin while a read is delayed. With this number, the amount of concurrent work does
+/// not depend on the machine's speed.
 const MEANWHILE: u64 = 40;
-/// The number of rounds after which a read continues in any case, since all tasks may be delayed reads.
+/// After this number of rounds, a read continues even without concurrent requests, because all tasks may be delayed reads.
 const PATIENCE: usize = 3000;
 /// The largest number of snapshots that exist at the same time.
 const KEPT: usize = 3;
@@ -57,7 +58,7 @@ pub struct Plan {
     pub uncounted_reads: bool,
 }
 
-/// The contents that a disk must have, as far as they are known.
+/// The known contents of a disk.
 #[derive(Clone)]
 struct Model {
     oracle: Oracle,
@@ -141,15 +142,15 @@ fn overlap(one: &Op, other: &Op) -> bool {
     a.start < b.end && b.start < a.end
 }
 
-/// Whether the two requests may be in flight concurrently: they touch different bytes, or one of them reads.
+/// Whether the two requests may be in flight concurrently: they use different bytes, or one of them is a read.
 fn go_together(one: &Op, other: &Op) -> bool {
     let reads = |op: &Op| matches!(op, Op::Read { .. });
     one != other && (one.commutes_with(other) || reads(one) || reads(other))
 }
 
 impl Active {
-    /// Whether a read that overlaps writes may return these bytes. Each byte has its old value or that of a write that covers
-    /// it. It may be zero instead only if a discard covers it, or covered it before the read began.
+    /// Whether a read that overlaps writes may return these bytes. Each byte must have its old value or the value of a write
+    /// that overlaps this byte. A byte may also be zero if a discard overlaps it, or had discarded it before the read began.
     fn allows(&self, bytes: &[u8]) -> bool {
         let start = self.op.range().start;
         let made: Vec<(Range<u64>, Vec<u8>)> = self
@@ -250,7 +251,7 @@ impl Shared {
         }
     }
 
-    /// Records that an image-wide change begins. `applying` says that it changes the disk's contents.
+    /// Records that an image-wide change begins. `applying`: the change applies a snapshot, so it changes the disk's contents.
     fn begin(&self, applying: bool) {
         let mut state = self.lock();
         let changes = state.under_way.iter().filter(|active| active.op.changes());
@@ -261,7 +262,7 @@ impl Shared {
         }
     }
 
-    /// Records that the change has ended. Returns the ranges that were written meanwhile.
+    /// Records that the change has ended. Returns the ranges that were written during the change.
     fn end(state: &mut State) -> Vec<Range<u64>> {
         state.applying = false;
         state.meanwhile.take().unwrap_or_default()
@@ -335,7 +336,7 @@ async fn held_up<T>(work: impl Future<Output = T>, shared: &Shared) -> T {
     work.await
 }
 
-/// One task: executes requests until none are left.
+/// One task: executes requests until all requests are done.
 async fn requests(disk: Backend, shared: Shared, uncounted: bool) {
     loop {
         let op = match shared.take() {
@@ -500,7 +501,7 @@ pub fn attempt(variant: &'static Variant, seed: u64, plan: Plan) -> Result<(), S
 /// Executes the plan of a seed on a new image.
 ///
 /// # Panics
-/// When the image differs from the model. The message names the seed.
+/// When the image differs from the model. The message contains the seed.
 pub fn run(variant: &'static Variant, seed: u64, plan: Plan) {
     if let Err(error) = attempt(variant, seed, plan) {
         panic!("{} mixed seed {seed}: {error}", variant.name);
@@ -511,7 +512,7 @@ pub fn run(variant: &'static Variant, seed: u64, plan: Plan) {
 mod tests {
     use super::*;
 
-    /// A read of 16 bytes with the value 5, of which the last 4 were discarded before.
+    /// A read of 16 bytes with the value 5. The last 4 bytes were discarded before the read.
     fn read(met: Vec<Op>) -> Active {
         let old = |at| Some(Old { byte: 5, doubtful: at >= 12 });
         let op = Op::Read { offset: 0, len: 16 };

@@ -2,7 +2,7 @@
 //!
 //! The choice favours error-prone cases: offsets near cluster boundaries, half of the operations in one hot region, lengths
 //! from one byte to several clusters. The `seed` of a write determines its data, so an operation can be printed in one line,
-//! and data shows which write it came from.
+//! and the data of a read shows which write it comes from.
 
 use std::ops::Range;
 
@@ -27,7 +27,7 @@ pub enum Op {
         len: u64,
         /// Determines the data.
         seed: u64,
-        /// The write must be durable when it completes.
+        /// The data must survive a power cut after the write has completed.
         fua: bool,
     },
     /// Writes compressed data (whole clusters).
@@ -62,12 +62,13 @@ pub enum Op {
         /// Bytes.
         len: u64,
     },
-    /// Makes the data of all operations durable that completed before it was issued.
+    /// A flush: after its completion, the data of all operations that had completed before the flush was issued survives a
+    /// power cut.
     Flush,
 }
 
 impl Op {
-    /// The range that the operation touches (empty for a flush).
+    /// The range of the operation (empty for a flush).
     pub fn range(&self) -> Range<u64> {
         match *self {
             Op::Read { offset, len }
@@ -101,7 +102,7 @@ impl Op {
 /// The largest length of most data requests, in bytes.
 const SMALL_DATA: u64 = 256 << 10;
 
-/// The properties of the disk for which operations are chosen.
+/// Properties of the disk that limit the choice of operations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// Size of the disk, in bytes.
@@ -194,9 +195,9 @@ impl Shape {
     }
 }
 
-/// Returns the data that a write with this seed writes at `offset`. Each 512 bytes are stamped with seed and sector, so that
-/// misplaced sectors are visible, and a part of a write has the same bytes as in the full write. One seed of four gives data
-/// that compresses well; one of sixteen gives only zeroes.
+/// Returns the data that a write with this seed writes at `offset`. Each sector contains the seed and the sector number, so
+/// that misplaced sectors are visible, and a part of a write has the same bytes as in the full write. One seed of four gives
+/// data that compresses well, and one seed of sixteen gives only zeroes.
 pub fn content(seed: u64, offset: u64, len: u64) -> Vec<u8> {
     let len = usize::try_from(len).expect("a request fits in memory");
     let mut bytes = vec![0; len];

@@ -1,7 +1,7 @@
 //! The expected contents of the disk: an array of bytes.
 //!
-//! A discarded byte may keep its value or become zero. It is *doubtful* until it is read or written. The first read settles its
-//! value.
+//! A discarded byte may keep its value or become zero. Such a byte is *doubtful* until it is read or written. The first read
+//! determines its value.
 
 use super::ops::{Op, content};
 
@@ -9,7 +9,7 @@ use super::ops::{Op, content};
 #[derive(Clone, Debug)]
 pub struct Oracle {
     bytes: Vec<u8>,
-    /// One bit per byte: the byte was discarded, and not read or written since.
+    /// One bit per byte: the byte was discarded, and was not read or written after the discard.
     doubtful: Vec<u64>,
 }
 
@@ -18,7 +18,7 @@ pub struct Oracle {
 pub struct StatusExtent {
     /// Length in bytes.
     pub len: u64,
-    /// Reads as zeroes.
+    /// The extent reads as zeroes.
     pub zero: bool,
 }
 
@@ -59,7 +59,7 @@ impl Oracle {
         self.bytes.is_empty()
     }
 
-    /// Changes the size; the new bytes are zero.
+    /// Changes the size. Added bytes are zero.
     pub fn resize(&mut self, size: u64) {
         self.settle(size.min(self.len())..self.len());
         self.bytes.resize(index(size), 0);
@@ -103,15 +103,15 @@ impl Oracle {
         }
     }
 
-    /// Whether the byte was discarded, and not read or written since. It may be zero then.
+    /// Whether the byte was discarded, and was not read or written after the discard. Such a byte may be zero.
     pub(super) fn is_doubtful(&self, position: u64) -> bool {
         self.doubtful[index(position / 64)] >> (position % 64) & 1 == 1
     }
 
-    /// Checks the data that a read at `offset` returned, and settles doubtful bytes.
+    /// Checks the data that a read at `offset` returned. The values of doubtful bytes are taken from this data.
     ///
     /// # Errors
-    /// Names the first wrong byte.
+    /// A text with the position of the first wrong byte.
     pub fn check_read(&mut self, offset: u64, got: &[u8]) -> Result<(), String> {
         let end = offset + got.len() as u64;
         let slots = index(offset)..index(end);
@@ -146,7 +146,7 @@ impl Oracle {
     /// Checks a block status reply for `offset`. Bytes that are reported as zero must be zero or doubtful.
     ///
     /// # Errors
-    /// Names the first byte that is reported as zero and is not.
+    /// A text with the position of the first byte that is reported as zero and is not zero.
     pub fn check_status(&self, offset: u64, extents: &[StatusExtent]) -> Result<(), String> {
         let mut position = offset;
         for extent in extents {
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_discarded_byte_is_never_a_third_value() {
+    fn a_discarded_byte_is_zero_or_has_its_old_value() {
         let mut oracle = Oracle::new(vec![7; 256]);
         oracle.apply(&Op::Discard { offset: 0, len: 256 });
         assert!(oracle.check_read(0, &[9; 256]).is_err());

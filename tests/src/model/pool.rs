@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::ops::{Op, Shape};
 use crate::random::Random;
 
-/// The operations to do. Clones are handles to the same pool.
+/// The operations of a run. Clones are handles to the same pool.
 #[derive(Clone)]
 pub(crate) struct Pool(Arc<Mutex<State>>);
 
@@ -21,7 +21,7 @@ struct State {
 pub(crate) enum Next {
     /// Execute this operation.
     Do(Op),
-    /// Ask again later: every operation that was tried conflicts with one in flight.
+    /// Ask again later: every operation that was tried conflicts with an operation in flight.
     Wait,
     /// No operations are left.
     End,
@@ -39,7 +39,7 @@ impl Pool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes an operation. It is in flight until [`Pool::done`].
+    /// Takes an operation, which counts as in flight until [`Pool::done`].
     pub(crate) fn take(&self) -> Next {
         let mut state = self.lock();
         if state.left == 0 {

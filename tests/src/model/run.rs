@@ -88,7 +88,7 @@ pub fn judge(oracle: &mut Oracle, op: &Op, seen: &Seen) -> Result<(), String> {
 /// Describes the first difference.
 pub async fn run_batch(disk: &Backend, oracle: &mut Oracle, batch: &[Op]) -> Result<(), String> {
     let outcomes = Rc::new(RefCell::new(Vec::new()));
-    // If a reduced sequence lacks a resize, an operation may lie past the end of the disk.
+    // A reduced sequence may lack a resize, so an operation may be past the end of the disk.
     let size = disk.size();
     let tasks: Vec<_> = batch
         .iter()
@@ -114,7 +114,7 @@ pub async fn run_batch(disk: &Backend, oracle: &mut Oracle, batch: &[Op]) -> Res
 /// Reads the disk and compares it with the model.
 ///
 /// # Errors
-/// Names the first wrong byte.
+/// A text with the position of the first wrong byte.
 pub async fn compare_all(disk: &Backend, oracle: &mut Oracle) -> Result<(), String> {
     const STEP: u64 = 1 << 20;
     if disk.size() != oracle.len() {

@@ -2,8 +2,8 @@
 
 /// Returns the shortest sequence found that still fails, after at most `tries` calls of `fails`.
 ///
-/// Removes shorter and shorter runs of elements, as long as the remaining sequence fails; then single elements. `sequence`
-/// itself must fail.
+/// Removes shorter and shorter runs of elements, at the end single elements, if the remaining sequence still fails. The
+/// complete `sequence` must fail.
 pub fn shrink<T: Clone>(
     sequence: Vec<T>,
     tries: usize,

@@ -1,4 +1,4 @@
-//! The model test on simulated disks. It has one thread and is deterministic, so a failing sequence can be reduced to the
+//! The model test on simulated disks. The test has one thread and is deterministic, so a failing sequence can be reduced to the
 //! operations that are needed.
 
 use std::time::Duration;
@@ -27,9 +27,9 @@ pub struct Plan {
     pub seed: u64,
     /// The variant of the active image.
     pub variant: &'static Variant,
-    /// The variant and the size in bytes of each image below the active one, base first.
+    /// The variant and the size in bytes of each image below the active image. The base is first.
     below: Vec<(&'static Variant, u64)>,
-    /// The shape for which operations are chosen.
+    /// Properties of the disk that limit the choice of operations.
     pub shape: Shape,
     /// The steps of the run. Between batches, the image may be reopened or resized.
     pub batches: Vec<Step>,
@@ -55,9 +55,9 @@ pub fn disk_size(variant: &Variant, random: &mut Random) -> u64 {
     size / 512 * 512 - 512 * random.below(8)
 }
 
-/// Chooses the images below an active one of this variant and size, base first: none to three, most of the same variant, some
-/// smaller and some larger than the active image. The seed alone determines their number, so that four consecutive seeds give
-/// all chain lengths.
+/// Chooses the images below an active image of this variant and size, base first. The list has at most three images, most of
+/// the same variant, some smaller and some larger than the active image. It is empty if the variant cannot have a backing file.
+/// Otherwise its length depends only on the seed, so that four consecutive seeds give all chain lengths.
 pub fn random_chain(
     random: &mut Random,
     top: &'static Variant,
@@ -130,8 +130,8 @@ pub fn new_disk(seed: u64, slow: bool) -> Disk {
     disk
 }
 
-/// Creates the images below an active one, each with its own content, and the active one without data. Returns the chain, and
-/// the model of the active image.
+/// Creates the images below the active image, each with its own content, and the active image without data. Returns the chain,
+/// and the model of the active image.
 pub(crate) async fn build(
     below: &[(&'static Variant, u64)],
     variant: &'static Variant,
@@ -199,7 +199,7 @@ async fn carry_out(plan: &Plan) -> Result<Chain, String> {
     Ok(chain)
 }
 
-/// Checks that the data file holds exactly the contents of the disk.
+/// Checks that the data file contains exactly the contents of the disk.
 async fn check_raw_data(disk: &Backend, image: &Image) -> Result<(), String> {
     let all = Op::Read { offset: 0, len: disk.size() };
     let Seen::Bytes(bytes) = execute(disk, &all).await.map_err(|e| e.to_string())? else {
@@ -243,7 +243,7 @@ fn together(ops: &[(usize, Step)]) -> Vec<Step> {
     steps.into_iter().map(|(_, step)| step).collect()
 }
 
-/// Runs `qemu-img check` on the images of a finished plan. Returns how often it ran.
+/// Runs `qemu-img check` on the images of a finished plan. Returns how often `qemu-img check` ran.
 fn ask_qemu(chain: &Chain) -> Result<u64, String> {
     let mut asked = 0;
     let checked = |variant: &Variant| variant.check && variant.checked_by_qemu;
@@ -257,8 +257,8 @@ fn ask_qemu(chain: &Chain) -> Result<u64, String> {
 /// Runs the plan of a seed, then `qemu-img check` on its images.
 ///
 /// # Panics
-/// When the disk and the model differ, or QEMU's check of an image fails. The message has the seed and the shortest failing
-/// sequence that was found.
+/// When the disk and the model differ, or QEMU's check of an image fails. The message contains the seed and the shortest
+/// failing sequence that was found.
 pub fn run(variant: &'static Variant, seed: u64, steps: usize) -> Tally {
     let plan = Plan::new(variant, seed, steps);
     let outcome = attempt(&plan);

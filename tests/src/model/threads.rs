@@ -1,9 +1,9 @@
 //! The model test on real files: four I/O threads use one image concurrently.
 //!
-//! Several tasks on each thread take an operation that does not conflict with those in flight, execute it and check its result.
-//! After each phase the image is closed. `qemu-img check` must find no fault, and `qemu-img compare` must find the model's
-//! content in the image, which is then opened again. The machine's scheduler chooses the order, so a seed gives the same
-//! operations, but not always the same run.
+//! Several tasks on each thread take an operation that does not conflict with the operations in flight, execute it and check
+//! its result. After each phase the image is closed. `qemu-img check` must find no fault, and `qemu-img compare` must find the
+//! model's content in the image. The next phase opens the image again. The machine's scheduler chooses the order, so a seed
+//! gives the same operations, but not always the same run.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -97,8 +97,8 @@ impl Run {
         let aio = self.random.pick(&["io_uring", "threads"]);
         let copy_on_read = self.random.one_in(3);
         let disk = self.files.open(Access { aio, direct: false, copy_on_read })?;
-        // With copy-on-read, this comparison would copy all data into the image, so later requests would meet no unallocated
-        // cluster.
+        // With copy-on-read, this comparison would copy all data into the image, so later requests would not find an
+        // unallocated cluster.
         if !copy_on_read {
             self.compare(&disk).map_err(|e| format!("after opening: {e}"))?;
         }
@@ -124,7 +124,7 @@ impl Run {
         Ok(())
     }
 
-    /// Creates the images of the chain: those below with their own content, the active one without data.
+    /// Creates the images of the chain: the active image without data, all others with their own content.
     pub(super) fn build(&mut self) -> Result<(), String> {
         let chain = random_chain(&mut self.random, self.variant, self.shape.size, self.seed);
         self.tally.chain(chain.len() + 1);
@@ -133,7 +133,7 @@ impl Run {
             lock(&self.oracle).resize(size);
             self.phase(variant, &mut Shape::of(variant, size), 200)
                 .map_err(|e| format!("below: {e}"))?;
-            // The phase may have grown the image. The overlay's size limits the visible part of it.
+            // The phase may have grown the image. The overlay's size limits the visible part of the image.
         }
         self.files.create(self.variant, self.shape.size)?;
         lock(&self.oracle).resize(self.shape.size);
@@ -172,7 +172,7 @@ async fn task(disk: Backend, pool: Pool, oracle: Arc<Mutex<Oracle>>) {
 /// Runs the operations of a seed on a new chain of image files.
 ///
 /// # Panics
-/// When the disk and the model differ, or a QEMU tool finds a fault. The message names the seed.
+/// When the disk and the model differ, or a QEMU tool finds a fault. The message contains the seed.
 pub fn run(variant: &'static Variant, seed: u64, extent: Extent) -> Tally {
     let mut run = Run::new(variant, seed, scratch::in_memory());
     match run.carry_out(extent) {

@@ -1,11 +1,11 @@
-//! The long run of the harnesses: its jobs, its amount of work, and its tally.
+//! The long run of the harnesses: choosing jobs, running them, and counting the work.
 //!
-//! A job is one seed of one kind of test on one variant. As many threads as there are cores take the jobs in turn, until every
-//! variant has had its share or the time is over. After a failure the run reports it and continues; at the end the program
-//! exits with an error.
+//! A job is one seed of one kind of test on one variant. One thread per core (or `--jobs`) takes job after job, until every
+//! kind and variant has done its amount of work or the time is over. After a failure the run continues. At the end of a run
+//! with failures, the program exits with an error.
 //!
-//! The seed modulo 4 determines the length of a chain. The jobs of one kind and variant go through all four remainders in turn,
-//! so every length is tested equally often.
+//! The seed modulo 4 determines the length of a chain. The jobs of one kind and variant use all four remainders one after
+//! another, so every length is tested equally often.
 
 mod report;
 
@@ -26,7 +26,7 @@ pub enum Kind {
     Model,
     /// Random operations on real files from four I/O threads.
     Threads,
-    /// As `Threads`, with every other request cancelled.
+    /// The test of `Threads`, with every second request cancelled.
     Cancel,
     /// Power cuts on simulated disks, one thread.
     Crash,
@@ -34,11 +34,11 @@ pub enum Kind {
     CrashThreads,
     /// Power cuts during image-wide changes, one thread.
     Changes,
-    /// As `Changes`, with requests from several I/O threads.
+    /// The test of `Changes`, with requests from several I/O threads.
     ChangesThreads,
     /// Failing operations on simulated disks.
     Faults,
-    /// One failing operation after the other, during image-wide changes.
+    /// Requests and image-wide changes, repeated; each time another operation fails.
     EachFault,
     /// Damaged images on simulated disks.
     Damage,
@@ -89,7 +89,7 @@ impl Kind {
         }
     }
 
-    /// Returns the count in which a share is measured.
+    /// Returns the count that measures the work of this kind: operations, power cuts, or jobs.
     fn counted(self, tally: &Tally, jobs: u64) -> u64 {
         match self {
             Kind::Model | Kind::Threads | Kind::Cancel => tally.operations,
@@ -98,7 +98,7 @@ impl Kind {
         }
     }
 
-    /// Returns about how much of that count one job does.
+    /// Returns the approximate part of the count that one job does.
     fn per_job(self) -> u64 {
         match self {
             Kind::Model => 1000,
@@ -111,7 +111,7 @@ impl Kind {
 
     /// Runs one job.
     fn job(self, variant: &'static Variant, seed: u64) -> Tally {
-        // Snapshots of large clusters take long to read.
+        // Reading snapshots of large clusters takes a long time.
         let cuts = if variant.cluster >= 256 << 10 { CUTS / 5 } else { CUTS };
         match self {
             Kind::Model => model::sim::run(variant, seed, 250),
@@ -152,11 +152,11 @@ pub struct Order {
     pub variants: Vec<&'static Variant>,
     /// The first seed. Later jobs use greater seeds.
     pub seed: u64,
-    /// Stops the run after this time. Without it, the run ends when every share is done.
+    /// Stops the run after this time. `None`: the run ends when all work is done.
     pub time: Option<Duration>,
-    /// The share of operations for each kind and variant that is measured in operations.
+    /// The number of operations for each variant of a kind that is measured in operations.
     pub operations: u64,
-    /// The share of power cuts, failing disks and damaged disks for each kind and variant.
+    /// The number of power cuts, failing disks or damaged disks for each variant of the other kinds.
     pub cuts: u64,
     /// The number of concurrent jobs.
     pub jobs: usize,
@@ -172,7 +172,7 @@ struct Done {
 }
 
 impl Done {
-    /// Whether the share is done once the running jobs have ended.
+    /// Whether the amount of work is complete when the running jobs have ended.
     fn is_enough(&self, kind: Kind, order: &Order) -> bool {
         let share = match kind {
             Kind::Model | Kind::Threads => order.operations,
@@ -196,7 +196,7 @@ struct Soak {
     failures: Mutex<Vec<String>>,
 }
 
-/// Runs the order and prints the tally. Returns the failures.
+/// Does the work of an order and prints the tally. Returns the failures.
 ///
 /// # Panics
 /// When a worker thread cannot be started.
@@ -242,7 +242,7 @@ impl Soak {
         }
     }
 
-    /// Prints a line when a kind and variant has had its share.
+    /// Prints a line when a kind and variant has done its amount of work.
     fn announce(&self, kind: Kind, variant: &Variant, done: &Done) {
         let last = done.started == done.ended + done.failures;
         if self.order.time.is_none() && last && done.is_enough(kind, &self.order) {
@@ -251,7 +251,8 @@ impl Soak {
         }
     }
 
-    /// Prints the current table if the last report was long ago. A long run may be stopped before its end.
+    /// Prints the current table if the last report is older than [`REPORT_EVERY`], because a long run may be stopped before its
+    /// end.
     fn report_now_and_then(&self, table: &Table) {
         let mut reported = self.reported.lock().expect("nothing panics with it");
         if reported.elapsed() >= REPORT_EVERY {
@@ -260,7 +261,7 @@ impl Soak {
         }
     }
 
-    /// Chooses the next job: kinds and variants in turn, except those that have had their share.
+    /// Chooses the next job: all kinds and variants one after another, without those that have done their amount of work.
     fn take(&self) -> Option<(Kind, &'static Variant, u64)> {
         let mut next = self.next.lock().expect("nothing panics with it");
         let mut table = self.table.lock().expect("no job panics with the table");
@@ -277,7 +278,7 @@ impl Soak {
                 continue;
             }
             let done = table.entry((kind, variant.name)).or_default();
-            // A kind and variant that fails repeatedly gets no more jobs.
+            // After three failures, a kind and variant gets no more jobs.
             if done.failures >= 3
                 || (self.order.time.is_none() && done.is_enough(kind, &self.order))
             {

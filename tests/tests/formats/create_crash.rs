@@ -1,6 +1,7 @@
 //! Power cuts while an image is created on a disk that is empty, or that has an image with data.
 //!
-//! The disk then holds the earlier image, the new image, or no image. It never holds an image with other contents.
+//! After the power cut, the disk contains the earlier image, the new image, or no image. The disk never contains an image with
+//! other contents.
 
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use oxblk_tests::sim_image::{check_sound, open_as};
 
 /// Virtual size of the images.
 const SIZE: usize = 2 << 20;
-/// The byte that the earlier image has everywhere.
+/// The value of every byte of the earlier disk.
 const EARLIER: u8 = 0x55;
 
 /// Returns an image that was created and written by QEMU's tools.
@@ -46,11 +47,11 @@ async fn create(driver: &'static dyn DriverFactory, disk: &Disk, options: &str) 
     graph.release(node).await
 }
 
-/// Returns the contents of an image, after its check. Returns `None` if there is no image that can be opened.
+/// Checks an image and returns its contents. Returns `None` if no image can be opened.
 async fn contents(driver: &str, disk: &Disk, what: &str) -> Option<Vec<u8>> {
     let flags = OpenFlags { check: true, ..OpenFlags::default() };
     let checked = open_as(driver, disk, flags).await.ok()?;
-    // A power cut may leave one of the two footers of a vpc image. The check reports this, and the image is complete.
+    // A power cut may leave only one of the two footers of a VPC image. The check reports this fault, but the image is usable.
     if driver != "vpc" {
         check_sound(&checked, true, what).await;
     }

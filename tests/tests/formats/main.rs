@@ -1,4 +1,4 @@
-//! Runs the harnesses that work on any format, on every format.
+//! Runs the harnesses on every format.
 
 mod create_crash;
 mod qed;
@@ -7,12 +7,12 @@ use oxblk_tests::differential::format;
 use oxblk_tests::formats::{FORMATS, Variant, variants};
 use oxblk_tests::{fuzz, hostile, panic_text};
 
-/// Runs one kind of test on every variant and reports all failures at once.
+/// Runs one kind of test on every variant and reports all failures together.
 fn on_every_variant(test: impl Fn(&'static Variant) + std::panic::RefUnwindSafe) {
     on_variants(variants().iter(), test);
 }
 
-/// Runs one kind of test on these variants and reports all failures at once.
+/// Runs one kind of test on these variants and reports all failures together.
 fn on_variants<'a>(
     variants: impl Iterator<Item = &'a &'static Variant>,
     test: impl Fn(&'static Variant) + std::panic::RefUnwindSafe,
@@ -38,7 +38,7 @@ fn images_are_converted_between_all_formats_as_by_the_qemu_tools() {
     on_variants(chosen.map(|(_, variant)| variant), format::conversions);
 }
 
-/// Runs one of four shares of the corrupt images of every format through the program.
+/// Runs every fourth corrupt image of every format, from the image number `share` on, through the program.
 fn spoiled_images(share: usize) {
     for format in FORMATS {
         for table in format.hostile() {

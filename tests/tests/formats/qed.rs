@@ -1,4 +1,4 @@
-//! QED images: created as by the QEMU tools, and repaired without loss of data.
+//! Tests of QED images: creation gives the same bytes as QEMU's tools, and a repair loses no data.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -10,7 +10,7 @@ use oxblk_tests::program::Tool::Img;
 
 /// The size of a cluster, in bytes.
 const CLUSTER: u64 = 64 << 10;
-/// The offset of the L2 table of an image with four data clusters, in bytes. The first of them lies before it.
+/// The offset of the L2 table of an image with four data clusters, in bytes. The first data cluster is in front of this table.
 const L2: u64 = 6 * CLUSTER;
 
 #[test]
@@ -60,7 +60,7 @@ fn put(scratch: &tempfile::TempDir, offset: u64, value: u64) {
     file.write_all_at(&value.to_le_bytes(), offset).expect("the image");
 }
 
-/// Stores the contents of the disk, repairs the image, and checks that the contents are the same and that QEMU finds no fault.
+/// Repairs the image, and checks that the contents of the disk are the same as before and that QEMU finds no fault.
 fn repair(scratch: &tempfile::TempDir, how: &str) {
     let qemu = |args: &[&str]| {
         Program::new("qemu-img").args(args).directory(scratch.path()).succeed();

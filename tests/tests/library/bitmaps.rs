@@ -1,4 +1,4 @@
-//! Incremental backups with dirty bitmaps: a backup never misses a write, whatever fails.
+//! Incremental backups with dirty bitmaps: a backup never misses a write, also after failures and crashes.
 
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,7 @@ fn write(disk: &Disk, mib: u64, byte: u8) {
     disk.write(mib * MIB, vec![byte; 1 << 20]).wait().unwrap();
 }
 
-/// Leaves the image as a crash does: with the bitmap marked as in use. The new file has the old name.
+/// Simulates a crash: replaces the image by a copy in which the bitmap is marked as in use.
 fn crash(disk: Disk, path: &Path) {
     disk.flush().wait().unwrap();
     let left = path.with_extension("left");

@@ -32,7 +32,7 @@ fn assert_holds(path: &Path, byte: u8) {
 }
 
 #[test]
-fn a_disk_that_is_dropped_is_closed_and_the_log_tells_it() {
+fn a_disk_that_is_dropped_is_closed_and_the_log_reports_this() {
     let folder = in_memory();
     let path = image(folder.path());
     let log = Log::default();
@@ -45,7 +45,7 @@ fn a_disk_that_is_dropped_is_closed_and_the_log_tells_it() {
     assert_eq!(descriptors(&path), 0);
     assert_holds(&path, 5);
     assert!(log.text().contains("dropped without being closed"), "{}", log.text());
-    // The locks of the file have been released.
+    // The open succeeds because the locks of the file have been released.
     let again = Disk::open(&path).wait().unwrap();
     again.close().wait().unwrap();
 }
@@ -71,13 +71,13 @@ fn a_disk_that_is_closed_is_closed_for_every_handle_and_nothing_is_logged() {
 }
 
 #[test]
-fn a_close_that_nobody_awaits_goes_on_to_its_end() {
+fn a_close_whose_future_is_dropped_runs_to_completion() {
     let folder = in_memory();
     let path = image(folder.path());
     let disk = Disk::open(&path).wait().unwrap();
     disk.write(0, vec![5; 65536]).wait().unwrap();
     drop(disk.close());
-    // The I/O threads end once the close has completed.
+    // The I/O threads end when the close has completed.
     while descriptors(&path) > 0 {
         std::thread::yield_now();
     }

@@ -19,7 +19,7 @@ fn image(folder: &Path, format: Format) -> PathBuf {
     path
 }
 
-/// Gives a refcount of 1 to a cluster of a qcow2 image that nothing refers to.
+/// Sets the refcount of an unused cluster of a qcow2 image to 1.
 fn leak(path: &Path, cluster: u64) {
     let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
     file.set_len((cluster + 1) * CLUSTER).unwrap();

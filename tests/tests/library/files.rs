@@ -1,4 +1,4 @@
-//! Files that the library must not damage or leave behind.
+//! The library does not overwrite files by mistake, and removes the files of incomplete operations.
 
 use std::path::Path;
 use std::process::Command;
@@ -81,7 +81,7 @@ fn a_stopped_conversion_removes_only_the_file_that_it_created() {
         let remains = std::fs::read(&target).ok();
         assert_eq!(remains.as_deref(), replaced.then_some(b"other".as_slice()));
     }
-    // The last file is overwritten. It existed before, so it stays.
+    // The target of this conversion existed before, so it is not removed.
     let convert = Convert::new(&source, &target, Format::Raw);
     let stop = convert.stopper();
     convert.progress(move |_, _| stop.stop()).run().wait().unwrap_err();

@@ -1,4 +1,4 @@
-//! The library as an embedder uses it.
+//! Tests of the library from the view of an embedder.
 
 mod bitmaps;
 mod closing;

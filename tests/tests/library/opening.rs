@@ -49,7 +49,7 @@ fn a_disk_that_must_be_writable_is_not_opened_read_only() {
     disk.close().wait().unwrap();
     let refused = options().require_write(true).open(&path).wait().unwrap_err();
     assert_eq!((refused.kind(), refused.raw_errno()), (ErrorKind::Denied, Errno::ACCES));
-    // The failed opening has left no lock behind.
+    // The failed open has released its locks.
     let disk = Disk::options().require_write(true).open(&path).wait().unwrap();
     disk.close().wait().unwrap();
 }

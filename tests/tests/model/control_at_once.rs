@@ -13,7 +13,7 @@ use oxblk_tests::model::chain::{self, Image, Tolerance};
 use crate::given_up::{at_every_step, give_up, image, read};
 
 const KIB: u64 = 1024;
-/// The number of bytes that are written before all other operations. Every snapshot has them.
+/// The number of bytes that are written before all other operations. Every snapshot contains these bytes.
 const EARLY: usize = 200 << 10;
 /// A number of polls that is enough for every operation.
 const ALL: usize = 100_000;
@@ -24,7 +24,7 @@ async fn take(disk: &Backend, name: &str) -> Result<()> {
     disk.create_snapshot(&SnapshotInfo { name: name.to_owned(), ..SnapshotInfo::default() }).await
 }
 
-/// Deletes the first snapshot, unless there is none or another task deletes it first.
+/// Deletes the first snapshot. Without a snapshot, or if another task deletes the snapshot first, does nothing.
 async fn remove_first(disk: &Backend) -> Result<()> {
     let Some(first) = disk.snapshots().await?.into_iter().next() else { return Ok(()) };
     match disk.delete_snapshot(&first.id).await {
@@ -64,7 +64,7 @@ async fn reuse_bitmap(disk: &Backend, name: &str) -> Result<()> {
     graph.enable_bitmap(&node, name, false).await?;
     drop(graph.freeze_bitmap(&node, name).await?);
     match graph.merge_bitmap(&node, name, old).await {
-        // The disk has been resized meanwhile.
+        // Another task has resized the disk after the size was read.
         Err(error) if error.raw_errno() == Errno::INVAL => Ok(()),
         outcome => outcome,
     }
@@ -81,7 +81,7 @@ async fn image_with_bitmaps() -> Image {
     image
 }
 
-/// The concurrent operations. Each write has its own range.
+/// Returns the operations that run concurrently. Each write has its own range.
 fn operations(disk: &Backend) -> Vec<Operation<'_>> {
     let write = |place: u64, byte: u8| {
         let data = IoBuf::from(vec![byte; 20 << 10]);
@@ -307,7 +307,7 @@ fn a_snapshot_is_deleted_by_its_name_even_if_its_id_is_given_to_another_one() {
                     id.ok_or_else(|| Error::from_errno(Errno::NOENT))
                 })
             };
-            // The new snapshot gets the id of the deleted one.
+            // The new snapshot gets the id of the deleted snapshot.
             let (one, taken, other) = join3(delete(), take(&disk, "b"), delete()).await;
             taken.expect("a snapshot");
             one.expect("it is deleted");

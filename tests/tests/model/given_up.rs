@@ -30,8 +30,8 @@ pub(crate) async fn give_up<F: Future>(polls: usize, request: F) -> bool {
     false
 }
 
-/// Runs a test on the simulated executor again and again, with one more poll each time, until the test no longer cancels a
-/// request.
+/// Runs a test on the simulated executor repeatedly, each time with one more poll, until the request of the test completes
+/// without being cancelled.
 pub(crate) fn at_every_step<F: Future<Output = bool>>(most: usize, test: impl Fn(usize) -> F) {
     let ended = (1..most).any(|polls| sim::run(polls as u64, test(polls)));
     assert!(ended, "no number of polls is enough");
@@ -55,7 +55,7 @@ fn a_write_cancelled_at_any_step_runs_to_completion() {
     at_every_step(40, |polls| async move {
         let image = image().await;
         let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");
-        // Two full clusters and two partial ones: the write needs tables, clusters and copy-on-write.
+        // The write covers two full clusters and two partial clusters, so it needs tables, clusters and copy-on-write.
         let data = IoBuf::from(vec![7; 3 * CLUSTER]);
         let mut done = give_up(polls, disk.write(100, data, WriteFlags::empty())).await;
         let packed = IoBuf::from(vec![8; CLUSTER]);
@@ -87,7 +87,7 @@ async fn open_on(
     graph.open(Options::from_dotted(&text, None)?, flags).await
 }
 
-/// Longer than every operation that a test has cancelled. The time is simulated.
+/// Waits longer than any cancelled operation takes. The time is simulated.
 async fn wait_for_cancelled() {
     oxblk_ring::sleep(Duration::from_secs(1)).await;
 }
@@ -152,7 +152,7 @@ fn the_flush_after_a_cancelled_flush_makes_writes_durable() {
         disk.write(0, data, WriteFlags::empty()).await.expect("a write");
         let done = give_up(polls, disk.flush()).await;
         disk.flush().await.expect("a flush");
-        // A power cut.
+        // Cut the power: only flushed writes remain.
         let left = Image { disk: image.disk.after_power_loss_none(), ..image };
         let again = chain::open(&[left]).await.expect("it opens");
         assert!(read(&again, 0, CLUSTER).await.iter().all(|byte| *byte == 7));

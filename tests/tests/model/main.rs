@@ -1,4 +1,4 @@
-//! Random operations against an array of bytes.
+//! Random operations, checked against an array of bytes, and cancelled or concurrent operations.
 
 mod control_at_once;
 mod given_up;

@@ -16,7 +16,7 @@ fn on_every_variant(test: impl Fn(&'static Variant) + std::panic::RefUnwindSafe)
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
 }
 
-/// The seeds of a variant. Variants with large clusters get fewer, since large clusters are slow to simulate.
+/// The seeds of a variant. Variants with large clusters get fewer seeds, because large clusters are slow to simulate.
 fn seeds(variant: &Variant, most: u64) -> std::ops::RangeInclusive<u64> {
     1..=scaled(if variant.cluster >= 256 << 10 { 1 } else { most })
 }
@@ -79,7 +79,7 @@ fn a_power_cut_while_four_io_threads_work_loses_nothing_that_was_flushed() {
 #[test]
 fn cancelled_requests_leave_all_other_data_correct() {
     on_every_variant(|variant| {
-        // Seed 6 uses a disk; seed 1 uses files in memory.
+        // Seed 6 uses files on a disk, and seed 1 files on tmpfs.
         for seed in [1, 6] {
             model::cancel::run(variant, seed, Extent { phases: 1, operations: scaled(300) });
         }
@@ -95,7 +95,7 @@ fn a_failing_disk_loses_no_data_of_completed_requests() {
     });
 }
 
-/// Variants that differ in how they make image-wide changes.
+/// Variants of qcow2 that execute image-wide changes differently.
 fn changing() -> impl Iterator<Item = &'static Variant> {
     let names = ["512", "4k", "v2", "refcount1", "ext-16k", "luks", "lazy", "bitmaps"];
     names.into_iter().flat_map(|name| formats::named(&format!("qcow2-{name}")))

@@ -5,7 +5,7 @@ use oxblk_tests::program::{Program, Server, oxblk};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 
-/// A port that is free now.
+/// Returns a port that no program uses.
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

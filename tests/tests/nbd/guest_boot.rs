@@ -1,4 +1,5 @@
-//! A Linux guest boots from a disk that oxblk converted and serves. It writes to the disk, and its file system stays clean.
+//! A Linux guest boots from a disk that oxblk converted and serves. The guest writes to the disk, and its file system stays
+//! clean.
 
 use oxblk_tests::differential::check_clean;
 use oxblk_tests::guest::{self, Kernel, Task};

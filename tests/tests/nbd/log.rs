@@ -1,4 +1,5 @@
-//! The log that `oxblk serve` writes to standard error. It is plain text in files, and the server never waits for its readers.
+//! The log that `oxblk serve` writes to standard error. In files, the log is plain text. The server never waits for a reader of
+//! the log.
 
 use crate::served::python;
 use oxblk_tests::program::{Program, Server, oxblk};
@@ -6,8 +7,8 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-/// Starts `oxblk serve` on a raw disk, with a verbose log. `line` is a line of the shell in which `$SERVE` stands for the
-/// command.
+/// Starts `oxblk serve` on a raw disk, with a verbose log. `line` is a shell command line; `$SERVE` is the command that starts
+/// the server.
 fn started_by(dir: &Path, line: &str) -> Server {
     std::fs::write(dir.join("d"), vec![0; 1 << 20]).unwrap();
     let serve = format!("{} serve d -f raw --nbd ./s", oxblk().display());
@@ -93,11 +94,10 @@ fn closed_full_or_unread_standard_streams_do_not_stop_the_server() {
 #[test]
 fn an_unread_log_delays_neither_requests_nor_shutdown() {
     let dir = tempfile::tempdir().unwrap();
-    // The server itself holds the reading end of the FIFO open.
+    // The server itself keeps the reading end of the FIFO open.
     let server = started_by(dir.path(), "mkfifo f && exec 3<>f 2>f && exec $SERVE");
     is_served(dir.path());
-    // Each client causes one or two lines in the log. All clients together cause more lines than the pipe and the queue can
-    // hold.
+    // Each client causes one or two lines in the log. The lines of all clients exceed the size of the pipe and the queue.
     let hang_up = || {
         for _ in 0..6000 {
             let mut client = UnixStream::connect(dir.path().join("s")).unwrap();
@@ -106,7 +106,7 @@ fn an_unread_log_delays_neither_requests_nor_shutdown() {
     };
     hang_up();
     is_served(dir.path());
-    // Once the FIFO is read, a line in the log reports how many lines were dropped.
+    // When the FIFO is read, a line in the log reports how many lines were dropped.
     let log = std::fs::File::options().read(true).write(true).open(dir.path().join("f")).unwrap();
     let mut lines = BufReader::new(log).lines().map(Result::unwrap);
     let note = lines.find(|line| line.starts_with("log: ")).unwrap();

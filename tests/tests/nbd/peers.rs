@@ -1,11 +1,11 @@
-//! NBD clients of other projects against `oxblk serve`: libnbd's tools and bindings, fio, the QEMU tools, nmap.
+//! `oxblk serve` with NBD clients of other projects: libnbd's tools and bindings, fio, the QEMU tools, nmap.
 
 use crate::served::{Served, python};
 use oxblk_tests::program::Program;
 use std::path::Path;
 use std::time::Duration;
 
-/// The image formats that every client is tested with.
+/// Every client is tested with images of these formats.
 const FORMATS: &[&str] = &["raw", "qcow2"];
 
 /// Creates and serves an image of 256 MiB.
@@ -225,8 +225,8 @@ fn qemu_io_reads_back_its_patterns_over_nbd() {
     }
 }
 
-/// Writes numbered blocks one after the other, with a flush now and then. When the server ends, prints the number of the last
-/// block that a completed flush has covered.
+/// A script that writes numbered blocks one after the other, and flushes from time to time. When the server ends, the script
+/// prints the number of the last block that a completed flush has covered.
 const WRITER: &str = "
 flushed = 0
 try:
@@ -242,7 +242,7 @@ except nbd.Error:
 print(flushed)
 ";
 
-/// Checks blocks 1 to the number in `last`.
+/// A script that checks blocks 1 to the number in `last`.
 const CHECKER: &str = "
 last = int(open('last').read())
 assert last >= 64, last
@@ -296,7 +296,7 @@ fn a_port_scan_does_no_harm() {
     let dir = tempfile::tempdir().unwrap();
     let served =
         Served::start(dir.path(), &["d", "-f", "raw", "--size", "64M", "--nbd", "127.0.0.1:0"]);
-    // The server prints the port, but reading it here would consume the server's output. /proc has it too.
+    // Read the port from /proc, because the output of the server is read later.
     let port = listening_port(served.pid());
     Program::new("nmap").args(["-Pn", "-sT", "-p", &port.to_string(), "127.0.0.1"]).succeed();
     Program::new("nbdinfo").arg("--size").arg(format!("nbd://127.0.0.1:{port}")).succeed();

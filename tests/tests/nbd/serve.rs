@@ -1,4 +1,4 @@
-//! `oxblk serve` from a user's view: what it creates, prints and refuses, and what it leaves behind.
+//! `oxblk serve` from a user's view: the files that it creates and removes, its output, and its errors.
 
 use crate::served::{Served, python};
 use oxblk_tests::program::{self, Program};

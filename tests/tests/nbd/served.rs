@@ -30,12 +30,12 @@ impl Served {
         self.server.pid()
     }
 
-    /// Returns the process, for a test that ends it itself.
+    /// Returns the process, for a test that ends the server.
     pub(crate) fn into_server(self) -> Server {
         self.server
     }
 
-    /// Sends SIGTERM and waits for an end without error. Returns the output.
+    /// Sends SIGTERM and waits until the server ends without an error. Returns the output.
     pub(crate) fn stop(self) -> String {
         let printed = self.server.stop();
         assert!(!self.socket.exists(), "the socket's file is still there");
@@ -61,7 +61,7 @@ impl Served {
     }
 }
 
-/// Runs Python with libnbd. The system's Python is used, since it has the module.
+/// Runs Python with libnbd. Uses the system's Python, because libnbd's module is installed there.
 pub(crate) fn python(uri: &str, script: &str) -> Program {
     let prelude = format!(
         "import nbd, sys, os, errno\nuri = '{uri}'\nh = nbd.NBD()\n\

@@ -1,4 +1,4 @@
-//! A signal stops `oxblk serve` or a copy cleanly: bitmaps are stored, sockets are removed.
+//! A signal stops `oxblk serve` or a copy cleanly: bitmaps are stored, and sockets are removed.
 
 use crate::served::Served;
 use oxblk_tests::program::{Program, Server, oxblk};
@@ -21,7 +21,8 @@ fn has_bitmap_in_use(dir: &Path) -> bool {
     info.contains("in-use")
 }
 
-/// Starts `oxblk serve` on that image. `line` is a line of the shell in which `$SERVE` stands for the command.
+/// Starts `oxblk serve` on the image of [`image`]. `line` is a shell command line; `$SERVE` is the command that starts the
+/// server.
 fn started_by(dir: &Path, line: &str) -> Server {
     let serve = format!("{} serve d -f qcow2 --nbd ./s", oxblk().display());
     let line = line.replace("$SERVE", &serve);
@@ -61,7 +62,7 @@ fn a_hangup_that_nohup_ignores_does_not_end_the_server() {
     image(dir.path());
     let server = started_by(dir.path(), "trap '' HUP; exec $SERVE");
     server.signal("HUP");
-    // If SIGHUP ended the server, it would have ended before it could serve this client.
+    // If SIGHUP had ended the server, this client would fail.
     Program::new("nbdinfo").arg("nbd+unix:///?socket=s").directory(dir.path()).succeed();
     server.stop();
     assert!(!has_bitmap_in_use(dir.path()));
@@ -79,7 +80,8 @@ fn a_signal_while_the_server_starts_leaves_nothing_behind() {
         std::thread::sleep(std::time::Duration::from_millis(round));
         server.signal("HUP");
         let status = server.wait();
-        // A signal that arrives before the server installs its handlers kills it. The server has opened nothing by then.
+        // A signal that arrives before the server installs its handlers kills the server, which has not opened any file at that
+        // time.
         assert!(status.code() == Some(0) || status.signal() == Some(1), "{status}");
         assert!(!dir.path().join("s").exists(), "round {round}");
         assert!(!has_bitmap_in_use(dir.path()), "round {round}");
@@ -125,7 +127,7 @@ fn catches_interrupts(pid: u32) -> bool {
 #[test]
 fn a_signal_ends_a_copy_that_is_still_counting_its_data() {
     let dir = tempfile::tempdir().unwrap();
-    // This disk has nearly the greatest possible size, so counting its data takes hours.
+    // This disk has nearly the largest possible size, so counting its data takes hours.
     let disk = "driver=null-co,size=9223372035781033984";
     for signal in ["INT", "TERM", "HUP"] {
         let mut copy = Program::oxblk()

@@ -8,7 +8,7 @@ use oxblk_tests::program::Program;
 use oxblk_tests::sim_image::{check_sound, open_as};
 
 const MIB: u64 = 1 << 20;
-/// The header's field that marks an image as open for writing, and its value then.
+/// The header field that marks an image as open for writing, and its value in an open image.
 const IN_USE: std::ops::Range<usize> = 44..48;
 const MARK: [u8; 4] = 0x746f_6e59_u32.to_le_bytes();
 
@@ -45,7 +45,7 @@ fn an_image_is_marked_again_after_a_failed_attempt_to_remove_the_mark() {
         let rule = FailRule { op: FaultOp::Sync, nth: None, range: None, errno, once: true };
         disk.set_faults(Faults { fail: vec![rule], ..Faults::default() });
         let flags = OpenFlags { read_only: true, ..OpenFlags::default() };
-        reopen.prepare(flags, &Options::new()).await.expect_err("the removal is not durable");
+        reopen.prepare(flags, &Options::new()).await.expect_err("the flush fails");
         reopen.abort().await;
         assert_eq!(disk.bytes()[IN_USE], [0; 4]);
         write(&image, 7 * MIB).await;
@@ -104,7 +104,7 @@ fn clusters_are_freed_although_a_flush_was_cancelled() {
     }
 }
 
-/// The guest disk of six clusters of 64 KiB, whose clusters lie in the file in the order 5, 3, 4, 1, 0, 2. The data offset in
+/// Returns an image of six clusters of 64 KiB. The order of the clusters in the file is 5, 3, 4, 1, 0, 2. The data offset in
 /// the header is `shift` sectors too small.
 fn old_image(shift: u32) -> Vec<u8> {
     const CLUSTER: usize = 65_536;

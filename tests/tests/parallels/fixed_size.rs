@@ -33,7 +33,7 @@ async fn write(image: &Backend, cluster: u64) -> Result<(), i32> {
     written.map_err(|error| error.raw_errno())
 }
 
-/// Writes clusters from `first` on until the storage is full. Returns how many there are.
+/// Writes clusters from `first` on until the storage is full. Returns the number of clusters that were written.
 async fn fill(image: &Backend, first: u64) -> u64 {
     for cluster in first.. {
         if let Err(errno) = write(image, cluster).await {
@@ -69,7 +69,7 @@ fn a_few_discarded_clusters_are_reused_on_full_storage_without_a_flush() {
         }
         image.close().await.unwrap();
         let image = open(&disk, storage).await;
-        // The unused end of the storage counts as leaked.
+        // The check reports the unused end of the storage as leaked.
         check_sound(&image, true, "closed").await;
         image.close().await.unwrap();
     });
@@ -90,7 +90,7 @@ fn clusters_that_were_discarded_before_the_storage_became_full_are_reused() {
         assert!(filled >= clusters, "only {filled} of {clusters} clusters are used");
         image.close().await.unwrap();
         let image = open(&disk, storage).await;
-        // The unused end of the storage counts as leaked.
+        // The check reports the unused end of the storage as leaked.
         check_sound(&image, true, "closed").await;
         image.close().await.unwrap();
     });

@@ -1,4 +1,5 @@
-//! Parallels images: created, checked and repaired as by the QEMU tools, and used alternately by both programs.
+//! Tests of Parallels images: creation, check and repair give the same results as QEMU's tools, and oxblk and QEMU use an image
+//! alternately.
 
 mod faults;
 mod fixed_size;
@@ -81,7 +82,7 @@ fn faults_are_found_and_repaired_as_by_the_qemu_tools() {
             both.same(Img, &["check", "-f", "parallels", "image"]);
             both.same(Img, &["check", "--output=json", "-f", "parallels", "image"]);
             both.same(Img, &["check", "-r", fix, "-f", "parallels", "image"]);
-            // QEMU marks an image as closed even if it has not repaired it, so the bytes are compared only after a full repair.
+            // QEMU marks an image as closed even without a repair, so the bytes are compared only after a full repair.
             if fix == "all" {
                 both.same_bytes("image");
             }

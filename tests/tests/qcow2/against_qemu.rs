@@ -1,4 +1,5 @@
-//! Random writes to qcow2 images that `qemu-img` created. Afterwards `qemu-img` checks the images and compares their contents.
+//! Random writes to qcow2 images that `qemu-img` created. After the writes, `qemu-img` checks the images and compares their
+//! contents.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,5 +1,5 @@
-//! Persistent bitmaps. They record writes while an image is opened many times, and after a power cut at any moment they are
-//! correct or marked as inconsistent. A bitmap that is marked as consistent and misses a write would be a fault.
+//! Persistent bitmaps. Bitmaps record writes while an image is opened many times. After a power cut at any moment, each bitmap
+//! is correct or marked as inconsistent. The tests fail if a bitmap is marked as consistent and misses a write.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -103,7 +103,7 @@ fn assert_qemu_finds(disk: &Disk, leaks: bool, what: &str) {
 #[derive(Clone, Default)]
 struct Model {
     size: u64,
-    /// For each bitmap: its granularity, whether it is recording, and the sectors that must be dirty.
+    /// For each bitmap: the granularity, whether the bitmap is recording, and the sectors that must be dirty.
     bitmaps: BTreeMap<String, (u64, bool, Vec<bool>)>,
 }
 
@@ -230,7 +230,7 @@ fn bitmaps_record_writes_while_an_image_is_opened_many_times() {
 }
 
 /// Asserts that the disk after a power cut is allowed: each bitmap is inconsistent, or it covers every range that has changed
-/// since the bitmap was created. (At that moment the disk was all zeroes.)
+/// since the bitmap was created. When the bitmap was created, all bytes of the disk were zero.
 async fn assert_no_lie(left: &Disk, what: &str) {
     let backend = open(left).await;
     let bytes = contents(&backend).await;
@@ -256,7 +256,7 @@ async fn assert_no_lie(left: &Disk, what: &str) {
             }
         }
     }
-    // Bitmaps can be removed and the disk can be written, whatever the state of the bitmaps is.
+    // Bitmaps can be removed and the disk can be written, for every state of the bitmaps.
     for bitmap in all(&backend) {
         if bitmap.is_inconsistent() {
             remove(&backend, bitmap.name()).await;
@@ -289,8 +289,8 @@ async fn five_openings(disk: &Disk, seed: u64) {
             }
         }
         match opening {
-            // No bitmap is added later: it would not cover earlier writes, but `assert_no_lie` expects that the disk was all
-            // zeroes.
+            // No bitmap is added after the first writes: `assert_no_lie` requires that all bytes of the disk are zero when a
+            // bitmap is created.
             1 => remove(&backend, "first").await,
             2 => remove(&backend, "frozen").await,
             _ => {}
@@ -364,7 +364,7 @@ fn reopening_between_writable_and_read_only_keeps_bitmaps_correct() {
             write(&backend, round * 8192, 4096, 1).await;
             let in_use = disk.after_power_loss_all();
             reopen(&backend, true).await;
-            // The image on disk is complete now, although it has not been closed.
+            // The image on disk is complete at this moment, although it has not been closed.
             let other = open(&disk.after_power_loss_none()).await;
             let bitmap = other.node().unwrap().bitmaps().find("b").unwrap();
             assert_eq!(bitmap.map().dirty_granules(), round + 1);
@@ -386,7 +386,7 @@ fn reopening_between_writable_and_read_only_keeps_bitmaps_correct() {
     });
 }
 
-/// Returns the offset of the bitmap directory, as the header has it.
+/// Returns the offset of the bitmap directory in the header.
 fn directory_offset(disk: &Disk) -> u64 {
     let bytes = disk.bytes();
     let word = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
@@ -426,7 +426,7 @@ fn a_bitmap_can_be_removed_on_a_full_disk() {
         let backend = open(&disk).await;
         let names: Vec<_> = all(&backend).iter().map(|b| b.name().to_owned()).collect();
         assert_eq!(names, ["three", "one"]);
-        // The close stored the bitmaps, or reported that it could not.
+        // The close stored the bitmaps, or returned an error.
         let kept = all(&backend).iter().all(|bitmap| !bitmap.is_inconsistent());
         assert_eq!(kept, closed.is_ok());
         backend.close().await.unwrap();

@@ -1,4 +1,4 @@
-//! Requests while the caches drop slices that were not used for a while.
+//! Requests while the caches drop slices that were not used for some time.
 
 use oxblk_core::{Backend, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut, sim, sleep, spawn};
@@ -6,11 +6,11 @@ use oxblk_tests::crash::change::{assert_sound, contents, image, open};
 use oxblk_tests::random::Random;
 use std::time::Duration;
 
-/// The number of tasks, and the number of bytes in the share of each task.
+/// The number of tasks, and the number of bytes in the range of each task.
 const TASKS: u64 = 4;
 const SHARE: usize = 1 << 20;
 
-/// Sends random requests to one share of the disk, with pauses of up to two seconds. Returns the contents of the share at the
+/// Sends random requests to the range of one task, with pauses of up to two seconds. Returns the contents of the range at the
 /// end.
 async fn work(disk: Backend, task: u64) -> Vec<u8> {
     let mut random = Random::new(task);

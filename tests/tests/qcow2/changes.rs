@@ -1,4 +1,4 @@
-//! Image-wide changes of qcow2 images. A power cut at any write leaves the old image or the new one.
+//! Image-wide changes of qcow2 images. A power cut at any write leaves the old or the new image.
 
 use oxblk_core::amend::AmendRequest;
 use oxblk_core::snapshot::SnapshotInfo;
@@ -60,7 +60,7 @@ async fn amend(image: &Backend, options: &str) -> oxblk_core::Result<()> {
     image.amend(AmendRequest { options, force: false, progress: Box::new(|_, _| ()) }).await
 }
 
-/// Returns everything that an amend can change, and the contents of the disk and of its snapshot.
+/// Returns the properties that an amend can change, and the contents of the disk and of its snapshot.
 async fn whole(image: &Backend) -> (String, Vec<u8>, Vec<u8>) {
     let info = image.node().unwrap().driver().info();
     let said = format!("{} {}", image.size(), info.specific.unwrap());

@@ -1,5 +1,5 @@
-//! The consistency check finds the same faults as `qemu-img check` in sound and in damaged images, and reports them in the same
-//! words.
+//! The consistency check finds the same faults as `qemu-img check` in sound and in damaged images, and reports the faults with
+//! the same text.
 
 use std::cell::RefCell;
 use std::path::Path;
@@ -64,7 +64,7 @@ fn compare(path: &Path, what: &str) {
     let (report, said) = check_ours(path);
     let theirs_said = theirs.err();
     if json.is_empty() {
-        // QEMU stopped before it could count.
+        // QEMU stopped before it counted the references.
         let error = report.expect_err(&format!("{what}: {theirs_said}"));
         let mut all: Vec<String> = said;
         all.push(format!("Check failed: {error}"));
@@ -266,7 +266,7 @@ const SNAPSHOT_FAULTS: &[Fault] = &[
     ("snapshot table unaligned", |i, p| i.put64(64, p.snapshots as u64 + 8)),
 ];
 
-/// Faults of the snapshot table that lose no snapshot. oxblk and QEMU report the same repairs.
+/// Faults of the snapshot table whose repair loses no snapshot. oxblk and QEMU report the same repairs.
 const REPAIRED_SNAPSHOT_FAULTS: &[Fault] = &[
     ("snapshots with too much extra data", |i, p| {
         let mut table = Vec::new();
@@ -368,7 +368,7 @@ fn faults_of_refcounts_that_qemu_repairs_are_repaired() {
     repaired(REFCOUNT_FAULTS);
 }
 
-/// QEMU frees the clusters of snapshots that it does not find. oxblk does not do that.
+/// QEMU frees the clusters of snapshots that it does not find. oxblk does not free them.
 #[test]
 fn faults_of_snapshot_tables_that_qemu_repairs_are_repaired_unless_snapshots_are_lost() {
     let lost = |name: &str| LOST_SNAPSHOT_FAULTS.iter().any(|fault| fault.0 == name);
@@ -389,7 +389,7 @@ fn a_repair_frees_no_clusters_of_hidden_snapshots() {
         for fix in [Fix::Leaks, Fix::All] {
             std::fs::write(&path, image.bytes()).unwrap();
             let _ = check_or_repair(&path, fix);
-            // Reverts the fault.
+            // Revert the fault.
             let mut now = std::fs::read(&path).unwrap();
             now[..112].copy_from_slice(&good[..112]);
             let table = places.snapshots..places.snapshots + 144;
@@ -500,14 +500,15 @@ fn a_repair_of_a_cut_off_image_does_not_overwrite_its_l1_table() {
         // The L1 table is at 192 KiB.
         let path = directory.path().join("disk");
         std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(len).unwrap();
-        // The first repair makes the file longer. Then it contains the L1 table, and the next repair counts its clusters.
+        // The first repair makes the file longer. Then the file contains the L1 table, and the next repair counts the clusters
+        // of this table.
         for _ in 0..3 {
             run(Program::oxblk().arg("img"), "check -r all disk");
         }
         let check = run(Program::oxblk().arg("img"), "check disk");
         assert_eq!(check.code(), 0, "{len}: {}{}", check.out(), check.err());
         assert_eq!(run(Program::new("qemu-img"), "check -q disk").code(), 0, "{len}");
-        // The rest of the file is lost, so the disk reads as zeroes.
+        // The remainder of the file is lost, so the disk reads as zeroes.
         let read = Program::oxblk().args(["io", "-c", "read -P 0 0 10M", "disk"]);
         let read = read.directory(directory.path()).run();
         assert_eq!(read.code(), 0, "{len}: {}", read.err());

@@ -1,5 +1,5 @@
-//! Power cuts while an overlay is committed. Whatever parts of the commit each image has stored, the contents of the overlay
-//! stay the same.
+//! Power cuts while an overlay is committed. Each image may have stored any part of the commit. In all cases, the contents of
+//! the overlay stay the same.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;

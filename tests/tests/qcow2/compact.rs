@@ -243,7 +243,7 @@ fn the_compact_command_reports_the_released_space() {
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("a.qcow2");
     Program::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&path).arg("64M").succeed();
-    // With these options, the host still stores freed clusters.
+    // With these options, freed clusters still use space on the host.
     let image = format!(
         "driver=qcow2,discard=unmap,pass-discard-request=off,file.filename={}",
         path.display()

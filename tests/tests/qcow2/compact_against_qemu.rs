@@ -11,15 +11,15 @@ use oxblk_tests::scratch;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// The number of clusters that may still be free before compressed data at the end of the file. An L2 entry refers to a piece
-/// of compressed data as a whole, so a piece cannot be split. Freeing the last cluster needs space for all pieces that overlap
-/// it. The first of them may begin in the previous cluster, so freeing one cluster may need more than one.
+/// The number of clusters that may still be free if compressed data is at the end of the file. A piece of compressed data
+/// cannot be split. Freeing the last cluster needs space for all pieces that overlap this cluster. The first piece may begin in
+/// the previous cluster, so freeing one cluster may need more than one free cluster.
 const PACKED: usize = 2;
 
 /// An image in its own directory.
 pub(super) struct Image {
     pub(super) directory: TempDir,
-    /// The definition of the secret that opens the image, for images that need one.
+    /// The definition of the secret that opens an encrypted image.
     pub(super) secret: Option<&'static str>,
 }
 
@@ -103,8 +103,8 @@ impl Image {
         assert_eq!(reply.code(), 0, "{what}: {}{}", reply.out(), reply.err());
     }
 
-    /// Compacts the image, opened with `options`, and checks the result. Up to `room` clusters may still be free before its
-    /// last cluster.
+    /// Compacts the image, opened with `options`, and checks the result. Up to `room` clusters in front of the last cluster may
+    /// still be free.
     fn compact_and_look(&self, what: &str, snapshots: &[&str], options: &str, room: usize) {
         let before = self.directory.path().join("before");
         std::fs::copy(self.path(), &before).unwrap();
@@ -160,7 +160,7 @@ fn compressed_data_moves() {
     }
 }
 
-/// Some of the pieces that share a cluster have been freed, so there are gaps between the others.
+/// Some pieces of compressed data in a cluster are freed, so gaps are between the other pieces.
 #[test]
 fn compressed_data_with_gaps_moves() {
     for cluster in ["512", "4k", "64k", "2M"] {
@@ -250,7 +250,7 @@ fn a_luks_header_moves_and_leaves_nothing_behind() {
     }
 }
 
-/// In the active state the clusters are zero and keep their host offsets; a snapshot reads their data.
+/// In the active disk state, the clusters read as zeroes and keep their host offsets. A snapshot reads their data.
 #[test]
 fn data_of_a_snapshot_moves_although_the_active_state_reads_as_zeroes() {
     let image = Image::new("cluster_size=4k", "16M");

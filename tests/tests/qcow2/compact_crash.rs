@@ -1,5 +1,5 @@
-//! Power cuts at every write boundary of a compaction, and failing operations of the disk. Whatever clusters move, the image
-//! opens, has at worst leaks, and keeps its contents, including bitmaps and snapshots.
+//! Power cuts at every write boundary of a compaction, and failing operations of the disk. In all cases, the image opens, has
+//! at worst leaks, and keeps its contents, including bitmaps and snapshots.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -44,7 +44,7 @@ struct Image {
 }
 
 impl Image {
-    /// Takes an image that QEMU's tools created.
+    /// Copies an image of QEMU's tools to simulated disks.
     fn of(made: &Made, options: &'static str) -> Self {
         let bytes = std::fs::read(made.path()).unwrap();
         let data = std::fs::read(made.directory.path().join("image.data")).ok();
@@ -140,7 +140,7 @@ impl Held {
     }
 }
 
-/// Returns the offset of the bitmap directory and the number of bitmaps, as the header has them.
+/// Returns the offset of the bitmap directory and the number of bitmaps in the header.
 fn directory(bytes: &[u8]) -> Option<(usize, u64)> {
     let mut places = (104..512).step_by(8);
     let at = places.find(|at| word(bytes, *at) == 0x2385_2875_0000_0018)?;
@@ -169,7 +169,7 @@ fn without_marks(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// Returns the offsets of the compressed data of the active state.
+/// Returns the offsets of the compressed data of the active disk state.
 fn compressed(bytes: &[u8]) -> Vec<u64> {
     let bits = u32::from_be_bytes(bytes[20..24].try_into().unwrap());
     let entries = usize::try_from(u32::from_be_bytes(bytes[36..40].try_into().unwrap())).unwrap();
@@ -183,8 +183,8 @@ fn compressed(bytes: &[u8]) -> Vec<u64> {
     words.map(|word| word & ((1 << (62 - (bits - 8))) - 1)).collect()
 }
 
-/// Compacts an image and examines what a power cut leaves at every write boundary of the compaction. Returns the compacted
-/// image.
+/// Compacts an image, and examines the disks that a power cut may leave at every write boundary of the compaction. Returns the
+/// compacted image.
 async fn cut_at_every_boundary(image: &Image, what: &str) -> Image {
     let held = Held::by(image).await;
     let done = image.left(Disk::from_bytes(5, &image.disk.bytes()));
@@ -237,7 +237,8 @@ fn moved_bitmaps_keep_their_bits() {
     made.io(&["write -P 10 2M 3k"]);
     let image = Image::of(&made, "");
     sim::run(1, async {
-        // Unchanged bitmaps of a compacted image are not rewritten. The clusters that are freed next are in front of them.
+        // Unchanged bitmaps of a compacted image are not rewritten. Free clusters in front of the bitmaps, so that the next
+        // compaction moves the bitmaps.
         let backend = image.open().await;
         backend.compact(64 << 10, &|_, _| true).await.unwrap();
         backend.write_zeroes(0, 256 * KIB, ZeroFlags::MAY_UNMAP).await.unwrap();
@@ -396,7 +397,8 @@ fn a_password_that_is_added_while_the_luks_header_moves_is_not_lost() {
     }
 }
 
-/// Makes each operation of a compaction fail in turn, once. Afterwards the image still works, or refuses all requests.
+/// Repeats a compaction; each time another operation fails, once. After the failure, the image still works, or refuses all
+/// requests.
 async fn fail_each_operation(image: &Image, what: &str) {
     let held = Held::by(image).await;
     for op in [FaultOp::Write, FaultOp::Sync, FaultOp::Read, FaultOp::Truncate] {
@@ -462,7 +464,7 @@ fn a_failed_move_of_the_luks_header_leaves_no_copy_of_the_keys() {
         let found = bytes.windows(6).enumerate();
         found.filter(|(_, bytes)| *bytes == b"LUKS\xba\xbe").map(|(at, _)| at).collect()
     };
-    // The harness has left the keys in the clusters from which it moved them.
+    // `put_luks_header_at_the_end` has left the keys in the old clusters.
     let mut bytes = image.disk.bytes();
     let len = luks_header(&bytes).2;
     for at in copies(&bytes).into_iter().filter(|at| *at != place(&image)) {

@@ -1,5 +1,5 @@
-//! oxblk creates the same qcow2 images as `qemu-img create`: byte by byte where qemu-img's layout is fixed, and sound in all
-//! cases.
+//! oxblk creates the same qcow2 images as `qemu-img create`: the same bytes where qemu-img's layout is fixed, and valid images
+//! in all cases.
 
 use std::path::Path;
 

@@ -23,8 +23,8 @@ fn image(options: &str, size: &str) -> Differential {
     both
 }
 
-/// Asserts that QEMU's check passes on every side's image and that QEMU reads the same from it. The tools run in the directory
-/// of the images, since the data file's name is relative.
+/// Asserts that QEMU's check passes on every side's image, and that QEMU reads the same contents from all images. The tools run
+/// in the directory of the images, because the data file's name is relative.
 fn same_content(both: &Differential, image: &str) {
     both.qemu(Img, &["check", "-q", image]);
     both.qemu(Img, &["convert", "-O", "raw", image, "content.raw"]);
@@ -310,7 +310,7 @@ fn a_data_file_follows_its_image_when_that_is_reopened() {
     same_content(&both, "a");
 }
 
-/// Opens an image in a new graph. `name` is an absolute path, so the data file is named absolutely too.
+/// Opens an image in a new graph. `name` is an absolute path, so the path of the data file is absolute too.
 async fn open(name: &Path, driver: &str, flags: OpenFlags) -> Result<Backend> {
     let options = Options::from_dotted(&format!("driver={driver}"), None)?;
     Graph::new(oxblk::drivers(), oxblk_core::Gate::Anything)

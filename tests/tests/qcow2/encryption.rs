@@ -1,4 +1,5 @@
-//! Encrypted qcow2 images that one program creates and the other uses. Both programs report the same about them.
+//! Encrypted qcow2 images that one program creates and the other program uses. Both programs print the same information on
+//! these images.
 
 use std::path::{Path, PathBuf};
 
@@ -65,7 +66,7 @@ fn opening(path: &Path) -> String {
     format!("driver=qcow2,encrypt.key-secret=s,file.filename={}", path.display())
 }
 
-/// One program creates and fills an image; the other one reads, changes and checks it.
+/// `maker` creates and fills an image, and `user` reads, changes and checks the image.
 fn share(directory: &Path, options: &str, maker: Who, user: Who) {
     let path = directory.join(format!("{maker:?}.qcow2"));
     maker.create(&path, options);
@@ -124,7 +125,7 @@ const SUITES: &[[&str; 5]] = &[
 #[test]
 fn every_cipher_mode_iv_and_hash_is_compatible_with_qemu() {
     let directory = tempfile::tempdir().unwrap();
-    // QEMU takes long to create a header, so it creates only some of the images.
+    // QEMU needs a long time to create a header, so QEMU creates only some of the images.
     for (index, [cipher, mode, iv, iv_hash, hash]) in SUITES.iter().enumerate() {
         let options = format!(
             "{LUKS},encrypt.cipher-alg={cipher},encrypt.cipher-mode={mode},encrypt.ivgen-alg={iv},\
@@ -200,7 +201,7 @@ fn new_encrypted_images_have_qemus_layout() {
     }
 }
 
-/// Clears the random bytes of a LUKS header, and those that depend on the machine's speed.
+/// Clears the random bytes of a LUKS header, and the bytes that depend on the machine's speed.
 fn without_keys(mut bytes: Vec<u8>) -> Vec<u8> {
     let Some(at) = bytes.windows(6).position(|window| window == b"LUKS\xba\xbe") else {
         return bytes;
@@ -350,7 +351,7 @@ fn wrong_keys_are_refused_as_by_qemu() {
         for word in self::words(line) {
             words.push(word);
         }
-        // The options of the image end with the word, so that more options can follow.
+        // The options of the image are the last word, so that more options can follow.
         let words: Vec<String> = words
             .iter()
             .map(|word| match word.split_once("!,") {
@@ -445,7 +446,7 @@ fn broken_luks_headers_are_refused_with_qemus_messages() {
     }
 }
 
-/// Ways to corrupt a LUKS image that QEMU accepts, or that make it compute for hours.
+/// Ways to corrupt a LUKS image that QEMU accepts, or that make QEMU compute for hours.
 const WORSE: &[(Spoil, &str)] = &[
     (|i| i.put32(HEADER + 212, u32::MAX), "LUKS key slots require "),
     (|i| i.put32(HEADER + 164, u32::MAX), "LUKS key slots require "),
@@ -544,7 +545,7 @@ fn compressed_writes_to_an_encrypted_image_are_refused() {
     Who::Us.create(&path, LUKS);
     let write = Who::Us.tool("io").args(["-c", "write -c 0 64k", "--image-opts"]);
     assert_eq!(write.arg(opening(&path)).run().code(), 1);
-    // oxblk can read the compressed clusters that QEMU's tools have written.
+    // oxblk can read compressed clusters of QEMU's tools.
     Who::Qemu.io(&path, &["write -c -P 5 0 64k", "write -P 6 64k 64k"]);
     Who::Us.io(
         &path,
@@ -577,7 +578,8 @@ fn snapshots_and_vm_state_of_encrypted_images_are_shared_with_qemu() {
             first.io(&path, &["write -P 3 512k 1M"]);
             second.io(&path, &["read -P 1 0 512k", "read -P 3 512k 1M"]);
             snapshot(second, "-a");
-            // After that, the header still has the encryption method and its parameters.
+            // After the snapshot was applied, the header still has the encryption method and its parameters: reads and writes
+            // work.
             first.io(&path, &["read -P 1 0 1M", "write -P 4 2M 100k"]);
             second.io(&path, &["read -P 1 0 1M", "read -P 4 2M 100k", "write -b -P 5 1M 4k"]);
             first.io(&path, &["read -b -P 5 1M 4k"]);

@@ -34,7 +34,7 @@ async fn write(image: &Backend, cluster: u64) -> Result<(), i32> {
     written.map_err(|error| error.raw_errno())
 }
 
-/// Writes clusters from `first` on until the storage is full. Returns how many there are.
+/// Writes clusters from `first` on until the storage is full. Returns the number of clusters that were written.
 async fn fill(image: &Backend, first: u64) -> u64 {
     for cluster in first.. {
         match write(image, cluster).await {
@@ -83,7 +83,7 @@ fn discarded_space_is_reused_after_a_full_image_was_opened_again() {
         let filled = fill(&image, 0).await;
         image.close().await.unwrap();
         let image = open(&disk).await;
-        // Each discard has its own run of clusters.
+        // Discard every second cluster, so that no two freed clusters are adjacent.
         for cluster in (0..filled).step_by(2) {
             image.discard(cluster * CLUSTER, CLUSTER).await.unwrap();
         }

@@ -10,7 +10,7 @@ fn qemu_img(directory: &Path, args: &[&str]) {
     Program::new("qemu-img").args(args).directory(directory).succeed();
 }
 
-/// Creates an overlay whose header names `backing`, which need not exist.
+/// Creates an overlay with the backing file name `backing`. The backing file does not have to exist.
 fn overlay_naming(directory: &Path, backing: &str) {
     qemu_img(directory, &["create", "-q", "-f", "qcow2", "overlay", "1M"]);
     qemu_img(directory, &["rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", backing, "overlay"]);
@@ -168,7 +168,7 @@ fn a_refcount_block_far_behind_the_file_does_not_delay_preallocation() {
     let path = scratch.path().join("far");
     let mut bytes = fs::read(&path).expect("the image");
     const CLUSTER: usize = 65_536;
-    // A refcount table of two clusters at the end of the file. Its last entry names a block past the end.
+    // A refcount table of two clusters at the end of the file. Its last entry contains the offset of a block past the end.
     let table = bytes.len().next_multiple_of(CLUSTER);
     let old = u64::from_be_bytes(bytes[48..56].try_into().expect("8 bytes"));
     let old = usize::try_from(old).expect("an offset");
@@ -206,7 +206,7 @@ fn an_l2_entry_far_behind_the_file_does_not_delay_the_next_allocation() {
         let entry: u64 = 1 << 63 | 1 << 55 | zero;
         bytes[table..table + 8].copy_from_slice(&entry.to_be_bytes());
         fs::write(&path, bytes).expect("the image");
-        // The first cluster cannot be written. The second one is new.
+        // The first cluster cannot be written. The second cluster is new.
         let reply = bounded(scratch.path(), &["io", "-c", "write 0 1k", "far"]);
         assert_eq!(reply.code(), 1, "{}", reply.out());
     }

@@ -59,7 +59,7 @@ fn large_and_preallocated_images_have_the_same_bytes_as_with_qemu() {
 #[test]
 fn refcount_blocks_and_tables_grow_at_the_same_offsets_as_with_qemu() {
     for (options, len) in [
-        // The first refcount block ends at 8 MiB. One write crosses this offset, and another one ends there.
+        // The first refcount block covers 8 MiB. One write crosses this offset, and another write ends there.
         ("cluster_size=4k", "1000k"),
         ("cluster_size=4k", "64k"),
         ("cluster_size=4k", "4k"),
@@ -100,7 +100,7 @@ fn a_write_skips_gaps_that_are_too_small() {
     both.same_bytes("a");
     both.same(Io, &["-c", "write -q -P 4 20M 128k", "-c", "write -q -P 5 24M 64k", "a"]);
     both.same_bytes("a");
-    // The remainder of a write goes into the gap behind its first part.
+    // The remainder of a write is stored in the gap behind its first part.
     both.qemu(Io, &["-c", "discard 512k 192k", "a"]);
     both.same(Io, &["-c", "write -q -P 6 448k 256k", "a"]);
     both.same_bytes("a");
@@ -141,7 +141,7 @@ fn gaps_are_used_before_a_file_that_cannot_grow_is_full() {
             }
             disk.flush().await.expect("a flush");
             disk.flush().await.expect("a flush");
-            // The discarded clusters are free from here on.
+            // After the flush, the discarded clusters are free.
             has_room &= write(8 << 10, 512).await.is_ok();
             disk.flush().await.expect("a flush");
             // This write is too long for the gaps.

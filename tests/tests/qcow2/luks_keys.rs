@@ -1,5 +1,5 @@
-//! Passwords of LUKS images: adding, erasing, refused changes. After a power cut at any moment, one of the passwords opens the
-//! disk.
+//! Passwords of LUKS images: adding, erasing, and refused changes. After a power cut at any moment, at least one of the
+//! passwords opens the disk.
 
 use std::cell::RefCell;
 
@@ -39,7 +39,7 @@ async fn new_image() -> Disk {
     image.disk
 }
 
-/// Changes keys. If the options begin with `!`, the change is forced. Returns the active slots after it, or the error.
+/// Changes keys. If the options begin with `!`, the change is forced. Returns the active slots after the change, or the error.
 async fn amend(disk: &Disk, opened_with: &str, options: &str) -> Result<Vec<usize>, String> {
     let graph = chain::graph();
     let node = sim_disk::add(&graph, "disk", disk, false, Pace::AtOnce).unwrap();
@@ -184,7 +184,7 @@ fn an_amend_that_is_refused_changes_no_password() {
         backend.create_snapshot(&SnapshotInfo::default()).await.unwrap();
         let before = key_area(&disk);
         let options = "encrypt.state=active,encrypt.new-secret=s0,encrypt.iter-time=1";
-        // A shared cluster has two references, which one bit cannot count.
+        // A cluster that a snapshot shares has two references. A refcount of one bit cannot have the value 2.
         let refused = format!("{options},refcount_bits=1");
         for (options, accepted) in [(refused.as_str(), false), (options, true)] {
             let options = Options::from_dotted(options, None).unwrap();
@@ -197,7 +197,8 @@ fn an_amend_that_is_refused_changes_no_password() {
     });
 }
 
-/// Changes keys and examines what a power cut leaves at every moment of the change. One of the passwords must open the disk.
+/// Changes keys, and examines the disks that a power cut may leave at every moment of the change. One of the passwords `one_of`
+/// must open each disk.
 fn cut(before: &[&str], options: &str, opened_with: &str, one_of: &[&str]) {
     let moments = RefCell::new(Vec::new());
     sim::run(3, async {
@@ -235,7 +236,7 @@ fn cut(before: &[&str], options: &str, opened_with: &str, one_of: &[&str]) {
 fn a_power_cut_during_a_key_change_leaves_a_password_that_opens_the_disk() {
     let add = "state=active,iter-time=1,new-secret=n";
     cut(&[], add, FIRST, &[FIRST]);
-    // The header entry of this slot lies in two sectors.
+    // The header entry of this slot crosses a sector boundary.
     cut(&[], "state=active,iter-time=1,new-secret=n,keyslot=6", FIRST, &[FIRST]);
     cut(&[add], "state=inactive,keyslot=0", FIRST, &[SECOND]);
     cut(&[], "!state=active,iter-time=1,new-secret=n,keyslot=0", FIRST, &[FIRST, SECOND]);

@@ -1,4 +1,4 @@
-//! qcow2 images: their contents, changes, power cuts, and compatibility with the QEMU tools.
+//! Tests of qcow2 images: contents, changes, power cuts, and compatibility with the QEMU tools.
 
 mod against_qemu;
 mod bitmaps;

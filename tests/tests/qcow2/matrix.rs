@@ -1,7 +1,8 @@
-//! qcow2 images with every pair of creation options. Each tool creates images, uses those of the other tool, and checks both.
+//! qcow2 images with every pair of creation options. Each tool creates images, uses the images of the other tool, and checks
+//! all images.
 //!
-//! [`pairs`] makes a table in which each value of each option meets each value of every other option, where the format allows
-//! it. oxblk refuses the same combinations as `qemu-img`, with the same messages.
+//! [`pairs`] makes a table that contains each allowed pair of values of two options. oxblk refuses the same combinations as
+//! `qemu-img`, with the same messages.
 
 mod pairs;
 
@@ -44,7 +45,7 @@ fn info(program: Program, row: &Row, directory: &Path) -> Value {
     info
 }
 
-/// Clears sizes on the host, which depend on the order of allocation, and salts and key derivation times, which are random.
+/// Clears sizes on the host, which depend on the order of allocation, and salts and iteration counts, which are random.
 fn blank(value: &mut Value, in_child: bool) {
     const DRAWN: [&str; 4] = ["actual-size", "iters", "master-key-iters", "uuid"];
     match value {
@@ -61,7 +62,7 @@ fn blank(value: &mut Value, in_child: bool) {
     }
 }
 
-/// Returns the writes of one step: one at each of several offsets, with sizes around clusters of every size.
+/// Returns the writes of one step: one write at each of several offsets, with sizes close to all cluster sizes.
 fn writes(step: u8) -> Vec<String> {
     let places = [(0, 512), (1 << 20, 70_000), (2_500_000, 3000), (3 << 20, 1 << 20), (700_000, 9)];
     let shift = u32::from(step) * 5120;

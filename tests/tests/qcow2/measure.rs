@@ -1,4 +1,4 @@
-//! oxblk's size estimate for a new qcow2 image is that of `qemu-img measure`.
+//! `img measure` computes the same size of a new qcow2 image as `qemu-img measure`.
 
 use oxblk_core::create::MeasureRequest;
 use oxblk_core::{DriverTable, Graph, OpenFlags, Options};

@@ -1,8 +1,8 @@
-//! Damage of one bit of the header, of its extensions or of the snapshot table, followed by a repair and a write. Once the bit
-//! is corrected, the data must be complete: neither the repair nor the write frees or overwrites clusters that it does not
-//! know.
+//! Damage of one bit of the header, of its extensions or of the snapshot table, followed by a repair and a write. After the bit
+//! is corrected, the data must be complete: neither the repair nor the write may free or overwrite clusters whose references
+//! the damage hides.
 //!
-//! Ordinary runs test a share of the bits; `OXBLK_TEST_SCALE=96` tests all of them.
+//! Ordinary runs test a part of the bits; `OXBLK_TEST_SCALE=96` tests all bits.
 
 use std::ops::Range;
 
@@ -14,11 +14,11 @@ use oxblk_tests::scaled;
 
 use super::changes_fail::set::{Held, Kind, Set};
 
-/// The guest range that is written after a repair. No cluster of it is allocated.
+/// The guest range that is written after a repair. All clusters of this range are unallocated.
 const WRITTEN: Range<usize> = 210 << 10..242 << 10;
 /// An ordinary run tests one of this many bits.
 const SHARE: u64 = 48;
-/// As [`SHARE`], for images with large LUKS headers.
+/// The value of [`SHARE`] for images with large LUKS headers.
 const LUKS_SHARE: u64 = 96;
 /// The space by which the file can grow, in bytes.
 const ROOM: u64 = 512 << 10;
@@ -31,7 +31,7 @@ fn word(bytes: &[u8], at: usize) -> usize {
     u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap()).try_into().unwrap()
 }
 
-/// Returns the fields of the header and of the extensions that hold offsets or counts, and the snapshot table.
+/// Returns the fields of the header and of the extensions that contain offsets or counts, and the snapshot table.
 fn ranges(bytes: &[u8]) -> Vec<Range<usize>> {
     let fields = 4..112;
     let (mut at, mut found) = (word(bytes, 100), vec![fields]);
@@ -120,7 +120,7 @@ async fn recover(trial: &Trial<'_>, damaged: &Set, written: bool) -> Option<Stri
     Some(format!("{name}: byte {byte}, bit {part}, {fix:?}, written: {written}: {faults:?}"))
 }
 
-/// Whether the image is corrupt in all three restored versions, before any other repair.
+/// Whether all three restored versions of the image are corrupt.
 async fn is_corrupt(trial: &Trial<'_>, damaged: &Set) -> bool {
     for restored in put_right(trial, damaged) {
         if let Ok(report) = repair(&restored, Fix::Nothing).await
@@ -155,7 +155,7 @@ impl Trial<'_> {
             once: false,
         };
         damaged.disk.set_faults(Faults { fail: vec![fail], ..Faults::default() });
-        // The repair may be refused. It changes nothing then.
+        // The repair may be refused. A refused repair changes nothing.
         drop(repair(&damaged, self.fix).await);
         let repaired = damaged.disk.bytes();
         let corrupt = repaired != flipped && is_corrupt(self, &damaged).await;
@@ -174,7 +174,7 @@ impl Trial<'_> {
         if lost.is_some() {
             drop(write_somewhere(&untouched).await);
             if !corrupt && recover(self, &untouched, true).await.is_some() {
-                // The repair did not cause the loss: it has freed no cluster in use.
+                // A write without a repair loses the data too, so the repair is not the cause.
                 return None;
             }
         }

@@ -1,4 +1,4 @@
-//! Run-time options of a qcow2 image, compared with the QEMU tools; and temporary snapshots.
+//! Run-time options of a qcow2 image, compared with the QEMU tools, and temporary overlays.
 
 use oxblk_core::snapshot::SnapshotInfo;
 use oxblk_core::{Error, Preallocation, WriteFlags};
@@ -25,14 +25,14 @@ fn lazy_refcounts_are_written_when_the_image_is_closed() {
         assert!(!is_dirty(&disk.bytes()), "nothing has been allocated");
         disk_open.write(0, IoBuf::from(vec![7; 300_000]), WriteFlags::empty()).await?;
         disk_open.flush().await?;
-        // After a power cut now, the image has all data, and its refcounts must be rebuilt.
+        // After a power cut at this moment, the image has all data, but its refcounts must be rebuilt.
         let left = disk.after_power_loss_none();
         assert!(is_dirty(&left.bytes()));
         let again = open(&left, "", false).await?;
         assert!(contents(&again).await.iter().take(300_000).all(|byte| *byte == 7));
         again.close().await?;
         assert_sound(&left, false, "after a power cut").await;
-        // Snapshots and resizes write correct refcounts first. The refcounts stay lazy afterwards.
+        // Snapshots and resizes first write correct refcounts. After these operations, refcounts are lazy again.
         disk_open.create_snapshot(&SnapshotInfo::default()).await?;
         disk_open.write(0, IoBuf::from(vec![8; 100_000]), WriteFlags::empty()).await?;
         disk_open.discard(200_000, 100_000).await?;
@@ -212,7 +212,7 @@ fn a_write_that_would_overwrite_metadata_is_refused() {
         assert!(told.contains(found), "{found}: {told}");
         let after = std::fs::read(&path).unwrap();
         assert_eq!(after[79] & 2, 2, "{found}: not marked corrupt");
-        // The tables are unchanged; refcounts may be too high.
+        // The tables are unchanged, but refcounts may be too high.
         assert!(before[0x3_0000..0x5_0000] == after[0x3_0000..0x5_0000], "{found}: overwritten");
     }
 }

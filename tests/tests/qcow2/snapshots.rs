@@ -1,5 +1,5 @@
-//! Internal snapshots keep the contents of the disk from the moment at which they were taken, whatever happens later. A power
-//! cut during a change leaves the old state or the new state.
+//! Internal snapshots keep the contents of the disk from the moment at which they were taken, during all later operations. A
+//! power cut during a change leaves the old or the new state.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -76,7 +76,7 @@ impl Model {
         }
     }
 
-    /// Asserts the contents of the disk and of all snapshots. Applies the snapshots, so the active state changes.
+    /// Asserts the contents of the disk and of all snapshots. Applies the snapshots, so the active disk state changes.
     async fn assert_holds(&self, disk: &Backend, what: &str) {
         assert!(contents(disk).await == self.now, "{what}: the active state");
         let ids: Vec<_> = disk.snapshots().await.unwrap().into_iter().map(|one| one.id).collect();

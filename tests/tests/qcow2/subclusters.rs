@@ -1,5 +1,5 @@
-//! qcow2 images with subclusters (extended L2 entries), compared with the QEMU tools. Either program creates, uses, inspects,
-//! checks and resizes the images, and each also uses the images of the other.
+//! qcow2 images with subclusters (extended L2 entries), compared with the QEMU tools. Both programs create, use, inspect, check
+//! and resize images, and each program also uses the images of the other program.
 
 use std::path::Path;
 
@@ -112,7 +112,7 @@ fn a_cluster_shared_with_a_snapshot_is_copied_only_where_it_has_data() {
         both.same(Io, &["-c", line, "a"]);
         both.same_content("a");
     }
-    // QEMU also copies the subclusters between the written ones.
+    // QEMU also copies the subclusters between the written subclusters.
     let [directory, _] = both.our_directories();
     let map = map_of(Program::oxblk().arg("img"), &directory, "a");
     let depths: Vec<_> =
@@ -266,7 +266,7 @@ fn damaged_entries_are_reported_as_by_qemu() {
     for (word, value) in FAULTS {
         let both = damaged(|image| image.put64(L2 + word * 8, *value));
         both.same(Img, &["check", "a"]);
-        // A read past the end of the file is left out.
+        // Skip the read if the entry refers to an offset past the end of the file.
         if value & 0x0000_0100_0000_0000 == 0 {
             both.same_exit_code(Io, &["-r", "-c", "read 0 512k", "a"]);
         }

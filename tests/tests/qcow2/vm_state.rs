@@ -1,4 +1,4 @@
-//! VM state is saved and loaded as by QEMU, snapshots keep it, and a guest under QEMU can resume from it.
+//! VM state is saved and loaded as by QEMU. Snapshots keep the VM state, and a guest under QEMU can resume from it.
 
 use std::path::Path;
 use std::sync::Arc;

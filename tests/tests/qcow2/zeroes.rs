@@ -52,7 +52,7 @@ fn zero_writes_make_the_same_entries_as_with_qemu() {
                 let both = image(&format!("{options}{backing}"), before);
                 both.same(Io, &commands(&lines));
                 both.same_content("a");
-                // QEMU may choose another offset for data that must be written, and it keeps the offset of a cluster whose
+                // QEMU may choose another offset for data that must be written. QEMU keeps the offset of a cluster whose
                 // subclusters become zero one after the other.
                 let moves = before.contains(&compressed) || options.contains("0.10");
                 let is_plain = before.is_empty() || !options.contains("extended");

@@ -44,7 +44,7 @@ fn a_guest_disk_converted_to_qcow2_and_back_is_identical_with_both_tools() {
     convert(ours(), ("qcow2", &ours_up), ("raw", &ours_down), &[]);
     same_bytes(&raw, &ours_down);
 
-    // Each tool reads the image that the other one wrote.
+    // Each tool reads the image that the other tool wrote.
     let (theirs_up, crossed, crossed_back) = (path("theirs.qcow2"), path("a.raw"), path("b.raw"));
     convert(qemu(), ("raw", &raw), ("qcow2", &theirs_up), &[]);
     convert(ours(), ("qcow2", &theirs_up), ("raw", &crossed), &[]);

@@ -19,7 +19,7 @@ fn backend(graph: &Graph, name: &str, disk: &Disk) -> Backend {
     Backend::new(graph, "", node, permissions).unwrap()
 }
 
-/// Returns bytes that depend on their offset. None of them is zero.
+/// Returns bytes that depend on their offset. No byte is zero.
 fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|at| u8::try_from(at / 512 % 255).unwrap() + 1).collect()
 }
@@ -151,7 +151,7 @@ fn a_copy_between_failing_disks_reports_an_error_or_is_complete() {
             }
             Err(failure) => {
                 assert_eq!(failure.error.raw_errno(), Errno::IO, "seed {seed}: {failure}");
-                assert_ne!(failure.stage, Stage::Stopped, "seed {seed}: nobody stopped it");
+                assert_ne!(failure.stage, Stage::Stopped, "seed {seed}: the copy was not stopped");
                 failed += 1;
             }
         }
@@ -193,7 +193,7 @@ fn a_stopped_copy_never_reports_success_if_it_is_incomplete() {
         ..Faults::default()
     };
     for tenth in 0..60 {
-        // The source has only data, so zeroes are found only after they were read.
+        // The source has no holes, so the copy finds zeroes only by reading the data.
         let source = Disk::from_bytes(1, &vec![1; 16 << 10]);
         let target = Disk::from_bytes(2, &vec![0xff; 16 << 10]);
         let graph = Graph::new(oxblk::drivers(), oxblk_core::Gate::Anything);

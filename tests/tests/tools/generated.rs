@@ -1,4 +1,4 @@
-//! A small share of the generated command lines. `cargo xtask differential` runs thousands of them.
+//! A small part of the generated command lines. `cargo xtask differential` runs thousands of them.
 
 use oxblk_tests::differential::generator::run;
 

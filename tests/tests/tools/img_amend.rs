@@ -77,7 +77,7 @@ fn refcounts_are_amended_to_every_width() {
         both.same_content("a.qcow2");
         each(&both, "compare -q a.qcow2 seen.raw");
     }
-    // QEMU takes long for these widths, so only oxblk runs.
+    // QEMU needs a long time for these widths, so only oxblk runs.
     let ours = image("cluster_size=64k", false);
     let directory = &ours.our_directories()[0];
     for width in ["1", "64", "8", "4"] {
@@ -185,7 +185,7 @@ fn an_amend_to_version_2_that_would_lose_a_feature_is_refused() {
 
 #[test]
 fn a_damaged_image_is_not_downgraded() {
-    // An L2 entry with an unaligned offset, and one that points into the refcount table.
+    // An L2 entry with an unaligned offset, and an L2 entry with an offset inside the refcount table.
     for entry in [0x8000_0000_0005_0200_u64, 0x8000_0000_0001_0000] {
         let directory = tempfile::tempdir().unwrap();
         let run = |program: Program, args: &[&str]| program.args(args).directory(directory.path());
@@ -202,7 +202,7 @@ fn a_damaged_image_is_not_downgraded() {
         assert_eq!(reply.code(), 1, "{}", reply.err());
         let last = reply.err();
         assert!(last.lines().count() <= 2, "{last}");
-        // The image still has version 3, and is marked corrupt.
+        // The image must still have version 3, and must be marked corrupt.
         let after = std::fs::read(&path).unwrap();
         assert_eq!(after[7], 3);
         assert_eq!(after[79] & 2, 2);

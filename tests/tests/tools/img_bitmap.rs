@@ -1,5 +1,5 @@
 //! `img bitmap`, and bitmaps in `info`, `measure`, `convert` and `check`, compared with qemu-img. Each tool also uses the
-//! bitmaps of the other.
+//! bitmaps of the other tool.
 
 use std::path::Path;
 
@@ -115,7 +115,7 @@ fn a_bitmap_too_large_for_its_granularity_is_refused_as_by_qemu() {
     );
 }
 
-/// Creates an image with an enabled bitmap, a disabled one, and data.
+/// Creates an image with an enabled bitmap, a disabled bitmap, and data.
 fn with_bitmaps() -> Differential {
     let both = disk();
     both.qemu(Img, &["bitmap", "--add", "a.qcow2", "auto"]);
@@ -425,8 +425,30 @@ fn a_broken_bitmap_can_be_listed_removed_and_repaired_without_data_loss() {
     }
 }
 
-/// The error for a directory that cannot be read, and the change that causes it. The change gets the offsets of the extension
-/// and of the directory.
+/// `bitmap --remove` cannot remove such a bitmap, and QEMU refuses to write to an image that has one.
+#[test]
+fn a_repair_removes_a_bitmap_whose_name_begins_with_a_zero_byte() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("a.qcow2");
+    let mut image = two_bitmaps(&path);
+    let entry = directory_of(&image);
+    image.put(entry + 24, &[0]);
+    std::fs::write(&path, image.bytes()).unwrap();
+    let img = |args: &[&str]| tool(true, Img).args(args).arg(&path);
+    let found = img(&["check"]).run();
+    assert_eq!(found.code(), 2);
+    assert!(found.err().contains("Bitmap '' doesn't satisfy the constraints"), "{}", found.err());
+    img(&["check", "-r", "all"]).succeed();
+    let io = ["-c", "write -P 6 4M 64k", "-c", "read -P 5 1M 1M"];
+    let reply = Program::new("qemu-io").args(io).arg(&path).succeed();
+    assert!(!reply.out().contains("failed"), "{}", reply.out());
+    Program::new("qemu-img").arg("check").arg(&path).succeed();
+    let info = img(&["info"]).succeed().out();
+    assert!(info.contains("name: b1") && !info.contains("name: \n"), "{info}");
+}
+
+/// The error for a directory that cannot be read, and the change that causes it. The parameters of the change are the offsets
+/// of the extension and of the directory.
 type Unwalkable = (&'static str, fn(&mut Image, usize, usize));
 
 const UNWALKABLE: &[Unwalkable] = &[
@@ -439,6 +461,10 @@ const UNWALKABLE: &[Unwalkable] = &[
     ("exceeds the maximum supported size", |image, at, _| image.put64(at + 8, 1 << 40)),
     ("invalid bitmap directory offset", |image, at, _| image.put64(at + 16, 8)),
     ("Broken bitmap directory", |image, at, _| image.put64(at + 16, 1 << 40)),
+    ("Broken bitmap directory", |image, at, _| {
+        image.put32(at, 1);
+        image.put64(at + 8, image.get64(at + 8) - 16);
+    }),
     ("Broken bitmap directory", |image, _, entry| image.put32(entry + 20, u32::MAX)),
     ("Broken bitmap directory", |image, _, entry| image.put32(entry + 16, u32::MAX)),
 ];
@@ -471,8 +497,8 @@ fn an_unreadable_bitmap_directory_does_not_prevent_a_repair() {
         }
         let found = img(&["check"]).run();
         assert!(found.code() == 2 && found.err().contains(said), "{said}: {}", found.err());
-        // The first repair removes the directory but frees no cluster, since clusters of bitmaps may be in use. The second
-        // repair frees them as leaks.
+        // The first repair removes the directory but frees no cluster, because clusters of bitmaps may be in use. The second
+        // repair frees the clusters of the bitmaps as leaks.
         img(&["check", "-r", "all"]).run();
         img(&["check", "-r", "all"]).run();
         Program::new("qemu-img").arg("check").arg(&path).succeed();

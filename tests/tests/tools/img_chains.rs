@@ -1,5 +1,5 @@
-//! Random chains of images that are amended, rebased and committed in any order. The guest-visible contents of the top stay the
-//! same, and every image passes the check.
+//! Random chains of images that are amended, rebased and committed in any order. The guest-visible contents of the top image
+//! stay the same, and every image passes the check.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -24,7 +24,7 @@ const KINDS: &[&str] = &[
 struct Chain {
     directory: TempDir,
     random: Random,
-    /// The images below the top, base first.
+    /// The images below the top image, base first.
     below: Vec<String>,
     told: Vec<String>,
 }
@@ -82,7 +82,7 @@ impl Chain {
         io.arg(name).directory(self.path()).succeed();
     }
 
-    /// Stores the current contents of the top, to which later contents are compared.
+    /// Stores the current contents of the top image. Later contents are compared with these contents.
     fn keep(&self) {
         self.qemu("qemu-img", "convert -f qcow2 -O raw top seen");
     }
@@ -128,8 +128,7 @@ impl Chain {
         };
     }
 
-    /// Commits the top. Afterwards the image below has the contents of the top; the contents of images below `base` are
-    /// undefined.
+    /// Commits the top image. After the commit, the image directly below the top must have the contents of the top.
     fn commit(&mut self) {
         let Some(below) = self.below.last().cloned() else { return };
         assert!(self.img("commit -f qcow2 top"), "{:?}", self.told);

@@ -1,4 +1,4 @@
-//! `img commit` compared with qemu-img: output, exit codes, and the contents of the images afterwards.
+//! `img commit` compared with qemu-img: output, exit codes, and the contents of the images after the commit.
 
 use oxblk_tests::differential::Differential;
 use oxblk_tests::program::Program;
@@ -119,7 +119,7 @@ fn errors_are_reported_as_by_qemu_img() {
 }
 
 #[test]
-fn a_base_is_named_as_the_overlay_names_it_or_by_its_full_path() {
+fn a_base_is_given_by_its_name_in_the_overlay_or_by_its_full_path() {
     let both = Differential::new();
     both.prepare(|directory| std::fs::create_dir(directory.join("s")).unwrap());
     both.qemu(Img, &words("create -q -f qcow2 s/base 1M"));

@@ -1,9 +1,9 @@
-//! `img convert` writes the same bytes as qemu-img, in the image and in its data file.
+//! `img convert` writes the same bytes as qemu-img, also in a data file.
 
 use oxblk_tests::differential::{Differential, check_clean};
 use oxblk_tests::program::Tool::Img;
 
-/// Returns a disk of noise with zero ranges that begin and end within clusters.
+/// Returns a disk of random bytes with zero ranges that begin and end within clusters.
 fn disk() -> Vec<u8> {
     let mut state = 1_u64;
     let mut bytes = vec![0; 3 << 20];
@@ -19,7 +19,7 @@ fn disk() -> Vec<u8> {
     bytes
 }
 
-/// Creates a raw disk, and qcow2 images of it: one plain, one compressed.
+/// Creates a raw disk, and qcow2 images of it: one uncompressed, one compressed.
 fn sources() -> Differential {
     let both = Differential::new();
     both.file("disk.raw", &disk());

@@ -1,4 +1,4 @@
-//! `img convert` writes the same bytes on every run and uses qemu-img's layout. Its progress has the steps of qemu-img.
+//! `img convert` writes the same bytes on every run and uses qemu-img's layout. The progress has the steps of qemu-img.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use oxblk_tests::program::Program;
 use oxblk_tests::program::Tool::{Img, Io};
 use serde_json::Value;
 
-/// Returns a disk with holes, stored zeroes, noise, and text that compresses well.
+/// Returns a disk with holes, stored zeroes, random bytes, and text that compresses well.
 fn disk() -> Vec<u8> {
     let mut state = 1_u64;
     let mut bytes = vec![0; 12 << 20];
@@ -45,7 +45,7 @@ fn a_conversion_makes_the_same_bytes_whatever_the_number_of_threads() {
         let converted = [1, 2, 8].map(|threads| {
             let line = format!("convert --threads {threads} -O qcow2 {options} disk.raw out.qcow2");
             let convert = ours(scratch.path()).args(line.split_whitespace());
-            // The run with the most threads is perturbed where threads interact.
+            // In the run with the most threads, hand-overs between threads are delayed at random.
             let convert = if threads == 8 { convert.perturbed(1) } else { convert };
             convert.succeed();
             std::fs::read(scratch.path().join("out.qcow2")).expect("an image")

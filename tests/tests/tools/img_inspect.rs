@@ -149,7 +149,6 @@ fn maps_are_the_same() {
     );
 }
 
-/// Creates an image of 100 data clusters, of which the last `missing` are holes in the file.
 #[test]
 fn a_map_of_a_raw_node_shows_the_image_below_it() {
     let both = images();
@@ -182,6 +181,7 @@ fn a_raw_node_over_a_chain_has_the_status_of_the_whole_chain() {
     assert_eq!(without_depth(raw), without_depth(direct));
 }
 
+/// Creates an image of 100 data clusters. The last `missing` of them are holes in the file.
 fn with_holes_in_the_file(both: &Differential, name: &str, missing: u64) {
     const CLUSTER: u64 = 65536;
     both.qemu(Img, &["create", "-q", "-f", "qcow2", name, "1G"]);

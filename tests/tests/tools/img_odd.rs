@@ -1,4 +1,4 @@
-//! Unusual names, sizes, options and environments that users try although the manual does not describe them.
+//! Names, sizes, options and environments that are unusual or not documented.
 
 use std::io::Read;
 use std::process::{Command, Stdio};
@@ -175,7 +175,7 @@ fn an_image_in_use_can_become_a_backing_file() {
             let mut user = Command::new("qemu-io");
             user.arg("a.qcow2").current_dir(directory).stdin(Stdio::piped()).stdout(Stdio::piped());
             let mut user = user.spawn().expect("qemu-io");
-            // qemu-io prints its prompt once the image is open.
+            // qemu-io prints its prompt when the image is open.
             let mut byte = [0];
             user.stdout.as_mut().expect("a pipe").read_exact(&mut byte).expect("a prompt");
             user

@@ -9,7 +9,7 @@ fn words(line: &str) -> Vec<&str> {
     line.split(' ').map(|word| if word == "''" { "" } else { word }).collect()
 }
 
-/// Creates `top` over `mid` over `base`, all of different sizes; another base; and one that is longer than all of them.
+/// Creates `top` over `mid` over `base`, all of different sizes, another base, and a base that is longer than all other images.
 /// `seen.raw` has the contents of `top`.
 fn files(options: &str) -> TempDir {
     let made = tempfile::tempdir().unwrap();
@@ -181,7 +181,7 @@ fn a_name_in_an_untrusted_image_does_not_choose_a_protocol() {
         assert_eq!(reply.code(), 1, "{line}");
         assert!(reply.err().contains("The image names the"), "{line}: {}", reply.err());
     }
-    // If the user names the right file, the commands work.
+    // With the file name on the command line, the commands work.
     let line = words("img rebase -u -b base.qcow2 -F qcow2 mid.qcow2");
     Program::oxblk().args(line).directory(directory).succeed();
     Program::oxblk().args(words("img commit mid.qcow2")).directory(directory).succeed();
@@ -230,7 +230,7 @@ fn a_backing_file_of_the_same_name_in_another_directory_is_another_one() {
     both.qemu(Img, &words("create -q -f qcow2 -F qcow2 -b base s/mid"));
     both.qemu(Img, &words("create -q -f qcow2 -F qcow2 -b s/mid top"));
     both.same(Img, &words("rebase -b base -F qcow2 top"));
-    // QEMU mistakes the layer of the same name for the new backing file, and loses the data.
+    // QEMU uses the layer with the same name instead of the new backing file, and loses the data.
     for directory in both.our_directories() {
         let read = ["io", "-c", "read -P 1 0 1M", "top"];
         Program::oxblk().args(read).directory(&directory).succeed();

@@ -1,4 +1,4 @@
-//! The commands of `io` answer as those of qemu-io, on raw and on qcow2 images.
+//! The commands of `io` print the same as the commands of qemu-io, on raw and on qcow2 images.
 
 use oxblk_tests::differential::Differential;
 use oxblk_tests::program::Tool::{Img, Io};

@@ -10,7 +10,7 @@ fn qemu_img(folder: &Path, line: &str) {
     Program::new("qemu-img").args(line.split(' ')).directory(folder).succeed();
 }
 
-/// The exit code and the JSON that `img` prints.
+/// Returns the exit code and the JSON that `img` prints.
 fn img(folder: &Path, line: &str) -> (i32, Value) {
     let reply = Program::oxblk().arg("img").args(line.split(' ')).directory(folder).run();
     let value = serde_json::from_str(&reply.out());

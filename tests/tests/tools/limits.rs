@@ -1,4 +1,4 @@
-//! Resource limits. A tool works with the resources that it gets, or ends with a one-line error.
+//! Resource limits. A tool works with limited resources, or ends with a one-line error.
 
 use std::path::Path;
 
@@ -44,7 +44,7 @@ fn many_threads_fit_in_a_small_address_space() {
 }
 
 #[test]
-fn with_too_little_memory_for_all_threads_fewer_do_the_work() {
+fn with_too_little_memory_for_all_threads_a_command_uses_fewer_threads() {
     let directory = image();
     let path = directory.path();
     for size in [128, 256] {

@@ -1,5 +1,6 @@
 //! `oxblk img` and `io`, compared with the QEMU tools.
 
+mod abbreviations;
 mod convert_guest;
 mod copy;
 mod generated;

@@ -1,4 +1,4 @@
-//! Misspelt words. When it is called by its own name, oxblk suggests a similar word.
+//! Misspelt words. If oxblk is called by its own name, it suggests a similar word.
 
 use oxblk_tests::program::Program;
 

@@ -1,4 +1,4 @@
-//! The files that an image may open: by default the same as with QEMU, with `--untrusted` none.
+//! The files that an image may open: by default the same files as with QEMU, and no file with `--untrusted`.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ fn qemu_img(directory: &Path, args: &[&str]) {
     Program::new("qemu-img").args(args).directory(directory).succeed();
 }
 
-/// Creates `base` (raw), `mid` over it, `top` over that, and `data` with the data file `guest`.
+/// Creates `base` (raw), its overlay `mid`, the overlay `top` of `mid`, and `data` with the data file `guest`.
 fn images() -> tempfile::TempDir {
     let scratch = tempfile::tempdir().unwrap();
     let dir = scratch.path();
@@ -24,7 +24,7 @@ fn images() -> tempfile::TempDir {
     scratch
 }
 
-/// Creates an overlay of 1 MiB that names `backing`. The backing file is not opened.
+/// Creates an overlay of 1 MiB with the backing file name `backing`. The backing file is not opened.
 fn overlay(directory: &Path, name: &str, backing: &str) {
     let args = ["create", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", "raw", name, "1M"];
     qemu_img(directory, &args);
@@ -132,7 +132,7 @@ fn files_that_the_user_names_are_opened_and_files_that_those_name_are_not() {
     }
     let half = format!("{top},{mid}");
     is_refused(dir, &["img", "map", "--untrusted", "--image-opts", &half], &["'base'"]);
-    // A command line that names the new backing file itself.
+    // The backing file of the new image is on the command line, so it is opened.
     let create = ["img", "create", "--untrusted", "-f", "qcow2", "-b", "base", "-F", "raw", "new"];
     assert_eq!(run(dir, &create).code(), 0);
     is_refused_with_hint(
@@ -192,7 +192,7 @@ fn the_files_that_the_user_names_for_the_target_of_a_conversion_are_opened() {
     let reply = run(dir, &[&convert[..], &["-o", "data_file=new-guest", "base", "out"]].concat());
     assert_eq!((reply.code(), reply.err().as_str()), (0, ""));
     std::fs::remove_file(dir.join("out")).unwrap();
-    // A file that the backing file names is not opened.
+    // The backing file of the backing file is not opened.
     let args = [&convert[..], &["-B", "mid", "-F", "qcow2", "base", "out"]].concat();
     is_refused(dir, &args, &["'base'", "untrusted"]);
     assert!(!dir.join("out").exists());
@@ -222,7 +222,8 @@ fn a_looping_chain_is_refused_in_one_line() {
     qemu_img(dir, &["rebase", "-u", "-b", "self", "-F", "qcow2", "self"]);
     qemu_img(dir, &["create", "-q", "-u", "-f", "qcow2", "-b", "./b", "-F", "qcow2", "a", "1M"]);
     qemu_img(dir, &["create", "-q", "-u", "-f", "qcow2", "-b", "a", "-F", "qcow2", "b", "1M"]);
-    // The image names itself by a `json:` name, so the loop is detected only once the file is open.
+    // The backing file name of the image is a `json:` name of the image itself, so the loop is detected only after the file is
+    // open.
     let json = r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"json"}}"#;
     qemu_img(dir, &["create", "-q", "-f", "qcow2", "json", "1M"]);
     qemu_img(dir, &["rebase", "-u", "-b", json, "-F", "qcow2", "json"]);

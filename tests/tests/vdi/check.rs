@@ -1,4 +1,5 @@
-//! Repairs of VDI images lose no data, free only blocks that are certainly free, and leave images that pass QEMU's check.
+//! Repairs of VDI images lose no data, free only blocks that cannot contain data of the disk, and leave images that pass QEMU's
+//! check.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -126,7 +127,7 @@ fn a_gap_that_the_count_hides_is_found() {
 #[test]
 fn a_repair_copies_shared_blocks_and_does_not_reuse_unreferenced_blocks() {
     let image = Image::new();
-    // No entry names block 2 of the file now. It has the old data of the disk at 5 MiB.
+    // After this change, no entry refers to block 2 of the file, which contains the data of the disk at 5 MiB.
     image.entry(5, 1);
     image.entry(6, 1);
     image.remember();
@@ -144,7 +145,7 @@ fn a_repair_copies_shared_blocks_and_does_not_reuse_unreferenced_blocks() {
 fn a_repair_keeps_the_data_of_too_large_entries() {
     let image = Image::new();
     image.entry(4, 20);
-    // The block lies in the file, past all blocks that the image may have.
+    // The block is inside the file, but behind all blocks that the image may have.
     image.file().write_all_at(&[7; 1 << 20], DATA + 11 * MIB).expect("the image");
     image.entry(6, 11);
     image.remember();
@@ -183,7 +184,7 @@ fn an_image_that_is_unsafe_to_write_can_be_read_and_the_error_names_the_repair()
 #[test]
 fn a_block_map_of_holes_is_checked_in_bounded_memory() {
     let image = Image::new();
-    // 2^22 entries, which are all 0.
+    // 2^22 entries with the value 0.
     let (entries, data) = (1 << 22, (1 << 24) + 0x200);
     image.file().set_len(MAP).expect("the image");
     image.file().set_len(u64::from(data) + MIB).expect("the image");

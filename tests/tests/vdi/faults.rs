@@ -52,7 +52,7 @@ async fn write_block(image: &Backend, index: usize, byte: u8) {
     image.write(offset, vec![byte; MIB].into(), WriteFlags::empty()).await.expect("a write");
 }
 
-/// The next operation of this kind that touches the range fails.
+/// Returns faults: the next operation of this kind that overlaps the range fails.
 fn fail(op: FaultOp, range: std::ops::Range<usize>) -> Faults {
     let range = Some(range.start as u64..range.end as u64);
     let rule = FailRule { op, nth: None, range, errno: Errno::IO, once: true };
@@ -65,7 +65,7 @@ async fn assert_sound(disk: &Disk) {
     image.close().await.expect("it closes");
 }
 
-/// Closes the image. It must then be sound, and its first blocks must have these bytes.
+/// Closes the image. After the close, the check must find no fault, and the first blocks must have these bytes.
 async fn close_and_assert_blocks(disk: &Disk, image: Backend, bytes: &[u8]) {
     image.close().await.expect("it closes");
     assert_sound(disk).await;
@@ -78,7 +78,7 @@ async fn close_and_assert_blocks(disk: &Disk, image: Backend, bytes: &[u8]) {
 
 #[test]
 fn a_repair_that_fails_leaves_no_entry_behind_the_count_of_blocks() {
-    // Two entries name the same block.
+    // Two entries refer to the same block.
     let disk = disk(&[0, 0, ABSENT, ABSENT], 1);
     sim::run(1, async {
         let image = open(&disk, OpenFlags { check: true, ..OpenFlags::default() }).await;
@@ -95,7 +95,7 @@ fn a_repair_that_fails_leaves_no_entry_behind_the_count_of_blocks() {
 
 #[test]
 fn an_image_allocates_blocks_after_a_reopen_that_was_aborted() {
-    // Block 0 of the file is a gap. It cannot be read, and the blocks behind it cannot be moved.
+    // Block 0 of the file is a gap. Block 0 cannot be read, and the blocks behind it cannot be moved.
     let disk = disk(&[1, ABSENT, ABSENT], 2);
     sim::run(1, async {
         let image = open(&disk, OpenFlags::default()).await;
@@ -117,7 +117,7 @@ fn an_image_whose_last_block_could_not_be_moved_becomes_writable_again() {
     let disk = disk(&[1, ABSENT, ABSENT], 2);
     sim::run(1, async {
         let image = open(&disk, OpenFlags::default()).await;
-        // Writing the entry of the block that was moved fails, and then it succeeds.
+        // The first write of the entry of the moved block fails, and the second write succeeds.
         disk.set_faults(fail(FaultOp::Write, MAP..MAP + 4));
         let read_only = Options::from_dotted("read-only=on", None).expect("options");
         image.reopen(read_only).await.expect("all metadata is on disk");
@@ -138,7 +138,7 @@ fn the_old_place_of_a_moved_block_is_used_again_only_when_its_entry_is_durable()
         let image = open(&disk, OpenFlags::default()).await;
         let node = image.node().expect("a node");
         let reopen = node.driver().reopen().expect("a format that can be reopened");
-        // Every write of the map fails for now.
+        // Every write of the map fails until the faults are removed.
         let range = Some(MAP as u64..MAP as u64 + 12);
         let errno = Errno::IO;
         let rule = FailRule { op: FaultOp::Write, nth: None, range, errno, once: false };

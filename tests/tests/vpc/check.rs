@@ -64,7 +64,8 @@ impl Image {
         bounded(self.directory(), &[&["img", "check", "-f", "vpc"], more, &["image"]].concat())
     }
 
-    /// Checks that the image has no fault, ends with a footer that equals its copy, and that QEMU reads this from it.
+    /// Checks that the image has no fault, ends with a footer that equals its copy, and that the commands `reads` of QEMU
+    /// succeed.
     fn assert_clean(&self, reads: &[&str]) {
         let checked = self.check(&[]);
         assert_eq!(checked.code(), 0, "{}{}", checked.out(), checked.err());
@@ -105,7 +106,7 @@ fn a_damaged_footer_is_read_and_repaired_from_the_other_one() {
 #[test]
 fn a_write_to_an_image_without_a_footer_at_its_end_leaves_one() {
     let image = Image::new();
-    // A power cut has left a part of a new block.
+    // Simulate a power cut that has left a part of a new block.
     image.file().set_len(image.len() - 512 + 1_000_000).expect("the image");
     image.put(image.len() - 1000, &[9; 1000]);
     let write = ["io", "-f", "vpc", "-c", "write -P 5 2M 64k", "image"];
@@ -145,11 +146,11 @@ fn entries_of_a_shared_or_overlapping_block_get_copies_of_what_they_read() {
     let repaired = image.check(&["-r", "all"]);
     assert_eq!(repaired.code(), 0, "{}{}", repaired.out(), repaired.err());
     image.assert_clean(&READS);
-    // Block 7 read most of block 3, then the sector bitmap and the beginning of block 5.
+    // Before the repair, block 7 contained most of block 3, then the sector bitmap and the beginning of block 5.
     image.assert_clean(&["read -P 1 8M 2M", "read -P 2 14M 2093056", "read -P 3 16773632 3584"]);
 }
 
-/// Corrupts an image, repairs it, and checks that the repair has not changed what the disk reads.
+/// Corrupts an image, repairs it, and checks that the repair has not changed the contents of the disk.
 fn repair_changes_nothing(spoil: &dyn Fn(&Image)) {
     let image = Image::new();
     spoil(&image);
@@ -167,7 +168,7 @@ fn repair_changes_nothing(spoil: &dyn Fn(&Image)) {
 }
 
 #[test]
-fn copies_are_kept_if_no_block_was_at_its_place() {
+fn entries_that_all_refer_to_metadata_get_copies_of_what_they_read() {
     repair_changes_nothing(&|image| {
         [0, 3, 5, 9].into_iter().for_each(|block| image.entry(block, 1));
     });
@@ -180,7 +181,7 @@ fn copies_are_kept_in_an_image_whose_blocks_are_not_in_a_row() {
         image.file().set_len(len + 4096 + STRIDE).expect("the image");
         image.put(len + 4096, &vec![7; 2 << 20]);
         let sector = u32::try_from((len + 4096) / 512).expect("a sector");
-        // The last block of the file, and two entries for an earlier one.
+        // The last block of the file, and two entries for an earlier block.
         image.entry(1, sector);
         image.entry(7, 4);
         image.entry(8, 4);

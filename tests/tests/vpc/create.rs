@@ -1,4 +1,4 @@
-//! New images are those of `qemu-img create`, except for the time stamp and the identifier.
+//! New images have the same bytes as those of `qemu-img create`, except for the time stamp, the identifier and the checksum.
 
 use std::path::Path;
 
@@ -64,7 +64,7 @@ fn wrong_options_are_refused_as_by_the_qemu_tools() {
 fn the_size_is_taken_from_the_field_that_the_user_chooses() {
     let both = Differential::new();
     both.qemu(Img, &["create", "-q", "-f", "vpc", "-o", "force_size=on", "image", "10M"]);
-    // The geometry of 10 MiB, and the creator of Virtual PC.
+    // Set the geometry of a 10 MiB disk, and the creator application of Virtual PC ("vpc ").
     both.prepare(|directory| {
         let path = directory.join("image");
         let mut bytes = std::fs::read(&path).expect("the image");

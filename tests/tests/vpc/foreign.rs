@@ -1,5 +1,5 @@
-//! Images as other programs write them: blocks at other places, smaller blocks, sector bitmaps with unset bits, further
-//! metadata.
+//! Images in the form of other programs: blocks at other offsets, smaller blocks, sector bitmaps with unset bits, and
+//! additional metadata.
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
-//! VPC (VHD) images: created as by the QEMU tools, used alternately by both programs, checked, and repaired without loss.
+//! Tests of VPC (VHD) images: creation gives the same bytes as QEMU's tools, oxblk and QEMU use an image alternately, and check
+//! and repair lose no data.
 
 mod check;
 mod create;

@@ -35,7 +35,7 @@ const TAIL: &str = "\
 complete -F _oxblk oxblk
 ";
 
-/// The script for these commands.
+/// Returns the script for these commands.
 pub(crate) fn script(pages: &[&Page]) -> String {
     let mut script = HEAD.to_owned();
     let paths: Vec<_> =
@@ -84,7 +84,7 @@ fn patterns(spec: &Spec) -> String {
     spec.spellings().join("|")
 }
 
-/// Sets what is offered for a value.
+/// Returns the shell code that sets the completions of a value.
 fn offer(value: Value) -> String {
     match value.kind {
         Kind::File => "files=1".to_owned(),
@@ -93,7 +93,8 @@ fn offer(value: Value) -> String {
     }
 }
 
-/// Sets what is offered for an operand. Several operands share one offer: files and words.
+/// Returns the shell code that sets the completions of the operands. All operands of a command have the same
+/// completions: files and words.
 fn operand_offer(operands: &[Value]) -> String {
     let files = operands.iter().any(|value| value.kind == Kind::File);
     let words: Vec<_> = operands.iter().flat_map(Value::words).collect();

@@ -1,4 +1,4 @@
-//! Reading the command line of a command. Help and errors are printed here, in the way of QEMU's tools.
+//! Reading the command line of a command, and printing help and errors in the form of QEMU's tools.
 
 use std::fmt::Display;
 
@@ -10,7 +10,7 @@ use crate::suggest;
 /// Reads a command line: stores the options in `into` and returns the operands. `help` is the text of `--help`.
 ///
 /// # Errors
-/// The exit code. Help, the version or the error has been printed.
+/// The exit code of the command, after help, the version or an error has been printed.
 pub(crate) fn parse_or_end<A>(
     program: &Program,
     line: Line<'_>,

@@ -1,5 +1,4 @@
-//! The completion script for fish. Each line offers an option, a command or a value under the condition that the command
-//! line selects a certain command.
+//! The completion script for fish. Each line adds an option, a command or a value to the completions of one command.
 
 use super::page::Page;
 use super::spec::{Alias, Kind, Spec, Value};
@@ -21,7 +20,7 @@ end
 complete -c oxblk -f
 ";
 
-/// The script for these commands.
+/// Returns the script for these commands.
 pub(crate) fn script(pages: &[&Page]) -> String {
     let mut script = HEAD.to_owned();
     let paths: Vec<_> =

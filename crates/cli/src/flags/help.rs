@@ -9,7 +9,8 @@ const WIDTH: usize = 80;
 /// The column of the texts about options.
 const COLUMN: usize = 27;
 
-/// The help of a command. `name` is what the user types to run it. `commands` are the commands of its group.
+/// The help of a command. `name` is the text that the user types to run the command. `commands` are the subcommands of
+/// the command.
 pub(crate) fn text(page: &Page, name: &str, commands: &[&Page]) -> String {
     let mut text = format!("Usage: {name} {}\n", page.usage);
     let mut about = page.about.to_owned();
@@ -52,7 +53,7 @@ pub(crate) fn text(page: &Page, name: &str, commands: &[&Page]) -> String {
     text
 }
 
-/// A paragraph in lines that begin with some spaces.
+/// Breaks a paragraph into lines that begin with `spaces` spaces.
 pub(crate) fn indented(paragraph: &str, spaces: usize) -> String {
     let lines = wrap(paragraph, WIDTH.saturating_sub(spaces)).into_iter();
     lines.map(|line| format!("{:spaces$}{line}\n", "")).collect()
@@ -63,8 +64,8 @@ fn paragraph(text: &mut String, paragraph: &str) {
     text.push_str(&indented(paragraph, 0));
 }
 
-/// A title and a table of two columns. The second one begins at `column`, or on a line of its own if the first one is
-/// longer.
+/// A title and a table of two columns. The second column begins at `column`. If the text of the first column is longer,
+/// the second column begins on the next line.
 fn list(
     text: &mut String,
     title: &str,

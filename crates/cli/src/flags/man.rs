@@ -12,8 +12,8 @@ pub(crate) fn title(page: &Page) -> String {
     }
 }
 
-/// The manual page of a command. `commands` are the commands of its group; `inner` are commands that the program reads
-/// while it runs.
+/// The manual page of a command. `commands` are the subcommands of the command; `inner` are commands that the program
+/// reads while it runs.
 pub(crate) fn text(page: &Page, commands: &[&Page], inner: &[&Page]) -> String {
     let title = title(page);
     let name = if page.path.is_empty() { "oxblk".into() } else { format!("oxblk {}", page.path) };
@@ -131,7 +131,8 @@ fn paragraph(roff: &mut String, text: &str) {
     line(roff, text);
 }
 
-/// One line of text. A dot or a quote at its start is no request.
+/// Adds one line of text. A dot or a quote at the start of the line is escaped, because roff would read the line as a
+/// request.
 fn line(roff: &mut String, text: &str) {
     if text.starts_with(['.', '\'']) {
         roff.push_str("\\&");

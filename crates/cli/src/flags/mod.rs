@@ -1,15 +1,15 @@
 //! Command-line options, with one declaration for each.
 //!
 //! A [`Flag`] declares an option of a command: its spellings, the value that it takes, a line of help, and the function
-//! that stores the value in the command's arguments. [`parse`] reads a command line with these declarations. The output of
-//! `--help`, the manual pages and the completions of the shells come from the same declarations, so every option that works
-//! is documented.
+//! that stores the value in the command's arguments. [`parse`] reads a command line with these declarations. The output
+//! of `--help`, the manual pages and the completions of the shells come from the same declarations, so every option is
+//! documented.
 //!
 //! | file | purpose |
 //! |---|---|
 //! | `spec` | the spellings, the value and the help of an option |
 //! | `page` | the description of a command: usage, options, exit codes, examples |
-//! | `refusal` | the error of a value that is refused |
+//! | `refusal` | the error for a value that an option does not accept |
 //! | `shared` | options that several commands have |
 //! | `help`, `man` | the output of `--help`, and manual pages |
 //! | `bash`, `zsh`, `fish` | completion scripts |
@@ -34,7 +34,7 @@ use crate::getopt::{Fault, Found, Operands, Opt, Parser};
 use refusal::Refusal;
 use spec::{Alias, Names, Spec, Value};
 
-/// The outcome of storing a value.
+/// The result of storing a value.
 pub(crate) type Stored = Result<(), Refusal>;
 
 /// An option of a command whose arguments are an `A`.
@@ -89,7 +89,7 @@ impl<A> Flag<A> {
         Self::new(names, Some(value), about, Store::Text(field))
     }
 
-    /// An option whose value is given to a function.
+    /// An option whose value is passed to a function.
     pub(crate) const fn value(
         names: Names,
         value: Value,
@@ -141,7 +141,7 @@ impl<A> Flag<A> {
     }
 }
 
-/// The descriptions of all options of a command, whatever the type of its arguments is.
+/// The descriptions of all options of a command, for every type of arguments.
 pub(crate) trait Specs: Sync {
     /// The descriptions in the order of the declarations.
     fn specs(&self) -> Vec<&'static Spec>;
@@ -161,7 +161,7 @@ pub(crate) enum Stop {
     Help,
     /// `--version` was given.
     Version,
-    /// An option is unknown, or has no value, or has a value that it does not take.
+    /// An option is unknown, a required value is missing, or an option that takes no value has one.
     Invalid(Fault),
     /// The value of an option is refused. The command ends with this exit code.
     Refused(Refusal, u8),
@@ -170,16 +170,16 @@ pub(crate) enum Stop {
 /// A command line without the words that select the command.
 #[derive(Debug)]
 pub(crate) struct Line<'n> {
-    /// The name in front of messages about the command line.
+    /// The name that is printed before messages about the command line.
     pub(crate) name: &'n str,
     pub(crate) words: Vec<String>,
     pub(crate) operands: Operands,
-    /// There are no long options.
+    /// The command line has no long options.
     pub(crate) letters_only: bool,
 }
 
 impl<'n> Line<'n> {
-    /// A command line with short and long options, which may follow operands.
+    /// A command line with short and long options, also after operands.
     pub(crate) fn new(name: &'n str, words: Vec<String>) -> Self {
         Self { name, words, operands: Operands::Anywhere, letters_only: false }
     }
@@ -193,7 +193,7 @@ impl<'n> Line<'n> {
 /// Reads a command line: stores the options in `into` and returns the operands.
 ///
 /// # Errors
-/// The reason to stop. The options before it have been stored.
+/// The reason to stop. The options in front of the failing option have been stored.
 pub(crate) fn parse<A>(
     line: Line<'_>,
     flags: &[Flag<A>],
@@ -209,7 +209,7 @@ pub(crate) fn parse<A>(
     Ok(parser.operands())
 }
 
-/// The operands of a command line. `None` if an option is invalid. Nothing is stored.
+/// The operands of a command line, or `None` if an option is invalid. No option is stored.
 pub(crate) fn operands<A>(words: Vec<String>, flags: &[Flag<A>]) -> Option<Vec<String>> {
     let table = table(flags);
     let mut parser = Line::new("", words).parser(&table);

@@ -3,7 +3,7 @@
 use super::Specs;
 use super::spec::Value;
 
-/// A command, with everything that its help and its manual page contain.
+/// A command, with all texts of its help and its manual page.
 pub(crate) struct Page {
     /// The words after the name of the program: `img convert`. Empty for the program itself.
     pub(crate) path: &'static str,
@@ -29,7 +29,7 @@ pub(crate) enum Note {
     List(&'static str, &'static [(&'static str, &'static str)]),
 }
 
-/// A command line to start from.
+/// An example of a command line.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Example {
     /// One phrase, which begins with a verb in lower case.
@@ -44,7 +44,8 @@ impl Page {
         self.path.rsplit(' ').next().unwrap_or_default()
     }
 
-    /// The path of the group that the command belongs to; `None` for the program itself.
+    /// The path without its last word: the command that has this command as a subcommand. `None` for the program
+    /// itself.
     pub(crate) fn group(&self) -> Option<&'static str> {
         match self.path.rsplit_once(' ') {
             Some((group, _)) => Some(group),
@@ -52,12 +53,12 @@ impl Page {
         }
     }
 
-    /// Whether a value or an operand is a size, which takes a suffix.
+    /// Whether any value or operand is a size, which takes a suffix.
     pub(crate) fn takes_sizes(&self) -> bool {
         self.has_kind(super::spec::Kind::Size)
     }
 
-    /// Whether a value is the name of a format.
+    /// Whether any value is the name of a format.
     pub(crate) fn takes_formats(&self) -> bool {
         self.has_kind(super::spec::Kind::Format)
     }

@@ -5,26 +5,26 @@ use oxblk_core::Error;
 /// The messages to print about a refused value.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Refusal {
-    /// Each message is printed after the name of the tool. There is none if the messages have been printed already.
+    /// Each message is printed after the name of the tool. The list is empty if the messages have been printed already.
     pub(crate) messages: Vec<String>,
-    /// A line without the name of the tool, after the messages.
+    /// A line that is printed after the messages, without the name of the tool.
     pub(crate) hint: Option<String>,
-    /// A hint to `--help` follows.
+    /// A hint to `--help` is printed at the end.
     pub(crate) misused: bool,
 }
 
 impl Refusal {
-    /// The messages have been printed.
+    /// A refusal whose messages have been printed already.
     pub(crate) fn printed() -> Self {
         Self::default()
     }
 
-    /// One message.
+    /// A refusal with one message.
     pub(crate) fn failed(message: impl Into<String>) -> Self {
         Self { messages: vec![message.into()], ..Self::default() }
     }
 
-    /// One message, followed by a hint to `--help`.
+    /// A refusal with one message, followed by a hint to `--help`.
     pub(crate) fn misused(message: impl Into<String>) -> Self {
         Self { misused: true, ..Self::failed(message) }
     }

@@ -23,7 +23,7 @@ pub(crate) const fn object<A>() -> Flag<A> {
     })
 }
 
-/// `--untrusted`: refuses images that name other files.
+/// `--untrusted`: refuses images that refer to other files.
 pub(crate) const fn untrusted<A>() -> Flag<A> {
     let about = "refuse images that name other files (backing file, data file)";
     Flag::switch_with(long("untrusted").in_full().common(), about, |_| {
@@ -46,7 +46,7 @@ pub(crate) const fn image_opts<A>(field: fn(&mut A) -> &mut bool) -> Flag<A> {
     Flag::switch(long("image-opts"), about, field)
 }
 
-/// `-U`: opens images that others write to.
+/// `-U`: opens images to which other programs write.
 pub(crate) const fn force_share<A>(field: fn(&mut A) -> &mut bool) -> Flag<A> {
     Flag::switch(both('U', "force-share"), "allow other programs to write to the image", field)
 }
@@ -61,7 +61,7 @@ pub(crate) const fn progress<A>(field: fn(&mut A) -> &mut bool) -> Flag<A> {
     Flag::switch(both('p', "progress").common(), "show the progress", field)
 }
 
-/// A cache mode, of which the command reads the name later.
+/// A cache mode. The command parses the name of the mode later.
 pub(crate) const fn cache<A>(letter: char, field: fn(&mut A) -> &mut Option<String>) -> Flag<A> {
     Flag::text(both(letter, "cache"), Value::CACHE.default("writeback"), "cache mode", field)
 }
@@ -71,7 +71,7 @@ pub(crate) const fn output<A>(store: fn(&mut A, String) -> Stored) -> Flag<A> {
     output_as(long("output"), store)
 }
 
-/// `--output` of a command to which QEMU's tools give no such option.
+/// `--output` of a command that has no such option in QEMU's tools.
 pub(crate) const fn output_in_full<A>(store: fn(&mut A, String) -> Stored) -> Flag<A> {
     output_as(long("output").in_full(), store)
 }
@@ -81,7 +81,7 @@ const fn output_as<A>(names: Names, store: fn(&mut A, String) -> Stored) -> Flag
     Flag::value(names, value.default("human"), "print text or JSON", store)
 }
 
-/// Stores the value of `--output`: whether it is JSON.
+/// Stores the value of `--output`: whether the output is JSON.
 pub(crate) fn set_json(json: &mut bool, text: &str) -> Stored {
     *json = match text {
         "json" => true,

@@ -1,5 +1,5 @@
-//! The description of an option: its spellings, its value and its help. It does not depend on the command that has the
-//! option.
+//! The description of an option: its spellings, its value and its help. The description does not depend on the command
+//! that has the option.
 
 /// The spellings of an option. At least one of `short` and `long` is set.
 #[derive(Debug, Clone, Copy)]
@@ -8,15 +8,15 @@ pub(crate) struct Names {
     pub(crate) short: Option<char>,
     /// The word after `--`.
     pub(crate) long: Option<&'static str>,
-    /// The word cannot be abbreviated. It does not make abbreviations of other words ambiguous.
+    /// The word cannot be abbreviated, so it does not make abbreviations of other words ambiguous.
     pub(crate) in_full: bool,
     /// The place of the option in help.
     pub(crate) place: Place,
     pub(crate) aliases: &'static [Alias],
 }
 
-/// Where help lists an option. Inside a group, options are in the order of their declarations. The declarations are in
-/// QEMU's order, which shows in the message about an ambiguous abbreviation.
+/// Where help lists an option. Inside a group, options are in the order of their declarations. The declarations keep
+/// QEMU's order, because the message about an ambiguous abbreviation lists the options in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Place {
     /// Among the options that are specific to the command.
@@ -32,8 +32,8 @@ pub(crate) enum Place {
 pub(crate) enum Alias {
     /// A word that can be abbreviated.
     Word(&'static str),
-    /// A word that cannot be abbreviated. Words of later versions of QEMU are of this kind, so that abbreviations of the
-    /// older words keep their meaning.
+    /// A word that cannot be abbreviated. Use this for words that QEMU 10.0 does not have, so that the abbreviations of
+    /// QEMU's words stay unambiguous.
     FullWord(&'static str),
     Letter(char),
 }
@@ -98,7 +98,7 @@ pub(crate) const fn short(short: char) -> Names {
 /// The value of an option, or an operand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Value {
-    /// The name in usage lines, in capitals.
+    /// The name in usage lines: a word in capitals, or the alternatives (`leaks|all`).
     pub(crate) name: &'static str,
     pub(crate) kind: Kind,
     /// The value that the command uses if the option is not given.
@@ -150,7 +150,7 @@ impl Value {
         Self::new(name, Kind::Text)
     }
 
-    /// One of some words.
+    /// One of the words in `words`.
     pub(crate) const fn choice(name: &'static str, words: &'static [&'static str]) -> Self {
         Self::new(name, Kind::Choice(words))
     }
@@ -161,7 +161,7 @@ impl Value {
         Self { default: Some(text), ..self }
     }
 
-    /// The words that the value may be; empty if there is no such list.
+    /// All words that the value may be. Empty if the value has no such list.
     pub(crate) fn words(&self) -> Vec<&'static str> {
         match self.kind {
             Kind::Choice(words) => words.to_vec(),
@@ -176,7 +176,7 @@ impl Value {
 pub(crate) struct Spec {
     pub(crate) names: Names,
     pub(crate) value: Option<Value>,
-    /// One sentence without a full stop, in lower case.
+    /// The help text: a short phrase that begins with a lower-case letter and has no full stop.
     pub(crate) about: &'static str,
 }
 

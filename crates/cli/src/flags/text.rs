@@ -1,4 +1,4 @@
-//! Pieces of text that help, manual pages and completions have in common.
+//! Functions and texts that help, manual pages and completions have in common.
 
 use oxblk_core::DriverKind;
 
@@ -10,14 +10,14 @@ pub(super) fn formats() -> Vec<&'static str> {
     formats_that(|name| !oxblk::is_absent(name))
 }
 
-/// Which formats there are, and which of them are only recognised.
+/// Returns the sentences about formats: which can be opened, and which are only recognised.
 pub(super) fn about_formats() -> String {
     let known = formats().join(", ");
     let absent = formats_that(oxblk::is_absent).join(", ");
     format!("Formats: {known}. Not supported yet: {absent}.")
 }
 
-/// The line on formats that scripts look for in the help of `qemu-img`.
+/// The line with all formats in the help of `qemu-img`, which scripts read.
 pub(super) fn supported_formats() -> String {
     let names = oxblk::drivers().iter().map(|driver| driver.name());
     let mut names: Vec<_> = names.filter(|name| !oxblk::is_absent(name)).collect();

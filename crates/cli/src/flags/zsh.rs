@@ -3,7 +3,7 @@
 use super::page::Page;
 use super::spec::{Kind, Spec, Value};
 
-/// The script for these commands.
+/// Returns the script for these commands.
 pub(crate) fn script(pages: &[&Page]) -> String {
     let mut script = "#compdef oxblk\n# Completion of oxblk for zsh. 'oxblk completions zsh' prints this script.\n\n".to_owned();
     for page in pages {
@@ -83,7 +83,7 @@ fn message(value: Value) -> String {
     value.name.replace(':', "\\:")
 }
 
-/// What is offered for a value.
+/// The completions of a value, as an action of `_arguments`.
 fn action(value: Value) -> String {
     match value.kind {
         Kind::File => "_files".to_owned(),

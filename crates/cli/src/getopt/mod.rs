@@ -1,4 +1,4 @@
-//! Parsing command lines in the way of `getopt_long(3)`.
+//! Parsing command lines as `getopt_long(3)` does.
 //!
 //! QEMU's tools use the C library's parser, so scripts rely on its behaviour: short options in clusters (`-qf raw`,
 //! `-fraw`), any unambiguous prefix of a long option (`--out json`, `--output=json`), options after operands, and `--` as
@@ -16,15 +16,15 @@ use std::fmt::{self, Display, Formatter};
 /// One spelling of an option, or a letter and a word. At least one of `short` and `long` is set.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Opt {
-    /// The identifier that [`Parser::next`] returns for it. All spellings of an option have the same.
+    /// The identifier that [`Parser::next`] returns. All spellings of an option have the same identifier.
     pub(crate) id: usize,
     /// The letter after `-`.
     pub(crate) short: Option<char>,
     /// The word after `--`.
     pub(crate) long: Option<&'static str>,
-    /// Whether a value follows.
+    /// Whether the option takes a value.
     pub(crate) takes_value: bool,
-    /// The word cannot be abbreviated. It does not make abbreviations of other words ambiguous.
+    /// The word cannot be abbreviated, so it does not make abbreviations of other words ambiguous.
     pub(crate) in_full: bool,
 }
 
@@ -33,9 +33,9 @@ pub(crate) struct Opt {
 pub(crate) struct Fault {
     /// The name of the program or of the command.
     pub(crate) name: String,
-    /// The message of the C library without that name.
+    /// The message of the C library without the name.
     pub(crate) message: String,
-    /// The unknown option without `--`, if that is the error.
+    /// The unknown option without `--`, if the error is an unknown long option.
     pub(crate) unknown: Option<String>,
 }
 
@@ -45,7 +45,7 @@ impl Display for Fault {
     }
 }
 
-/// Where operands may stand.
+/// The allowed positions of operands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Operands {
     /// Options may follow operands.
@@ -76,7 +76,7 @@ pub(crate) struct Found {
 }
 
 impl<'t> Parser<'t> {
-    /// `name` is printed in front of messages. `arguments` do not include the program's name.
+    /// `name` is printed before messages. `arguments` do not include the program's name.
     pub(crate) fn new(
         name: impl Into<String>,
         arguments: impl IntoIterator<Item = String>,
@@ -94,7 +94,7 @@ impl<'t> Parser<'t> {
         }
     }
 
-    /// Parses in the way of `getopt(3)`: there are no long options, so `--x` is a cluster of letters.
+    /// Parses as `getopt(3)` does: without long options, so `--x` is a cluster of letters.
     #[must_use]
     pub(crate) fn letters_only(mut self) -> Self {
         self.letters_only = true;
@@ -173,7 +173,7 @@ impl<'t> Parser<'t> {
         }
     }
 
-    /// The long option with that name, or the only one that begins with it.
+    /// The long option with this name, or the only long option that begins with the name.
     fn find_word(&self, word: &str, name: &str) -> Result<&'t Opt, Fault> {
         let mut known = self.table.iter();
         if let Some(opt) = known.find(|opt| opt.long == Some(name)) {

@@ -62,7 +62,7 @@ fn operands_mix_with_options_until_a_double_dash() {
 }
 
 #[test]
-fn options_end_at_the_first_operand_in_that_mode() {
+fn options_end_at_the_first_operand_with_end_options() {
     let arguments = ["-q", "create", "-x"].map(str::to_owned);
     let mut parser = Parser::new("tool", arguments, TABLE, Operands::EndOptions);
     assert_eq!(parser.next().unwrap().unwrap().id, QUIET);

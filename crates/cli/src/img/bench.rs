@@ -1,7 +1,7 @@
 //! `img bench`: a simple sequential benchmark.
 //!
 //! The parallel requests are distributed over the I/O threads. Each worker takes the next offset when its request has
-//! completed. Long writes are sent from one thread, unless `--threads` is given.
+//! completed. Without `--threads`, one thread sends all long writes.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -72,7 +72,7 @@ const FLAGS: &[Flag<Arguments>] = &[
         Value::size("SIZE").default("the buffer size"),
         "distance between the offsets of two requests",
         |a, text| {
-            // 0 means the buffer size, too.
+            // 0 means the buffer size, as if `-S` was not given.
             let step = number::sized("step size", &text, 0, MAX)?;
             a.step = Some(step).filter(|step| *step > 0);
             Ok(())
@@ -156,8 +156,8 @@ struct Arguments {
     filename: String,
 }
 
-/// Writes of at least this size are sent from one thread. The kernel executes writes to a file one at a time, so several
-/// threads would only wait for each other.
+/// One thread sends all writes of at least this size. Buffered writes to one file exclude each other in the kernel
+/// (inode lock), so several threads would mostly wait.
 const LONG_WRITE: u64 = 32 << 10;
 
 impl Arguments {
@@ -233,7 +233,7 @@ struct Run {
     step: u64,
     write: bool,
     pattern: u8,
-    /// Flush before each request whose index is a multiple of this, without waiting for earlier requests.
+    /// Flush before each request whose index is a multiple of this number, without waiting for earlier requests.
     flush_every: Option<u64>,
     /// The index of the next request, and the end of the current batch.
     next: AtomicU64,
@@ -247,7 +247,8 @@ impl Run {
         self.next.fetch_update(Relaxed, Relaxed, |next| (next < end).then_some(next + 1)).ok()
     }
 
-    /// The offset of a request: each one is a step after the previous one, and wraps around at the end of the image.
+    /// The offset of a request. Each offset is one step after the previous offset, and wraps around at the end of the
+    /// image.
     fn place(&self, index: u64) -> u64 {
         if index == 0 {
             return self.offset;
@@ -257,7 +258,7 @@ impl Run {
         u64::try_from(wrapped).unwrap_or_default()
     }
 
-    /// Sends requests until the batch has none left. A failure is stored, and ends the batch.
+    /// Sends requests until the batch is complete. The first failure is stored and ends the batch.
     async fn work_until_failure(&self) {
         if let Err(error) = self.work().await {
             self.end.store(0, Relaxed);

@@ -136,7 +136,8 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
         let graph = graph();
         let image = ImageName::file(&arguments.filename, arguments.format.as_deref())
             .options_if(arguments.image_options);
-        // The backing file is not read. It may be missing, or it may be the image whose bitmap is merged.
+        // The backing file is not opened. The backing file may be missing, or it may be the image whose bitmap is
+        // merged.
         let options = writing().backing(false);
         let backend = image.open_or_report(&context.program, &graph, options).await?;
         let outcome = act_with_source(context, &arguments, &graph, &backend).await;
@@ -205,7 +206,7 @@ async fn act_with_source(
     let options = reading().metadata_only(true).backing(false);
     let source = image.open_or_report(&context.program, graph, options).await?;
     let outcome = act_all(context, arguments, backend, &source).await;
-    // The source was only read, so an error on closing it is ignored.
+    // The source was opened read-only, so an error of the close is ignored.
     drop(source.close().await);
     outcome
 }

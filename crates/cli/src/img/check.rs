@@ -1,4 +1,5 @@
-//! `img check`: checks the metadata of an image, and repairs it if requested. The driver of the format does the work.
+//! `img check`: checks the metadata of an image, and repairs the image if requested. The driver of the format does the
+//! work.
 
 use std::sync::{Arc, Mutex};
 
@@ -117,7 +118,7 @@ fn fix(text: &str) -> Result<Fix, Refusal> {
     }
 }
 
-/// Checks the image, repairs it if requested, prints the report, and returns the exit code.
+/// Checks the image, repairs the image if requested, prints the report, and returns the exit code.
 async fn check(context: &Context, arguments: &Arguments, backend: &Backend) -> Step<u8> {
     let node = backend.node().map_err(|error| context.error(&error))?;
     if node.driver().check().is_none() {
@@ -158,7 +159,7 @@ impl CheckObserver for Printer {
     fn finding(&self, finding: &Finding) {
         let _turn = self.one_at_a_time.lock();
         match finding.kind {
-            // QEMU's tools print only these findings after their own name.
+            // As in QEMU's tools, only these findings begin with the name of the program.
             FindingKind::SnapshotTable => self.program.error(finding),
             _ => err(format_args!("{finding}\n")),
         }

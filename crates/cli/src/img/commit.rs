@@ -31,7 +31,7 @@ const FLAGS: &[Flag<Arguments>] = &[
         "image of the backing chain that receives the data; implies -d",
         |a, name| {
             a.base = Some(name);
-            // Do not empty the image: it would then read from the layers between it and the base, which have other
+            // Do not empty the image. An empty image would read from the layers above the base, which have other
             // contents.
             a.keep = true;
             Ok(())
@@ -65,7 +65,7 @@ struct Arguments {
     image_options: bool,
     cache_name: Option<String>,
     cache: Cache,
-    /// The image is not emptied.
+    /// Do not empty the image.
     keep: bool,
     base: Option<String>,
     rate: Option<u64>,
@@ -178,7 +178,7 @@ fn failed(context: &Context, arguments: &Arguments, failure: &CommitError) -> Ex
     }
 }
 
-/// Passes progress on to the display.
+/// Passes the progress of the engine to [`Progress`].
 struct ProgressObserver(Arc<Progress>);
 
 impl Observer for ProgressObserver {

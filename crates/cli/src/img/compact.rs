@@ -1,4 +1,4 @@
-//! `img compact`: returns unused space in an image to the host.
+//! `img compact`: releases the unused space of an image to the host.
 
 use std::sync::atomic::Ordering::Relaxed;
 

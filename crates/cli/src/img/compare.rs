@@ -162,7 +162,7 @@ async fn compare_images(
         outcome = run.compare(first, second).await;
     }
     for disk in disks {
-        // The images were only read, so an error on closing them is ignored.
+        // The images were opened read-only, so an error of the close is ignored.
         drop(disk.close().await);
     }
     outcome
@@ -180,7 +180,8 @@ impl Run<'_> {
     async fn compare(&self, first: &Backend, second: &Backend) -> Step {
         let sizes = [first.size(), second.size()];
         let [common, total] = [sizes[0].min(sizes[1]), sizes[0].max(sizes[1])];
-        // Disks consist of whole sectors. If a file ends inside its last sector, the rest of that sector is zeroes.
+        // Disks consist of whole sectors. If a file ends inside its last sector, the rest of that sector reads as
+        // zeroes.
         let common_sectors = in_sectors(common).min(total);
         let differ = in_sectors(common) != in_sectors(total);
         if self.arguments.strict && differ {
@@ -214,7 +215,7 @@ impl Run<'_> {
         }
     }
 
-    /// Prints that the images differ, with the property that differs and its offset.
+    /// Prints that the images differ, with the reason and the offset of the difference.
     fn differ(&self, message: std::fmt::Arguments<'_>, reason: &str, offset: Option<u64>) -> Exit {
         self.say(message);
         let mut result = json!({ "identical": false, "reason": reason });
@@ -225,7 +226,7 @@ impl Run<'_> {
         Exit(DIFFERENT)
     }
 
-    /// A callback that shows the progress in a part that begins at `start`.
+    /// A callback that shows the progress within a part of the disk that begins at `start`.
     fn counter(&self, start: u64, total: u64) -> Arc<dyn Fn(u64) + Send + Sync> {
         let progress = Arc::clone(&self.progress);
         Arc::new(move |done| progress.set(start.saturating_add(done), total))

@@ -1,6 +1,7 @@
 //! `img create`: creates an image, with a backing file if requested.
 //!
-//! The command checks options and the backing file before it creates a file, and prints the resulting options as QEMU does.
+//! The command checks the options and the backing file before it creates a file. The command prints the resulting
+//! options as QEMU does.
 
 use oxblk::in_sectors;
 use oxblk_core::{Errno, Error, ErrorKind, Graph};
@@ -196,7 +197,8 @@ fn take_backing(
     Ok(())
 }
 
-/// Checks that the backing file can be opened, and uses its size if the command line gives none.
+/// Checks that the backing file can be opened. If the command line has no size, the new image gets the size of the
+/// backing file.
 async fn check_backing(
     graph: &Graph,
     options: &mut CreateOptions,
@@ -223,7 +225,7 @@ async fn check_backing(
         };
     }
     let path = oxblk_core::relative_to(name, &file);
-    // The image is opened without locks and without its key: a guest may have it open, and only its size is read.
+    // Open the backing file without locks and without its key: a guest may use the file, and only the size is read.
     let image = ImageName::file(&path, format.as_deref());
     let opening = reading().force_share(true).metadata_only(true);
     let opened = image.open(graph, opening).await.map_err(|error| {
@@ -246,7 +248,7 @@ async fn check_backing(
     Ok(())
 }
 
-/// Rewords `EFBIG`, since its own text does not name the format.
+/// Replaces the text of `EFBIG`, because the system's text does not contain the format.
 fn too_large(error: Error, format: &str, cluster_hint: bool) -> Error {
     if error.raw_errno() != Errno::FBIG {
         return error;

@@ -1,7 +1,7 @@
 //! The options of a new image (`-o key=value,…`): parsing, checking and listing them.
 //!
-//! A format and the protocol below it each have a table of options. A new image accepts the options of both. Values are
-//! checked against their types here, before any file is created. The messages are those of QEMU.
+//! The format and the protocol below the format each have a table of options. A new image accepts the options of both
+//! tables. The types of the values are checked here, before any file is created. The messages are QEMU's.
 
 use oxblk_core::create::{CreateOption, OptionType};
 use oxblk_core::{
@@ -12,10 +12,10 @@ use oxblk_core::{
 /// The value of an option.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Setting {
-    /// The value, and the word that the user gave for it.
+    /// The value, and the word of the user.
     Flag(bool, String),
-    /// The value with its sign. A negative value stands for the unsigned 64-bit integer with the same bits, unless the
-    /// driver reads a signed integer.
+    /// The value with its sign. If the driver reads an unsigned integer, a negative value means the unsigned 64-bit
+    /// integer with the same bits.
     Number(i128),
     Text(String),
 }
@@ -26,12 +26,12 @@ pub(super) struct CreateOptions {
     settings: Vec<(&'static str, Setting)>,
 }
 
-/// Appends the value of one `-o` to those before it.
+/// Appends the value of one `-o` to the values of the earlier `-o` options.
 ///
 /// # Errors
 /// The message to print if the list is empty, begins with a comma, or ends with a comma that is not doubled.
 pub(super) fn append(list: &mut Option<String>, more: &str) -> std::result::Result<(), String> {
-    // A doubled comma means a comma in a value. It is invalid at the start, since a list begins with a key.
+    // A doubled comma means a comma in a value. A list begins with a key, so a doubled comma at the start is invalid.
     let commas = |text: &str| text.bytes().take_while(|byte| *byte == b',').count();
     let reversed: String = more.chars().rev().collect();
     if more.is_empty() || more.starts_with(',') || commas(&reversed) % 2 == 1 {
@@ -57,7 +57,7 @@ impl CreateOptions {
     /// The options of `format` and of the `protocol` below it.
     ///
     /// # Errors
-    /// If one of the drivers cannot create images, or is not supported yet.
+    /// If the format or the protocol cannot create images, or is not supported yet.
     pub(super) fn new(
         format: &dyn DriverFactory,
         protocol: Option<&dyn DriverFactory>,
@@ -79,7 +79,7 @@ impl CreateOptions {
         Ok(Self { table, settings })
     }
 
-    /// The options of `format` that can be amended. None is set.
+    /// The options of `format` that can be amended, all unset.
     ///
     /// # Errors
     /// If the format has no such options, or is not supported yet.
@@ -96,7 +96,7 @@ impl CreateOptions {
         Ok(Self { table, settings: Vec::new() })
     }
 
-    /// All options of `format`, for creating and for amending. None is set.
+    /// All options of `format`, for creating and for amending, all unset.
     pub(super) fn to_create_or_amend(format: &dyn DriverFactory) -> Self {
         let mut table = format.amend_options().to_vec();
         for option in format.create_options() {
@@ -145,7 +145,7 @@ impl CreateOptions {
         }
     }
 
-    /// Whether the table has an option of that name.
+    /// Whether the table has an option with this name.
     pub(super) fn knows(&self, name: &str) -> bool {
         self.table.iter().any(|option| option.name == name)
     }
@@ -186,14 +186,14 @@ impl CreateOptions {
         flag || self.text("encrypt.format").is_some()
     }
 
-    /// The options that refer to secrets. They are also needed to open the image.
+    /// The options that refer to secrets. Opening the image needs these options too.
     pub(super) fn key_secrets(&self) -> Options {
         let mut options = Options::new();
         for (name, setting) in &self.settings {
             if name.ends_with("key-secret")
                 && let Setting::Text(id) = setting
             {
-                // This cannot fail: the names of the table are not nested deeply.
+                // The call cannot fail: the names of the table are not nested deeply.
                 let _ = options.set(name, id.as_str());
             }
         }

@@ -151,7 +151,7 @@ async fn dd(
     let mut options =
         CreateOptions::new(driver, Some(protocol)).map_err(|error| context.error(&error))?;
     let size = source.size();
-    // As in qemu-img, `count` is relative to the start of the input, so it includes the skipped blocks.
+    // As in qemu-img, `count` is relative to the start of the input, so `count` includes the skipped blocks.
     let end = arguments.count.map_or(size, |count| count.saturating_mul(*block).min(size));
     let begin = arguments.skip.saturating_mul(*block);
     let length = end.saturating_sub(begin);

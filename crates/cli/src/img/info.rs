@@ -1,7 +1,7 @@
-//! `img info`: prints information on an image. [`oxblk::ImageInfo`] collects it.
+//! `img info`: prints the information that [`oxblk::ImageInfo`] collects on an image.
 //!
-//! The command opens only the image itself and, with `--backing-chain`, its backing files. Other files that an image refers
-//! to are only printed.
+//! The command opens only the image itself and, with `--backing-chain`, its backing files. The command prints the names
+//! of other files to which an image refers, and does not open these files.
 
 use oxblk::{Cache, ImageInfo, qemu_json};
 use oxblk_core::{Graph, Purpose, names};
@@ -129,7 +129,7 @@ async fn collect(
     Ok(info)
 }
 
-/// The name and format of the backing file, according to `info`.
+/// The name and the format of the backing file in `info`.
 fn below(info: &ImageInfo) -> Option<(String, Option<String>)> {
     let backing = info.backing.as_ref()?;
     Some((backing.full_name.clone(), backing.format.clone()))

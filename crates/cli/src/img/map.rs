@@ -67,7 +67,8 @@ struct Arguments {
     filename: String,
 }
 
-/// Bytes of output that are collected before they are printed, since an image may have millions of extents.
+/// Output is collected until it has this number of bytes, and then printed, because an image may have millions of
+/// extents.
 const GATHERED: usize = 32 << 10;
 
 /// Runs the command.

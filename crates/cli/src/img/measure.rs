@@ -1,4 +1,4 @@
-//! `img measure`: reports the file size that a new image would need. The driver of the format computes it.
+//! `img measure`: reports the file size that a new image would need. The driver of the format computes the size.
 
 use oxblk::{Measure, qapi, qemu_json};
 use oxblk_core::{Backend, DriverFactory, Options};

@@ -1,8 +1,8 @@
 //! `img`: create, inspect, convert, compare and resize disk images, with qemu-img's options and output.
 //!
-//! Each command is a module with the declarations of its options (`FLAGS`), its description (`PAGE`) and a function `run`. A command prints its own errors and returns
-//! [`Exit`], which contains only the exit code, so that it can use `?`. The commands contain only options and text. The
-//! libraries do the work (copying, comparing, formats).
+//! Each command is a module with the declarations of its options (`FLAGS`), its description (`PAGE`) and a function
+//! `run`. A command prints its own errors. Its error type [`Exit`] contains only the exit code. The commands contain
+//! only options and text. The libraries do the work (copying, comparing, formats).
 
 mod amend;
 mod bench;
@@ -47,7 +47,7 @@ use crate::text::number;
 pub(crate) struct Exit(pub(crate) u8);
 
 impl Exit {
-    /// Ended by a signal such as SIGINT.
+    /// A signal such as SIGINT ended the command.
     const INTERRUPTED: Exit = Exit(130);
 }
 
@@ -57,7 +57,7 @@ impl From<Unopened> for Exit {
     }
 }
 
-/// The outcome of a command or of a step of it.
+/// The result of a command or of a step of a command.
 pub(crate) type Step<T = ()> = Result<T, Exit>;
 
 /// A command of `img`.
@@ -85,7 +85,7 @@ static COMMANDS: &[Command] = &[
     Command { page: &snapshot::PAGE, run: snapshot::run },
 ];
 
-/// The arguments in front of the command. None of them has a value to keep.
+/// The options before the command. The values of these options are not stored.
 struct General;
 
 const FLAGS: &[Flag<General>] = &[
@@ -143,7 +143,7 @@ pub(crate) fn run(program: Program, arguments: Vec<String>) -> u8 {
     }
 }
 
-/// Whether a command has that name.
+/// Whether a command with this name exists.
 pub(crate) fn has_command(name: &str) -> bool {
     COMMANDS.iter().any(|command| command.page.name() == name)
 }
@@ -159,7 +159,7 @@ impl Context {
         parse_or_end(&self.program, Line::new(&called_as, words), flags, into, help).map_err(Exit)
     }
 
-    /// What the user typed to run the command.
+    /// The text that the user typed to run the command.
     fn called_as(&self) -> String {
         format!("{} {}", self.program.called_as(), self.page.name())
     }
@@ -181,7 +181,7 @@ impl Context {
         Exit(1)
     }
 
-    /// Parses a number within bounds. If it is invalid, prints an error and returns the exit code.
+    /// Parses a number within bounds. If the number is invalid, prints an error and returns the exit code.
     fn sized(&self, what: &str, text: &str, min: u64, max: u64) -> Step<u64> {
         number::sized(what, text, min, max).map_err(|message| self.failed(message))
     }
@@ -191,7 +191,7 @@ impl Context {
         number::bytes(what, text).map_err(|message| self.failed(message))
     }
 
-    /// The cache mode of that name, or write-back. `what` names the option in the message.
+    /// The cache mode with this name, or write-back without a name. `what` is the name of the option in the message.
     fn cache(&self, what: &str, name: Option<&str>) -> Step<Cache> {
         let Some(name) = name else { return Ok(Cache::Writeback) };
         let unknown = || self.failed(format_args!("Invalid {what} option: {name}"));
@@ -203,7 +203,8 @@ impl Context {
         self.run_to_end(work).unwrap_or(Err(Exit(1)))
     }
 
-    /// Runs `work` on this thread. `None`: that failed, and the error has been printed.
+    /// Runs `work` on this thread as an I/O thread. `None`: the I/O thread could not be started, and the error has been
+    /// printed.
     fn run_to_end<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         self.program.run_to_end(work)
     }

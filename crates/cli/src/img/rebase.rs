@@ -110,7 +110,7 @@ struct Arguments {
     backing_format: Option<String>,
     backing_cache_name: Option<String>,
     backing_cache: Cache,
-    /// Change only the name of the backing file.
+    /// Change only the name of the backing file, and copy no data.
     only_name: bool,
     compress: bool,
     share: bool,
@@ -208,7 +208,7 @@ impl Job<'_> {
             return self.change().await;
         }
         let common = self.arguments.backing.as_ref().and_then(|name| {
-            // Resolve the name relative to the overlay, as a later opening of the overlay does.
+            // Resolve the name relative to the overlay, as every open of the overlay does.
             let path = path_from(&node, name);
             let real = std::fs::canonicalize(names::to_path(&path)).ok().map(names::from_os);
             node.find_backing(&real.unwrap_or(path))
@@ -221,7 +221,7 @@ impl Job<'_> {
         };
         let outcome = self.work(old.clone(), new.clone(), common).await;
         for reader in [old, new].into_iter().flatten() {
-            // The backing files were only read, so an error on closing them is ignored.
+            // The backing files were opened read-only, so an error of the close is ignored.
             drop(reader.close().await);
         }
         outcome?;
@@ -247,7 +247,7 @@ impl Job<'_> {
         })
     }
 
-    /// Copies the data in which the new backing file differs from the old one into the image.
+    /// Copies into the image the data of all ranges where the old and the new backing file differ.
     async fn work(
         &self,
         old: Option<Backend>,
@@ -308,7 +308,7 @@ fn path_from(node: &Node, name: &str) -> String {
     node.filename().map_or_else(|| name.to_owned(), |base| relative_to(&base, name))
 }
 
-/// Passes progress on to the display.
+/// Passes the progress of the engine to [`Progress`].
 struct ProgressObserver(Arc<Progress>);
 
 impl Observer for ProgressObserver {

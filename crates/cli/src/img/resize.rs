@@ -109,7 +109,7 @@ fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
     Ok(read)
 }
 
-/// Separates a word such as `-1G` directly behind the file name: it is a size and not a cluster of options.
+/// Separates a word such as `-1G` directly behind the file name: the word is a size and not a cluster of options.
 fn set_apart_size(mut arguments: Vec<String>) -> (Vec<String>, Option<String>) {
     let is_size = |word: &String| {
         word.strip_prefix('-').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))

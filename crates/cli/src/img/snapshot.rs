@@ -83,7 +83,7 @@ struct Arguments {
 }
 
 impl Arguments {
-    /// Stores the action. There can be only one.
+    /// Stores the action. A second action is refused.
     fn choose(&mut self, action: Action) -> Stored {
         match self.action.replace(action) {
             None => Ok(()),
@@ -170,7 +170,7 @@ async fn act(
     }
 }
 
-/// The name as QEMU's tools store it: its first 255 bytes.
+/// The first 255 bytes of the name, which QEMU's tools store.
 fn shortened(name: &str) -> String {
     let bytes = names::to_bytes(name);
     names::to_text(bytes.get(..MAX_NAME).unwrap_or(&bytes))
@@ -178,7 +178,7 @@ fn shortened(name: &str) -> String {
 
 async fn apply(backend: &Backend, image: ImageName<'_>, name: &str) -> Result<(), Error> {
     let Ok(node) = backend.snapshot_node() else {
-        // QEMU's tools open the image a second time here, and so print the warning a second time.
+        // QEMU's tools open the image a second time here, so they print the warning a second time.
         image.warn_of_probed_raw(backend);
         return Err(Error::unsupported("Block driver does not support snapshots"));
     };

@@ -1,4 +1,4 @@
-//! `-l` of `convert` and `measure`: a snapshot of the source instead of its active state.
+//! `-l` of `convert` and `measure`: reads a snapshot of the source instead of the active disk state.
 
 use oxblk_core::snapshot::SnapshotInfo;
 use oxblk_core::{Backend, Error};
@@ -15,9 +15,9 @@ const FIELDS: &str = "snapshot.";
 /// The snapshot that `-l` selects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Wanted {
-    /// The snapshot with this id, or else with this name.
+    /// The snapshot with this id or, if no snapshot has this id, with this name.
     Either(String),
-    /// The snapshot that has every field given.
+    /// The snapshot that matches all given fields.
     Both {
         /// Its id.
         id: Option<String>,
@@ -36,7 +36,7 @@ impl Wanted {
     /// Reads the argument of `-l`.
     ///
     /// # Errors
-    /// If it has an unknown field.
+    /// If the argument has an unknown field.
     pub(super) fn parse(text: &str) -> Result<Self, Refusal> {
         if !text.starts_with(FIELDS) {
             return Ok(Self::Either(text.to_owned()));

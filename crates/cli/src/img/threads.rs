@@ -22,8 +22,8 @@ pub(super) fn default() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(16)
 }
 
-/// Starts `threads - 1` helper threads for the calling thread, or fewer if the system cannot start more. The command joins
-/// them at its end, so that they have closed all files when the process ends.
+/// Starts `threads - 1` helper threads for the calling thread, or fewer if the system cannot start more. The command
+/// joins these threads at its end, so all files are closed before the process ends.
 pub(super) fn helpers(context: &Context, threads: usize) -> IoThreads {
     let (helpers, shortage) = IoThreads::start_up_to(threads.saturating_sub(1));
     if let Some(error) = shortage {
@@ -33,7 +33,7 @@ pub(super) fn helpers(context: &Context, threads: usize) -> IoThreads {
     helpers
 }
 
-/// The default number of requests that a copy keeps in flight: a few on each thread.
+/// The default number of requests in flight of a copy: a few on each thread.
 pub(super) fn requests(helpers: &[IoThread]) -> usize {
     helpers.len().saturating_add(1).max(8)
 }

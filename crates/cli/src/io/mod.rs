@@ -1,8 +1,7 @@
 //! `io`: reads and writes an image step by step, with qemu-io's commands and output.
 //!
-//! Commands come from `-c`, or line by line from standard input. The [`table`] lists them, and each is a function in
-//! [`commands`]. [`session::Session`] owns the open image and the requests that are in flight while the next command is
-//! read.
+//! Commands come from `-c`, or line by line from standard input. The [`table`] lists all commands, and each command is
+//! a function in [`commands`]. [`session::Session`] owns the open image and the requests in flight.
 
 mod commands;
 mod data;
@@ -96,7 +95,7 @@ pub(crate) fn command_pages() -> Vec<&'static Page> {
     table::COMMANDS.iter().map(|command| &command.page).collect()
 }
 
-/// How a command ended.
+/// The result of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     Done,

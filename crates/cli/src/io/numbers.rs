@@ -7,12 +7,12 @@ use crate::program::out;
 /// Maximum length of a request in bytes.
 pub(super) const MAX_REQUEST: u64 = 2_147_483_136;
 
-/// Parses a size or offset in bytes with an optional suffix. If it is invalid, prints an error.
+/// Parses a size or offset in bytes with an optional suffix. Prints an error if the text is invalid.
 pub(super) fn bytes(text: &str) -> Option<u64> {
     bytes_named(text, text)
 }
 
-/// As [`bytes`], but the message names the word `named`.
+/// Does the same as [`bytes`], but the message contains the word `named`.
 pub(super) fn bytes_named(text: &str, named: &str) -> Option<u64> {
     match parse_size(text) {
         Ok(number) if i64::try_from(number).is_ok() => Some(number),
@@ -29,7 +29,7 @@ pub(super) fn bytes_named(text: &str, named: &str) -> Option<u64> {
     }
 }
 
-/// Parses a byte to fill buffers with.
+/// Parses the value of a pattern byte.
 pub(super) fn pattern(text: &str) -> Option<u8> {
     // An empty text counts as 0.
     let number = if text.is_empty() { Ok(0) } else { parse_number(text) };

@@ -1,4 +1,4 @@
-//! The report on a completed request: amount, time and rate.
+//! The report on a completed request: number of bytes, time and rate.
 
 use std::time::Instant;
 
@@ -15,7 +15,8 @@ impl Timer {
         Self(Instant::now())
     }
 
-    /// Prints the report on a request of `len` bytes at `offset`. `for_machines`: one line of numbers, separated by commas.
+    /// Prints the report on a request of `len` bytes at `offset`. With `for_machines`, the report is one line of
+    /// numbers, separated by commas.
     pub(super) fn report(self, verb: &str, offset: u64, len: u64, for_machines: bool) {
         let seconds = self.0.elapsed().as_secs_f64();
         out(format_args!("{}", text(verb, offset, len, seconds, for_machines)));

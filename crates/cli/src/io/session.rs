@@ -1,4 +1,4 @@
-//! State that lasts from one command to the next: the open image, and requests in flight.
+//! The state of the tool between commands: the open image, and requests in flight.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -31,7 +31,7 @@ pub(super) struct Opening {
 }
 
 impl Default for Opening {
-    /// A writable image whose discards reach the host.
+    /// A writable image. Discards are passed to the host.
     fn default() -> Self {
         Self {
             format: None,
@@ -56,13 +56,13 @@ impl Opening {
         Ok(())
     }
 
-    /// Stores that the host's page cache is bypassed.
+    /// Makes the image bypass the host's page cache.
     pub(super) fn set_direct(&mut self) -> Stored {
         self.cache = Cache::None;
         Ok(())
     }
 
-    /// Stores whether discards reach the host.
+    /// Stores whether discards are passed to the host.
     pub(super) fn set_discard(&mut self, name: &str) -> Stored {
         let unknown = || Refusal::failed(format!("Invalid discard option: {name}"));
         self.discard = parse_discard(name).ok_or_else(unknown)?;
@@ -125,7 +125,7 @@ impl Session {
         self.open.borrow().clone()
     }
 
-    /// Opens an image and returns whether that succeeded. Errors are printed.
+    /// Opens an image and returns whether the open succeeded. Errors are printed.
     pub(super) async fn open(&self, filename: Option<&str>, opening: &Opening) -> bool {
         let given = filename.filter(|_| opening.is_options);
         if let Some(Err(error)) = given.map(|text| option_list::check_id(text, None)) {
@@ -133,7 +133,7 @@ impl Session {
             return false;
         }
         if self.open.borrow().is_some() {
-            // Print the warnings about the options in this case too.
+            // Parse the options nevertheless, to print the warnings about them.
             drop(given.map(|text| option_list::list(text, None)));
             self.program.error("file open already, try 'help close'");
             return false;
@@ -149,7 +149,7 @@ impl Session {
         }
     }
 
-    /// Opens an image while none is open.
+    /// Opens an image. No image is open before the call.
     ///
     /// # Errors
     /// The reason.
@@ -162,7 +162,7 @@ impl Session {
         Ok(())
     }
 
-    /// Waits for requests in flight, closes the open image, and returns whether that succeeded.
+    /// Waits for requests in flight, closes the open image, and returns whether the close succeeded.
     pub(super) async fn close(&self) -> bool {
         self.settle().await;
         let open = self.open.borrow_mut().take();
@@ -176,10 +176,10 @@ impl Session {
         }
     }
 
-    /// Starts a request that runs while further commands run.
+    /// Starts a request that is in flight while the next commands run.
     pub(super) async fn start(&self, request: impl Future<Output = ()> + 'static) {
         self.in_flight.borrow_mut().push(oxblk_ring::spawn(request));
-        // Let the request start before the next command does.
+        // Let the request start before the next command starts.
         oxblk_ring::yield_now().await;
     }
 

@@ -13,7 +13,8 @@ type Count = (usize, Option<usize>);
 
 /// A command.
 pub(super) struct Command {
-    /// Its path is the name of the command, its usage the arguments as the one-line help shows them.
+    /// The description. Its path is the name of the command; its usage contains the arguments in the form of the
+    /// one-line help.
     pub(super) page: Page,
     /// A short name.
     pub(super) alias: Option<&'static str>,
@@ -38,7 +39,7 @@ impl Command {
         format!("{path}{space}{usage} -- {about}")
     }
 
-    /// The help after the one-line help; empty if there is none.
+    /// The help after the one-line help. Empty if the command has only the one-line help.
     pub(super) fn more(&self) -> String {
         let mut more = String::new();
         for note in self.page.notes {
@@ -54,7 +55,7 @@ impl Command {
     }
 }
 
-/// The options of a command without options.
+/// The empty table of a command without options.
 const NO_FLAGS: &[Flag<()>] = &[];
 
 macro_rules! command {

@@ -15,7 +15,7 @@ use tracing_subscriber::EnvFilter;
 use stream::LogStream;
 pub(crate) use stream::settle;
 
-/// How long a server waits at its end until a log line is written.
+/// The time that a server waits at its end for one log line to be written.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Starts the log of a tool. Without `RUST_LOG`, only errors are logged, without their level.
@@ -26,8 +26,8 @@ pub(crate) fn start_for_tool() {
     }
 }
 
-/// Starts the log of a server. Without `RUST_LOG`, warnings and errors are logged. The server can end even if nobody reads
-/// its log.
+/// Starts the log of a server. Without `RUST_LOG`, warnings and errors are logged. The server can end even if nothing
+/// reads its standard error.
 pub(crate) fn start_for_server() {
     stream::start_writer(PATIENCE);
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
@@ -42,14 +42,15 @@ pub(crate) fn print_error(text: impl Display) {
 
 fn start(filter: EnvFilter, levels: bool) {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| LogStream);
-    // A line that cannot be written is dropped. To report that, the library would write to standard error as well, and
-    // panic if that fails.
+    // A line that cannot be written is dropped. The library would report this error on standard error too, and panic if
+    // the report fails.
     let log = log.with_ansi(is_coloured()).log_internal_errors(false);
     // If a log has already been started, it stays in use.
     let _ = log.without_time().with_target(false).with_level(levels).try_init();
 }
 
-/// Whether to print escape codes: standard error is a terminal that knows them, and `NO_COLOR` is not set.
+/// Whether to print escape codes: standard error is a terminal that understands escape codes, and `NO_COLOR` is not
+/// set.
 fn is_coloured() -> bool {
     let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let is_dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");

@@ -1,21 +1,21 @@
 //! The queue of log lines that are not written to standard error yet.
 //!
-//! The queue is bounded. A line that does not fit is dropped. In the output, a note with the number of dropped lines takes
-//! their place.
+//! The queue is bounded. A line that does not fit is dropped. In the output, a note with the number of dropped lines
+//! replaces them.
 
 use std::collections::VecDeque;
 use std::mem;
 
-/// Maximum size of the queue in bytes, and the overhead that each line adds to its own length.
+/// Maximum size of the queue in bytes. Each line counts with its length and the overhead `LINE_COST`.
 const LIMIT: usize = 256 << 10;
 const LINE_COST: usize = 64;
 
-/// Lines to be written, the oldest first.
+/// Lines that are not written yet, the oldest first.
 #[derive(Debug)]
 pub(super) struct Queue {
     lines: VecDeque<Vec<u8>>,
     size: usize,
-    /// Lines dropped after the newest one in the queue.
+    /// Number of lines that were dropped after the newest line of the queue was added.
     dropped: u64,
 }
 
@@ -24,7 +24,7 @@ impl Queue {
         Self { lines: VecDeque::new(), size: 0, dropped: 0 }
     }
 
-    /// Adds a line if it fits. A note that is added in front of it may exceed the limit.
+    /// Adds a line if it fits. A note about dropped lines that is added in front of the line may exceed the limit.
     pub(super) fn push(&mut self, line: Vec<u8>) {
         if self.size.saturating_add(cost(&line)) > LIMIT {
             self.dropped = self.dropped.saturating_add(1);
@@ -41,7 +41,7 @@ impl Queue {
         self.lines.push_back(line);
     }
 
-    /// Removes and returns the oldest line. If there is none, returns the note about lines dropped since the last line.
+    /// Removes and returns the oldest line. If the queue has no line, returns the note about dropped lines.
     pub(super) fn pop(&mut self) -> Option<Vec<u8>> {
         let Some(line) = self.lines.pop_front() else { return self.take_note() };
         self.size = self.size.saturating_sub(cost(&line));
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_leave_in_the_order_in_which_they_came() {
+    fn lines_are_returned_in_the_order_in_which_they_were_added() {
         let mut queue = Queue::new();
         ["a\n", "b\n"].into_iter().for_each(|line| queue.push(line.into()));
         assert_eq!(all(&mut queue), ["a\n", "b\n"]);
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_note_takes_the_place_of_dropped_lines() {
+    fn a_note_replaces_dropped_lines() {
         let mut queue = Queue::new();
         let long = || vec![b'x'; LIMIT / 2 - LINE_COST];
         (0..4).for_each(|_| queue.push(long()));

@@ -1,14 +1,14 @@
-//! The log's access to standard error, which never blocks the threads that log.
+//! A thread that writes the log to standard error, so that threads that log never block.
 //!
-//! I/O threads write log lines. If standard error is a full pipe that nobody reads, the I/O threads must not block. So a
-//! line goes to a bounded queue, and a separate thread writes the queue to standard error.
+//! I/O threads write log lines. These threads must not block, even if standard error is a full pipe that no process
+//! reads. So a line goes to a bounded queue, and a separate thread writes the queue to standard error.
 //!
 //! Invariant: no thread waits for standard error while it holds the lock of the queue, so [`LogStream`] never waits for
-//! standard error. Before the program itself prints to standard error, it calls [`settle`], which keeps log lines and
-//! output in order.
+//! standard error. Before the program prints a message to standard error, it calls [`settle`], so that log lines and
+//! messages stay in order.
 //!
-//! If the thread cannot be started, lines stay in the queue. Each further line tries to start the thread again, and
-//! [`settle`] writes the lines itself.
+//! If the thread cannot be started, lines stay in the queue. Each new line tries to start the thread again, and
+//! [`settle`] writes the lines on the calling thread.
 
 use std::io::{self, Write};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -26,7 +26,7 @@ struct Shared {
     has_writer: bool,
     /// The thread is writing a line.
     is_writing: bool,
-    /// How long [`settle`] waits for a line to be written; `None`: without limit.
+    /// The time that [`settle`] waits for a line to be written. `None`: no limit.
     patience: Option<Duration>,
 }
 
@@ -45,7 +45,7 @@ fn lock() -> MutexGuard<'static, Shared> {
     SHARED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Starts the writing thread if there is none, and limits the time that [`settle`] waits for a line to `patience`.
+/// Starts the writing thread if it does not run, and limits the time that [`settle`] waits for a line to `patience`.
 pub(super) fn start_writer(patience: Duration) {
     let mut shared = lock();
     shared.patience = Some(patience);
@@ -76,12 +76,12 @@ fn write_lines() {
     }
 }
 
-/// Writes a line to standard error. If that fails, the line is lost.
+/// Writes a line to standard error. If the write fails, the line is lost.
 fn write(line: &[u8]) {
     drop(io::stderr().lock().write_all(line));
 }
 
-/// Waits until all lines are written. In a server, it stops waiting if a line is not written in time.
+/// Waits until all lines are written. In a server, the wait ends if a line is not written in time.
 pub(crate) fn settle() {
     let mut shared = lock();
     loop {

@@ -1,8 +1,9 @@
-//! The addresses that the server listens at: parsing, default, and the files of Unix sockets.
+//! The addresses of the server: parsing, the default, and the files of Unix sockets.
 //!
-//! The file of a Unix socket stays when its server dies. So if the path exists, the server tries to connect to it. If
-//! nobody listens there, the file is left over from a dead server and is replaced. If somebody listens, or if the file is
-//! not a socket, the file is not touched. At its end the server removes the file, unless another program has replaced it.
+//! The file of a Unix socket remains when its server is killed. So if the path exists, the new server tries to connect
+//! to it. If the connection is refused, the file is left over from a killed server and is replaced. If a server accepts
+//! the connection, or if the file is not a socket, the file is not changed. At its end the server removes its file,
+//! unless another program has replaced the file.
 
 use super::Result;
 use oxblk::SocketFile;
@@ -91,7 +92,7 @@ fn uri(text: &str) -> Result<Listen> {
     Ok(Listen { address, export: Some(uri.export).filter(|name| !name.is_empty()) })
 }
 
-/// Parses `HOST:PORT`, where one of the two may be missing. `given` is the complete argument, for messages.
+/// Parses `HOST:PORT`. The host or the port may be missing. `given` is the complete argument, for messages.
 fn tcp(text: &str, given: &str) -> Result<Listen> {
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let (host, port) = if let Some(rest) = text.strip_prefix('[') {
@@ -123,7 +124,8 @@ fn invalid(what: &str, given: &str) -> String {
     format!("Invalid {what} in '{given}'")
 }
 
-/// The default address for an image: a socket named after the image in `$XDG_RUNTIME_DIR`, or beside the image.
+/// The default address for an image: a socket named after the image in `$XDG_RUNTIME_DIR` or, without this variable, in
+/// the directory of the image.
 pub(super) fn default_for(image: &str) -> Address {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     Address::Unix(default_path(image, runtime.filter(|dir| dir.is_absolute() && dir.is_dir())))
@@ -147,7 +149,7 @@ fn default_path(image: &str, runtime: Option<PathBuf>) -> PathBuf {
 pub(super) struct Endpoint {
     listener: Option<Listener>,
     address: Address,
-    /// The IP address and port that it listens at.
+    /// The IP address and the port of a TCP socket.
     bound: Option<SocketAddr>,
     /// The socket's file.
     _file: Option<SocketFile>,
@@ -185,7 +187,7 @@ impl Endpoint {
         Ok(Endpoint { listener: Some(listener), address, bound, _file: file })
     }
 
-    /// Returns the listener at the first call.
+    /// Returns the listener at the first call, and `None` at later calls.
     pub(super) fn take_listener(&mut self) -> Option<Listener> {
         self.listener.take()
     }
@@ -195,7 +197,7 @@ impl Endpoint {
         &self.address
     }
 
-    /// The address and port, if other machines may connect to it.
+    /// The address and the port, if other machines may be able to connect to them.
     pub(super) fn exposed(&self) -> Option<SocketAddr> {
         self.bound.filter(|bound| !bound.ip().to_canonical().is_loopback())
     }
@@ -219,7 +221,7 @@ fn bound(address: &Address) -> Option<SocketAddr> {
     }
 }
 
-/// The host that clients connect to if the server listens at `host`.
+/// The host to which clients connect if the server listens at `host`.
 pub(super) fn reachable(host: &str) -> &str {
     match host {
         "0.0.0.0" | "::" => "localhost",
@@ -227,7 +229,7 @@ pub(super) fn reachable(host: &str) -> &str {
     }
 }
 
-/// Removes the file of a socket on which nobody listens.
+/// Removes the file of a socket on which no server listens.
 fn remove_leftover(path: &Path) -> Result<()> {
     let Ok(file) = std::fs::symlink_metadata(path) else { return Ok(()) };
     if !file.file_type().is_socket() {
@@ -250,8 +252,8 @@ fn remove_leftover(path: &Path) -> Result<()> {
     }
 }
 
-/// Whether the peer closes the connection without sending data. After a process was killed, its socket may accept
-/// connections for a moment, until the kernel has released its io_uring. Such connections are reset.
+/// Whether the peer closes the connection without sending data. The socket of a killed process may accept connections
+/// until the kernel has released the io_uring of this process. Such connections are reset.
 fn is_dying(mut socket: &UnixStream) -> bool {
     let _ = socket.set_read_timeout(Some(Duration::from_secs(1)));
     match socket.read(&mut [0]) {

@@ -8,8 +8,8 @@ use oxblk_ring::Address;
 use std::fmt::Write;
 use std::path::Path;
 
-/// The text that is printed when the server is ready.
-/// `partition` is the number of the partition to mount, if the disk has a partition table.
+/// The text that is printed when the server is ready. `partition` is the number of the partition to mount, if the disk
+/// has a partition table.
 pub(super) fn announcement(
     options: &Options,
     disk: &Disk,
@@ -87,7 +87,7 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', "'\\''"))
 }
 
-/// A size for people, without rounding.
+/// A size in a readable form, without rounding.
 fn size(bytes: u64) -> String {
     let units = [(1_u64 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     match units.iter().find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit)) {

@@ -1,4 +1,4 @@
-//! The served image: it is created if it does not exist, and then opened.
+//! The served image: creating the image if it does not exist, and opening the image.
 
 use super::Result;
 use super::options::Options;
@@ -7,7 +7,7 @@ use oxblk::{Disk as OpenDisk, OpenOptions, Sharing};
 use oxblk_core::{Backend, Error, Graph, Options as NodeOptions, names};
 use std::path::{Path, PathBuf};
 
-/// Size of the default disk, which is created if no image is named, in bytes.
+/// Size in bytes of the default disk. This disk is created if the command line has no image.
 const DEFAULT_SIZE: u64 = 10 << 30;
 
 /// An open image.
@@ -20,10 +20,10 @@ pub(super) struct Disk {
     pub(super) is_new: bool,
 }
 
-/// Opens the image that the command line names, or the default image.
+/// Opens the image of the command line, or the default image.
 ///
 /// # Errors
-/// A message that names the image and the reason.
+/// A message with the name of the image and the reason.
 pub(super) async fn open(options: &Options) -> Result<Disk> {
     for definition in &options.objects {
         objects::define(definition)?;
@@ -62,7 +62,7 @@ pub(super) async fn open(options: &Options) -> Result<Disk> {
     disk(name, backend, missing)
 }
 
-/// Opens an image that is described by a list of options.
+/// Opens an image that a list of options describes.
 async fn open_by_options(opening: OpenOptions, text: &str) -> Result<Disk> {
     let given = NodeOptions::from_dotted(text, Some("file")).map_err(|error| told(&error))?;
     let opened = opening.options(&given).open_backend(None).await;
@@ -86,7 +86,7 @@ fn told(error: &Error) -> String {
     }
 }
 
-/// An error with the name of the image in front of it.
+/// The name of the image, followed by the error.
 fn named(error: Error, name: &str) -> Error {
     let text = format!("Could not open '{name}'");
     if error.to_string().starts_with(&text) { error } else { error.prefix(text) }
@@ -107,7 +107,7 @@ fn format_of(name: &str) -> &'static str {
     }
 }
 
-/// The image that is served if none is named. Its directory is created.
+/// The image that is served if the command line has no image. The directory of this image is created.
 fn default_image() -> Result<String> {
     let variable = |name| std::env::var_os(name).map(PathBuf::from);
     let data = variable("XDG_DATA_HOME").filter(|path| path.is_absolute());

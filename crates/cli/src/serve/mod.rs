@@ -1,18 +1,18 @@
-//! `oxblk serve`: serves an image over NBD. The path of the image is enough to start it.
+//! `oxblk serve`: serves an image over NBD. The command needs only the path of the image.
 //!
-//! | file | concern |
+//! | file | purpose |
 //! |---|---|
 //! | `options` | the command line |
 //! | `disk` | creating the image if it does not exist, and opening it |
-//! | `address` | addresses to listen at; socket files left over from a dead server |
+//! | `address` | addresses to listen at; socket files left over from a killed server |
 //! | `attach` | the announcement, with commands that attach to the disk |
 //! | `partitions` | the partition table of the disk, for these commands |
-//! | `signals` | the request to end as a future |
+//! | `signals` | a future that completes when a signal arrives |
 //!
-//! The thread that runs the command is the first I/O thread; `--threads` adds others. At the end, the server removes the
-//! socket files, stops accepting connections, lets connections finish the requests that they have received, and then
-//! flushes and closes the image. The process exits after all of this. So exit code 0 means that all data of completed
-//! writes is on stable storage.
+//! The thread that runs the command is the first I/O thread; `--threads` adds others. At the end, the server removes
+//! the socket files, stops accepting connections, lets connections finish the requests that they have received, and
+//! then flushes and closes the image. The process exits after these steps. So exit code 0 means that all data of
+//! completed writes is on stable storage.
 
 mod address;
 mod attach;
@@ -101,13 +101,13 @@ async fn listen_and_serve(options: &Options, disk: &Disk, signals: Signals) -> R
         })
         .collect();
     let ended = first_end(tasks, signals).await;
-    // Remove the socket files first, so that no client finds a socket on which nobody listens.
+    // Remove the socket files first, so that no client finds a socket without a listener.
     drop(endpoints);
     server.stop().await;
     ended
 }
 
-/// Warns of addresses that other machines can connect to: the server has neither encryption nor passwords.
+/// Warns about addresses to which other machines can connect, because the server has neither encryption nor passwords.
 fn warn_of_exposure(endpoints: &[Endpoint], read_only: bool) {
     let may = if read_only { "read" } else { "read and write" };
     for address in endpoints.iter().filter_map(Endpoint::exposed) {

@@ -150,7 +150,7 @@ pub(crate) static PAGE: Page = Page {
 pub(super) struct Options {
     pub(super) image: Option<String>,
     pub(super) addresses: Vec<Listen>,
-    /// The image is described by a list of options.
+    /// A list of options describes the image.
     pub(super) image_opts: bool,
     /// Definitions of objects that the image may refer to.
     pub(super) objects: Vec<String>,
@@ -163,9 +163,9 @@ pub(super) struct Options {
     pub(super) threads: usize,
     /// The value of `--export-name`.
     given_name: Option<String>,
-    /// The name of the export, given by this option or by a URI.
+    /// The name of the export, from `--export-name` or from a URI.
     pub(super) export_name: String,
-    /// Maximum number of connections at a time; `None`: memory and descriptors determine the limit.
+    /// Maximum number of concurrent connections. `None`: memory and descriptors determine the limit.
     pub(super) max_connections: Option<usize>,
     pub(super) description: Option<String>,
 }
@@ -256,7 +256,7 @@ fn connections(text: &str) -> Result<Option<usize>> {
     }
 }
 
-/// The name of the export: that of `--export-name` or of the URIs. All given names must be equal.
+/// The name of the export, from `--export-name` or from the URIs. All given names must be equal.
 fn one_export_name(given: Option<&str>, addresses: &[Listen]) -> Result<String> {
     let in_uris = addresses.iter().filter_map(|listen| listen.export.as_deref());
     let mut names = given.into_iter().chain(in_uris);

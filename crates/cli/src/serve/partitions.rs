@@ -1,8 +1,8 @@
 //! The partition table of the served disk, for the command that mounts it.
 //!
-//! A disk with a partition table has its file systems in partitions, so the disk itself cannot be mounted. The command then names
-//! the largest partition, by the number that Linux gives it. The contents of the disk are not trusted: entries that do not fit
-//! the disk are not used, and the number of bytes that are read has a limit.
+//! A disk with a partition table has its file systems in partitions, so the disk itself cannot be mounted. The command
+//! then contains the number that Linux gives to the largest partition. The contents of the disk are not trusted:
+//! entries past the end of the disk are ignored, and the number of bytes that are read has a limit.
 
 use oxblk_core::{Backend, Result};
 use oxblk_ring::IoBufMut;
@@ -52,8 +52,8 @@ enum Mbr {
     Protective,
 }
 
-/// Reads the partition table in the first sector. The boot sector of a file system has the same signature, but its bytes in the
-/// place of the table are no valid entries.
+/// Reads the partition table in the first sector. The boot sector of a file system has the same signature, but not
+/// valid entries at the offset of the table.
 fn parse_mbr(sector: &[u8], sectors: u64) -> Mbr {
     if sector.get(510..512) != Some(&[0x55, 0xaa]) {
         return Mbr::None;
@@ -84,7 +84,7 @@ fn parse_mbr(sector: &[u8], sectors: u64) -> Mbr {
     found.map_or(Mbr::None, |(_, number)| Mbr::Partition(number))
 }
 
-/// The place of the GPT entries, in bytes.
+/// Offset and length of the GPT entries, in bytes.
 #[derive(Debug, PartialEq, Eq)]
 struct Entries {
     offset: u64,
@@ -124,7 +124,7 @@ fn largest_gpt_entry(entries: &[u8], entry: usize, sectors: u64) -> Option<u32> 
     found.map(|(_, number)| number)
 }
 
-/// The number at byte `at`; 0 if the bytes end before it.
+/// The 32-bit number at byte `at`, or 0 if `bytes` is too short.
 fn le32(bytes: &[u8], at: usize) -> u32 {
     let field = bytes.get(at..).and_then(|rest| rest.first_chunk::<4>());
     field.map_or(0, |field| u32::from_le_bytes(*field))

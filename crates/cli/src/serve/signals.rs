@@ -1,4 +1,4 @@
-//! The request to end, as a future: it completes when a signal arrives.
+//! A future that completes when a signal asks the server to end.
 
 use crate::signals::{self, Delivery};
 use oxblk_ring::{IoBufMut, Stream};
@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-/// Catches the signals that end the server, from its creation on.
+/// Catches the signals that end the server, from [`Signals::new`] on.
 pub(super) struct Signals {
     stream: Stream,
     seen: Arc<AtomicBool>,
@@ -18,7 +18,7 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Starts to catch the signals. SIGUSR1 ends the server too, since the server has no progress to show.
+    /// Starts to catch the signals. SIGUSR1 ends the server too, because the server has no progress to print.
     ///
     /// # Errors
     /// If the system refuses.

@@ -1,4 +1,4 @@
-//! Information on an image as text for people.
+//! Information on an image in readable form.
 
 use oxblk::{ImageInfo, qemu_json};
 use serde_json::{Map, Value};

@@ -1,7 +1,7 @@
 //! Text input and output of the tools: sizes, numbers, option lists, image information and progress.
 //!
-//! Scripts parse this output, so it must equal that of QEMU's tools byte for byte. For this reason it is separate from the
-//! commands and tested with examples.
+//! Scripts parse the output of these functions, so it must equal the output of QEMU's tools byte for byte. Therefore
+//! these functions are separate from the commands and are tested with examples.
 
 pub(crate) mod info;
 pub(crate) mod number;

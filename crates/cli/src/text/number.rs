@@ -5,7 +5,7 @@ use oxblk_core::{SizeError, parse_number, parse_size};
 /// Largest size of an image or offset in bytes.
 pub(crate) const MAX_OFFSET: u64 = i64::MAX as u64;
 
-/// Parses a number with an optional size suffix, in `min..=max`. `what` names the number in the message.
+/// Parses a number with an optional size suffix, in `min..=max`. `what` is the name of the number in the message.
 ///
 /// # Errors
 /// The message to print.
@@ -19,7 +19,7 @@ pub(crate) fn sized(what: &str, text: &str, min: u64, max: u64) -> Result<u64, S
     }
 }
 
-/// Parses a number without a suffix, in `min..=max`. `what` names the number in the message.
+/// Parses a number without a suffix, in `min..=max`. `what` is the name of the number in the message.
 ///
 /// # Errors
 /// The message to print.

@@ -47,7 +47,7 @@ pub(crate) fn warn_of_empty_backing(options: &Value) {
 /// Refuses a list whose `id` is not an identifier.
 ///
 /// # Errors
-/// In the words of QEMU's tools.
+/// The error of QEMU's tools.
 pub(crate) fn check_id(text: &str, implied: Option<&str>) -> Result<()> {
     let items = split_list(text, implied);
     match items.iter().find(|item| item.key == "id") {

@@ -1,11 +1,11 @@
-//! Showing the progress of long commands, also on request by a signal.
+//! Showing the progress of long commands, with `-p` or on SIGUSR1.
 //!
-//! With `-p` and a pipe, the percentage is printed in QEMU's format whenever it has grown by a step. With `-p` and a
-//! terminal, a bar shows the rate and the time left. SIGUSR1 prints the percentage once on standard error, with or without
-//! `-p`.
+//! With `-p` and a pipe, the percentage is printed in QEMU's format each time it has grown by a step. With `-p` and a
+//! terminal, a bar shows the rate and the remaining time. SIGUSR1 prints the percentage once on standard error, with or
+//! without `-p`.
 //!
-//! Any thread may report progress ([`Progress::set`]). The numbers are stored, and printed only if they have changed
-//! enough.
+//! Any thread may report progress ([`Progress::set`]). The numbers are stored, and printed only if the percentage has
+//! grown by a step.
 
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed};
@@ -101,7 +101,8 @@ impl Progress {
         }
     }
 
-    /// Whether the percentage is shown continuously. Then commands determine the exact total before they begin.
+    /// Whether the percentage is shown continuously. In this case, commands determine the exact total before they
+    /// begin.
     pub(crate) fn is_shown(&self) -> bool {
         !matches!(self.shown, Shown::OnRequest)
     }
@@ -113,7 +114,7 @@ impl Progress {
         }
     }
 
-    /// Ends the line, if that has not been done.
+    /// Ends the line of the progress, if it has not ended yet.
     pub(crate) fn end(&self) {
         if self.ended.swap(true, Relaxed) {
             return;
@@ -146,7 +147,7 @@ fn is_dumb() -> bool {
     std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb")
 }
 
-/// A bar that fits into one line. A line that wraps could not be redrawn.
+/// A bar that fits into one line. A terminal cannot redraw a line that wraps.
 fn style_for(columns: u16) -> ProgressStyle {
     let template = match columns {
         72.. => "{wide_bar} {percent:>3} %  {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left",

@@ -1,9 +1,9 @@
-//! Formatting sizes for people.
+//! Formatting sizes in readable form.
 //!
-//! `qemu-img` and `qemu-io` print sizes in different styles, and so do these functions.
+//! `qemu-img` and `qemu-io` print sizes in different styles. Each style has its functions.
 
-/// A size in `qemu-img`'s style: three significant digits and a binary unit (`1.31 MiB`, `0.977 KiB`). A unit is used from
-/// 1000 of the next smaller unit on.
+/// A size in `qemu-img`'s style: three significant digits and a binary unit (`1.31 MiB`, `0.977 KiB`). Sizes of at
+/// least 1000 units are printed in the next larger unit.
 pub(crate) fn short(bytes: u64) -> String {
     const UNITS: [&str; 7] = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
     let mut unit = 0;

@@ -7,7 +7,7 @@ use oxblk_core::snapshot::SnapshotInfo;
 
 use super::size;
 
-/// A header and one line for each snapshot. Dates are in local time.
+/// A line with titles and one line for each snapshot. Dates are in local time.
 pub(crate) fn list(snapshots: &[SnapshotInfo]) -> String {
     let mut text = "Snapshot list:\n".to_owned();
     text.push_str(&line(["ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"]));
@@ -41,7 +41,7 @@ fn date(seconds: u32, zone: &TimeZone) -> String {
     time.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
-/// Guest time as hours, minutes, seconds and thousandths.
+/// Guest time as hours, minutes, seconds and milliseconds.
 fn clock(nanoseconds: u64) -> String {
     let (seconds, rest) = (nanoseconds / 1_000_000_000, nanoseconds % 1_000_000_000);
     format!(

@@ -1,8 +1,8 @@
 //! Copies from one backend to another. A copy is one request that is in flight at both backends.
 //!
-//! A drain waits for the requests in flight of several backends. If a request were in flight at one backend while it
-//! waited for the other, a drain of both would never end. So a copy never waits for one backend while it is counted at
-//! the other.
+//! A drain waits for the requests in flight of several backends. If a copy waited for its target while it is in flight
+//! at its source, a drain of both backends would never end. So a copy never waits for one backend while it is in flight
+//! at the other backend.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -19,7 +19,8 @@ impl Backend {
     /// its future is dropped.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Unsupported`] if copy offload is not possible here; otherwise the errors of the host.
+    /// [`crate::ErrorKind::Unsupported`] if copy offload is not possible for these ranges; otherwise the errors of the
+    /// host.
     pub async fn copy_to(
         &self,
         offset: u64,

@@ -1,8 +1,8 @@
 //! Requests in flight at a backend: beginning a request, counting it, and holding requests back.
 //!
-//! A request is counted on its I/O thread and is in the current epoch from its begin until all its operations on the host have
-//! ended. A request that is counted first looks whether requests are held back; the task that holds
-//! requests back does so before it waits for the counts. So no request is missed.
+//! A request is counted on its I/O thread, and in the epoch in which it begins, until all its operations on the host
+//! have ended. A request first raises the count and then checks whether requests are held back. A drain first holds
+//! requests back and then waits until the counts are zero. So a drain misses no request.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -44,8 +44,8 @@ impl Backend {
     /// Begins a request: waits while requests are held back, counts the request, and enters it into the current epoch.
     pub(super) async fn begin(&self) -> Result<Request<'_>> {
         loop {
-            // This check comes before the request is counted. Otherwise waiting requests would count and uncount
-            // themselves, and each time wake the others.
+            // Wait before the request is counted. Otherwise every waiting request would repeatedly raise and lower the
+            // count, and would wake all other waiting requests each time.
             self.not_quiesced().await;
             if let Some(request) = self.try_begin()? {
                 return Ok(request);
@@ -76,7 +76,7 @@ impl Backend {
     }
 }
 
-/// Holds back the requests of a backend until it is dropped.
+/// A guard that holds back the requests of a backend until the guard is dropped.
 #[derive(Debug)]
 pub struct Quiesced(Backend);
 
@@ -93,7 +93,7 @@ impl Drop for Quiesced {
     }
 }
 
-/// A request that is counted as in flight until this is dropped.
+/// The in-flight count of one request. Dropping this value lowers the count.
 pub(super) struct InFlight<'a> {
     shard: Shard,
     backend: &'a Inner,
@@ -106,7 +106,7 @@ impl<'a> InFlight<'a> {
         Self { shard, backend: &backend.0 }
     }
 
-    /// Ends the guard but leaves the request counted.
+    /// Consumes this value without lowering the count.
     fn detach(self) -> Shard {
         let shard = self.shard;
         std::mem::forget(self);
@@ -123,9 +123,9 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// A request in progress. If it is dropped before [`Request::done`], because its future was dropped or because it
-/// failed, the host may still carry out some of its operations. The request stays counted until these have ended, so
-/// that nobody reuses the clusters and buffers that they access.
+/// A request in progress. If the request fails or its future is dropped, this value is dropped without
+/// [`Request::done`]. The host may then still carry out operations of the request. The request stays counted until
+/// these operations have ended, so that nobody reuses the clusters and buffers that the operations access.
 pub(super) struct Request<'a> {
     pub(super) root: Arc<RootEdge>,
     guards: Option<(EpochGuard<'a>, InFlight<'a>)>,
@@ -140,17 +140,18 @@ impl Drop for Request<'_> {
     }
 }
 
-/// The counts that a request holds (in flight, epoch), separate from its future.
+/// The entries of a request in the counts (in flight, epoch), separate from the request's future.
 pub(super) struct Place {
     backend: Backend,
     epoch: EpochPlace,
     shard: Shard,
-    /// The root edge of a request that has not reported its end. The host may have written after the last flush.
+    /// The root edge, unless [`Place::done`] has been called. When the place is dropped with a root edge, the root node
+    /// is marked as unflushed, because the host may have written data after the last flush.
     unfinished: Option<Arc<RootEdge>>,
 }
 
 impl Place {
-    /// Ends a request that has recorded its changes itself.
+    /// Drops the entries of a request that has already marked its changes as unflushed.
     pub(super) fn done(mut self) {
         self.unfinished = None;
     }
@@ -169,7 +170,7 @@ impl Drop for Place {
 }
 
 impl Request<'_> {
-    /// Moves the request's place in the counts to the caller.
+    /// Takes the request's entries in the counts out of the request and returns them.
     pub(super) fn leave_behind(&mut self) -> Option<Place> {
         let (epoch, count) = self.guards.take()?;
         let (epoch, shard) = (epoch.detach(), count.detach());
@@ -196,8 +197,8 @@ impl Request<'_> {
         .await
     }
 
-    /// Ends a request that has no operation in flight: it has succeeded, or has started none. Then it need not wait for other
-    /// operations of its thread.
+    /// Ends a request that has no operation in flight: the request has succeeded, or it has started no operation. So
+    /// the counts are lowered immediately, without waiting for other operations of the thread.
     pub(super) fn done(mut self) {
         self.guards = None;
     }

@@ -1,7 +1,7 @@
 //! The requests of a backend: reads, writes, zero writes, discards, flushes and status queries.
 //!
-//! Each of them begins with [`Backend::begin`], which counts it as in flight. A request that may change data with more than
-//! one operation runs to its end, also if its future is dropped.
+//! Each request begins with [`Backend::begin`], which counts the request as in flight. A request that may change data
+//! with more than one operation runs to its end, even if its future is dropped.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -128,7 +128,7 @@ impl Backend {
         Ok(())
     }
 
-    /// Makes all completed writes durable.
+    /// Flushes all completed writes to stable storage.
     ///
     /// # Errors
     /// The errors of the driver and the host.

@@ -1,13 +1,12 @@
-//! A dirty bitmap as jobs and the monitor use it: with a name, flags, and possibly a successor.
+//! [`DirtyBitmap`]: a dirty bitmap with a name, flags, and possibly a successor.
 //!
 //! The current map, the enabled flag and the successor form one immutable state behind an atomic pointer.
-//! [`DirtyBitmap::mark`] follows the pointer, and changes replace the state as `current` describes. `control`
-//! serialises the changes; a marker never takes this lock.
+//! [`DirtyBitmap::mark`] follows the pointer. A change replaces the state; the module `current` describes how. The lock
+//! `control` serialises changes; marking never takes this lock.
 //!
 //! **Successor.** While a job reads a bitmap, writes are recorded in its successor. The job ends in one of two ways.
 //! After success it *abdicates*: the successor's marks replace those of the bitmap. After a failure it *reclaims*: the
-//! successor's marks are added to the bitmap. [`Successor`] reclaims when it is dropped, so a cancelled job loses no
-//! marks.
+//! successor's marks are added to the bitmap. Dropping a [`Successor`] reclaims it, so a cancelled job loses no marks.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,14 +18,14 @@ use super::current::{mark_current, replace};
 use super::{BitmapError, MAX_NAME, RangeMap};
 
 bitflags::bitflags! {
-    /// States of a bitmap in which an operation refuses to use it.
+    /// States in which a bitmap can be refused by an operation.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct Checks: u8 {
         /// Another operation uses the bitmap.
         const BUSY = 1;
         /// The bitmap is read-only.
         const READ_ONLY = 2;
-        /// The contents were lost.
+        /// The contents are unusable.
         const INCONSISTENT = 4;
         /// The states refused by an operation that changes the bitmap.
         const CHANGE = 7;
@@ -66,11 +65,11 @@ pub struct BitmapInfo {
     pub granularity: u64,
     /// The bitmap or its successor records writes.
     pub recording: bool,
-    /// An operation uses the bitmap.
+    /// An operation has reserved the bitmap.
     pub busy: bool,
-    /// The image stores the bitmap when it is closed.
+    /// The bitmap is stored in the image when the image is closed.
     pub persistent: bool,
-    /// The contents were lost.
+    /// The contents are unusable.
     pub inconsistent: bool,
 }
 
@@ -119,7 +118,7 @@ impl DirtyBitmap {
         &self.name
     }
 
-    /// Records a write that has completed, or that has failed and may be partly done.
+    /// Records a write that has completed, or that has failed and may have changed a part of the range.
     pub fn mark(&self, offset: u64, len: u64) {
         let is_same = |one: &Guard<Arc<State>>, other: &Guard<Arc<State>>| Arc::ptr_eq(one, other);
         mark_current(
@@ -139,7 +138,7 @@ impl DirtyBitmap {
         self.state.load().own.map.clone()
     }
 
-    /// All marks of the bitmap and of its successor. An image that is closed now stores these.
+    /// All marks of the bitmap and of its successor. An image stores these marks when it is closed.
     ///
     /// # Errors
     /// None in practice: the new map has the size and granularity of the old one.
@@ -163,7 +162,7 @@ impl DirtyBitmap {
         self.state.load().own.enabled
     }
 
-    /// Starts or stops recording, in a bitmap that no node has yet. [`crate::Graph::enable_bitmap`] changes a node's bitmap.
+    /// Starts or stops recording. Call [`crate::Graph::enable_bitmap`] instead if the bitmap belongs to a node.
     pub fn set_enabled(&self, enabled: bool) {
         let _control = self.lock();
         self.change(|state| state.own.enabled = enabled);
@@ -191,8 +190,8 @@ impl DirtyBitmap {
         Ok(old)
     }
 
-    /// Undoes a `clear`. Ranges that were marked since then stay marked. If the disk was resized since then, the
-    /// bitmap keeps its new size.
+    /// Undoes a `clear`. Ranges that were marked after the clear stay marked. If the disk was resized after the clear,
+    /// the bitmap keeps its new size.
     pub fn restore(&self, old: &RangeMap) {
         let _control = self.lock();
         self.map().absorb(old);
@@ -228,7 +227,7 @@ impl DirtyBitmap {
     /// Returns an error if the bitmap is in one of the states of `checks`.
     ///
     /// # Errors
-    /// The state in which the bitmap is.
+    /// [`BitmapError::Busy`], [`BitmapError::ReadOnly`] or [`BitmapError::Inconsistent`].
     pub fn check(&self, checks: Checks) -> Result<(), BitmapError> {
         if checks.contains(Checks::BUSY) && self.is_busy() {
             return Err(BitmapError::Busy(self.name.clone()));
@@ -253,7 +252,7 @@ impl DirtyBitmap {
         }
     }
 
-    /// Freezes the bitmap for a job. From now on a successor records writes, if the bitmap was enabled.
+    /// Freezes the bitmap for a job. If the bitmap was enabled, a successor records writes until the job ends.
     ///
     /// # Errors
     /// When the bitmap is in use or has a successor already.
@@ -272,12 +271,12 @@ impl DirtyBitmap {
         Ok(Successor { busy, ended: false })
     }
 
-    /// Whether an operation uses the bitmap.
+    /// Whether an operation has reserved the bitmap.
     pub fn is_busy(&self) -> bool {
         self.busy.load(Ordering::Acquire)
     }
 
-    /// Whether the bitmap is read-only, because its image is.
+    /// Whether the bitmap is read-only because its image is read-only.
     pub fn is_read_only(&self) -> bool {
         self.read_only.load(Ordering::Acquire)
     }
@@ -297,12 +296,12 @@ impl DirtyBitmap {
         self.persistent.store(persistent, Ordering::Release);
     }
 
-    /// Whether the contents were lost (the image was not closed cleanly).
+    /// Whether the contents are unusable: the image was not closed cleanly, for example.
     pub fn is_inconsistent(&self) -> bool {
         self.inconsistent.load(Ordering::Acquire)
     }
 
-    /// Marks the contents as lost. The bitmap stops recording and can only be removed.
+    /// Marks the contents as unusable. The bitmap stops recording and can only be removed.
     pub fn set_inconsistent(&self) {
         self.set_enabled(false);
         self.inconsistent.store(true, Ordering::Release);
@@ -326,7 +325,7 @@ impl DirtyBitmap {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Swaps in a changed copy of the state; the caller holds `control`.
+    /// Replaces the state by a changed copy. The caller holds `control`.
     fn change(&self, edit: impl FnOnce(&mut State)) {
         let mut state = State::clone(&self.state.load());
         edit(&mut state);
@@ -337,9 +336,9 @@ impl DirtyBitmap {
         replace(|| self.state.store(Arc::new(state)));
     }
 
-    /// Swaps in a state into which `copy` copies the marks of the old state. It copies twice. The first copy is complete
-    /// before the new state is visible, so that no reader misses marks. The second copy includes marks that were made
-    /// in the old state meanwhile.
+    /// Replaces the state by `state`. `copy` copies the marks of the old state into the new state, and is called twice.
+    /// The first call ends before the new state is visible, so that no reader misses marks. The second call copies the
+    /// marks that other threads made in the old state before the replacement.
     fn swap_copied(&self, state: &State, copy: impl Fn(&State)) {
         copy(state);
         point();
@@ -367,7 +366,7 @@ fn resized(recorder: &Recorder, size: u64) -> Result<Recorder, BitmapError> {
     Ok(Recorder { map, enabled: recorder.enabled })
 }
 
-/// Reserves a bitmap for one operation until it is dropped.
+/// A guard that reserves a bitmap for one operation until the guard is dropped.
 pub struct Busy(Arc<DirtyBitmap>);
 
 impl Busy {
@@ -383,7 +382,7 @@ impl Drop for Busy {
     }
 }
 
-/// A bitmap that a job has frozen, while a successor records writes. Dropping this reclaims.
+/// A bitmap that a job has frozen, while a successor records writes. Dropping this value reclaims the successor.
 pub struct Successor {
     busy: Busy,
     ended: bool,

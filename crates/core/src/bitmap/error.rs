@@ -1,16 +1,16 @@
-//! Errors of bitmap operations, in the words that QEMU's monitor uses.
+//! Errors of bitmap operations, with the message texts of QEMU's monitor.
 
 use std::fmt;
 
 use crate::Errno;
 
-/// A refused bitmap operation.
+/// The reason why a bitmap operation was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BitmapError {
-    /// Not a power of two, or outside the allowed range.
+    /// The granularity is not a power of two, or lies outside the allowed range.
     Granularity,
-    /// More granules than a bitmap may have.
+    /// The bitmap would have more than [`super::MAX_GRANULES`] granules.
     TooBig,
     /// The name is longer than [`super::MAX_NAME`].
     NameTooLong(String),
@@ -24,18 +24,18 @@ pub enum BitmapError {
     Busy(String),
     /// The bitmap is read-only.
     ReadOnly(String),
-    /// The bitmap is inconsistent: its contents were lost in a crash.
+    /// The bitmap is inconsistent: it may lack changes, for example because of a crash.
     Inconsistent(String),
     /// The bitmap has a successor already.
     HasSuccessor,
     /// Two bitmaps of different sizes cannot be merged.
     SizesDiffer {
-        /// Size in bytes of the bitmap merged into.
+        /// Disk size in bytes of the bitmap that receives the marks.
         destination: u64,
-        /// Size in bytes of the bitmap merged from.
+        /// Disk size in bytes of the bitmap that is read.
         source: u64,
     },
-    /// The bounds of a serialised chunk are not valid, or its length does not match its range.
+    /// The bounds of a serialised chunk are not valid, or the length of the buffer does not match the range.
     Chunk,
 }
 
@@ -51,7 +51,7 @@ impl BitmapError {
         }
     }
 
-    /// Advice to the user how to solve the problem, if there is any.
+    /// A hint for the user how to solve the problem, if there is one.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Inconsistent(_) => {

@@ -1,5 +1,5 @@
-//! The bitmaps of one node. The request path calls [`BitmapList::mark`] after every write; without bitmaps this costs
-//! one atomic load.
+//! The bitmaps of one node. If a node has bitmaps, the request path calls [`BitmapList::mark`] after every write.
+//! Otherwise the check for bitmaps costs one atomic load.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -47,8 +47,9 @@ impl BitmapList {
         self.bitmaps.load().iter().any(|other| Arc::ptr_eq(other, bitmap))
     }
 
-    /// Adds bitmaps. Their names differ from each other, unless they are anonymous. `set_recording` is called with true
-    /// before the bitmaps are in the list. It makes writes call [`Self::mark`].
+    /// Adds bitmaps. The names of the new bitmaps must differ from one another, except for anonymous bitmaps.
+    /// `set_recording(true)` is called before the bitmaps are in the list. `set_recording` makes writes call
+    /// [`Self::mark`].
     ///
     /// # Errors
     /// When a name is in use; then no bitmap is added.
@@ -71,9 +72,9 @@ impl BitmapList {
         Ok(())
     }
 
-    /// Removes a bitmap. Does nothing if the list does not contain it. `set_recording` is called with false if the list
-    /// is empty then. Another thread may add a bitmap concurrently: the list and the recording of writes change under
-    /// one lock, so that a node with bitmaps always records its writes.
+    /// Removes a bitmap, if the list contains it. After that, `set_recording` is called with false if the list is
+    /// empty, and with true otherwise. The list and the recording of writes change under one lock, so that a node with
+    /// bitmaps records its writes even if another thread adds a bitmap concurrently.
     pub(crate) fn remove(&self, bitmap: &Arc<DirtyBitmap>, set_recording: impl FnOnce(bool)) {
         let _control = self.lock();
         let mut bitmaps = Vec::clone(&self.bitmaps.load());
@@ -84,9 +85,9 @@ impl BitmapList {
         set_recording(is_recording);
     }
 
-    /// Adapts the bitmaps to the node's size, which `size` returns. Calls are serialised and each queries the size
-    /// under the lock. So after concurrent calls the bitmaps have the node's last size. A bitmap that cannot have this
-    /// size becomes inconsistent, because it can no longer record all changes.
+    /// Adapts the bitmaps to the node's size, which `size` returns. Calls are serialised, and each call queries the
+    /// size under the lock. So after concurrent calls, the bitmaps have the newest size of the node. A bitmap that
+    /// cannot have this size becomes inconsistent, because it can no longer record all changes.
     pub fn resize(&self, size: impl Fn() -> u64) {
         if self.is_empty() {
             return;

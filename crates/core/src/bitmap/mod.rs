@@ -1,23 +1,24 @@
-//! Dirty bitmaps in memory: a record of the parts of a disk that were written since some moment.
+//! Dirty bitmaps in memory. A dirty bitmap records the parts of a disk that were written after the bitmap was created
+//! or cleared.
 //!
 //! The layers, one file each:
 //!
 //! | file | content |
 //! |---|---|
 //! | `tree` | a set of bits: atomic leaf words under summary levels, pages allocated on first use |
-//! | `ranges` | the same in bytes: granularity, areas, merging, [`RangeMap`] |
+//! | `ranges` | the same set in units of bytes: granularity, areas, merging, [`RangeMap`] |
 //! | `serial` | the bits as little-endian bytes, chunk by chunk, as images and migration streams store them |
 //! | `current` | marking in a state that another thread may replace concurrently |
 //! | `dirty`, `list` | [`DirtyBitmap`] with a name, flags and a successor; the [`BitmapList`] of a node |
 //! | `persistent` | the interface of formats that store bitmaps in their images |
 //!
 //! Every write, on every I/O thread, marks its range. Therefore marking takes no lock, and it writes to no shared cache
-//! line if the bits are set already. Rare changes (clearing, resizing, successors) swap in a new state.
-//! [`DirtyBitmap::mark`] checks for such a swap afterwards and marks again, so a mark that races with a swap reaches
-//! the new state too. Marks may stay too long, but are never lost.
+//! line if the bits are set already. Rare changes (clearing, resizing, successors) replace the state. After marking,
+//! [`DirtyBitmap::mark`] checks whether the state was replaced, and then marks the new state too. So a range may stay
+//! marked longer than necessary, but no mark is lost.
 //!
-//! Sizes come from images and from QMP. So every allocation here is either proportional to the number of dirty bits or
-//! bounded by [`MAX_GRANULES`].
+//! Sizes come from images and from QMP and may be huge. So the size of every allocation is either proportional to the
+//! number of dirty bits or limited by [`MAX_GRANULES`].
 
 mod current;
 mod dirty;
@@ -32,7 +33,7 @@ mod tree;
 #[cfg(test)]
 mod under_loom;
 
-/// The atomics of the files that also run under loom.
+/// The atomics of the files that the loom models include.
 mod atomics {
     pub(super) use std::sync::atomic::{Ordering, fence};
 }

@@ -1,9 +1,10 @@
-//! Persistent dirty bitmaps: formats store them in their images.
+//! Persistent dirty bitmaps: the interface of formats that store dirty bitmaps in their images.
 //!
-//! The bitmaps of an image are loaded when it is opened, before the first write, and belong to the node's list like any
-//! other. While the image is writable, the driver marks them as in use on disk. When the image is closed or becomes
-//! read-only, the driver writes their contents and removes the mark. After a crash the mark is still set, and the
-//! bitmap is inconsistent ([`DirtyBitmap::is_inconsistent`]). So a bitmap may be lost, but it never misses a write.
+//! When an image is opened, its bitmaps are loaded before the first write and are added to the node's list. While the
+//! image is writable, its bitmaps are flagged as in use on disk. When the image is closed or becomes read-only, the
+//! driver writes the contents of the bitmaps and clears the flag. After a crash the flag is still set, and the bitmap
+//! is inconsistent ([`DirtyBitmap::is_inconsistent`]). So a crash can make a bitmap unusable, but a usable bitmap
+//! contains every write.
 
 use std::sync::Arc;
 
@@ -11,32 +12,33 @@ use super::DirtyBitmap;
 use crate::Result;
 use crate::driver::BoxFuture;
 
-/// Offered by formats that store dirty bitmaps in their images.
+/// Implemented by formats that store dirty bitmaps in their images.
 pub trait PersistentBitmaps: Send + Sync {
-    /// Whether an image of this kind can store bitmaps.
+    /// Whether this image can store bitmaps (qcow2: from version 3 on).
     fn are_supported(&self) -> bool;
 
-    /// Reads the image's bitmaps, and marks them as in use on disk if the image is writable. Core calls this once, when
-    /// it opens the node. A bitmap that cannot be used is returned as an inconsistent one.
+    /// Reads the image's bitmaps, and flags them as in use on disk if the image is writable. Core calls this once, when
+    /// it opens the node. A bitmap that cannot be used is returned as an inconsistent bitmap.
     ///
     /// # Errors
-    /// When the image cannot be written, or is so corrupt that its bitmaps cannot be separated.
+    /// When the image cannot be read or written, or when its list of bitmaps is corrupt.
     fn load(&self) -> BoxFuture<'_, Result<Vec<Arc<DirtyBitmap>>>>;
 
     /// Whether the image can store one more bitmap with this name and `granularity` bytes per bit.
     ///
     /// # Errors
-    /// The reason why it cannot.
+    /// An error with the reason why the image cannot store the bitmap.
     fn can_store_new(&self, name: &str, granularity: u64) -> Result<()>;
 
-    /// Adds a bitmap of the node to the image. The image contains the bitmap once the image has been closed.
+    /// Adds a bitmap of the node to the image. The driver writes the bitmap when the image is closed or becomes
+    /// read-only.
     ///
     /// # Errors
     /// The errors of [`PersistentBitmaps::can_store_new`].
     fn store(&self, bitmap: &Arc<DirtyBitmap>) -> Result<()>;
 
-    /// Removes every bitmap with this name from the image, whatever its state. A bitmap that was never written to the
-    /// image is removed from memory only.
+    /// Removes every bitmap with this name from the image, even an inconsistent one. A bitmap that was never written to
+    /// the image is removed from memory only.
     ///
     /// # Errors
     /// When the image cannot be written.

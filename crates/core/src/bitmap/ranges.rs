@@ -1,9 +1,9 @@
-//! A bit tree in units of bytes, as the rest of the block layer uses it.
+//! [`RangeMap`]: the dirty ranges of a disk in bytes, stored in a bit tree.
 //!
 //! A *granule* is the range of the disk that one bit covers. Setting rounds outwards: every granule that a write
 //! touches becomes dirty. Resetting rounds inwards: a granule becomes clean only when the complete granule is reset. So
-//! rounding never loses a change. The last granule may extend past the end of the disk; a reset up to the end includes
-//! it.
+//! rounding never loses a change. The last granule may extend past the end of the disk; a reset that reaches the end of
+//! the disk also resets this granule.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ use super::tree::BitTree;
 pub const MIN_GRANULARITY: u64 = 512;
 /// Largest granularity in bytes.
 pub const MAX_GRANULARITY: u64 = 1 << 31;
-/// Most granules of one bitmap. The root table of such a bitmap takes 2 MiB.
+/// Largest number of granules in one bitmap. The root table of a bitmap of this size takes 2 MiB.
 pub const MAX_GRANULES: u64 = 1 << 41;
 
 /// The default granularity of a bitmap: the image's cluster size, limited to 4 to 64 KiB, or 64 KiB without clusters.
@@ -30,7 +30,7 @@ pub struct RangeMap {
 }
 
 impl RangeMap {
-    /// A clean map of `size` bytes.
+    /// A clean map for a disk of `size` bytes.
     ///
     /// # Errors
     /// When `granularity` is not a power of two within the limits, or `size` has too many granules.
@@ -141,7 +141,7 @@ impl RangeMap {
         Some(start..stop)
     }
 
-    /// The dirty areas in order. Each is searched when the iterator reaches it.
+    /// The dirty areas in order. The iterator searches for one area at a time.
     pub fn areas(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         let mut at = 0;
         std::iter::from_fn(move || {

@@ -1,8 +1,9 @@
-//! Bits as bytes: granule `n` is bit `n % 8` of byte `n / 8`. This equals a sequence of 64-bit little-endian words
-//! (qcow2 specification, "Bitmap data"; the same in migration streams).
+//! The serialised form of bitmaps: granule `n` is bit `n % 8` of byte `n / 8`. This form equals a sequence of 64-bit
+//! little-endian words. It is specified in the section "Bitmap data" of the qcow2 specification, and migration streams
+//! use it too.
 //!
-//! A chunk starts at a multiple of [`RangeMap::chunk_alignment`], and ends at a multiple or at the end of the disk.
-//! Chunks are loaded into a map that no other code uses yet. Bits past the end of the disk are ignored.
+//! A chunk starts at a multiple of [`RangeMap::chunk_alignment`], and ends at such a multiple or at the end of the
+//! disk. Load chunks only into a map that no other code uses yet. Bits past the end of the disk are ignored.
 
 use super::{BitmapError, RangeMap};
 
@@ -27,7 +28,7 @@ impl RangeMap {
         Ok((past - first) * 8)
     }
 
-    /// Writes the chunk's bits to `out`, which must have its serialised length.
+    /// Writes the chunk's bits to `out`, which must have the serialised length of the chunk.
     ///
     /// # Errors
     /// When the range is not a chunk, or `out` has another length.

@@ -24,7 +24,7 @@ fn op(size: u64) -> impl Strategy<Value = Op> {
     })
 }
 
-/// A simple model of a map: a set of granules, changed one granule at a time.
+/// A simple model of a map: the set of its dirty granules.
 struct Oracle {
     bits: RoaringTreemap,
     size: u64,
@@ -209,7 +209,8 @@ fn merging_maps_of_different_sizes_is_refused() {
     );
 }
 
-/// Runs a race at full speed, and then fewer rounds with random delays between the steps of each thread.
+/// Calls `run` for `rounds` rounds without delays, and then for fewer rounds with random delays between the steps of
+/// each thread.
 fn race(rounds: u64, run: impl Fn(u64)) {
     // Under Miri the test runs several thousand times slower.
     let rounds = if cfg!(miri) { rounds / 1000 } else { rounds };
@@ -234,7 +235,7 @@ fn mark_and_clear(rounds: u64) {
         let writers: Vec<_> = (0..THREADS)
             .map(|thread| {
                 let map = map.clone();
-                // The threads mark interleaved granules, so that they meet in every word.
+                // The threads mark interleaved granules, so that all threads change every word.
                 scope.spawn(move || {
                     (0..rounds).for_each(|n| map.set((n * THREADS + thread) * GRAIN, GRAIN));
                 })
@@ -290,11 +291,11 @@ fn set_beside_clearing(rounds: u64) {
 }
 
 #[test]
-fn no_mark_is_lost_while_successors_come_and_go() {
-    race(30_000, mark_while_successors_come_and_go);
+fn no_mark_is_lost_while_successors_are_created_and_reclaimed() {
+    race(30_000, mark_while_successors_change);
 }
 
-fn mark_while_successors_come_and_go(rounds: u64) {
+fn mark_while_successors_change(rounds: u64) {
     let bitmap = DirtyBitmap::new("b", 2 * rounds * GRAIN, GRAIN).unwrap();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {

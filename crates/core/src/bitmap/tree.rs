@@ -1,22 +1,23 @@
 //! A set of bits that many threads change concurrently, with fast search for the next set or clear bit.
 //!
-//! The set has three levels: leaf *pages* of 512 words (32,768 bits), *branches* of 512 pages, and a root table. The root
-//! table, branches and pages are allocated when a bit in them is first set, so memory use follows the number of dirty
-//! bits. The root table has one pointer per 2^24 bits.
+//! The set has three levels: leaf *pages* of 512 words (32,768 bits), *branches* of 512 pages, and a root table. The
+//! root table, branches and pages are allocated when a bit in them is first set, so memory use grows with the number of
+//! dirty bits. The root table has one pointer per 2^24 bits.
 //!
 //! Each level has a **summary**: one bit per word, page or branch below. The bit is set if that part may contain set
-//! bits. Every thread sees this invariant: *once `set` of a bit has returned, all summary bits above it are set*,
-//! except while a `clear` is in progress. `set` works upwards (the word, then each summary). `clear` clears a summary
-//! bit only after it has found everything below empty. Then it checks again, and sets the summary bit (upwards, like
-//! `set`) if a bit was set meanwhile. A search relies on summaries only if no `clear` ran meanwhile (`clears_begun`,
-//! `clears_done`); otherwise it reads the words themselves.
+//! bits. Invariant for every thread: *when `set` of a bit has returned, all summary bits above the bit are set*, except
+//! while a `clear` is in progress. `set` works upwards (the word, then each summary). `clear` clears a summary bit only
+//! after it has found that the part below is empty. Then `clear` checks the part again. If another thread has set a bit
+//! there, `clear` sets the summary bits again (upwards, like `set`). A search relies on summaries only if no `clear`
+//! ran during the search (`clears_begun`, `clears_done`); otherwise the search reads the words themselves.
 //!
-//! All operations are `SeqCst`, because the argument above needs a single total order; on x86 the read-modify-writes
-//! cost the same. `set` starts with a fence and then only loads; if the bits are set already, it writes nothing. This
-//! fence orders `set` after the caller's data. `clear` ends with a fence, before the reader reads the data. Together
-//! they guarantee: if a reader clears a bit and then reads the data, it sees the data of every `set` that found the bit
-//! still set. Without the second fence, the reader could read the data before it sees the bit as clear, on machines
-//! where an atomic operation is a separate load and store (ARMv8.0, RISC-V).
+//! All operations on words and summaries are `SeqCst`, because the argument above needs a single total order. On x86, a
+//! `SeqCst` read-modify-write costs the same as a weaker one. `set` starts with a fence and then loads the word; if the
+//! bits are set already, `set` writes nothing. This fence orders the caller's earlier writes of data before the load.
+//! `clear` ends with a fence. This fence orders the cleared bits before the reader's later reads of the data. Both
+//! fences together guarantee: if a reader clears a bit and then reads the data, it sees the data of every `set` that
+//! found the bit still set. Without the second fence, the reader could read the data before it sees the bit as clear,
+//! on machines where an atomic operation is a separate load and store (ARMv8.0, RISC-V).
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering, Ordering::SeqCst, fence};
@@ -155,7 +156,7 @@ fn next_slot(words: &[AtomicU64], from: usize) -> Option<usize> {
     None
 }
 
-/// The bits of `word` that lie in `first..=last`. The range must touch the word.
+/// The bits of `word` that lie in `first..=last`. The range must include a bit of the word.
 fn mask_of(word: u64, first: u64, last: u64) -> u64 {
     let low = if word == first / WORD_BITS { first % WORD_BITS } else { 0 };
     let high = if word == last / WORD_BITS { last % WORD_BITS } else { WORD_BITS - 1 };

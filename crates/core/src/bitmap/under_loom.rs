@@ -1,4 +1,4 @@
-//! Models of `current` under loom. They include the crate's own source file with loom's primitives.
+//! Loom models of the module `current`. The models include the source file of the module, with loom's primitives.
 
 #![allow(clippy::duplicate_mod, reason = "the same file with loom's primitives")]
 #![allow(clippy::unwrap_used, reason = "a model may fail by panicking")]
@@ -30,7 +30,7 @@ impl Bitmap {
         Arc::new(Self { state: AtomicUsize::new(0), maps })
     }
 
-    /// Sets bits as a map does: it writes nothing if the bits are set already.
+    /// Sets bits in the same way as a map: nothing is written if the bits are set already.
     fn set(&self, map: usize, bits: u64) {
         if self.maps[map].load(Acquire) & bits != bits {
             self.maps[map].fetch_or(bits, AcqRel);
@@ -61,7 +61,7 @@ fn bounded() -> loom::model::Builder {
     builder
 }
 
-/// Runs `change` while two threads mark. Returns its result, and the marks of the second map at the end.
+/// Runs `change` while two threads mark. Returns the result of `change`, and the marks of the second map at the end.
 fn marked_during<T>(bits: [u64; 2], change: impl FnOnce(&Bitmap) -> T) -> (T, u64) {
     let bitmap = Bitmap::new();
     let marker = |bits| {

@@ -1,9 +1,8 @@
-//! Writing to a node of a backing chain, as a commit does.
+//! [`WritableBase`]: makes a backing file writable for a commit.
 //!
-//! A backing file is read-only and may not change under its overlay. A commit may bypass both rules, because it only
-//! writes data that the overlay shows already. A [`WritableBase`] lifts both rules and restores them when it is closed.
-//!
-//! The overlay's edge to the backing file shares all permissions meanwhile, whatever the users of the overlay share.
+//! A backing file is read-only and must not change while an overlay uses it. A commit may bypass both rules, because it
+//! only writes data that the overlay already shows. A [`WritableBase`] suspends both rules until it is closed. Until then the
+//! overlay's edge to the backing file shares all permissions, whatever the users of the overlay share.
 
 use std::sync::Arc;
 
@@ -12,8 +11,8 @@ use crate::control::{in_background, run_to_completion};
 use crate::perm::{Perm, Permissions};
 use crate::{Backend, ChildIdx, Edge, Error, Node, Options, Result};
 
-/// A backing file that is writable until [`WritableBase::close`]. If this is dropped without a close, it closes in the
-/// background, and a failure goes to the log.
+/// A backing file that is writable until [`WritableBase::close`]. If this value is dropped without a close, the close
+/// runs in the background, and the log reports a failure.
 pub struct WritableBase {
     backend: Backend,
     parent: Reader,
@@ -37,11 +36,12 @@ impl Reader {
 }
 
 impl Graph {
-    /// Makes `base`, which is below `top` in its backing chain, writable. Once begun, this runs to its end; if the caller's
-    /// future is dropped, the base is closed again.
+    /// Makes `base`, a backing file below `top`, writable. Once begun, the operation runs to its end. If the caller's
+    /// future is dropped, the base is made read-only again after that.
     ///
     /// # Errors
-    /// When `base` is not below `top`; when the driver, the host or another user refuses. Nothing has changed then.
+    /// When `base` is not below `top`; when the driver, the host or another user refuses. After an error, nothing has
+    /// changed.
     pub async fn write_base(&self, top: &Arc<Node>, base: &Arc<Node>) -> Result<WritableBase> {
         let parent = reader_of(top, base)?;
         let (graph, base) = (self.clone(), Arc::clone(base));
@@ -98,11 +98,11 @@ impl WritableBase {
         &self.backend
     }
 
-    /// Flushes all writes, and restores the node's permissions and read-only state. Once begun, this runs to its end even
-    /// if the caller's future is dropped.
+    /// Flushes all writes, and restores the node's permissions and read-only state. Once begun, the close runs to its
+    /// end even if the caller's future is dropped.
     ///
     /// # Errors
-    /// The first failure. The remaining steps are carried out even then.
+    /// The first failure. The remaining steps are carried out even after a failure.
     pub async fn close(mut self) -> Result<()> {
         self.is_closed = true;
         run_to_completion(self.restore()).await

@@ -1,12 +1,13 @@
-//! Changes of the dirty bitmaps of a node.
+//! Operations that change the dirty bitmaps of a node.
 //!
-//! An image stores its persistent bitmaps when it is closed or becomes read-only, and it resizes them with the disk. So
-//! every change of a bitmap is a control operation: it has exclusive use of the node, and it runs to its end once it
-//! has begun. It never overlaps with a snapshot, a resize, a reopen, a close, or another change of a bitmap. Only
-//! [`DirtyBitmap::mark`] runs concurrently, and a job that reads a bitmap frozen by [`Graph::freeze_bitmap`].
+//! Persistent bitmaps are stored when the image is closed or becomes read-only, and bitmaps are resized with the disk.
+//! So every change of a bitmap is a control operation: the operation has exclusive use of the node, and runs to its end
+//! once it has begun. The operation never overlaps with a snapshot, a resize, a reopen, a close, or another change of a
+//! bitmap. Only [`DirtyBitmap::mark`], and jobs that read a bitmap frozen by [`Graph::freeze_bitmap`], run concurrently
+//! with it.
 //!
-//! Writes take the slow path, where they are marked, exactly while the node has bitmaps: the list of bitmaps and the
-//! flag for the slow path change together ([`Node::insert_bitmap`], [`Node::remove_bitmap`]).
+//! While a node has bitmaps, its writes take the slow path, which marks them. The list of bitmaps and the flag for the
+//! slow path change together ([`Node::insert_bitmap`], [`Node::remove_bitmap`]).
 
 use std::sync::Arc;
 
@@ -34,7 +35,8 @@ impl Graph {
         self.run_exclusive(node, add).await
     }
 
-    /// As [`Self::add_bitmap`], for a persistent bitmap. The image contains the bitmap once the image has been closed.
+    /// Like [`Self::add_bitmap`], for a persistent bitmap. The bitmap is written to the image when the image is closed
+    /// or becomes read-only.
     ///
     /// # Errors
     /// The errors of [`Self::add_bitmap`], and when the image cannot store the bitmap.
@@ -60,7 +62,7 @@ impl Graph {
     pub async fn delete_bitmap(&self, node: &Arc<Node>, bitmap: &Arc<DirtyBitmap>) -> Result<()> {
         let bitmap = Arc::clone(bitmap);
         let delete = move |node: Arc<Node>| async move {
-            // The image removes by name: another bitmap may have the name by now.
+            // The driver removes bitmaps by name, and another bitmap may have the name now.
             if !node.bitmaps().contains(&bitmap) {
                 return Err(BitmapError::NotFound(bitmap.name().to_owned()).into());
             }

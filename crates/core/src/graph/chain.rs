@@ -1,5 +1,5 @@
-//! Opening a backing chain. Images are opened from the top down, since each names the next one; nodes are made from the
-//! bottom up.
+//! Opens a backing chain. Images are opened from the top down, because each image contains the name of the next one.
+//! Nodes are made from the bottom up.
 //!
 //! The opened images that wait for their backing file are kept in a list. So the stack depth does not grow with the
 //! length of the chain.
@@ -16,11 +16,12 @@ use crate::node::{NodeParts, Settings};
 use crate::perm::{Permissions, Role};
 use crate::{ChildIdx, DetectZeroes, Edge, Error, ErrorKind, Node, Options, Perm, Result};
 
-/// Longest backing chain. A longer one is a loop, or is meant to exhaust memory and descriptors.
+/// Largest number of backing files in a chain. A longer chain is probably a loop or an attack on memory and
+/// descriptors.
 const MAX_DEPTH: u32 = 5000;
-/// Most nodes that are nested through their `file` children. Each level is a nested call.
+/// Largest depth of nodes that are nested through their `file` children. Each level is a nested call.
 const MAX_NESTING: u32 = 32;
-/// Most prefixes "Could not open backing file" in one error.
+/// Largest number of prefixes "Could not open backing file" in one error.
 const MAX_PREFIXES: usize = 4;
 
 /// Prefix of an error in a backing file.
@@ -93,7 +94,7 @@ impl Graph {
                 true => error,
                 false => Context::default().about(error, named),
             })?;
-            // If options name an image, its file name is known only after the image is open.
+            // If options describe an image, its file name is known only after the image is open.
             let is_above = layer.named_above && above.has(&layer);
             above.push(&layer);
             layers.push(layer);
@@ -110,10 +111,9 @@ impl Graph {
         }
     }
 
-    /// Closes the images above an image that failed to open. Returns the error in the form in which the topmost image
-    /// reports it.
+    /// Closes the images above an image that failed to open. Returns the error with a prefix for each of these images.
     async fn close_layers(&self, mut layers: Vec<Layer>, mut error: Error) -> Error {
-        // The caller has put the first prefix before the error already.
+        // The caller has already added the first prefix.
         let mut context = Context { prefixes: 1 };
         while let Some(layer) = layers.pop() {
             if !layers.is_empty() {
@@ -130,7 +130,7 @@ impl Graph {
             Some(backing) => attach_backing(layer.driver, backing, &layer.context),
             None => Ok(()),
         };
-        // This is the last step that can fail, because it may write to the image.
+        // Bitmaps are loaded in the last step that can fail, because loading may write to the image.
         let loaded = match attached {
             Ok(()) => load_bitmaps(&*layer.opened, &layer.context.flags).await,
             Err(error) => Err(error),
@@ -218,7 +218,7 @@ fn real_path(filename: &str) -> Option<PathBuf> {
     crate::names::to_path(filename.strip_prefix("file:").unwrap_or(filename)).canonicalize().ok()
 }
 
-/// How an image of the chain was named when it was opened.
+/// The file name of an image of the chain when it was opened, and whether it was opened as a backing file.
 struct Named {
     path: Option<String>,
     above: bool,
@@ -237,13 +237,13 @@ struct Context {
 }
 
 impl Context {
-    /// Records in an error which image of the chain it concerns. At most [`MAX_PREFIXES`] prefixes are added.
+    /// Records in an error which image of the chain the error concerns. At most [`MAX_PREFIXES`] prefixes are added.
     fn about(&mut self, error: Error, named: Named) -> Error {
         let error = match named.path {
             Some(path) => error.on_path(&path),
             None => error,
         };
-        // An endless chain is reported once, not once for each image above.
+        // An endless chain is reported only once, without a prefix for each image above.
         let said = error.kind() == ErrorKind::BackingChain;
         if said || !named.above || self.prefixes >= MAX_PREFIXES {
             return error;
@@ -267,7 +267,7 @@ fn attach_backing(
     Ok(())
 }
 
-/// Loads the bitmaps that the image stores. A check reads them itself, so none are loaded for it.
+/// Loads the bitmaps that the image stores. A check reads the bitmaps itself, so no bitmaps are loaded for a check.
 async fn load_bitmaps(driver: &dyn Driver, flags: &OpenFlags) -> Result<Vec<Arc<DirtyBitmap>>> {
     match driver.persistent_bitmaps() {
         Some(persistent) if !flags.check => persistent.load().await,

@@ -1,4 +1,4 @@
-//! Creating images by file name and format, as `img create` and `convert` do.
+//! Creates images by file name and format, as `img create` and `convert` do.
 
 use std::sync::Arc;
 
@@ -13,11 +13,12 @@ use crate::{ChildIdx, Edge, Error, Node, OpenFlags, Options, Result};
 
 impl Graph {
     /// Creates the image `filename` of `format`. Options that the format does not know are passed to the protocol. Once
-    /// begun, this runs to its end even if the returned future is dropped.
+    /// begun, the creation runs to its end even if the returned future is dropped.
     ///
     /// # Errors
-    /// When an option is unknown to both; otherwise the errors of the drivers. The file of a format is removed then, unless
-    /// another program has replaced it meanwhile.
+    /// When neither the format nor the protocol knows an option; otherwise the errors of the drivers. After an error,
+    /// the incomplete file of a format is removed, except for a raw image, and except if another program uses or has
+    /// replaced the file.
     pub async fn create_image(
         &self,
         filename: &str,
@@ -45,7 +46,7 @@ impl NewImage {
     async fn create(self, own: Options, below: Options) -> Result<Created> {
         let (graph, driver) = (&self.graph, self.driver);
         let target = CreateTarget::Filename(self.filename.clone());
-        // The caller may remove the new image later, but not a file that it has only overwritten.
+        // The caller may remove the new image later, but not a file that existed before and was only overwritten.
         let existed = matches!(self.protocol.created_file(&self.filename), Ok(Some(_)));
         if driver.kind() == DriverKind::Protocol {
             run(driver, graph, CreateRequest { target, options: own }).await?;
@@ -66,7 +67,7 @@ impl NewImage {
         let edge = match self.attach(&node) {
             Ok(edge) => edge,
             Err(error) => {
-                // Another process uses the file by now, so it is not removed.
+                // Another process uses the file, so the file is not removed.
                 graph.release_after_failure(node).await;
                 return Err(error);
             }
@@ -74,7 +75,7 @@ impl NewImage {
         let target = CreateTarget::File(Arc::clone(&edge));
         let created = run(driver, graph, CreateRequest { target, options: own }).await;
         if let Err(error) = created {
-            // The edge still excludes other processes, so nobody else uses the file.
+            // The edge still excludes other processes, so no other process uses the file.
             self.remove(new_file);
             edge.detach();
             graph.release_after_failure(node).await;
@@ -85,9 +86,9 @@ impl NewImage {
         Ok(if existed { Created::kept() } else { new_file })
     }
 
-    /// Attaches a user to the file that excludes other processes.
+    /// Attaches a user to the file. The permissions of this user exclude other processes.
     fn attach(&self, node: &Arc<Node>) -> Result<Arc<Edge>> {
-        // A format without metadata in the file only sets the size, so other users may write meanwhile.
+        // A format without metadata in the file only sets the size, so other users may write at the same time.
         let passes = self.driver.passes_permissions();
         let alone = if passes { Perm::RESIZE } else { Perm::WRITE | Perm::RESIZE };
         let permissions = Permissions {
@@ -131,7 +132,7 @@ fn split_options(
     protocol: &dyn DriverFactory,
     options: &Options,
 ) -> Result<(Options, Options)> {
-    // Options with dotted names may be nested (`encrypt.format`). Then their first component is compared.
+    // Options with dotted names may be nested (`encrypt.format`). In this case, their first component is compared.
     let knows = |list: &[CreateOption], key: &str| {
         let nested = options.get(key).is_some_and(Value::is_object);
         let first = |name: &'static str| name.split('.').next().unwrap_or_default();

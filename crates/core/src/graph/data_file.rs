@@ -1,4 +1,5 @@
-//! The data file of an image whose guest data lies in a separate file. The format driver opens this child itself.
+//! Opens and creates data files: separate files that contain the guest data of an image. The format driver calls these
+//! functions itself.
 
 use std::sync::Arc;
 
@@ -11,11 +12,11 @@ use crate::perm::{Perm, Permissions, Role};
 use crate::{ChildIdx, Edge, Error, Options, Result};
 
 impl OpenContext {
-    /// Opens the data file that the `data-file` option describes, or else the data file that the image names, and puts
-    /// it into its slot. `false`: neither names one.
+    /// Opens the data file and puts it into its slot. The `data-file` option describes the data file. Without this
+    /// option, the image's own reference `named` is used. Returns false if both are missing.
     ///
-    /// A name found inside an image is always a path and is used unchanged. Unlike a backing file name, it is not
-    /// relative to the directory of the image.
+    /// The name `named` is always a path and is used unchanged. Unlike a backing file name, this path is not relative
+    /// to the directory of the image.
     ///
     /// # Errors
     /// When the graph's gate refuses the name; otherwise the errors of the protocol.
@@ -58,7 +59,7 @@ impl OpenContext {
 
 impl Graph {
     /// Creates an empty file for the guest data of a new image and opens it for writing. An existing file is
-    /// overwritten. Afterwards the caller detaches the edge and releases its node.
+    /// overwritten. When the image is complete, the caller detaches the edge and releases its node.
     ///
     /// # Errors
     /// The errors of the protocol.

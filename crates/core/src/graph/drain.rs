@@ -1,8 +1,8 @@
-//! Draining: while a part of the graph is drained, it has no request in flight and none begins.
+//! Draining: while a part of the graph is drained, no request is in flight in this part, and no request begins.
 //!
-//! The graph keeps a list of the drains in progress. During a drain, another backend may begin to reach the drained
-//! node: the backend is new, or a node above has got another backing file. Such a backend is held back too, before it
-//! can make a request.
+//! The graph keeps a list of the drains in progress. During a drain, the drained node may become reachable from another
+//! backend: the backend is new, or a node above gets another backing file. The requests of such a backend are held back
+//! too.
 
 use std::sync::Arc;
 
@@ -48,8 +48,8 @@ impl Graph {
         (Drained { graph: self.clone(), id }, backends)
     }
 
-    /// Has the drains in progress hold back backends that now reach their nodes. The caller has changed edges, and
-    /// still holds back the backends above them.
+    /// Extends the drains in progress to backends that can now reach their nodes. The caller has changed edges, and
+    /// still holds back the backends above these edges.
     pub(super) fn extend_drains(&self) {
         let looked_at = self.registry().extend_drains();
         drop(looked_at);
@@ -57,8 +57,9 @@ impl Graph {
 }
 
 impl Registry {
-    /// Returns the backends that were checked. The caller drops them after it has unlocked the registry. One of these
-    /// may be the last reference to its backend, and dropping a backend may lock the registry.
+    /// Makes each drain hold back the backends that can reach its node. Returns the backends that were checked. The
+    /// caller must drop them after it has unlocked the registry, because a returned reference may be the last one, and
+    /// dropping a backend may lock the registry.
     #[must_use]
     pub(super) fn extend_drains(&mut self) -> Vec<Backend> {
         if self.drains.is_empty() {
@@ -83,7 +84,7 @@ impl Drop for Drained {
         let at = registry.drains.iter().position(|drain| drain.id == self.id);
         let ended = at.map(|at| registry.drains.swap_remove(at));
         drop(registry);
-        // This wakes requests, which must not happen while the registry is locked.
+        // Dropping the drain wakes requests. This must not happen while the registry is locked.
         drop(ended);
     }
 }

@@ -12,7 +12,7 @@ pub(crate) fn scheme(filename: &str) -> Option<&str> {
     if scheme.is_empty() || scheme.contains('/') { None } else { Some(scheme) }
 }
 
-/// Protocols of QEMU that this library does not support yet.
+/// Protocols and filters of QEMU that this library does not support yet.
 const ABSENT: &[&str] = &[
     "blkdebug",
     "blklogwrites",
@@ -70,10 +70,11 @@ impl Graph {
         Ok((driver, driver.parse_filename(filename)?))
     }
 
-    /// The options that describe the image with this file name and format, for a parent that has it as a child.
+    /// The options that describe the image with this file name and format. A parent can use these options for its
+    /// child.
     ///
     /// # Errors
-    /// The errors of [`Self::protocol_for`], and when a `json:` name or the format is wrong.
+    /// The errors of [`Self::protocol_for`], and when a `json:` name or the format is not valid.
     pub fn described(&self, filename: &str, format: Option<&str>) -> Result<Options> {
         let mut options = match filename.strip_prefix("json:") {
             Some(json) => Options::from_json(json)?,

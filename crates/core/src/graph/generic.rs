@@ -1,4 +1,4 @@
-//! Generic options: the options of every node, whatever its driver.
+//! Generic options: the options that the nodes of all drivers have.
 
 use serde_json::Value;
 
@@ -11,14 +11,14 @@ pub(super) struct Generic {
     pub(super) node_name: Option<String>,
     pub(super) flags: OpenFlags,
     pub(super) detect_zeroes: DetectZeroes,
-    /// The inheritable options as the user gave them. A reopen starts from them.
+    /// The inheritable options as the user gave them. A reopen starts from these options.
     pub(super) given: Options,
 }
 
 const INHERITABLE: [&str; 6] =
     ["read-only", "auto-read-only", "force-share", "cache", "discard", "detect-zeroes"];
 
-/// Takes the generic options out of `options`. Options that are missing there get their values from `inherited`.
+/// Takes the generic options out of `options`. If an option is missing, its flag comes from `inherited`.
 ///
 /// # Errors
 /// When a value is wrong, or two values contradict each other.
@@ -46,7 +46,7 @@ pub(super) fn take_generic(options: &mut Options, inherited: &OpenFlags) -> Resu
         };
         flags.direct = take("direct")?.unwrap_or(flags.direct);
         flags.no_flush = take("no-flush")?.unwrap_or(flags.no_flush);
-        // The driver refuses the options that remain.
+        // The remaining options are refused as unknown when the driver has opened the node.
         if !cache.is_empty() {
             options.insert("cache", cache.to_json());
         }
@@ -79,7 +79,7 @@ pub(super) fn take_generic(options: &mut Options, inherited: &OpenFlags) -> Resu
     })
 }
 
-/// Takes the name of the driver. A value that is not text counts as missing, as in QEMU.
+/// Takes the name of the driver. A value that is not a string is ignored, as in QEMU.
 fn take_driver(options: &mut Options) -> Option<String> {
     match options.take("driver") {
         Some(Value::String(name)) => Some(name),

@@ -1,7 +1,8 @@
 //! The graph: all nodes and backends of one program, and operations on them.
 //!
 //! A [`Graph`] has a table of drivers, finds nodes by name, opens ([`open`]) and creates images, drains nodes, and
-//! closes nodes that have no user. The graph is control plane: requests do not use it, except for its epoch domain.
+//! closes nodes that have no user. The graph is control plane: requests use only its epoch domain and its copy-on-read
+//! flag.
 
 mod base;
 mod bitmaps;
@@ -47,7 +48,7 @@ struct Registry {
     /// Backends that are not closed. A backend has a reference to its graph, so the graph has only weak references to
     /// backends.
     backends: Vec<WeakBackend>,
-    /// Drains in progress. Each holds back its backends.
+    /// Drains in progress. Each drain holds back its backends.
     drains: Vec<drain::Active>,
     next_drain: u64,
 }
@@ -59,14 +60,14 @@ struct Inner {
     next_name: AtomicU64,
     warner: fn(&str),
     secrets: Secrets,
-    /// At least one node has been opened whose reads may write (copy-on-read).
+    /// A node with copy-on-read has been opened: its reads may write.
     copies_on_read: AtomicBool,
-    /// The lock that a reopen holds.
+    /// The lock of operations on several nodes, such as a reopen.
     reopening: ControlLock,
     permissions_lock: PermissionsLock,
 }
 
-/// A node-name that no other node can get until this is dropped.
+/// A reserved node-name: no other node can get the name until this value is dropped.
 struct ClaimedName {
     graph: Graph,
     name: String,
@@ -96,7 +97,8 @@ impl Graph {
         Self::with_parts(drivers, gate, warn_in_log, Secrets::default())
     }
 
-    /// As [`Self::new`], with a function that reports warnings (tools print them). The default writes them to the log.
+    /// Like [`Self::new`], with a function that reports warnings. Tools print warnings; the default function writes
+    /// them to the log.
     pub fn with_warner(drivers: DriverTable, gate: Gate, warner: fn(&str)) -> Self {
         Self::with_parts(drivers, gate, warner, Secrets::default())
     }
@@ -208,7 +210,8 @@ impl Graph {
         self.release(node).await
     }
 
-    /// Adds `backend` to the graph. Drains in progress on its nodes hold it back before its first request.
+    /// Adds `backend` to the graph. If a node of the backend is drained, the backend is held back before its first
+    /// request.
     pub(crate) fn register_backend(&self, backend: &Backend) {
         let mut registry = self.registry();
         registry.backends.retain(WeakBackend::exists);
@@ -222,7 +225,7 @@ impl Graph {
         self.registry().backends.retain(|other| !other.is(backend));
     }
 
-    /// Generates a name that no node has.
+    /// Generates a node-name. No user can choose such a name, and no other node has the same name.
     fn generate_name(&self) -> String {
         format!("#block{:03}", self.inner.next_name.fetch_add(1, Relaxed))
     }
@@ -256,7 +259,7 @@ impl Graph {
         Arc::clone(&self.inner.permissions_lock)
     }
 
-    /// Reserves a name for a node that is being opened; without `name`, a new one.
+    /// Reserves a name for a node that is being opened. Without `name`, a name is generated.
     fn claim_name(&self, name: Option<&str>) -> Result<ClaimedName> {
         let generated = name.is_none().then(|| self.generate_name());
         if let Some(name) = name {
@@ -278,7 +281,7 @@ impl Graph {
         self.inner.copies_on_read.load(Acquire)
     }
 
-    /// Adds a node, whose name is claimed.
+    /// Adds a node whose name is claimed.
     fn insert(&self, claimed: ClaimedName, parts: NodeParts) -> Arc<Node> {
         if parts.settings.flags.copy_on_read {
             self.inner.copies_on_read.store(true, Release);
@@ -288,13 +291,13 @@ impl Graph {
         registry.nodes.retain(|_, other| other.strong_count() > 0);
         registry.nodes.insert(node.name().to_owned(), Arc::downgrade(&node));
         drop(registry);
-        // The node itself now holds the name.
+        // The node is in the registry now, so its name stays reserved.
         drop(claimed);
         node
     }
 
-    /// As [`Self::release`], after another failure: an error goes to the log, because the caller reports the first
-    /// failure.
+    /// Like [`Self::release`], after another failure. The log reports an error of the release, because the caller
+    /// reports the first failure.
     pub(crate) async fn release_after_failure(&self, node: Arc<Node>) {
         let name = node.name().to_owned();
         if let Err(error) = self.release(node).await {
@@ -303,10 +306,10 @@ impl Graph {
     }
 
     /// Closes `node` if it has no user, and then each of its children that has no other user. Waits for control operations on
-    /// these nodes. Once begun, this runs to its end even if the returned future is dropped.
+    /// these nodes. Once begun, the release runs to its end even if the returned future is dropped.
     ///
     /// # Errors
-    /// The first failure. All nodes are closed even then.
+    /// The first failure. All nodes are closed even after a failure.
     pub fn release(&self, node: Arc<Node>) -> BoxFuture<'_, Result<()>> {
         let graph = self.clone();
         Box::pin(run_to_completion(async move {
@@ -321,7 +324,7 @@ impl Graph {
     /// As [`Self::release`], for a holder of the control locks of `node` and of the nodes below it.
     pub(crate) async fn release_unused(&self, node: Arc<Node>, _: &Controls) -> Result<()> {
         let mut outcome = Ok(());
-        // Iterative, because a backing chain may be long.
+        // This function is iterative, because a backing chain may be long.
         let mut released = vec![node];
         while let Some(node) = released.pop() {
             if !node.users().close() {
@@ -344,14 +347,14 @@ impl Graph {
     }
 }
 
-/// A node that has just been opened and has no user. Dropping this closes the node in the background.
+/// A node that has just been opened and has no user. Dropping this value closes the node in the background.
 struct Opened {
     graph: Graph,
     node: Option<Arc<Node>>,
 }
 
 impl Opened {
-    /// The node. The caller now closes it.
+    /// Returns the node. After this call, the caller must close the node.
     fn keep(mut self) -> Option<Arc<Node>> {
         self.node.take()
     }

@@ -1,10 +1,10 @@
-//! Opening: one pipeline from options or a file name to a node.
+//! Opens nodes from options or a file name.
 //!
 //! The steps: generic options → driver (named, or probed if this is allowed) → `file` child → the driver's own open →
-//! refusal of unknown options → backing file → node. After a failure, all nodes opened so far are closed again.
+//! refusal of unknown options → backing file → node. After a failure, all nodes that were opened are closed again.
 //!
-//! Images of a backing chain are opened from the top down and become nodes from the bottom up ([`super::chain`]). So a
-//! long chain needs a list, not a chain of nested calls.
+//! Images of a backing chain are opened from the top down and become nodes from the bottom up ([`super::chain`]). So
+//! opening a long chain needs no nested calls.
 
 use std::sync::Arc;
 
@@ -24,46 +24,48 @@ use crate::{
     Result,
 };
 
-/// Options give a child both a reference to a node and further options.
+/// The error for options that give a child both a node-name and further options.
 const PLAIN_AND_NESTED: &str =
     "Cannot reference an existing block device with additional options or a new filename";
 
 const NO_FILE: &str = "A block device must be specified for \"file\"";
 
-/// The open flags that drivers need to know.
+/// The flags with which a node is opened.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "independent switches, named as the options are")]
 pub struct OpenFlags {
-    /// The node refuses writes.
+    /// Refuse writes.
     pub read_only: bool,
-    /// The node becomes read-only if writing is not possible.
+    /// Make the node read-only if writing is not possible.
     pub auto_read_only: bool,
     /// Bypass the host's page cache (`cache.direct`).
     pub direct: bool,
-    /// Flushes are ignored (`cache.no-flush`).
+    /// Ignore flushes (`cache.no-flush`).
     pub no_flush: bool,
     /// The I/O method of files whose options do not choose one.
     pub aio: Option<oxblk_ring::Aio>,
-    /// Discards are passed to the host (`discard=unmap`).
+    /// Pass discards to the host (`discard=unmap`).
     pub unmap: bool,
     /// Take no locks that exclude other processes.
     pub force_share: bool,
-    /// Do not open the backing file that the image names.
+    /// Do not open the backing file of the image.
     pub no_backing: bool,
     /// Open for a check: tolerate faults that a check would report.
     pub check: bool,
-    /// The format was probed, not named.
+    /// The format was probed; no option specified it.
     pub probed: bool,
-    /// Reads store in the image the data that they fetch from the backing file. Applies to this node only, not to the
+    /// Copy-on-read: reads store data of the backing file in the image. The flag applies to this node only, not to the
     /// nodes below.
     pub copy_on_read: bool,
-    /// Backing files, and children opened by name, are opened without reads of data (`info`).
+    /// Only metadata is used, no guest data (`info`): drivers skip what they need only for guest data, such as a data
+    /// file or a key.
     pub no_io: bool,
-    /// The path of a file must contain no symbolic link. Set after a [`Gate`](crate::Gate) has checked the path.
+    /// Fail if the path of the file contains a symbolic link. The flag is set after a [`Gate`](crate::Gate) has checked
+    /// the path.
     pub no_symlinks: bool,
 }
 
-/// The backing file that an image names.
+/// The reference to the backing file that an image contains.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackingFile {
     /// The name as stored in the image.
@@ -86,14 +88,14 @@ pub struct OpenContext {
     pub children: Arc<Children>,
     /// The file name by which the image was opened, if there is one.
     pub filename: Option<String>,
-    /// Set by the driver: the backing file that the image names.
+    /// The image's reference to its backing file. The driver sets this field.
     pub backing: Option<BackingFile>,
     /// The epoch domain of the node's requests.
     pub epochs: Arc<Epochs>,
 }
 
 impl OpenContext {
-    /// The file name of the image. Relative names inside the image start at its directory.
+    /// The file name of the image. Relative names in the image are relative to the directory of this file.
     pub(super) fn image_filename(&self) -> Option<String> {
         self.filename.clone().or_else(|| self.file().ok()?.node().filename())
     }
@@ -109,7 +111,7 @@ impl OpenContext {
     /// Called by a driver that cannot write: makes the node read-only if `auto-read-only` allows this.
     ///
     /// # Errors
-    /// `EACCES` with `reason` if it does not.
+    /// `EACCES` with `reason` if `auto-read-only` is off.
     pub fn fall_back_to_read_only(&mut self, reason: &str) -> Result<()> {
         if self.flags.read_only {
             return Ok(());
@@ -130,17 +132,16 @@ pub(super) struct Target {
     flags: OpenFlags,
     /// Open the protocol layer only: a file name is not probed for a format.
     protocol: bool,
-    /// The image above names this image as its backing file.
+    /// The image is opened as a backing file, by a name or by `file` options.
     pub(super) named_above: bool,
     /// Number of images above this image.
     pub(super) depth: u32,
-    /// Number of nodes above that contain this node through their `file` child.
+    /// Number of nodes above that use this node through their `file` child.
     pub(super) nesting: u32,
 }
 
 impl Graph {
-    /// Opens a node from options that name the driver, as `blockdev-add` does. If the returned future is dropped, nothing
-    /// stays open.
+    /// Opens a node from options, as `blockdev-add` does. If the returned future is dropped, nothing stays open.
     ///
     /// # Errors
     /// The errors of the driver; nothing stays open.
@@ -163,7 +164,7 @@ impl Graph {
         self.open_target(target).await
     }
 
-    /// Opens the protocol layer of a file name: the raw bytes, whatever their format.
+    /// Opens the protocol layer of a file name: the raw bytes, without interpreting a format.
     ///
     /// # Errors
     /// The errors of [`Self::open_image`].
@@ -206,7 +207,8 @@ impl Graph {
         }
     }
 
-    /// Opens the storage of a part of an image: the protocol layer of a name, or the node that options describe.
+    /// Opens a file that contains a part of an image (a data file, for example): the protocol layer of a name, or the
+    /// node that options describe.
     pub(super) async fn open_storage(
         &self,
         name: Option<&str>,
@@ -225,15 +227,16 @@ impl Graph {
         Box::pin(async move {
             let shown = target.filename.clone();
             let graph = self.clone();
-            // An image that is opened halfway must be closed. So the opening runs to its end even if the caller's future
-            // is dropped; then the new node is closed.
+            // An image that is opened halfway must be closed. So the opening runs to its end even if the caller's
+            // future is dropped. In this case the new node is closed.
             let opening = async move {
                 let node = Some(graph.open_chain(target).await?);
                 Ok(Opened { graph, node })
             };
             let outcome = run_to_completion(opening).await;
             let outcome = outcome.and_then(|opened| opened.keep().ok_or_else(no_medium));
-            // The name is context of the error, not part of its text: tools print it before the text themselves.
+            // The name is added as the path of the error, not to its text, because tools print the path before the
+            // text.
             outcome.map_err(|error| match shown {
                 Some(name) => error.on_path(&name),
                 None => error,
@@ -264,7 +267,8 @@ impl Graph {
         self.open_with(target, generic).await
     }
 
-    /// Replaces a name that its protocol reads as a path (`file:x`) by that path.
+    /// Replaces a file name with a scheme (`file:x`) by the path after the scheme, if the path alone selects the same
+    /// protocol.
     fn drop_scheme(&self, target: &mut Target) {
         let Some(name) = target.filename.as_deref() else { return };
         let Ok((driver, options)) = self.protocol_for(name) else { return };
@@ -325,7 +329,7 @@ impl Graph {
                     Error::invalid(format!("Cannot find device='{name}' nor node-name='{name}'"))
                 });
             }
-            // A single empty key is an empty part of the option's own key (`file.=x`).
+            // An object with only the empty key (`file.=x`) contains no reference to a node.
             Some(Value::Object(map)) if map.len() > 1 && map.contains_key("") => {
                 return Err(Error::invalid(PLAIN_AND_NESTED));
             }
@@ -446,7 +450,7 @@ impl Graph {
         Ok((layer, below))
     }
 
-    /// The backing file of an image, according to the option, or else to the image.
+    /// Determines the backing file of an image. The `backing` option takes precedence over the reference in the image.
     fn below(
         &self,
         driver: &'static dyn DriverFactory,
@@ -464,7 +468,7 @@ impl Graph {
         let mut options = match option {
             Some(Value::Null) => return Ok(Below::Nothing),
             Some(Value::String(name)) if name.is_empty() => return Ok(Below::Nothing),
-            // Nothing uses the option if backing files are not opened.
+            // If backing files are not opened, the option is refused as unknown.
             Some(Value::Object(map)) if context.flags.no_backing => {
                 let inner = Options::from_map(map)?.first_key().filter(|key| !key.is_empty());
                 let key = inner.map_or("backing".to_owned(), |inner| format!("backing.{inner}"));
@@ -526,7 +530,7 @@ impl Graph {
     }
 }
 
-/// Whether options describe the storage of an image.
+/// Whether options describe the `file` child of an image.
 fn describes_file(options: &Options) -> bool {
     match options.get("file") {
         Some(Value::String(_)) => true,
@@ -535,7 +539,7 @@ fn describes_file(options: &Options) -> bool {
     }
 }
 
-/// Refuses an image that is too long.
+/// Refuses an image that is longer than [`MAX_LENGTH`].
 fn check_opened_length(opened: &dyn Driver) -> Result<()> {
     if opened.size() > MAX_LENGTH {
         return Err(Error::from_errno(Errno::FBIG).prefix("Could not refresh total sector count"));
@@ -570,7 +574,7 @@ fn unsupported_option(driver: &dyn DriverFactory, key: &str) -> Error {
     Error::invalid(format!("Block {what} '{name}' {does_not} support the option '{key}'"))
 }
 
-/// Refuses leftover options.
+/// Refuses options that the driver has not removed, and copy-on-read on a read-only node.
 fn check_options(driver: &dyn DriverFactory, context: &OpenContext) -> Result<()> {
     if let Some(key) = context.options.first_key() {
         return Err(unsupported_option(driver, &key));

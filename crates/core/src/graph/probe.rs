@@ -1,4 +1,4 @@
-//! Probing: finding out an image's format from its first bytes.
+//! Probing: detects the format of an image from its first bytes.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ impl Graph {
     pub fn probe(&self, head: &[u8], filename: Option<&str>) -> Option<&'static dyn DriverFactory> {
         let formats = self.drivers().iter().filter(|driver| driver.kind() == DriverKind::Format);
         let scored = formats.map(|driver| (driver.probe(head, filename), *driver));
-        // Among equal scores, the first driver in the table wins.
+        // If scores are equal, the first driver in the table is chosen.
         scored
             .filter(|(score, _)| *score > 0)
             .fold(None, |best: Option<(u32, _)>, (score, driver)| match best {
@@ -40,8 +40,8 @@ impl Graph {
     }
 
     /// Makes a probed raw image refuse writes that would change its probed format. Otherwise a guest could choose the
-    /// format with which its image is opened the next time. A probed raw driver requires 512-byte requests, so that a
-    /// header cannot be assembled from smaller writes.
+    /// format with which its image is opened the next time. The driver of a probed raw image has a request alignment of
+    /// 512 bytes, so that a guest cannot assemble a header from smaller writes.
     pub(super) fn guard_probed_raw(&self, node: &Node) {
         let graph = self.clone();
         node.set_write_guard(Box::new(move |offset, data| match graph.probe(data, None) {

@@ -1,5 +1,5 @@
-//! Definitions of objects: `secret,id=s0,data=x`. The syntax is that of option lists with stricter keys. Keys consist
-//! of names of letters, digits, `-` and `_`, joined by dots, and every key has a value.
+//! Parses definitions of objects: `secret,id=s0,data=x`. The syntax equals that of option lists, but with stricter
+//! rules for keys. Keys consist of names of letters, digits, `-` and `_`, joined by dots, and every key has a value.
 
 use serde_json::Value;
 
@@ -56,7 +56,7 @@ fn invalid(key: &str) -> Error {
     Error::invalid(format!("Invalid parameter '{key}'"))
 }
 
-/// Refuses a key that does not consist of names.
+/// Refuses a malformed key. The first part must be a name; each later part must be a name or an index.
 fn check(key: &str) -> Result<()> {
     let is_name = |part: &str| {
         part.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')

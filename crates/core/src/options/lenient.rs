@@ -1,5 +1,5 @@
-//! Reading option values as QEMU does. Text is accepted as a boolean (`on`), a number (`4096`) or a size if the field
-//! has such a type. A number or a boolean is accepted as text if the field is text.
+//! Reads option values as leniently as QEMU does. Text is accepted as a boolean (`on`), a number (`4096`) or a size if
+//! the field has such a type. A number or a boolean is accepted as text if the field is text.
 
 use std::borrow::Cow;
 
@@ -15,7 +15,8 @@ use crate::{Error, Result};
 pub(super) fn from_map<T: DeserializeOwned>(map: &Map<String, Value>) -> Result<T> {
     let read = |map: Map<String, Value>| T::deserialize(Lenient(Value::Object(map)));
     read(map.clone()).map_err(|error: DeError| {
-        // Every field has a default. So the value at fault is the one that also fails alone.
+        // Every field has a default, so each option can be parsed alone. The invalid option is the option that fails
+        // alone.
         let alone =
             |(key, value): (&String, &Value)| Map::from_iter([(key.clone(), value.clone())]);
         let blamed = map.iter().find(|entry| read(alone(*entry)).is_err());
@@ -38,7 +39,7 @@ const NOT_A_SIZE: &str = "Parameter '\0' expects a non-negative number below 2^6
 fn as_text(value: &Value) -> Option<Cow<'_, str>> {
     match value {
         Value::String(text) => Some(text.into()),
-        // A number without a fraction is written without one, whatever its form in the JSON text.
+        // A number without a fraction is written as an integer: `4096.0` and `4.096e3` become "4096".
         Value::Number(number) => {
             let text = number.to_string();
             let whole = number.as_f64().filter(|value| number.is_f64() && value.abs() < 1e17);

@@ -1,4 +1,4 @@
-//! Option lists of the tools: `key=value,key=value`; a comma inside a value is doubled.
+//! Splits the option lists of the tools: `key=value,key=value`. A comma inside a value is written twice.
 
 /// One element of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]

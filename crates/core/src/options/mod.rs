@@ -1,9 +1,9 @@
-//! Options: nested key-value trees with which nodes are opened and images are created.
+//! [`Options`]: nested key-value trees with which nodes are opened and images are created.
 //!
 //! Options come as JSON (`json:{…}`, QMP), as dotted keys (`file.filename=x,read-only=on`) or from a file name. All
-//! three become one tree, [`Options`]. Values from dotted keys are strings, so values are read leniently, as QEMU does:
-//! `on`/`off` for booleans, digits for numbers. A driver's own options are one serde struct, filled by
-//! [`Options::extract`].
+//! three forms are converted to one tree, [`Options`]. Values from dotted keys are strings, so values are read
+//! leniently, as QEMU does: `on`/`off` for booleans, digits for numbers. A driver declares its own options as a serde
+//! struct, and [`Options::extract`] fills this struct.
 
 mod json;
 mod keyval;
@@ -24,7 +24,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Options(Map<String, Value>);
 
-/// Deepest nesting accepted. Options come from users and must not exhaust the stack.
+/// Largest accepted depth of nesting. Options come from users and must not exhaust the stack.
 const MAX_DEPTH: usize = 128;
 
 impl Options {
@@ -53,7 +53,7 @@ impl Options {
         Self::from_map_below(map, 0)
     }
 
-    /// As [`Self::from_map`], for an object at a depth of `depth` keys. Every part of a dotted key adds to the depth.
+    /// Like [`Self::from_map`], for an object at a depth of `depth` keys. Every part of a dotted key adds to the depth.
     fn from_map_below(map: Map<String, Value>, depth: usize) -> Result<Self> {
         let mut options = Self::new();
         for (key, value) in map {
@@ -101,9 +101,9 @@ impl Options {
         Ok(options)
     }
 
-    /// Sets a value by its dotted key, and creates the objects on the way. If a key has both a plain value and nested
-    /// values, the plain value is stored under the empty key among the nested ones. The code that takes the key out
-    /// decides whether it accepts this.
+    /// Sets a value by its dotted key, and creates the missing objects of the path. If a key has both a plain value and
+    /// nested values, the plain value is stored under the empty key among the nested ones. The code that takes the key
+    /// out decides whether this is an error.
     ///
     /// # Errors
     /// When the key is nested too deeply.
@@ -135,7 +135,7 @@ impl Options {
         self.0.insert(key.to_owned(), value.into());
     }
 
-    /// Sets a value unless the key has one already.
+    /// Sets a value unless the key already has a value.
     pub fn insert_default(&mut self, key: &str, value: impl Into<Value>) {
         if !self.0.contains_key(key) {
             self.insert(key, value);
@@ -243,11 +243,11 @@ impl Options {
         parse_number(&text).map(Some).map_err(|error| number_fault(error, key, &text))
     }
 
-    /// Removes a signed integer and returns it. Text may have a suffix unless the number is negative. Errors call the
-    /// option `shown`.
+    /// Removes a signed integer and returns it. Text may have a suffix unless the number is negative. Error messages
+    /// contain the name `shown`.
     ///
     /// # Errors
-    /// When the value is not a number, or does not fit into 64 bits with a sign.
+    /// When the value is not a number, or does not fit into a signed 64-bit integer.
     pub fn take_signed(&mut self, key: &str, shown: &str) -> Result<Option<i64>> {
         let too_large = || Error::invalid(format!("Parameter '{shown}' expects integer"));
         if let Some(text) = self.get_str(key).filter(|text| text.starts_with('-')) {

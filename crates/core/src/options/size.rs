@@ -1,4 +1,4 @@
-//! Sizes and numbers as QEMU's option parser reads them: `512`, `64k`, `1.5G`, `0x1000`.
+//! Parses sizes and numbers like QEMU's option parser: `512`, `64k`, `1.5G`, `0x1000`.
 
 /// The reason why a text is not a valid size or number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,9 +9,8 @@ pub enum SizeError {
     OutOfRange,
 }
 
-/// Parses a size in bytes with an optional suffix (`b`, `k`, `M`, `G`, `T`, `P`, `E`; powers of 1024) and an
-/// optional decimal fraction, or a hexadecimal number without suffix. A fraction other than zero needs a suffix
-/// above bytes.
+/// Parses a size in bytes with an optional suffix (`b`, `k`, `M`, `G`, `T`, `P`, `E`; powers of 1024) and an optional
+/// decimal fraction, or a hexadecimal number without suffix. A fraction other than zero needs a suffix from `k` on.
 ///
 /// # Errors
 /// [`SizeError`] with the reason.
@@ -49,8 +48,8 @@ pub fn parse_size(text: &str) -> Result<u64, SizeError> {
     bytes.checked_add(fraction_bytes(fraction, shift)?).ok_or(SizeError::OutOfRange)
 }
 
-/// Parses a plain number: decimal, `0x` hexadecimal or `0` octal. A minus sign subtracts from 2^64, as C's
-/// `strtoull` does.
+/// Parses a plain number: decimal, `0x` hexadecimal or `0` octal. A minus sign negates the number modulo 2^64, as in
+/// C's `strtoull`.
 ///
 /// # Errors
 /// [`SizeError`] with the reason.

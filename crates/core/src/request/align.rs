@@ -1,19 +1,19 @@
-//! Requests that do not fit the alignment that a node requires.
+//! Handles requests that do not have the alignment that a node requires.
 //!
-//! A misaligned read reads the surrounding blocks. A misaligned write is a read-modify-write: it reads the blocks at
-//! its edges, inserts the data, and writes the blocks. No other write may change those blocks in between. Three rules
-//! ensure this:
+//! A misaligned read reads the surrounding blocks. A misaligned write is a read-modify-write: it reads the incomplete
+//! blocks at the start and the end of the range, inserts the data, and writes all blocks of the range. No other write
+//! may change those blocks between the read and the write. Three rules ensure this:
 //!
 //! - A read-modify-write holds the node's `serialise` range lock on the blocks, and is counted as a serialising
 //!   request. So writes that start later go through [`write_counted`] and wait for the lock.
-//! - Writes that started before are counted in `aligned_writes`, and the read-modify-write waits for them to end.
-//!   Therefore a counted write never waits for the lock: it leaves the count first.
+//! - Writes that started earlier are counted in `aligned_writes`, and the read-modify-write waits for these writes to
+//!   end. Therefore a counted write never waits for the lock: a write leaves the count before it waits.
 //! - The node's size grows before the lock is released or a counted write leaves the count. So a later writer reads the
-//!   data that was written, not zeroes beyond an old end.
+//!   data that was written, not zeroes past the old end of the node.
 //!
-//! On the fast path only a leaf counts its writes. So a write takes the slow path at a node that has an alignment and
-//! is no leaf. Copy-on-read excludes other changes in the same way. Nodes with an alignment of one byte and without
-//! copy-on-read do not use this module and pay nothing for it.
+//! On the fast path only a leaf counts its writes. So a write takes the slow path at a node that is not a leaf and has
+//! an alignment of more than one byte. Copy-on-read excludes other changes in the same way. Nodes with an alignment of
+//! one byte and without copy-on-read do not use this module, so it costs them nothing.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::node::SlowPathFlags;
 use crate::{Errno, Error, Node, Result};
 
 impl Node {
-    /// Whether memory at `address` has the alignment that the node's host requires.
+    /// Whether memory at `address` has the alignment that the node's host file requires.
     pub(super) fn takes_memory_at(&self, address: usize) -> bool {
         let mask = u64::from(self.mem_alignment()).saturating_sub(1);
         as_u64(address) & mask == 0
@@ -55,7 +55,7 @@ fn around(node: &Node, offset: u64, len: usize) -> Result<(u64, usize)> {
     Ok((start, len))
 }
 
-/// Reads the surrounding blocks into a bounce buffer and copies the requested range.
+/// Reads the blocks around the request into a bounce buffer and copies the requested range.
 pub(super) async fn read(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
     let (start, len) = around(node, offset, buf.len())?;
     let bounce = slow::read_aligned(node, start, IoBufMut::new(len)).await?;
@@ -65,7 +65,7 @@ pub(super) async fn read(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Re
     Ok(buf)
 }
 
-/// Reads the blocks at the edges, inserts `data`, and writes the blocks.
+/// Reads the incomplete blocks at the start and the end of the range, inserts `data`, and writes all blocks.
 pub(super) async fn read_modify_write(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     let (start, len) = around(node, offset, data.len())?;
     let end = start.saturating_add(as_u64(len));
@@ -92,7 +92,7 @@ pub(super) async fn read_modify_write(node: &Arc<Node>, offset: u64, data: IoBuf
     slow::write_pieces(node, start, bounce.freeze()).await
 }
 
-/// Reads a block into `bounce` at offset `at`. `bounce` holds the contents of the node from `start` on.
+/// Reads a block into `bounce` at offset `at`. `bounce` is for the contents of the node from `start` on.
 async fn fill_block(
     node: &Arc<Node>,
     start: u64,
@@ -108,8 +108,8 @@ async fn fill_block(
     Ok(bounce)
 }
 
-/// Writes aligned data to a node with an alignment. The write is counted; while a read-modify-write is in progress, the
-/// write waits for the range lock instead.
+/// Writes aligned data to a node whose requests must be aligned. The write is counted. While a read-modify-write is in
+/// progress, the write takes the range lock instead.
 pub(super) async fn write_counted(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     let data = if node.takes_memory_at(data.as_ptr().addr()) {
         data
@@ -120,8 +120,8 @@ pub(super) async fn write_counted(node: &Arc<Node>, offset: u64, data: IoBuf) ->
     in_turn(node, offset, len, slow::write_pieces(node, offset, data)).await
 }
 
-/// Carries out a change of a range. The change is counted; while a read-modify-write or a copy-on-read is in progress,
-/// the change waits for the range lock instead.
+/// Carries out a change of a range. The change is counted. While a read-modify-write or a copy-on-read is in progress,
+/// the change takes the range lock instead.
 pub(super) async fn in_turn<T>(
     node: &Node,
     offset: u64,
@@ -143,8 +143,7 @@ pub(super) async fn in_turn<T>(
     outcome
 }
 
-/// Counts a request in the node's number of serialising requests. That number shares an atomic word with the slow-path
-/// flags.
+/// Counts a read-modify-write or copy-on-read as a serialising request of the node, until this value is dropped.
 pub(super) struct Serialising<'a>(&'a Node);
 
 impl<'a> Serialising<'a> {

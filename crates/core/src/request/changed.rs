@@ -1,8 +1,9 @@
-//! Recording that a range of a node may have changed.
+//! Records that a range of a node may have changed.
 //!
-//! A change is recorded when it has ended, in whatever way: it succeeded, it failed after a part was written, or its future was
-//! dropped because its I/O thread ended while the host carried out the operation. A write that is not recorded would be missing
-//! from the next incremental backup, or the next flush would not cover it.
+//! A change is recorded when it has ended, regardless of the outcome: the change has succeeded, or has failed after a
+//! part was written, or its future was dropped because its I/O thread ended while the host carried out the operation.
+//! Without the record, the change would be missing from the next incremental backup, or the next flush would not cover
+//! the change.
 
 use std::sync::Arc;
 
@@ -32,8 +33,9 @@ impl Changing {
         Self(UntilSettled::new(Record { node: Arc::clone(node), offset, len }))
     }
 
-    /// Records the change in the dirty bitmaps and for the next flush. No operation of the change is in flight. If this is not
-    /// called, the change is recorded when the operations in flight have ended.
+    /// Records the change in the dirty bitmaps and for the next flush. Call this when no operation of the change is in
+    /// flight. If the value is dropped instead, the change is recorded when the operations in flight on this thread
+    /// have ended.
     pub(super) fn end(self) {
         drop(self.0.release());
     }

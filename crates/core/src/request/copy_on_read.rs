@@ -4,8 +4,8 @@
 //! and returns their data. No other request may change the blocks between the status query and the write; otherwise old
 //! data would replace new data. Two rules ensure this:
 //!
-//! - The read holds the node's `serialise` range lock on the blocks and is counted as a serialising request, as a
-//!   read-modify-write is (see [`super::align`]).
+//! - The read holds the node's `serialise` range lock on the blocks and is counted as a serialising request, like a
+//!   read-modify-write (see [`super::align`]).
 //! - All changes of a node with copy-on-read go through [`align::in_turn`]: they are counted, and they wait for the
 //!   lock while such a read is in progress.
 //!
@@ -19,7 +19,7 @@ use super::{align, as_u64, min_len, slow, status};
 use crate::driver::Want;
 use crate::{ErrorKind, Node, Result, ZeroFlags};
 
-/// Most bytes fetched in one step; a multiple of every block size.
+/// Largest number of bytes read from the backing file in one step; a multiple of every block size.
 const AT_ONCE: u64 = 2 << 20;
 
 /// Reads an aligned range inside the node through the driver.

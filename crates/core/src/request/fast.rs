@@ -1,8 +1,8 @@
-//! The fast path: from a node to one operation on a host file.
+//! The fast path: maps a request from a node down to one operation on a host file, without I/O.
 //!
 //! Each hop borrows the child's edge from the slot without counting a reference. So threads that use the same chain
 //! write to no shared cache line. No borrow outlives the submission of the operation: the operation itself keeps its
-//! file and its memory alive, and the graph changes only after requests have ended.
+//! file and its buffer alive, and the graph changes only after requests have ended.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub(super) enum ReadStart {
         offset: u64,
         buf: IoBufMut,
     },
-    /// Only the first `first` bytes can be one request.
+    /// Only the first `first` bytes can be read with one operation.
     Split {
         first: usize,
         buf: IoBufMut,
@@ -35,7 +35,7 @@ pub(super) enum WriteStart {
         len: usize,
         data: IoBuf,
     },
-    /// The request is aligned, and the leaf requires alignment: the write must be counted.
+    /// The request is aligned, and the leaf requires alignment. So the write must be counted.
     Tracked {
         leaf: Arc<Node>,
         offset: u64,
@@ -60,7 +60,7 @@ enum End<'a> {
     Zero,
     /// The node needs the slow path.
     Slow { node: &'a Arc<Node>, offset: u64 },
-    /// Only the first `first` bytes (more than 0) can be one request.
+    /// Only the first `first` bytes (more than 0) can be transferred with one operation.
     Split { first: usize },
 }
 
@@ -116,7 +116,8 @@ fn walk<T>(
                 if first < len {
                     return then(End::Split { first });
                 }
-                // On the fast path only a leaf counts the write, but this node must count it too; see [`super::align`].
+                // On the fast path only a leaf counts the write, but this node must count the write too; see
+                // [`super::align`].
                 if op == MapOp::Write && node.request_alignment() > 1 {
                     return then(End::Slow { node, offset: at });
                 }
@@ -136,7 +137,7 @@ fn walk<T>(
 }
 
 impl Node {
-    /// Whether a request must take the slow path at this node before its driver is asked.
+    /// Whether a request must take the slow path at this node, regardless of the driver's `map`.
     fn must_go_slow(&self, op: MapOp, offset: u64, len: usize) -> bool {
         let gated = match op {
             MapOp::Read => self.has_gate(SlowPathFlags::COPY_ON_READ),
@@ -175,7 +176,8 @@ pub(super) fn start_write(root: &Arc<Node>, offset: u64, data: IoBuf) -> WriteSt
     walk(root, MapOp::Write, offset, len, |end| match end {
         End::Split { first } => WriteStart::Split { first, data },
         End::Slow { node, offset } => WriteStart::Slow { node: Arc::clone(node), offset, data },
-        // No driver answers a write with `Zero`. If one does, its own write function gets the request.
+        // No driver answers a write with `Zero`. If a driver does so nevertheless, the write takes the slow path at the
+        // root.
         End::Zero => WriteStart::Slow { node: Arc::clone(root), offset, data },
         End::Host { leaf, offset } => match leaf.driver().host_file() {
             Some(file) if leaf.takes_memory_at(address) => {
@@ -190,7 +192,7 @@ pub(super) fn start_write(root: &Arc<Node>, offset: u64, data: IoBuf) -> WriteSt
     })
 }
 
-/// Number of bytes from `offset` on (1 to `len`) that can be one request.
+/// Number of bytes from `offset` on (1 to `len`) that can be transferred with one operation.
 pub(super) fn extent_len(root: &Arc<Node>, op: MapOp, offset: u64, len: usize) -> usize {
     walk(root, op, offset, len, |end| match end {
         End::Split { first } => first.clamp(1, len),

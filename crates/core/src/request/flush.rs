@@ -1,14 +1,15 @@
-//! Flush: making all completed writes of a node durable. Without writes since the last flush, a flush does nothing.
+//! Flush: makes the host write the data of all completed writes of a node to stable storage. Without writes since the
+//! last flush, a flush does nothing.
 
 use std::sync::Arc;
 
 use crate::driver::BoxFuture;
 use crate::{ChildIdx, Node, Result};
 
-/// Makes every write completed through `node` durable.
+/// Flushes every write that has completed through `node` to stable storage.
 ///
-/// Flushes of one node run one after the other. A flush that finds no write since the last flush does nothing; that
-/// last flush has ended by then.
+/// Flushes of one node run one after the other. So if a flush finds no write since the last flush, the last flush has
+/// ended, and there is nothing to do.
 pub(crate) async fn flush(node: &Arc<Node>) -> Result<()> {
     let _control = node.flushing.lock().await;
     if !node.unflushed.take() {

@@ -1,15 +1,15 @@
-//! The request path: the parts of a request that are the same for all drivers.
+//! The request path: the part of a request's processing that is the same for all drivers.
 //!
-//! A request enters at a node. [`fast`] follows the drivers' synchronous `map` answers from there down to a host file.
-//! It submits one operation, without a lock, an allocation or a boxed future, whatever the depth of the chain. A node
-//! needs [`slow`] if its driver cannot map the range, if the data must be inspected, or if a rule must be enforced
-//! (alignment, growth, zero detection, read-modify-write). A request over several extents is split, and the pieces run
-//! concurrently.
+//! A request enters the graph at a node. [`fast`] calls the synchronous `map` of each driver from this node down to a
+//! host file. Then it submits one operation. The fast path needs no lock, no allocation and no boxed future, for every
+//! depth of the chain. The request takes the slow path ([`slow`]) at a node if the driver cannot map the range, if the
+//! data must be inspected, or if a rule must be enforced (alignment, growth, zero detection, read-modify-write). A
+//! request that covers several extents is split, and the pieces run concurrently.
 //!
-//! Durability: a node is marked in `unflushed` after a write through it has completed. A fast write also marks every
-//! node that it passes when it starts; this is only a hint. [`flush`] of a node marks its children before it flushes.
-//! So a flush covers every write that has completed through the same node, and a flush without completed writes makes
-//! no system call.
+//! Flushes: a node is marked as unflushed (field `unflushed`) after a write through this node has completed. When a
+//! write starts on the fast path, it also marks every node on its path; this mark is only a hint. [`flush`] of a node
+//! marks the children before it flushes them. So a flush covers every write that has completed through the same node. A
+//! flush without completed writes makes no system call.
 
 mod align;
 mod changed;
@@ -39,15 +39,15 @@ pub(crate) use zero::{discard, write_zeroes};
 use changed::Changing;
 use fast::{ReadStart, WriteStart};
 
-/// Reads `buf.len()` bytes at `offset`; past the end it reads zeroes.
+/// Reads `buf.len()` bytes at `offset`. Bytes past the end of the node read as zeroes.
 pub(crate) async fn read_padded(node: &Arc<Node>, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
     read_within(node, offset, buf, 0).await
 }
 
-/// Most times that a piece of a request is split again into concurrent pieces; see [`read_on`].
+/// Largest number of times that a piece of a request is split again into concurrent pieces; see [`read_on`].
 const MAX_SPLITS: u32 = 8;
 
-/// As [`read_padded`], for a piece of a request that has been split `splits` times.
+/// Like [`read_padded`], for a piece of a request that has been split `splits` times.
 async fn read_within(
     node: &Arc<Node>,
     offset: u64,
@@ -70,9 +70,9 @@ async fn read_within(
     }
 }
 
-/// Continues a read where the walk stopped for metadata. The driver loads the metadata, and the walk continues from
-/// there, so that a long backing chain does not become a chain of nested calls. After [`MAX_SPLITS`] splits, the pieces
-/// of a range are read one after the other.
+/// Continues a read at a node where [`fast`] stopped because metadata was not loaded. The driver loads the metadata,
+/// and the fast path continues at the same node, so that a long backing chain does not cause nested calls. After
+/// [`MAX_SPLITS`] splits, the pieces of a range are read one after the other.
 async fn read_on(node: Arc<Node>, offset: u64, buf: IoBufMut, splits: u32) -> Result<IoBufMut> {
     let mut whole: Option<IoBufMut> = None;
     let mut left = vec![(node, offset, buf)];
@@ -172,7 +172,7 @@ pub(crate) fn start_in_place(
 }
 
 impl InPlace {
-    /// Waits for the operation. If the host wrote less than everything, or failed, the caller must
+    /// Waits for the operation. If the host wrote only a part of the data, or failed, the caller must
     /// [finish](finish_in_place) the write.
     pub(crate) async fn done(self, node: &Node) -> std::result::Result<(), Unfinished> {
         let outcome = self.operation.await;
@@ -184,13 +184,13 @@ impl InPlace {
     }
 }
 
-/// The result of an operation that did not write everything.
+/// The result of an operation that failed or wrote only a part of the data.
 pub(crate) struct Unfinished {
     outcome: std::io::Result<usize>,
     data: IoBuf,
 }
 
-/// Completes a write in place that the host cut short or failed.
+/// Completes a write in place after its operation was cut short or failed with a transient error. Returns other errors.
 pub(crate) async fn finish_in_place(node: &Arc<Node>, offset: u64, rest: Unfinished) -> Result<()> {
     let outcome = slow::finish_write(node, offset, rest.data, rest.outcome).await;
     node.mark_unflushed();
@@ -281,10 +281,10 @@ async fn write_plain(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     outcome
 }
 
-/// Writes to a leaf whose requests must be aligned. The write is counted, so that a read-modify-write can wait for it;
-/// if a read-modify-write is in progress, this write takes the slow path. If the host cuts the write short, the rest is
-/// a write of its own and begins after this one has left the count: it may have to wait for a range whose holder waits
-/// for this count.
+/// Writes to a leaf whose requests must be aligned. The write is counted, so that a read-modify-write can wait for the
+/// write to end. If a read-modify-write is in progress, this write takes the slow path. If the host cuts the write
+/// short, this write leaves the count before the rest of the data is written, because the rest may have to wait for a
+/// range lock whose holder waits for the count.
 async fn tracked(leaf: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     let guard = leaf.aligned_writes.enter();
     oxblk_ring::perturb::point();
@@ -331,7 +331,7 @@ pub(crate) async fn resize(
         return Err(Error::unsupported("Image format driver does not support resize"));
     };
     let resized = driver.resize(size, preallocation).await;
-    // Also after a failure: the driver may have changed the size before it failed.
+    // Update the size after a failure too: the driver may have changed the size before it failed.
     node.set_size(node.driver().size());
     node.mark_unflushed();
     resized.map_err(|error| error.on_node(node.name()))
@@ -356,7 +356,7 @@ pub(crate) async fn copy_range(
     };
     let copied = copy.copy_to(from.offset, to.node.driver(), to.offset, len);
     let outcome = align::in_turn(&to.node, to.offset, len, copied).await;
-    // Also after a failure: the host may have copied a part.
+    // Mark the nodes after a failure too: the host may have copied a part of the data.
     to.node.mark_unflushed();
     target.mark_unflushed();
     outcome.map_err(|error| error.on_node(to.node.name()).at(to.offset))

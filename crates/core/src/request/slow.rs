@@ -1,8 +1,9 @@
-//! The slow path of one node: bounds, alignment, zero detection, splitting by limits, then the driver.
+//! The slow path at one node: checks bounds, aligns, detects zeroes, splits by the driver's limits, and calls the
+//! driver.
 //!
-//! A request takes this path when the fast path cannot serve it. The driver receives only requests that are aligned and
-//! within its limits. After a write, even after one that failed, the range is marked in the dirty bitmaps and the node is
-//! marked as unflushed.
+//! A request takes the slow path when the fast path cannot serve the request. The driver receives only requests that
+//! are aligned and within its limits. After a write, even after a failed write, the range is marked in the dirty
+//! bitmaps and the node is marked as unflushed.
 
 use std::io;
 use std::sync::Arc;
@@ -15,7 +16,8 @@ use super::{align, as_u64, copy_on_read, min_len, run_all, zero};
 use crate::node::{DetectZeroes, SlowPathFlags};
 use crate::{Errno, Error, ErrorKind, Node, Result, WriteFlags, ZeroFlags};
 
-/// Longest transfer passed to a driver in one call: the limit of one Linux system call, rounded down.
+/// Longest transfer passed to a driver in one call: the limit of one Linux system call (almost 2 GiB), rounded down to
+/// a power of two.
 const MAX_TRANSFER: u64 = 1 << 30;
 
 /// Refuses a write that the node does not accept.
@@ -40,7 +42,7 @@ pub(super) fn out_of_range(node: &Node, offset: u64) -> Error {
         .at(offset)
 }
 
-/// Reads through the driver. Past the end of the node, the result is zeroes.
+/// Reads through the driver. Bytes past the end of the node read as zeroes.
 pub(super) async fn read(node: Arc<Node>, offset: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
     let room = min_len(node.size().saturating_sub(offset), buf.len());
     if room == 0 {
@@ -101,7 +103,7 @@ fn max_piece(node: &Node) -> usize {
     min_len(aligned.max(1), usize::MAX)
 }
 
-/// Completes a read that the host cut short or failed.
+/// Completes a read after its operation was cut short or failed with a transient error. Returns other errors.
 pub(super) async fn finish_read(
     node: &Arc<Node>,
     offset: u64,
@@ -114,7 +116,7 @@ pub(super) async fn finish_read(
         Err(error) => return Err(Error::from(error).on_node(node.name()).at(offset)),
     };
     let rest = buf.split_off(done);
-    // The driver's own read function loops until the end of its file.
+    // The driver's own read function reads until the buffer is full or the file ends.
     let rest = fallback_read(node, offset.saturating_add(as_u64(done)), rest).await?;
     buf.unsplit(rest).map_err(|_| replaced())?;
     Ok(buf)
@@ -128,7 +130,7 @@ fn is_transient(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
 }
 
-/// Completes a write that the host cut short or failed.
+/// Completes a write after its operation was cut short or failed with a transient error. Returns other errors.
 pub(super) async fn finish_write(
     node: &Arc<Node>,
     offset: u64,
@@ -157,7 +159,7 @@ pub(super) async fn write(node: Arc<Node>, offset: u64, data: IoBuf) -> Result<(
     }
     let changing = Changing::begin(&node, offset, len);
     let outcome = write_data(&node, offset, data).await;
-    // Also after a failure: a part may have been written.
+    // Record the change after a failure too: a part of the data may have been written.
     changing.end();
     outcome
 }
@@ -176,8 +178,9 @@ pub(super) async fn write_data(node: &Arc<Node>, offset: u64, data: IoBuf) -> Re
     }
 }
 
-/// Writes aligned data, split by the driver's maximum transfer. The node's size has grown when this returns, while the
-/// caller still holds its lock or count. So the next writer of the block does not treat the block as unwritten.
+/// Writes aligned data, split by the driver's maximum transfer. This function updates the node's size before it
+/// returns, while the caller still has its range lock or is counted. So the next writer of the block does not treat the
+/// block as unwritten.
 pub(super) async fn write_pieces(node: &Node, offset: u64, data: IoBuf) -> Result<()> {
     if node.has_gate(SlowPathFlags::WRITE_GUARD) {
         node.guard_write(offset, &data)?;

@@ -1,11 +1,12 @@
-//! Block status of one node, and of a backing chain.
+//! Queries the block status of one node, and of a backing chain.
 
 use std::sync::Arc;
 
 use crate::driver::{BoxFuture, Want};
 use crate::{ChildIdx, Node, Result, Status, StatusFlags};
 
-/// The status of the start of `offset..offset + len` in this node. Of the backing file, only the size is used.
+/// The status of the start of `offset..offset + len` in this node. The backing file is not queried; only its size is
+/// used.
 pub(crate) async fn block_status(
     node: &Arc<Node>,
     offset: u64,
@@ -34,7 +35,8 @@ async fn own_status(node: &Arc<Node>, offset: u64, len: u64, want: Want) -> Resu
     Ok(status)
 }
 
-/// Adds what follows from the sizes of the node and of its backing file.
+/// Completes a status with the sizes of the node and of its backing file: sets the flags for zeroes and for the end,
+/// and limits the length.
 fn completed(node: &Node, offset: u64, mut status: Status) -> Status {
     if status.len == 0 {
         return status;
@@ -48,8 +50,9 @@ fn completed(node: &Node, offset: u64, mut status: Status) -> Status {
     status
 }
 
-/// The status of one layer of a chain, and the node that its offset refers to. If the node only passes the data of its child
-/// on, this is the status of the child's own chain: a raw node over a qcow2 image stores no data itself.
+/// The status of one layer of a chain, and the node that its offset refers to. If the node only forwards the data of
+/// its child, the status is that of the child's own chain. For example, a raw node over a qcow2 image stores no data
+/// itself.
 async fn layer_status(
     node: &Arc<Node>,
     offset: u64,
@@ -72,7 +75,7 @@ async fn layer_status(
     Ok((completed(node, offset, status), Arc::clone(node)))
 }
 
-/// Queries the child for data that lies unchanged in it: the child may know that the range is a hole.
+/// If a child contains the data unchanged, queries the child, because the child may know that the range is a hole.
 async fn ask_child(node: &Arc<Node>, status: &mut Status) -> Result<()> {
     let asks = StatusFlags::RECURSE | StatusFlags::OFFSET_VALID;
     let (true, Some(child), Some(host)) = (status.flags.contains(asks), status.child, status.host)
@@ -101,7 +104,8 @@ async fn ask_child(node: &Arc<Node>, status: &mut Status) -> Result<()> {
     Ok(())
 }
 
-/// Sets the zero flag for a range that neither this node nor a backing file has allocated.
+/// Completes the status of a range that this node has not allocated: the range reads as zeroes without a backing file
+/// and past the end of the backing file.
 fn zero_without_backing(node: &Node, offset: u64, status: &mut Status) {
     match node.child(ChildIdx::BACKING) {
         None => status.flags |= StatusFlags::ZERO,
@@ -116,14 +120,15 @@ fn zero_without_backing(node: &Node, offset: u64, status: &mut Status) {
     }
 }
 
-/// The status of a range in a chain: the layer that determines its contents, and the status in that layer.
+/// The status of a range in a chain: the layer that determines the contents of the range, and the status in this layer.
 #[derive(Debug, Clone)]
 pub struct ChainStatus {
     /// The status that this layer reports; `ALLOCATED` is set if any layer has allocated the range.
     pub status: Status,
     /// Number of layers above this layer; 0 for the top.
     pub depth: u32,
-    /// The layer. If it only passes the data of its child on, the node below it that the status comes from.
+    /// The node that reports the status: the layer itself, or, if the layer only forwards the data of its child, a node
+    /// below the layer.
     pub node: Arc<Node>,
 }
 

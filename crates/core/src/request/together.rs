@@ -1,4 +1,4 @@
-//! Running the pieces of a request concurrently.
+//! Runs the pieces of a request concurrently.
 
 use std::future::Future;
 
@@ -7,9 +7,9 @@ use futures_util::future::join_all;
 /// Runs all `futures` to their end and returns the first failure. The futures are pieces of a write, or of another
 /// operation that changes a disk.
 ///
-/// After a failure the other futures still run to their end. Dropping a write does not stop the host from carrying it
-/// out. So a cancelled piece could reach the disk after a later write to the same range, which the caller makes once it
-/// knows of the failure.
+/// After a failure the other futures still run to their end. If the future of a write were dropped, the host would
+/// still carry out the write. So a cancelled piece could overwrite newer data that the caller writes to the same range
+/// after the failure.
 ///
 /// # Errors
 /// The first failure, in the order of `futures`.

@@ -1,4 +1,4 @@
-//! Zero writes and discards: the driver's own functions, and the fallback for drivers without them.
+//! Zero writes and discards: calls of the driver's functions, and the fallback for drivers without these functions.
 
 use std::sync::Arc;
 
@@ -8,11 +8,11 @@ use super::changed::Changing;
 use super::{align, flush, min_len, run_all, slow};
 use crate::{Errno, Error, ErrorKind, Node, Result, ZeroFlags};
 
-/// Most zeroes written as data in one request.
+/// Largest number of zero bytes written as data in one request.
 const MAX_ZERO_DATA: u64 = 1 << 20;
-/// Longest range passed to a driver in one call; a multiple of any alignment.
+/// Longest range passed to a driver in one call; a multiple of every alignment.
 const MAX_RANGE: u64 = 1 << 40;
-/// Most discards in flight concurrently.
+/// Largest number of discards in flight.
 const DISCARDS_AT_ONCE: usize = 16;
 
 /// Makes a range read as zeroes.
@@ -120,7 +120,7 @@ pub(crate) async fn discard(node: &Arc<Node>, offset: u64, len: u64) -> Result<(
         0 => MAX_RANGE,
         most => most.min(MAX_RANGE),
     };
-    // The driver accepts only whole blocks.
+    // The driver receives only whole blocks, and an incomplete last block of the node.
     let block = u64::from(limits.request_alignment.max(1));
     let end = offset.saturating_add(len);
     let mut at = offset.next_multiple_of(block);
@@ -137,14 +137,14 @@ pub(crate) async fn discard(node: &Arc<Node>, offset: u64, len: u64) -> Result<(
         }
         let changing = Changing::begin(node, offset, at - offset);
         let outcome = run_all(batch).await;
-        // Also after a failure: other discards of the batch may have succeeded.
+        // Record the change after a failure too: other discards of the batch may have succeeded.
         changing.end();
         outcome.map_err(|error| error.on_node(node.name()).at(offset))?;
     }
     Ok(())
 }
 
-/// An unsupported discard is not an error: the contents stay, which the contract of discard allows.
+/// An unsupported discard is not an error: the contents stay, and a discard allows this.
 fn unless_unsupported(outcome: Result<()>) -> Result<()> {
     match outcome {
         Err(error) if error.kind() == ErrorKind::Unsupported => Ok(()),

@@ -11,7 +11,7 @@ use oxblk_core::{
 };
 use oxblk_ring::{IoBuf, IoBufMut};
 
-/// The behaviour and the log of a memory protocol.
+/// The data, the settings and the log of a memory protocol.
 #[derive(Debug, Default)]
 pub struct Memory {
     pub bytes: Mutex<Vec<u8>>,
@@ -21,14 +21,14 @@ pub struct Memory {
     pub yields: u32,
     /// The driver implements zero writes itself.
     pub zeroes: bool,
-    /// Writes and discards continue on their own once started, as a host's do, and complete after this number of
-    /// yields.
+    /// Number of yields until a discard that was started takes effect, even if its future is dropped (as on a host). A
+    /// number other than 0 applies to writes too.
     pub landing: AtomicU32,
     /// Writes and discards that start at this offset fail immediately.
     pub bad: Option<u64>,
     /// A resize fails after it has changed the size.
     pub resize_fails: AtomicBool,
-    /// The permissions that the driver got last.
+    /// The permissions that the driver received last.
     pub permissions: Mutex<Option<Permissions>>,
 }
 
@@ -311,7 +311,7 @@ pub fn node(graph: &Graph, name: &str, memory: &Arc<Memory>) -> Arc<Node> {
     node_with(graph, name, memory, OpenFlags { unmap: true, ..OpenFlags::default() })
 }
 
-/// As [`node`], opened with `flags`.
+/// Like [`node`], opened with `flags`.
 pub fn node_with(graph: &Graph, name: &str, memory: &Arc<Memory>, flags: OpenFlags) -> Arc<Node> {
     let driver = Box::new(MemoryDriver(Arc::clone(memory)));
     graph.add_node(Some(name), &MemoryFactory, driver, flags).unwrap()

@@ -1,5 +1,6 @@
-//! Requests whose futures are dropped while the host carries them out. They count as in flight until the host has
-//! completed them, even if their thread ends first. Each is counted down in the shard where it was counted up.
+//! Tests of requests whose futures are dropped while the host carries out the requests. Such a request is counted as in
+//! flight until the host has completed it, even if its thread ends earlier. The count is lowered in the same shard in
+//! which it was raised.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -1,4 +1,4 @@
-//! Dirty bitmaps that are added and removed while the node is in use.
+//! Tests of dirty bitmaps that are added, removed and changed while the node is in use.
 
 use oxblk_core::{Backend, ErrorKind, Limits, WriteFlags};
 use oxblk_ring::{block_on, perturb};

@@ -1,4 +1,4 @@
-//! Requests and users that are held back while a node is drained or closes.
+//! Tests of draining and closing: requests wait while a node is drained, and new users are refused while a node closes.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ fn a_new_backend_waits_for_the_end_of_a_drain() {
             write.await.unwrap();
         }
         assert_eq!(memory.take_log(), ["write 0+512"]);
-        // The drain has left no effect.
+        // The drain has no effect any more: another drain and a flush succeed.
         drop(graph.drain(&backend.node().unwrap()).await);
         backend.flush().await.unwrap();
     });
@@ -74,7 +74,7 @@ fn a_copy_that_waits_for_one_backend_does_not_block_a_drain_of_the_other() {
         // Both backends of the node are drained now.
         drop(source.quiesce().await);
         drop(held);
-        // The memory driver has no copy offload. It is enough that the request reached it.
+        // The memory driver has no copy offload. It is enough that the request was carried out.
         assert_eq!(copy.await.unwrap_err().kind(), ErrorKind::Unsupported);
     });
 }

@@ -1,4 +1,4 @@
-//! Changes that fail halfway: what they have done is flushed, and the node shows it.
+//! Tests of changes that fail halfway: the completed part is visible in the node, and the next flush covers it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};

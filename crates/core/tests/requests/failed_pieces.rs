@@ -1,5 +1,6 @@
-//! Requests in several pieces, one of which fails. The host still carries out the others. They must complete before the
-//! failure is reported; otherwise they could overwrite data that is written next.
+//! Tests of requests in several pieces when one piece fails. The host still carries out the other pieces. The other
+//! pieces must complete before the failure is reported; otherwise they could overwrite data that is written after the
+//! failure.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
@@ -12,10 +13,12 @@ use crate::{all, pattern};
 
 const PIECE: usize = 4096;
 const SIZE: usize = 4 * PIECE;
-/// Offset of the last piece. The test makes this piece fail, because pieces are started in order.
+/// Offset of the last piece. The tests make this piece fail. Pieces are started in order, so all other pieces have been
+/// started when it fails.
 const LAST: usize = SIZE - PIECE;
 
-/// Memory in pieces of [`PIECE`] bytes. The piece at `bad` fails, and the others take a long time.
+/// A memory protocol that accepts requests of up to [`PIECE`] bytes. The piece at `bad` fails, and the other pieces
+/// take a long time.
 fn failing_at(bad: u64) -> Arc<Memory> {
     let piece = PIECE as u64;
     let limits = Limits { max_transfer: piece, max_discard: piece, ..Limits::default() };
@@ -28,7 +31,7 @@ fn failing_at(bad: u64) -> Arc<Memory> {
     })
 }
 
-/// Writes newer data over the pieces that did not fail, and checks that it stays.
+/// Writes newer data over the pieces that did not fail, and checks that the newer data stays.
 async fn newer_data_stays(backend: &Backend, memory: &Memory) {
     memory.landing.store(0, SeqCst);
     let newer = pattern(LAST, 7);

@@ -1,4 +1,4 @@
-//! Users of a node that come and go on several threads, and the permissions that the driver gets.
+//! Tests of users that are attached and detached on several threads, and of the permissions that the driver receives.
 
 use std::sync::{Arc, Barrier};
 
@@ -12,7 +12,8 @@ fn taken(memory: &Memory) -> Perm {
     memory.permissions.lock().unwrap().map_or(Perm::empty(), |permissions| permissions.taken)
 }
 
-/// Two threads attach a user each, then detach it. The driver has the permissions of both users meanwhile.
+/// Each of two threads attaches a user and then detaches it. While both users are attached, the driver has the
+/// permissions of both.
 fn attach_and_detach(rounds: u32) {
     let graph = graph();
     let memory = Memory::new(4096, Limits::default());
@@ -39,7 +40,7 @@ fn attach_and_detach(rounds: u32) {
 }
 
 #[test]
-fn the_driver_has_the_permissions_of_all_users_whatever_the_order_of_their_threads() {
+fn the_driver_has_the_permissions_of_all_users_in_every_order_of_their_threads() {
     attach_and_detach(200);
     for seed in 1..=8 {
         perturb::start(seed);
@@ -66,7 +67,7 @@ fn a_dropped_backend_releases_its_permissions() {
 }
 
 #[test]
-fn of_two_concurrent_opens_with_one_node_name_one_succeeds() {
+fn one_of_two_concurrent_opens_with_the_same_node_name_succeeds() {
     block_on(async {
         let graph = graph();
         let open =

@@ -17,7 +17,7 @@ where
     }
 }
 
-/// The rule that generates the IVs of `N` bytes.
+/// The rule that generates the IVs, of `N` bytes each.
 pub(super) enum Generator<N: ArraySize> {
     /// The low 32 bits of the sector number, little-endian.
     Plain,

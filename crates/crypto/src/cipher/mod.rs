@@ -1,11 +1,11 @@
 //! Ciphers that work on sectors.
 //!
 //! A [`SectorCipher`] is a block cipher in a mode, with the rule that derives the initialisation vector (IV) of each
-//! 512-byte sector from its number. If the mode allows it, several sectors are processed at once, so that the block
-//! cipher always has enough blocks to fill its pipeline. For this reason the modes are implemented here (`modes`) on
-//! top of RustCrypto's block ciphers; RustCrypto's mode crates process one sector at a time.
+//! 512-byte sector from the sector number. If the mode allows it, several sectors are processed together, so that the
+//! block cipher has enough blocks to fill the pipeline of the processor. For this reason the modes are implemented in
+//! `modes`, with the block ciphers of RustCrypto. The mode crates of RustCrypto process one sector at a time.
 //!
-//! AES uses the processor's AES instructions if they exist, which is detected at run time.
+//! AES uses the AES instructions of the processor if they exist. This is detected at run time.
 
 mod iv;
 mod modes;
@@ -23,7 +23,7 @@ use crate::{Error, Result, SECTOR};
 use iv::{Generator, Ivs};
 use modes::{Cbc, Ctr, Ecb, Xts};
 
-/// A cipher with its key: transforms whole sectors in place. All threads may share it.
+/// A cipher with its key, which transforms sectors in place. Threads may share it.
 pub struct SectorCipher(Box<dyn modes::Sectors>);
 
 /// Whether data is encrypted or decrypted.
@@ -64,7 +64,8 @@ impl SectorCipher {
         Ok(Self(sectors))
     }
 
-    /// Transforms `data`, which begins with sector number `sector`. Bytes after the last whole sector are unchanged.
+    /// Transforms `data`, which begins with sector number `sector`. The length of `data` must be a multiple of
+    /// [`SECTOR`].
     pub fn apply(&self, direction: Direction, sector: u64, data: &mut [u8]) {
         debug_assert!(data.len().is_multiple_of(SECTOR));
         match direction {
@@ -80,7 +81,7 @@ impl std::fmt::Debug for SectorCipher {
     }
 }
 
-/// The operations required of a block cipher.
+/// The operations that a block cipher must have.
 trait Keyed: KeyInit + BlockCipherEncrypt + BlockCipherDecrypt + Send + Sync + Sized + 'static {
     fn keyed(key: &[u8]) -> Result<Self> {
         Self::new_from_slice(key)
@@ -126,8 +127,8 @@ fn cast5(suite: Suite, key: &[u8]) -> Result<Box<dyn modes::Sectors>> {
     narrow::<Cast5>(suite.mode, key, ivs)
 }
 
-/// The IVs of a cipher with 16-byte blocks. ESSIV encrypts the sector number with a cipher of the same family, whose
-/// key is the hash of the volume's key.
+/// The IVs of a cipher with 16-byte blocks. ESSIV encrypts the sector number with a cipher of the same family. The
+/// key of this cipher is the hash of the key of the volume.
 fn generator(suite: Suite, key: &[u8]) -> Result<Generator<cipher::typenum::U16>> {
     let hash = match suite.iv {
         IvGenerator::Plain => return Ok(Generator::Plain),

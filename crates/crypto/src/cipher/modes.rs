@@ -1,4 +1,4 @@
-//! Modes of operation over whole sectors, several at a time.
+//! Modes of operation that process several sectors together.
 
 use cipher::array::Array;
 use cipher::typenum::U16;
@@ -52,7 +52,7 @@ fn by_groups<C: Keyed>(
     }
 }
 
-/// Electronic codebook: each block independently.
+/// Electronic codebook: each block is transformed independently.
 pub(super) struct Ecb<C>(pub(super) C);
 
 impl<C: Keyed> Sectors for Ecb<C> {
@@ -112,7 +112,7 @@ impl<C: Keyed> Sectors for Cbc<C> {
     }
 }
 
-/// Counter mode: the IV is the sector's first counter, big-endian.
+/// Counter mode: the IV is the first counter of the sector, big-endian.
 pub(super) struct Ctr<C: BlockSizeUser> {
     pub(super) cipher: C,
     pub(super) ivs: Generator<C::BlockSize>,
@@ -174,7 +174,7 @@ impl<C: Keyed + Wide> Xts<C> {
     }
 }
 
-/// The tweaks of a sector's blocks. Each is the previous one multiplied by two in GF(2^128).
+/// The tweaks of the blocks of a sector. Each tweak is the previous tweak multiplied by two in GF(2^128).
 fn tweak_mask(first: &[u8]) -> [u8; SECTOR] {
     let mut mask = [0; SECTOR];
     let mut tweak = first.first_chunk().map_or(0, |bytes| u128::from_le_bytes(*bytes));

@@ -28,7 +28,7 @@ pub enum BlockCipher {
     Twofish256,
 }
 
-/// Ciphers that QEMU knows by name but that its usual builds do not support in LUKS.
+/// Names of ciphers that QEMU accepts, although its usual builds do not support these ciphers in LUKS.
 const KNOWN_ONLY: [&str; 3] = ["des", "3des", "sm4"];
 
 impl BlockCipher {
@@ -115,11 +115,11 @@ impl BlockCipher {
 /// A mode of operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Electronic codebook: each block independently.
+    /// Electronic codebook: each block is transformed independently.
     Ecb,
     /// Cipher block chaining.
     Cbc,
-    /// XEX with tweaks (IEEE 1619); its key is twice as long as the cipher's key.
+    /// XEX with tweaks (IEEE 1619). The key is twice as long as the key of the block cipher.
     Xts,
     /// Counter.
     Ctr,
@@ -145,14 +145,14 @@ impl Mode {
     }
 }
 
-/// The rule that derives the initialisation vector of a sector from its number.
+/// The rule that derives the initialisation vector of a sector from the sector number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IvGenerator {
     /// The low 32 bits of the number.
     Plain,
     /// The number.
     Plain64,
-    /// The number, encrypted with a key that is the hash of the volume's key.
+    /// The number, encrypted. The encryption key is the hash of the key of the volume.
     Essiv(Hash),
 }
 
@@ -188,7 +188,7 @@ impl Suite {
     /// Checks that the parts of the suite can be combined.
     ///
     /// # Errors
-    /// If they cannot be combined; with the messages of QEMU's tools.
+    /// If the parts cannot be combined, with the messages of QEMU's tools.
     pub fn check(&self) -> Result<()> {
         if self.mode == Mode::Xts && self.cipher == BlockCipher::Cast5 {
             return Err(Error::unsupported("Unsupported cipher mode xts"));

@@ -1,4 +1,4 @@
-//! Published test vectors, and properties of every suite.
+//! Tests of the sector ciphers: published test vectors, and properties of every suite.
 
 use super::*;
 use crate::hash::Hash;

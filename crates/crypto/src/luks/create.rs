@@ -1,4 +1,4 @@
-//! Creating headers.
+//! Creates LUKS headers.
 
 use super::header::{Header, SLOTS, Slot, material_len};
 use crate::cipher::Suite;
@@ -16,7 +16,7 @@ pub struct Recipe {
     pub suite: Suite,
     /// The hash of PBKDF2 and of the anti-forensic splitter.
     pub hash: Hash,
-    /// Intended time for opening a key slot on this machine, in milliseconds.
+    /// Intended time for opening a key slot on this machine, in milliseconds of processor time.
     pub iter_time: u64,
 }
 
@@ -48,8 +48,8 @@ fn sector(offset: u64) -> u32 {
 }
 
 impl Recipe {
-    /// Creates a header with a new master key. Its slot 0 opens with `password`. The call takes a few times as long as
-    /// `iter_time`.
+    /// Creates a header with a new master key. The password of slot 0 is `password`. The call takes a few times as
+    /// long as `iter_time`.
     ///
     /// # Errors
     /// If the parts of the suite cannot be combined, the number of iterations is out of range, or the system provides

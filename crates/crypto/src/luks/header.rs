@@ -1,4 +1,4 @@
-//! The header: parsed with every check that needs no I/O, and encoded.
+//! The LUKS header: parsing, all checks that need no I/O, and encoding.
 
 use std::ops::Range;
 
@@ -22,13 +22,13 @@ const HEADER_SECTORS: u64 = (Header::LEN as u64).div_ceil(SECTOR_BYTES);
 /// A key slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slot {
-    /// Whether the slot holds the master key.
+    /// Whether the slot contains the master key.
     pub active: bool,
-    /// PBKDF2 iterations of its password; 0 only if the slot is not active.
+    /// PBKDF2 iterations of the password; 0 only if the slot is not active.
     pub iterations: u32,
-    /// PBKDF2 salt of its password.
+    /// PBKDF2 salt of the password.
     pub salt: [u8; 32],
-    /// Sector at which its key material begins.
+    /// Sector at which the key material begins.
     pub(super) material: u32,
 }
 
@@ -36,7 +36,7 @@ impl Slot {
     /// Length of a slot in the header in bytes.
     pub const LEN: usize = 48;
 
-    /// The location of its key material, in bytes from the start of the header.
+    /// The range of the key material, in bytes from the start of the header.
     pub fn material(&self, suite: Suite) -> Range<u64> {
         let start = u64::from(self.material).saturating_mul(SECTOR_BYTES);
         start..start.saturating_add(material_len(suite.key_len()))
@@ -77,7 +77,7 @@ pub struct Header {
     pub suite: Suite,
     /// The hash of PBKDF2 and of the anti-forensic splitter.
     pub hash: Hash,
-    /// Sector at which the data of a LUKS volume begins; not before the end of the key material.
+    /// Sector at which the data of a LUKS volume begins. It lies after all key material.
     pub(super) payload: u32,
     /// Digest (PBKDF2) of the master key.
     pub(super) digest: [u8; 20],
@@ -96,8 +96,8 @@ impl Header {
     /// Parses a header from its first [`Self::LEN`] bytes.
     ///
     /// # Errors
-    /// If the bytes are not a LUKS header, if the header is inconsistent, or if it uses an unsupported algorithm;
-    /// with the messages of QEMU's tools.
+    /// If the bytes are not a LUKS header, if the header is inconsistent, or if it uses an unsupported algorithm. The
+    /// messages are the messages of QEMU's tools.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let raw = RawHeader::read_from_prefix(bytes)
             .map_err(|_| Error::invalid("Volume is not in LUKS format"))?
@@ -178,7 +178,7 @@ impl Header {
         self.slots.iter().enumerate().filter(|(_, slot)| slot.active)
     }
 
-    /// Refuses a header for which trying a password would take too long.
+    /// Refuses a header if trying a password with all key slots would take too long.
     ///
     /// # Errors
     /// If trying all slots takes more than [`MAX_WORK`].

@@ -1,4 +1,4 @@
-//! Headers that are created, parsed, corrupted and refused.
+//! Tests of LUKS headers: creating, parsing, and refusing corrupt headers.
 
 use proptest::prelude::*;
 

@@ -1,11 +1,11 @@
-//! LUKS version 1: a header with eight key slots. Each active slot holds the same master key, protected by its own
-//! password.
+//! LUKS version 1: a header with eight key slots. Each active slot contains the same master key, encrypted with the
+//! password of the slot.
 //!
-//! Spec: "LUKS On-Disk Format Specification", version 1.2. Offsets here count from the start of the LUKS header,
-//! wherever the header lies in the file. The modules:
+//! Specification: "LUKS On-Disk Format Specification", version 1.2. Offsets count from the start of the LUKS header,
+//! which may lie anywhere in the file. The modules:
 //!
-//! * [`Header`]: parsed with every check that needs no I/O, and encoded;
-//! * `slots`: opens and fills key slots, given their key material;
+//! * [`Header`]: parsing, all checks that need no I/O, and encoding;
+//! * `slots`: opening and filling key slots; the caller reads and writes the key material;
 //! * `create`: new headers;
 //! * `splitter`: the anti-forensic splitter.
 //!
@@ -21,6 +21,6 @@ mod splitter;
 pub use create::{Created, Recipe, header_len};
 pub use header::{Header, SLOTS, STRIPES, Slot};
 
-/// Maximum number of HMACs for opening all key slots of a header; a header that requires more is refused. This number
-/// takes one core some hundred seconds, and is many times the number that headers need by default.
+/// Maximum number of HMACs for opening all key slots of a header. A header that requires more is refused. One core
+/// needs some hundred seconds for this number. Headers with default parameters need only a small fraction of it.
 pub const MAX_WORK: u64 = 1 << 29;

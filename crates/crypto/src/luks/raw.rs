@@ -1,12 +1,13 @@
-//! The header's fields in their on-disk format: big-endian, unaligned, not validated ("2.1 PHDR").
+//! The fields of the LUKS header in their on-disk format (section 2.1 of the LUKS specification): big-endian,
+//! unaligned, not validated.
 
 use zerocopy::byteorder::big_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 pub(super) const MAGIC: [u8; 6] = *b"LUKS\xba\xbe";
-/// A slot that holds a key.
+/// State of a slot that contains a key.
 pub(super) const ACTIVE: u32 = 0x00ac_71f3;
-/// A slot that holds no key.
+/// State of a slot without a key.
 pub(super) const INACTIVE: u32 = 0x0000_dead;
 
 /// A key slot.

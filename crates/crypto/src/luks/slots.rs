@@ -1,4 +1,4 @@
-//! Opening and filling key slots.
+//! Opens and fills key slots.
 
 use super::header::{Header, Slot, material_len};
 use super::splitter;
@@ -9,12 +9,13 @@ use crate::{Error, ErrorKind, Result};
 
 /// Minimum number of PBKDF2 iterations for any use.
 const LEAST: u64 = 1000;
-/// The master key's digest takes the time of opening a slot divided by this number.
+/// Computing the digest of the master key takes the time of opening a slot divided by this number.
 const DIGEST_SHARE: u64 = 8;
 
 impl Header {
-    /// Returns the master key, if slot `index` holds it and opens with `password`. `material` is the slot's key
-    /// material. The time depends on the slot's iterations; [`Header::check_work`] limits them.
+    /// Returns the master key if slot `index` is active and `password` is its password. `material` is the key
+    /// material of the slot. The time depends on the number of iterations of the slot; [`Header::check_work`] limits
+    /// this number.
     ///
     /// # Errors
     /// If the key material does not have the expected length.
@@ -43,8 +44,8 @@ impl Header {
         Ok(digest.matches(&self.digest))
     }
 
-    /// Returns a copy of slot `index` that holds the master key `key` under `password`, and its key material. Opening
-    /// the slot takes about `iter_time` milliseconds on this machine.
+    /// Makes a slot that contains the master key `key`, encrypted with `password`, from slot `index`. Returns the
+    /// slot and its key material. Opening the slot takes about `iter_time` milliseconds on this machine.
     ///
     /// # Errors
     /// If there is no such slot, the number of iterations is out of range, or the system provides no random bytes.

@@ -1,8 +1,8 @@
-//! The anti-forensic splitter ("2.4 Anti-forensic splitter"): it splits a key into stripes, all of which are needed
-//! to restore the key.
+//! The anti-forensic splitter (section 2.4 of the LUKS specification). It splits a key into stripes. All stripes are
+//! needed to restore the key.
 //!
-//! All stripes except the last are random. The last stripe is the key XOR a hash chain over the others. So
-//! overwriting any one stripe makes the key unreadable.
+//! All stripes except the last are random. The last stripe is the XOR of the key and a hash chain over the other
+//! stripes. So the key cannot be restored after one stripe was overwritten.
 
 use super::header::STRIPES;
 use crate::Result;
@@ -15,7 +15,7 @@ fn xor(to: &mut [u8], from: &[u8]) {
     }
 }
 
-/// Hashes each digest-sized piece together with its number.
+/// Replaces each digest-sized piece with the hash of its number and its bytes.
 fn diffuse(hash: Hash, state: &mut Secret) {
     let pieces = state.chunks_mut(hash.size());
     for (piece, number) in pieces.zip(0_u32..) {
@@ -26,7 +26,7 @@ fn diffuse(hash: Hash, state: &mut Secret) {
     }
 }
 
-/// The value that is XORed with the key to give the last stripe.
+/// The hash chain over all stripes except the last.
 fn chain<'a>(hash: Hash, len: usize, stripes: impl Iterator<Item = &'a [u8]>) -> Secret {
     let mut state = Secret::zeroed(len);
     for stripe in stripes {

@@ -1,13 +1,16 @@
-//! The memory that one connection holds.
+//! Accounting of the memory of one connection.
 //!
-//! Memory that a client can make the server keep is counted here before it is allocated: the buffers of reads until
-//! the reply has been sent, the payloads of writes as they arrive, and the receive blocks that contain payloads. Up
-//! to [`ALLOWANCE`] bytes belong to the connection; the rest is taken from the [`Budget`] in steps of [`STEP`], so
-//! that ordinary traffic accesses no memory that connections share.
+//! Memory that a client can make the server allocate is accounted here before it is allocated: the buffers of reads until the
+//! reply has been sent, the payloads of writes as they arrive, and the receive blocks that contain payloads. Each connection
+//! may hold [`ALLOWANCE`] bytes that are not part of the budget; more memory is taken from the [`Budget`] in multiples of
+//! [`STEP`], so that ordinary requests do not access the counters that all connections use.
 //!
-//! No connection starves: small requests need nothing from the budget; one connection at a time may overdraw it; and
-//! while another connection waits for memory, a connection that has taken from the budget and whose client sends and
-//! receives too little for a while is [stalled](Account::is_stalled), and is closed.
+//! No connection waits for memory forever, for three reasons. Small requests need nothing from the budget. One connection at a
+//! time may overdraw the budget. While another connection waits for memory, a connection that has taken memory from the budget
+//! must make progress: if its client sends and receives too little for [`ServerOptions::stall_timeout`], the connection is
+//! [stalled](Account::is_stalled) and is closed.
+//!
+//! [`ServerOptions::stall_timeout`]: super::ServerOptions::stall_timeout
 
 use super::MAX_REQUEST;
 use super::budget::Budget;
@@ -20,14 +23,15 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-/// Bytes that every connection may hold without taking from the budget.
+/// Number of bytes that every connection may hold without taking memory from the budget.
 pub(super) const ALLOWANCE: usize = 256 << 10;
-/// While the budget has enough left, it is taken in multiples of this many bytes.
+/// While the budget has enough memory left, memory is taken in multiples of this number of bytes.
 const STEP: usize = 256 << 10;
 /// Maximum overdraft of the budget in bytes.
 const MAX_OVERDRAFT: usize = MAX_REQUEST as usize + STEP;
 
-/// A client that holds at least this much must transfer this many bytes in every [`ServerOptions::stall_timeout`].
+/// A client that has taken at least this number of bytes from the budget must send and receive at least this number of bytes in
+/// every [`ServerOptions::stall_timeout`].
 ///
 /// [`ServerOptions::stall_timeout`]: super::ServerOptions::stall_timeout
 const LEAST_PROGRESS: usize = 1 << 20;
@@ -45,7 +49,7 @@ pub(super) fn footprint(len: usize) -> usize {
 
 pub(super) struct Account {
     budget: Arc<Budget>,
-    /// How long a client may keep memory that others wait for without making progress.
+    /// Time for which a client may hold memory without progress while other connections wait for memory.
     stall_timeout: Duration,
     held: Cell<usize>,
     granted: Cell<usize>,
@@ -56,7 +60,7 @@ pub(super) struct Account {
     /// Bytes that the client has sent and received.
     progress: Cell<usize>,
     watched: Cell<bool>,
-    /// The task that watches the client. It ends with the account.
+    /// The task that detects a stalled client. It ends when the account is dropped.
     watcher: RefCell<Option<Task<()>>>,
     stalled: Cell<bool>,
 }
@@ -78,7 +82,7 @@ impl Account {
         })
     }
 
-    /// Bytes held beyond the allowance.
+    /// Number of bytes that the connection has taken from the budget, with the overdraft.
     fn taken(&self) -> usize {
         self.granted.get() + self.overdraft.get()
     }
@@ -109,7 +113,7 @@ impl Account {
         allowed
     }
 
-    /// Holds `bytes` more. Waits until they are available.
+    /// Takes `bytes` more bytes. Waits until they are available.
     pub(super) async fn hold(&self, bytes: usize) {
         if self.try_hold(bytes) {
             return;
@@ -147,7 +151,7 @@ impl Account {
             }
         }
         let spare = spare - repaid;
-        // Keep a part of the memory, so that the next request need not take from the budget again.
+        // Keep a part of the memory, so that the next request does not have to take memory from the budget again.
         let keep = match self.budget.is_short() {
             true => 0,
             false if held > ALLOWANCE / 2 => 2 * STEP,
@@ -166,13 +170,13 @@ impl Account {
         self.progress.set(self.progress.get().wrapping_add(bytes));
     }
 
-    /// Whether the client makes too little progress while it keeps memory that others wait for.
+    /// Whether the client has made too little progress while it held memory and other connections waited for memory.
     pub(super) fn is_stalled(&self) -> bool {
         self.stalled.get()
     }
 
-    /// Records the number of requests being executed. While memory is taken from the budget, this also ensures that
-    /// `waker` is woken when the client stalls.
+    /// Records the number of requests that are being executed. If the connection has taken memory from the budget, this also
+    /// starts the task that wakes `waker` when the client is stalled.
     pub(super) fn watch(self: &Rc<Self>, running: usize, waker: &Waker) {
         self.running.set(running);
         if self.taken() == 0 || self.watched.replace(true) {
@@ -200,7 +204,7 @@ impl Account {
         self.watcher.replace(Some(spawn(watcher)));
     }
 
-    /// The progress made so far, if the connection waits only for the client.
+    /// The progress of the client, if the connection waits only for the client; otherwise `None`.
     fn blocked_at(&self) -> Option<usize> {
         let blocked = self.running.get() == 0 && !self.waiting.get();
         blocked.then(|| self.progress.get())
@@ -222,7 +226,7 @@ impl Drop for Account {
     }
 }
 
-/// Bytes of one receive block, shared by the payloads that lie in it.
+/// The accounted bytes of one receive block. Each payload in the block refers to this value.
 pub(super) struct Hold {
     account: Rc<Account>,
     bytes: usize,
@@ -234,7 +238,7 @@ impl Hold {
         Rc::new(Hold { account: Rc::clone(account), bytes })
     }
 
-    /// The first memory that a connection holds; its allowance covers it.
+    /// The first memory of a connection. It does not exceed the allowance.
     pub(super) fn first(account: &Rc<Account>, bytes: usize) -> Rc<Hold> {
         debug_assert!(account.held.get() + bytes <= ALLOWANCE, "more than the allowance");
         account.held.set(account.held.get() + bytes);
@@ -279,7 +283,8 @@ mod tests {
         let budget = Budget::new(4 * MIB);
         let accounts = [account(&budget), account(&budget), account(&budget)];
         assert!(holds(&accounts[0], 3 * MIB));
-        // One connection may overdraw, and no other until that connection has repaid.
+        // One connection may overdraw the budget. Another connection may do so only after the first one has repaid the
+        // overdraft.
         assert!(holds(&accounts[1], 2 * MIB));
         assert!(!holds(&accounts[2], 2 * MIB));
         accounts[1].release(2 * MIB);

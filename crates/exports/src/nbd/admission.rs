@@ -1,10 +1,9 @@
-//! Decides which clients may connect.
+//! The rules that decide which clients may connect.
 //!
-//! If a client connects while the server has its maximum of connections, the oldest connection that is still in the
-//! handshake is closed to admit the new client, because it has not yet proved to be a useful client. So clients that
-//! connect and send nothing cannot block others. If no connection is in the handshake, the new client is refused
-//! immediately. If it stayed in the listening socket's queue, a client that opens several connections before it sends
-//! requests would wait for ever.
+//! If a client connects while the server has the maximum number of connections, the server closes the oldest connection that is
+//! still in the handshake, and admits the new client. So clients that connect and send nothing cannot block other clients. If
+//! no connection is in the handshake, the new client is refused immediately. The new client must not wait in the queue of the
+//! listening socket: a client that opens several connections before it sends requests would wait forever.
 
 use super::account::ALLOWANCE;
 use super::flag::Flag;
@@ -14,7 +13,7 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Descriptors that connections leave to the rest of the process.
+/// Number of file descriptors that are not used for connections, for the rest of the process.
 const SPARE_DESCRIPTORS: u64 = 64;
 /// Maximum memory for the allowances of all connections together, in bytes.
 const MAX_ALLOWANCES: u64 = 1 << 30;
@@ -36,9 +35,9 @@ pub(super) fn possible_connections() -> usize {
     usize::try_from(connections).unwrap_or(usize::MAX)
 }
 
-/// Makes the kernel detect that the peer's machine is gone, so that its connection does not keep its permit.
+/// Switches TCP keepalive on. So the kernel detects that the machine of a client is not reachable, and the connection ends.
 pub(super) fn keep_alive(socket: impl AsFd) {
-    // Has no effect on Unix sockets; an error on other sockets is not worth reporting.
+    // This has no effect on Unix sockets. An error is ignored, because the connection works without keepalive.
     let _ = rustix::net::sockopt::set_socket_keepalive(socket, true);
 }
 
@@ -67,14 +66,14 @@ impl Handshakes {
         Handshake { among: Arc::clone(self), id, cancelled }
     }
 
-    /// Ends the oldest handshake. Returns false if there is none.
+    /// Cancels the oldest handshake. Returns false if no connection is in the handshake.
     pub(super) fn cancel_oldest(&self) -> bool {
         let oldest = self.lock().cancels.pop_first();
         oldest.map(|(_, cancelled)| cancelled.set()).is_some()
     }
 }
 
-/// A connection in the handshake, until dropped.
+/// A connection in the handshake. The handshake ends when this value is dropped.
 pub(super) struct Handshake {
     among: Arc<Handshakes>,
     id: u64,
@@ -82,7 +81,8 @@ pub(super) struct Handshake {
 }
 
 impl Handshake {
-    /// Records that the handshake has succeeded; it cannot be cancelled any more. Returns false if it already was.
+    /// Records that the handshake has succeeded, so that it cannot be cancelled any more. Returns false if it has already been
+    /// cancelled.
     pub(super) fn finish(&self) -> bool {
         self.among.lock().cancels.remove(&self.id).is_some()
     }
@@ -99,8 +99,8 @@ impl Drop for Handshake {
     }
 }
 
-/// Counts refused connections. The first one is logged immediately. Later ones are counted, and the count is logged at most
-/// once a minute.
+/// Counts refused connections. The first refusal is logged immediately. Later refusals are counted, and the count is logged at
+/// most once a minute.
 #[derive(Default)]
 pub(super) struct Refusals(Mutex<Refused>);
 
@@ -118,7 +118,7 @@ impl Refusals {
         }
     }
 
-    /// Counts one refusal. If it is time for a log line, returns the number of refusals since the last line.
+    /// Counts one refusal. If a log line is due, returns the number of refusals since the last log line.
     fn count(&self, now: Duration) -> Option<u64> {
         let mut refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         refused.since = refused.since.saturating_add(1);

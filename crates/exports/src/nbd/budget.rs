@@ -1,9 +1,9 @@
-//! The memory that all connections of a server may hold together.
+//! The limit on the memory of all connections of a server together.
 //!
-//! Every connection has an [`Account`](super::account::Account) with an allowance of its own; it takes the memory that it
-//! needs beyond the allowance from this budget. When nothing is left, one connection at a time may overdraw the budget by
-//! the size of one largest request. This prevents a deadlock: a write takes its memory step by step while it arrives, so
-//! all connections could hold a part of a write and wait for one another for ever.
+//! Every connection has an [`Account`](super::account::Account) with its own allowance. Memory beyond the allowance is taken
+//! from this budget. If the budget has nothing left, one connection at a time may overdraw it by a little more than the size of
+//! the largest request. This prevents a deadlock: a write takes memory step by step while its data arrives, so without an
+//! overdraft all connections could hold a part of a write and wait for each other forever.
 
 use oxblk_ring::{Event, EventListener};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 pub(super) struct Budget {
     limit: usize,
     used: AtomicUsize,
-    /// A connection has overdrawn the budget.
+    /// Whether a connection has overdrawn the budget.
     overdrawn: AtomicBool,
     /// Number of connections that wait for memory.
     waiting: AtomicUsize,
@@ -44,7 +44,8 @@ impl Budget {
         }
     }
 
-    /// Allows the caller to hold more than is available. Until [`Budget::repay`], no other connection may do so.
+    /// Allows the caller to hold more memory than is available. Returns false if another connection has done this and has not
+    /// called [`Budget::repay`].
     pub(super) fn overdraw(&self) -> bool {
         !self.overdrawn.swap(true, Ordering::SeqCst)
     }
@@ -59,7 +60,7 @@ impl Budget {
         self.waiting.load(Ordering::Relaxed) > 0
     }
 
-    /// Records that the caller waits, until the guard is dropped.
+    /// Records that the caller waits for memory, until the guard is dropped.
     pub(super) fn wait(&self) -> Waiting<'_> {
         self.waiting.fetch_add(1, Ordering::SeqCst);
         Waiting(self)
@@ -80,7 +81,7 @@ impl Budget {
 pub(super) struct Waiting<'a>(&'a Budget);
 
 impl Waiting<'_> {
-    /// Completes when memory is returned after this call.
+    /// A future that completes when memory is given back after this call.
     pub(super) fn listen(&self) -> EventListener {
         self.0.freed.listen()
     }

@@ -1,13 +1,13 @@
 //! The transmission phase of one connection.
 //!
-//! One task does three things: it receives (parses requests and starts them), runs (the futures in the slots), and sends
-//! (batches from the outbox). Whenever the task is woken, [`transmit`] polls the three in this order, because each depends
-//! on the previous one. It repeats this until none of them makes another one runnable. So the three share plain cells and
-//! need no wakers to wake one another.
+//! One task has three parts: one polls the requests in flight (the futures in the slots), one receives and starts requests, and
+//! one sends replies (batches from the outbox). Whenever the task is woken, [`transmit`] polls the three parts in this order.
+//! If replies that have been sent make room for a request that waits for the limits, it polls the receiver and the sender
+//! again. So the parts can use `Cell`s for their common state, and do not need wakers for each other.
 //!
-//! Limits: at most [`MAX_OUTSTANDING`] requests and [`MAX_DATA`] bytes are outstanding, counted from the moment a
-//! request is accepted until its reply has been sent; a larger request is accepted only when no other is outstanding.
-//! The memory of requests is counted in the connection's [`Account`].
+//! Limits: a request is outstanding from the moment when it is accepted until its reply has been sent. At most
+//! [`MAX_OUTSTANDING`] requests with [`MAX_DATA`] bytes of data are outstanding. A request with more data is accepted only when
+//! no other data is outstanding. The memory of requests is accounted in the connection's [`Account`].
 
 use super::MAX_REQUEST;
 use super::account::Account;
@@ -26,40 +26,40 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 
-/// Maximum number of requests of a connection that are accepted and whose replies are not yet sent.
+/// Maximum number of outstanding requests of a connection.
 const MAX_OUTSTANDING: usize = CAPACITY;
-/// Maximum number of bytes of their data.
+/// Maximum number of bytes of data of the outstanding requests of a connection.
 const MAX_DATA: usize = 16 << 20;
 
 /// The reason why the transmission phase ended.
 #[derive(Debug)]
 pub(super) enum End {
-    /// The client sent a disconnect request, or hung up between requests.
+    /// The client sent a disconnect request, or closed the connection between requests.
     Disconnected,
-    /// The server was asked to stop.
+    /// The server is stopping.
     Stopped,
-    /// The client made too little progress while it kept memory that others waited for.
+    /// The client made too little progress while it held memory and other connections waited for memory.
     Stalled,
-    /// The client hung up inside a request.
+    /// The client closed the connection inside a request.
     Cut,
-    /// The client violated the protocol, so the position in the stream is lost.
+    /// The client violated the protocol, so the start of the next request is unknown.
     Malformed(Malformed),
     /// The socket failed.
     Failed(io::Error),
 }
 
-/// State shared by receiving, running and sending.
+/// The common state of the three parts.
 struct Shared<'a, F> {
     account: &'a Rc<Account>,
     slots: RefCell<Slots<F>>,
     outbox: RefCell<Outbox>,
-    /// Number of accepted requests whose replies are not yet sent.
+    /// Number of outstanding requests.
     outstanding: Cell<usize>,
-    /// Bytes of data of these requests.
+    /// Bytes of data of the outstanding requests.
     data: Cell<usize>,
-    /// Whether the last of these requests is still being received.
+    /// Whether the last outstanding request is still being received.
     receiving: Cell<bool>,
-    /// Bytes of data of a request that is not accepted yet, because it would exceed the limits.
+    /// Bytes of data of a request that has been parsed, and is not accepted yet because of the limits.
     held_back: Cell<Option<usize>>,
 }
 
@@ -69,8 +69,8 @@ impl<F: Future<Output = Reply>> Shared<'_, F> {
         self.outstanding.get() < MAX_OUTSTANDING && (used == 0 || used + data <= MAX_DATA)
     }
 
-    /// Waits until the limits allow a request with `data` bytes, and counts it. [`transmit`] polls again whenever a reply
-    /// has been sent, so no waker is needed.
+    /// Waits until the limits allow a request with `data` bytes, and then counts the request as outstanding. [`transmit`] polls
+    /// this future again after replies have been sent, so no waker is needed.
     async fn accept(&self, data: usize) {
         poll_fn(|_| {
             let ready = self.has_room(data);
@@ -108,14 +108,14 @@ impl<F: Future<Output = Reply>> Shared<'_, F> {
         self.outstanding.get() == usize::from(self.receiving.get())
     }
 
-    /// Whether receiving waits for the limits, and they now allow its request.
+    /// Whether a request waits for the limits, and the limits now allow the request.
     fn may_accept(&self) -> bool {
         self.held_back.get().is_some_and(|data| self.has_room(data))
     }
 }
 
-/// Serves requests until the client leaves, the stream breaks, or `stop` completes. Then requests in flight run to
-/// completion, and their replies are sent if the socket still accepts them.
+/// Serves requests until the client disconnects, the socket fails, or `stop` completes. After that, requests in flight run to
+/// completion, and their replies are sent if the socket still accepts data.
 pub(super) async fn transmit(
     stream: &Stream,
     backend: Backend,
@@ -175,7 +175,7 @@ pub(super) async fn transmit(
     end.unwrap_or(End::Disconnected)
 }
 
-/// Sends the content of the outbox, one batch after another, until the socket fails.
+/// Sends the replies in the outbox, one batch after the other, until the socket fails.
 async fn send<F: Future<Output = Reply>>(stream: &Stream, shared: &Shared<'_, F>) -> io::Error {
     loop {
         let mut batch = poll_fn(|_| match shared.outbox.borrow_mut().take() {
@@ -222,7 +222,8 @@ struct Receiver<'a> {
 }
 
 impl Receiver<'_> {
-    /// Returns the next request, valid or not, with its payload. Waits until the limits allow it.
+    /// Returns the next request with its payload, or with an error if the request is invalid. Waits until the limits allow the
+    /// request.
     async fn next<F: Future<Output = Reply>>(
         &mut self,
         shared: &Shared<'_, F>,

@@ -1,7 +1,7 @@
-//! Executes one request on a backend.
+//! Execution of one request on a backend.
 //!
-//! The request has passed the protocol's rules. An error of the backend becomes the error that is sent to the client.
-//! This module does not know the wire format of replies.
+//! The request has passed the checks of the protocol. If the backend returns an error, its errno value is converted to the NBD
+//! error that is sent to the client. The module `outbox` encodes the reply.
 
 use super::account::{Hold, footprint};
 use oxblk_core::{Backend, Errno, Error, Result, StatusFlags, Want, WriteFlags, ZeroFlags};
@@ -14,11 +14,11 @@ use std::rc::Rc;
 
 /// Maximum number of extents in one reply to a block status request.
 const MAX_EXTENTS: usize = 8192;
-/// Number of bytes that a prefetch reads at a time.
+/// Length in bytes of one read of a prefetch.
 const PREFETCH: usize = 1 << 20;
-/// Most status queries of one request.
+/// Maximum number of status queries of one request.
 const MAX_QUERIES: usize = 1 << 16;
-/// Number of status queries after which other tasks of the thread run.
+/// Number of status queries after which the task yields to other tasks of the thread.
 const QUERIES_AT_ONCE: usize = 64;
 
 /// The outcome of a request.
@@ -26,15 +26,15 @@ const QUERIES_AT_ONCE: usize = 64;
 pub(super) enum Outcome {
     /// Success without data.
     Done,
-    /// The data read.
+    /// Success with the data of a read. `whole`: the data must be sent as one chunk.
     Data { offset: u64, data: IoBuf, whole: bool },
-    /// Extents of `base:allocation`, at least one.
+    /// Extents of the context `base:allocation`; at least one extent.
     Status(Vec<StatusExtent>),
-    /// The error and a one-line explanation.
+    /// The error, and a message of one line.
     Failed(ErrorCode, Cow<'static, str>),
 }
 
-/// A request's outcome with the cost counted for it.
+/// The outcome of a request, and the cost that was accounted for the request.
 #[derive(Debug)]
 pub(super) struct Reply {
     pub(super) cookie: u64,
@@ -42,33 +42,33 @@ pub(super) struct Reply {
     pub(super) cost: Cost,
 }
 
-/// The cost of a request, counted until its reply has been sent.
+/// The cost of a request. It is accounted until the reply has been sent.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Cost {
     /// Bytes of data.
     pub(super) data: usize,
-    /// Bytes of memory held for the request.
+    /// Bytes of memory that are accounted for the request.
     pub(super) held: usize,
 }
 
-/// A request that was completely received and counted, or refused by the protocol's rules.
+/// A request that was completely received. It is either valid and accounted, or refused by the checks of the protocol.
 pub(super) struct Accepted {
     pub(super) cookie: u64,
-    /// The request with the data of a write, or the error if it is refused.
+    /// The request, with the data of a write; or the error if the request is refused.
     pub(super) work: std::result::Result<(Request, Option<IoBuf>), ErrorCode>,
     pub(super) cost: Cost,
-    /// The receive block in which the data of a small write lies.
+    /// The receive block that contains the data of a small write.
     pub(super) block: Option<Rc<Hold>>,
 }
 
-/// The memory that executing a request takes, without the data of a write.
+/// The memory that the execution of a request takes, without the data of a write.
 pub(super) fn memory(request: &Request) -> usize {
     let length = usize::try_from(request.length).unwrap_or(usize::MAX);
     match request.command {
         Command::Read { .. } => footprint(length),
         Command::Cache => footprint(length.min(PREFETCH)),
         Command::BlockStatus { one: false } => {
-            // An extent has at least one sector.
+            // An extent covers at least one sector.
             footprint(MAX_EXTENTS.min(length / 512 + 1) * size_of::<(u64, AllocationFlags)>())
         }
         _ => 0,
@@ -128,7 +128,8 @@ async fn perform(backend: &Backend, request: &Request, payload: Option<IoBuf>) -
     Ok(Outcome::Done)
 }
 
-/// A buffer whose length the client chooses.
+/// Allocates a buffer whose length the client chooses. If the memory is not available, this fails and does not abort the
+/// process.
 fn buffer(len: usize) -> Result<IoBufMut> {
     IoBufMut::try_new(len).ok_or_else(|| Error::from_errno(Errno::NOMEM))
 }
@@ -138,7 +139,7 @@ async fn trim(backend: &Backend, offset: u64, length: u64, fua: bool) -> Result<
     if fua { backend.flush().await } else { Ok(()) }
 }
 
-/// Reads a range, so that the caches below contain it.
+/// Reads a range, so that the caches of the host contain it.
 async fn prefetch(backend: &Backend, mut offset: u64, mut length: u64) -> Result<()> {
     while length > 0 {
         let step = usize::try_from(length).unwrap_or(PREFETCH).min(PREFETCH);
@@ -150,8 +151,8 @@ async fn prefetch(backend: &Backend, mut offset: u64, mut length: u64) -> Result
     Ok(())
 }
 
-/// The extents of a range. Adjacent extents with equal flags are joined. The extents may end before the range does, as the
-/// protocol allows. So the work of one request is bounded.
+/// The extents of a range. Adjacent extents with equal flags are merged. To limit the work of one request, the extents may end
+/// before the end of the range, which the protocol allows.
 async fn status(
     backend: &Backend,
     mut offset: u64,

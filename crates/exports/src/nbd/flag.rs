@@ -1,4 +1,4 @@
-//! A flag that tasks of any thread can wait for.
+//! A flag for which tasks of several threads can wait.
 
 use oxblk_ring::Event;
 use std::future::{Future, poll_fn};
@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 
-/// A flag that is set once.
+/// A flag that is set at most once and never cleared.
 #[derive(Default)]
 pub(super) struct Flag {
     set: AtomicBool,
@@ -23,8 +23,8 @@ impl Flag {
         self.set.load(Ordering::SeqCst)
     }
 
-    /// Waits for the flag. Polling again costs one load, which matters because connections poll it with every
-    /// request. Only the task of the first poll is woken.
+    /// Waits until the flag is set. Only the task that polls first is woken. A later poll is one atomic load; it must be cheap,
+    /// because connections poll the future with every request.
     pub(super) fn wait(&self) -> impl Future<Output = ()> {
         let mut listener = None;
         poll_fn(move |cx| {

@@ -1,4 +1,4 @@
-//! Runs the handshake over a socket. The caller limits its duration.
+//! The handshake of a connection over a socket. The caller limits its duration.
 
 use super::input::Input;
 use oxblk_nbd::negotiation::MAX_OPTION_PAYLOAD;
@@ -8,14 +8,15 @@ use oxblk_ring::{IoBuf, IoVec, Stream};
 use std::io;
 use std::sync::Arc;
 
-/// Size of the longest option that is parsed, with its header.
+/// Size in bytes of the longest option that is parsed, with its header.
 const ROOM: usize = MAX_OPTION_PAYLOAD + OptionHeader::SIZE;
 
-/// Greets the client and answers its options until transmission begins. Returns the session, and the input with the
-/// bytes received after the handshake. `may_begin` is called before the reply that starts transmission is sent.
+/// Sends the greeting and answers the client's options until the transmission phase begins. Returns the session, and the input
+/// with the bytes that were received after the handshake. `may_begin` is called before the reply that starts the transmission
+/// phase is sent.
 ///
 /// # Errors
-/// If the socket fails, the client hangs up, `may_begin` returns false, or the client violates the protocol
+/// If the socket fails, the client closes the connection, `may_begin` returns false, or the client violates the protocol
 /// (`InvalidData`).
 pub(super) async fn handshake(
     stream: &Stream,

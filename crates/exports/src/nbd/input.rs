@@ -1,13 +1,13 @@
 //! The receive buffer of a connection.
 //!
-//! One block of [`BLOCK`] bytes takes the data of one receive. Requests are parsed in place, and the payload of a
-//! small write is split off the block without a copy: the block stays allocated until the write completes, and the
-//! input continues behind the payload or in a new block. The payload of a larger write gets its own buffer: the part
-//! already in the block is copied there, and the rest is received directly into it.
+//! The input receives into a block of [`BLOCK`] bytes. Requests are parsed in the block. The payload of a small write is split
+//! off the block without a copy, so the block stays allocated until the write completes. The input continues after the payload,
+//! or in a new block. The payload of a larger write gets its own buffer: the part that is already in the block is copied to
+//! this buffer, and the remaining part is received directly into it.
 //!
-//! The connection's account counts every block, and counts the buffer of a larger write step by step while it is
-//! filled (untouched pages take no memory). A block from which payloads were split off is counted until the last of
-//! them is dropped.
+//! Every block is accounted in the connection's account. The buffer of a larger write is accounted step by step while it is
+//! filled, because pages that are not yet written take no memory. A block from which payloads were split off is accounted until
+//! the last payload is dropped.
 
 use super::account::{Account, Hold, footprint};
 use oxblk_ring::{IoBufMut, Stream};
@@ -16,14 +16,14 @@ use std::rc::Rc;
 
 /// Size of a block in bytes.
 pub(super) const BLOCK: usize = 64 << 10;
-/// Payloads up to this many bytes are split off the block.
+/// Payloads of up to this number of bytes are split off the block.
 const CUT: usize = 16 << 10;
-/// If fewer free bytes than this are left in the block, a new block is started.
+/// If the block has fewer free bytes, a new block is started.
 const LEAST_ROOM: usize = 4 << 10;
-/// A larger payload is received, and its memory counted, in steps of this many bytes.
+/// A larger payload is received and accounted in steps of this number of bytes.
 const STEP: usize = 1 << 20;
 
-/// Bytes that were received and not yet consumed: `block[start..end]`.
+/// The receive buffer. `block[start..end]` contains the bytes that have been received and not yet consumed.
 pub(super) struct Input {
     account: Rc<Account>,
     block: IoBufMut,
@@ -43,12 +43,12 @@ impl Input {
         self.block.get(self.start..self.end).unwrap_or(&[])
     }
 
-    /// Consumes `len` bytes from the front; there must be that many.
+    /// Consumes `len` bytes from the front. At least `len` bytes must be available.
     pub(super) fn consume(&mut self, len: usize) {
         self.start = self.end.min(self.start + len);
     }
 
-    /// Receives once more, into a block that can hold `want` bytes in all. Returns false at the end of the stream.
+    /// Receives once, into a block with space for `want` unconsumed bytes in total. Returns false at the end of the stream.
     pub(super) async fn fill(&mut self, stream: &Stream, want: usize) -> io::Result<bool> {
         self.make_room(want).await;
         let tail = self.block.split_off(self.end);
@@ -82,7 +82,7 @@ impl Input {
         (self.block, self.start, self.end) = (block, 0, len);
     }
 
-    /// Consumes a payload of `len` bytes. `None` at the end of the stream.
+    /// Receives and consumes a payload of `len` bytes. Returns `None` at the end of the stream.
     pub(super) async fn payload(
         &mut self,
         stream: &Stream,
@@ -101,7 +101,7 @@ impl Input {
 
     /// Receives a payload into its own buffer.
     async fn own(&mut self, stream: &Stream, len: usize) -> io::Result<Option<Payload>> {
-        // The client chooses the length. The connection ends if the address space of the process is used up.
+        // The client chooses the length. If the process has no address space left, the connection ends with an error.
         let mut rest = IoBufMut::try_new(len).ok_or(io::ErrorKind::OutOfMemory)?;
         let mut data = rest.split_to(0);
         let mut held = 0;
@@ -130,7 +130,7 @@ impl Input {
         Ok(Some(Payload { data, block: None, held }))
     }
 
-    /// Splits `len` bytes off the block; they must be available.
+    /// Splits `len` bytes off the block. At least `len` bytes must be available.
     fn cut(&mut self, len: usize) -> IoBufMut {
         let mut front = self.block.split_to(self.start + len);
         let payload = front.split_off(self.start);
@@ -159,12 +159,12 @@ fn exchanged(_: IoBufMut) -> io::Error {
     io::Error::other("receive buffer was exchanged")
 }
 
-/// The data of a write, and the memory that it keeps.
+/// The data of a write, and the memory that is accounted for it.
 pub(super) struct Payload {
     pub(super) data: IoBufMut,
-    /// The block in which it lies.
+    /// The block that contains the data, if the data was split off a block.
     pub(super) block: Option<Rc<Hold>>,
-    /// Bytes held for it in the connection's account.
+    /// Bytes that are accounted in the connection's account for the buffer of the data.
     pub(super) held: usize,
 }
 
@@ -247,7 +247,7 @@ mod tests {
             });
             let mut input = Input::new(Account::new(budget, std::time::Duration::from_secs(30)));
             let mut payloads = Vec::new();
-            // Little of the received data is kept.
+            // The test keeps only one byte of each received block.
             loop {
                 let patience = std::time::Duration::from_millis(100);
                 let next = oxblk_ring::timeout(patience, async {

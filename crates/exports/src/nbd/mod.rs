@@ -7,25 +7,26 @@
 //! | `flag` | a flag that tasks wait for |
 //! | `handshake` | runs [`oxblk_nbd::Negotiation`] over a socket |
 //! | `connection` | the transmission phase of one connection |
-//! | `input` | the receive buffer: requests and payloads out of few, large receives |
+//! | `input` | the receive buffer: one receive can return many requests and payloads |
 //! | `slots` | the requests in flight of one connection |
 //! | `execute` | executes one request on a backend |
 //! | `outbox` | collects replies so that one `sendmsg` sends all that are ready |
-//! | `account` | the memory that one connection holds |
-//! | `budget` | the memory that all connections together may hold |
+//! | `account` | the accounting of the memory of one connection |
+//! | `budget` | the limit on the memory of all connections together |
 //!
-//! The path of a request, on which no step allocates: one receive returns many requests. Each request becomes a future in a
-//! reused slot and is polled immediately, so that a read reaches the engine's submission queue in the turn in which it was
-//! received. The completions of a turn set bits; the connection's task is woken once, polls the futures whose bits are set,
-//! and puts reply heads and read buffers into one scatter list. So in one turn of the I/O thread, a single system call
-//! submits all reads, the send and the next receive.
+//! The path of a request: one receive returns many requests. Each request becomes a future in a reused slot and is polled
+//! immediately. So a read is in the submission queue of io_uring before the I/O thread makes its next system call. When
+//! requests complete, their wakers set bits in a bit map, and the task of the connection is woken once. The task polls the
+//! futures whose bits are set, and puts reply headers and read buffers into one scatter list. So a single system call submits
+//! all reads, the send and the next receive.
 //!
 //! Invariants:
-//! * a reply that is not yet sent counts against the connection's limits. So the server stops receiving from a client that
-//!   does not receive its replies;
-//! * all memory that a client can make the server hold is counted before it is allocated, and is limited by
-//!   [`ServerOptions::memory`] and the allowances of [`ServerOptions::max_connections`] connections;
-//! * a completely received request runs to completion, even if the client is gone.
+//! * a request whose reply has not been sent counts against the connection's limits. So the server stops receiving from a
+//!   client that does not receive its replies;
+//! * all memory that a client can make the server allocate for requests is accounted before it is allocated. Its limit is
+//!   [`ServerOptions::memory`], plus the allowances of [`ServerOptions::max_connections`] connections, plus one largest
+//!   request;
+//! * a completely received request runs to completion, even if the client has closed the connection.
 
 mod account;
 mod admission;
@@ -41,5 +42,6 @@ mod slots;
 
 pub use server::{Export, Server, ServerOptions};
 
-/// Largest read or write, in bytes; every client may rely on it ("Block size constraints").
+/// Largest read or write in bytes. Every client may use requests of this size (section "Block size constraints" of the NBD
+/// specification).
 pub const MAX_REQUEST: u32 = 32 << 20;

@@ -1,8 +1,8 @@
 //! Replies that wait to be sent.
 //!
-//! Heads are written one after another into one small buffer. A read's data follows its head in the buffer into which
-//! it was read, without a copy. Replies that arrive while a send is in flight are sent by the next send as one
-//! scatter list.
+//! The headers of replies are written one after the other into a small buffer. The data of a read is not copied: the buffer
+//! into which it was read is sent after the header. Replies that arrive while a send is in flight are sent by the next send, as
+//! one scatter list.
 
 use super::execute::{Cost, Outcome, Reply};
 use oxblk_nbd::proto::MAX_STRING;
@@ -11,9 +11,9 @@ use oxblk_nbd::{ErrorCode, Session, reply};
 use oxblk_ring::{IoBuf, IoBufMut, IoVec};
 use zerocopy::IntoBytes;
 
-/// Size of the buffer for heads in bytes.
+/// Size in bytes of the buffer for headers.
 const HEADS: usize = 4096;
-/// Zeroes are detected in pieces of this many bytes.
+/// Zeroes are detected in pieces of this number of bytes.
 const HOLE: usize = 64 << 10;
 
 /// A batch to send.
@@ -22,7 +22,7 @@ pub(super) struct Batch {
     pub(super) bufs: IoVec,
     /// Number of replies that end in this batch.
     pub(super) replies: usize,
-    /// Their total cost.
+    /// Total cost of the replies that end in this batch.
     pub(super) cost: Cost,
 }
 
@@ -30,7 +30,7 @@ pub(super) struct Outbox {
     session: Session,
     batch: Batch,
     heads: IoBufMut,
-    /// Bytes written into `heads` that are not yet in the batch.
+    /// Number of bytes in `heads` that are not yet in the batch.
     filled: usize,
 }
 
@@ -66,7 +66,7 @@ impl Outbox {
         }
     }
 
-    /// Adds the data of a read as chunks, zeroes as holes. `whole` forbids more than one chunk.
+    /// Adds the data of a read as chunks. Zeroes become hole chunks. With `whole`, the data is added as one data chunk.
     fn structured_data(&mut self, cookie: u64, mut offset: u64, mut data: IoBuf, whole: bool) {
         if data.is_empty() {
             return self.head(reply::none(cookie).as_bytes());
@@ -95,7 +95,7 @@ impl Outbox {
         }
     }
 
-    /// Appends a head.
+    /// Appends a header.
     fn head(&mut self, bytes: &[u8]) {
         const {
             assert!(OffsetHole::SIZE <= HEADS && SimpleReply::SIZE <= HEADS);
@@ -117,7 +117,7 @@ impl Outbox {
         self.batch.bufs.push(data);
     }
 
-    /// Moves the heads written so far into the batch.
+    /// Moves the headers in `heads` into the batch.
     fn close_heads(&mut self) {
         if self.filled > 0 {
             let heads = self.heads.split_to(self.filled).freeze();
@@ -126,7 +126,7 @@ impl Outbox {
         }
     }
 
-    /// Takes all collected replies; `None` if there are none.
+    /// Takes all collected replies; `None` if there are no replies.
     pub(super) fn take(&mut self) -> Option<Batch> {
         self.close_heads();
         if self.batch.bufs.is_empty() {
@@ -136,7 +136,8 @@ impl Outbox {
     }
 }
 
-/// Length of the data or zeroes at the start of `data`, in whole pieces of [`HOLE`] bytes.
+/// Length of the run of data or of zeroes at the start of `data`, and whether it consists of zeroes. A run consists of pieces
+/// of [`HOLE`] bytes; only the last piece of `data` may be shorter.
 fn next_run(data: &IoBuf) -> (usize, bool) {
     let mut pieces = data.chunks(HOLE);
     let first = pieces.next().map_or((0, false), |piece| (piece.len(), oxblk_ring::is_zero(piece)));
@@ -175,8 +176,7 @@ mod tests {
         batch.bufs.iter().flat_map(|buf| buf.iter().copied()).collect()
     }
 
-    /// Parses the chunks of a batch: kind, offset, length of the range that they cover, and whether they are the
-    /// last.
+    /// Parses the chunks of a batch: kind, offset, length of the range, and whether the chunk is the last one of its reply.
     fn chunks(mut bytes: &[u8]) -> Vec<(ChunkKind, u64, usize, bool)> {
         let mut chunks = Vec::new();
         while !bytes.is_empty() {
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn more_heads_than_one_buffer_holds_keep_their_order() {
+    fn headers_that_do_not_fit_in_one_buffer_keep_their_order() {
         let mut outbox = outbox(true);
         for cookie in 0..300 {
             outbox.push(Reply { cookie, outcome: Outcome::Done, cost: Cost::default() });
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_carries_its_message_only_in_structured_replies() {
+    fn an_error_message_is_sent_only_in_structured_replies() {
         for (structured, length) in [(true, 20 + 6 + 5), (false, 16)] {
             let mut outbox = outbox(structured);
             let outcome = Outcome::Failed(ErrorCode::Io, "alas!".into());

@@ -1,9 +1,9 @@
-//! Listening, distributing connections over I/O threads, and stopping.
+//! The server: it listens, distributes connections over I/O threads, and can be stopped.
 //!
-//! A connection stays on one I/O thread, the one with the fewest connections when the client connected; `admission` decides
-//! which clients may connect. Any number of listeners may feed one server. [`Server::stop`] ends listening immediately,
-//! lets every connection finish the requests that it has received, and closes the connections that have not ended after
-//! [`ServerOptions::grace`].
+//! A connection stays on one I/O thread: the thread that had the fewest connections when the client connected. The module
+//! `admission` decides which clients may connect. A server can have several listeners. [`Server::stop`] ends listening
+//! immediately, lets every connection finish the requests that it has received, and closes the connections that have not ended
+//! after [`ServerOptions::grace`].
 
 use super::account::Account;
 use super::admission::{Handshake, Handshakes, Refusals, keep_alive, possible_connections};
@@ -30,31 +30,31 @@ use std::time::Duration;
 /// One export: a backend under a name.
 #[derive(Clone, Debug)]
 pub struct Export {
-    /// Name; clients that send no name get the first export.
+    /// Name of the export. Clients that send no name get the first export.
     pub name: String,
     /// Human-readable description.
     pub description: Option<String>,
     /// The exported backend. The server does not close it.
     pub backend: Backend,
-    /// Refuse writes even if the backend is writable.
+    /// If true, writes are refused even if the backend is writable.
     pub read_only: bool,
 }
 
 /// Limits of a server.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
-    /// Maximum number of connections at a time; further clients are refused. The default is as many as the limit on
-    /// open files and the memory allow.
+    /// Maximum number of concurrent connections. Further clients are refused. The default is computed from the limit on open
+    /// files and the memory of the machine.
     pub max_connections: usize,
-    /// How long a handshake may take.
+    /// Time limit for a handshake.
     pub handshake_timeout: Duration,
-    /// How long connections may take to end when the server stops.
+    /// When the server stops, connections that have not ended after this time are closed.
     pub grace: Duration,
-    /// Memory for the data of requests of all connections together, in bytes. In addition every connection may hold
-    /// 256 KiB, and one connection at a time may hold a request of the largest size.
+    /// Memory limit for the requests of all connections together, in bytes. In addition, every connection may hold 256 KiB, and
+    /// one connection at a time may hold a request of the largest size.
     pub memory: usize,
-    /// If a client keeps memory that others wait for and transfers nothing, or less than 1 MiB, for this long, its
-    /// connection is closed, before twice this time has passed.
+    /// If a client holds memory, other connections wait for memory, and the client transfers too little (less than 1 MiB) for
+    /// this time, its connection is closed. The connection is closed after at most twice this time.
     pub stall_timeout: Duration,
 }
 
@@ -96,7 +96,7 @@ struct Worker {
 }
 
 impl Server {
-    /// A server of these exports whose connections run on these threads (at least one).
+    /// A server with these exports. Its connections run on `threads`, which must not be empty.
     ///
     /// # Errors
     /// If there is no thread or no export.
@@ -130,7 +130,7 @@ impl Server {
         self.0.connections.load(Ordering::SeqCst)
     }
 
-    /// Accepts connections until the server stops. Run it as a task of any I/O thread.
+    /// Accepts connections until the server stops. The future must run on an I/O thread.
     ///
     /// # Errors
     /// If the listening socket fails permanently.
@@ -148,10 +148,11 @@ impl Server {
             match listener.accept().await {
                 Ok(socket) => self.admit(socket).await,
                 Err(error) if is_out_of_descriptors(&error) => {
-                    // Without a free descriptor the client would wait in the queue. Closing the spare descriptor
-                    // frees one, which is used to accept and refuse the client.
+                    // Without a free descriptor, the client would wait in the queue. The spare descriptor is closed, so that
+                    // the client can be accepted and refused.
                     let freed = spare.take().is_some();
-                    // The client may have gone meanwhile. Another one, for which there is a descriptor, is not refused.
+                    // The client may have closed its connection before this `accept`. Without the time limit, a client that
+                    // connects later would be refused instead.
                     let waiting = timeout(REFUSE_WITHIN, listener.accept());
                     if freed && let Ok(Ok(socket)) = waiting.await {
                         drop(socket);
@@ -180,7 +181,8 @@ impl Server {
                 return begin(permit, socket);
             }
             if inner.stop.is_set() {
-                // Not the limit refuses the client. Handshakes in progress end by themselves.
+                // The client is refused because the server is stopping, not because of the limit. Handshakes in progress end by
+                // themselves.
                 return;
             }
             if !inner.handshakes.cancel_oldest() {
@@ -190,14 +192,14 @@ impl Server {
         }
     }
 
-    /// Stops the server: it accepts no further connections, and the existing ones finish their requests and end. The
-    /// future completes when all have ended; it may be awaited anywhere, also outside I/O threads.
+    /// Stops the server: it accepts no further connections, and the existing connections finish their requests and end. The
+    /// stop begins immediately. The future completes when all connections have ended; it can be awaited on every executor.
     pub fn stop(&self) -> impl Future<Output = ()> + Send + use<> {
         let inner = Arc::clone(&self.0);
         inner.stop.set();
         async move {
-            // The rest of the stop runs on an I/O thread, because timers run only there. A thread that has ended has closed its
-            // connections.
+            // The remaining part of the stop needs a timer, so it runs on an I/O thread. If a thread has ended, it has closed
+            // its connections, and the next thread is used.
             for worker in &inner.threads {
                 let inner = Arc::clone(&inner);
                 if worker.thread.spawn(move || async move { inner.stop().await }).await.is_ok() {
@@ -208,17 +210,17 @@ impl Server {
     }
 }
 
-/// Hands a connected socket to its I/O thread.
+/// Starts the connection of a socket on the I/O thread of the permit.
 fn begin(permit: ConnectionPermit, socket: OwnedFd) {
     let Some(worker) = permit.inner.threads.get(permit.worker) else { return };
     let thread = worker.thread.clone();
     drop(thread.spawn(move || connection(permit, socket)));
 }
 
-/// How long to wait for a client that is to be refused for lack of descriptors.
+/// Time limit of the `accept` for a client that is refused because no descriptor is free.
 const REFUSE_WITHIN: Duration = Duration::from_millis(50);
 
-/// A descriptor to be closed when no other is free.
+/// A descriptor that is closed when no other descriptor is free.
 fn spare_descriptor() -> Option<File> {
     File::open("/dev/null").ok()
 }
@@ -229,7 +231,7 @@ fn is_out_of_descriptors(error: &io::Error) -> bool {
     matches!(errno, Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE))
 }
 
-/// Whether an error of `accept` concerns only one connection or is temporary.
+/// Whether an error of `accept` is temporary or concerns only one connection.
 fn is_passing(error: &io::Error) -> bool {
     use rustix::io::Errno;
     // EPERM: a firewall refused the connection.
@@ -266,7 +268,7 @@ impl Inner {
         }
     }
 
-    /// The exports as they are now; sizes may have changed since the last client connected.
+    /// The descriptions of the exports for a new client. They are made for each client, because sizes can change.
     fn catalog(&self) -> Arc<Catalog> {
         Arc::new(Catalog::new(self.exports.iter().map(describe).collect()))
     }
@@ -294,7 +296,8 @@ fn describe(export: &Export) -> ExportInfo {
     }
 }
 
-/// These sizes are advice: the backend also accepts smaller and unaligned requests.
+/// The block sizes that are reported to clients. They are only recommendations: the backend also accepts smaller and unaligned
+/// requests.
 fn block_sizes(backend: &Backend) -> BlockSizes {
     let mut sizes = BlockSizes::default();
     if let Ok(node) = backend.node() {
@@ -309,17 +312,18 @@ fn block_sizes(backend: &Backend) -> BlockSizes {
     sizes
 }
 
-/// The permission to have one connection; at most `max_connections` exist. Dropping it returns it, also during a panic.
+/// The permit for one connection. At most `max_connections` permits exist. A permit is returned when it is dropped, also during
+/// a panic.
 struct ConnectionPermit {
     inner: Arc<Inner>,
     worker: usize,
-    /// Started here, not on the connection's thread, so that a connection that has a permit but no session yet can be
-    /// cancelled.
+    /// The handshake is recorded together with the permit, and not later on the connection's thread, so that every connection
+    /// without a session can be cancelled.
     handshake: Handshake,
 }
 
 impl ConnectionPermit {
-    /// Takes a permit on the thread with the fewest connections. `None` if none is left, or if the server is
+    /// Takes a permit on the thread with the fewest connections. Returns `None` if no permit is left, or if the server is
     /// stopping.
     fn take(inner: &Arc<Inner>) -> Option<ConnectionPermit> {
         let load = |(_, worker): &(usize, &Worker)| worker.connections.load(Ordering::SeqCst);
@@ -330,7 +334,8 @@ impl ConnectionPermit {
         chosen.connections.fetch_add(1, Ordering::SeqCst);
         let handshake = inner.handshakes.enter();
         let permit = ConnectionPermit { inner: Arc::clone(inner), worker, handshake };
-        // The stopping thread sets this before it counts the connections.
+        // `stop` sets the flag before it waits for the number of connections. So either this load sees the flag, or `stop`
+        // waits for this connection.
         (!inner.stop.is_set()).then_some(permit)
     }
 }
@@ -345,7 +350,7 @@ impl Drop for ConnectionPermit {
     }
 }
 
-/// Runs one connection from its first byte to its last.
+/// Runs one connection from the handshake to its end.
 async fn connection(permit: ConnectionPermit, socket: OwnedFd) {
     let inner = &permit.inner;
     let stream = match Stream::from_fd(socket) {
@@ -369,7 +374,7 @@ async fn connection(permit: ConnectionPermit, socket: OwnedFd) {
     select(work, pin!(inner.abort.wait())).await;
 }
 
-/// Runs the handshake with a time limit. It also ends if the server stops.
+/// Runs the handshake with a time limit. The handshake also ends if the server stops or if it is cancelled.
 async fn greet(
     permit: &ConnectionPermit,
     stream: &Stream,

@@ -1,9 +1,8 @@
 //! The requests in flight of one connection, as futures in reusable slots.
 //!
-//! A slot is an allocation for one future, with a waker that is made once. Waking sets the slot's bit and wakes the
-//! connection's task, which then polls exactly the futures whose bits are set. Starting, waking and finishing a
-//! request allocates nothing in an existing slot; a new slot is made only when more requests are in flight than ever
-//! before.
+//! A slot is an allocation for one future, with a waker that is made once. The waker sets the bit of the slot and wakes the
+//! connection's task, which then polls only the futures whose bits are set. If a free slot exists, a request needs no
+//! allocation. A new slot is made only if all existing slots are in use.
 
 use futures_util::task::AtomicWaker;
 use std::future::Future;
@@ -12,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
-/// Maximum number of futures at a time.
+/// Maximum number of futures in flight.
 pub(super) const CAPACITY: usize = 256;
 const WORDS: usize = CAPACITY / 64;
 
@@ -48,7 +47,8 @@ struct Slot<F> {
 }
 
 impl<F: Future> Slot<F> {
-    /// Polls the future. An empty slot (after a late wake-up) returns `None`.
+    /// Polls the future. Returns `None` if the future is pending, or if the slot is empty because its future has completed
+    /// before the wake-up.
     fn poll(&mut self) -> Option<F::Output> {
         let future = self.future.as_mut().as_pin_mut()?;
         match future.poll(&mut Context::from_waker(&self.waker)) {
@@ -77,13 +77,13 @@ impl<F: Future> Slots<F> {
         self.slots.len() - self.free.len()
     }
 
-    /// Makes wake-ups of any future wake this task. Call before [`Slots::poll_woken`].
+    /// Sets the task that the wakers of all futures wake. Call this before [`Slots::poll_woken`].
     pub(super) fn register(&self, cx: &Context<'_>) {
         self.woken.task.register(cx.waker());
     }
 
-    /// Polls a new future immediately; returns its output if it completed. The caller ensures that no more than
-    /// [`CAPACITY`] are in flight.
+    /// Polls a new future immediately, and returns its output if it has completed. The caller ensures that at most [`CAPACITY`]
+    /// futures are in flight.
     pub(super) fn start(&mut self, future: F) -> Option<F::Output> {
         let index = self.free.pop().unwrap_or_else(|| self.add());
         let slot = self.slots.get_mut(index)?;
@@ -130,7 +130,7 @@ mod tests {
     use std::cell::RefCell;
     use std::rc::Rc;
 
-    /// A future that a test completes.
+    /// A future that the test completes with [`Gate::open`].
     #[derive(Clone, Default)]
     struct Gate(Rc<RefCell<(Option<u32>, Option<Waker>)>>);
 

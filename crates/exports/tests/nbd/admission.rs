@@ -1,4 +1,4 @@
-//! More clients than the server may have connections.
+//! Tests of the limit on connections, with more clients than the limit allows.
 
 use std::sync::{Arc, Barrier};
 
@@ -84,7 +84,7 @@ fn simultaneous_connections_never_exceed_the_limit() {
     for thread in threads {
         thread.join().unwrap();
     }
-    // For a moment, sockets that were closed while they waited in a queue still count as connections.
+    // Sockets that were closed while they waited in the queue of a listener still count as connections for a short time.
     let is_greeted = |mut socket: Box<dyn Socket>| socket.read_exact(&mut [0; 18]).is_ok();
     fixture.until("the TCP queue is empty", |fixture| is_greeted(fixture.tcp_socket()));
     fixture.until("the Unix queue is empty", |fixture| is_greeted(fixture.socket()));

@@ -63,7 +63,7 @@ impl Fixture {
         Fixture { disk, server, backend, thread, dir, tcp_port }
     }
 
-    /// A connected socket; nothing has been sent or received yet.
+    /// A connected socket. The client has not sent or received any data.
     pub(crate) fn socket(&self) -> Box<dyn Socket> {
         let socket = UnixStream::connect(self.dir.path().join("nbd.sock")).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -95,13 +95,13 @@ impl Fixture {
         client
     }
 
-    /// Starts to stop the server.
+    /// Begins the stop of the server.
     pub(crate) fn stop(&self) -> oxblk_ring::Remote<()> {
         let server = self.server.clone();
         self.thread.spawn(move || async move { server.stop().await })
     }
 
-    /// Starts to close the exported backend.
+    /// Begins the close of the exported backend.
     pub(crate) fn close_export(&self) -> oxblk_ring::Remote<oxblk_core::Result<()>> {
         let backend = self.backend.clone();
         self.thread.spawn(move || async move { backend.close().await })
@@ -161,7 +161,7 @@ impl Client {
         bytes
     }
 
-    /// Whether the server has closed the connection without sending anything before.
+    /// Whether the server has closed the connection and has not sent further data before.
     pub(crate) fn is_closed(&mut self) -> bool {
         match self.socket.read(&mut [0; 1]) {
             Ok(n) => n == 0,
@@ -229,7 +229,7 @@ impl Client {
         }
     }
 
-    /// The error (or none) in the one reply to the last request, which carries no data.
+    /// Receives the reply to the last request, which has one reply without data, and returns its error.
     pub(crate) fn status(&mut self) -> Option<ErrorCode> {
         match self.answer() {
             Answer::Simple { error, .. } => error,
@@ -248,7 +248,7 @@ impl Client {
         self.status()
     }
 
-    /// Reads, with simple replies.
+    /// Reads data. The connection must use simple replies.
     pub(crate) fn read(&mut self, offset: u64, length: u32) -> Vec<u8> {
         self.request(CommandKind::READ, CommandFlags::empty(), offset, length);
         assert_eq!(self.answer(), Answer::Simple { cookie: 1, error: None });

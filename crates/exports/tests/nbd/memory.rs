@@ -1,5 +1,5 @@
-//! A disk in memory whose requests a test can hold back and make fail. It records which of its blocks were ever
-//! written.
+//! A disk in memory for tests. A test can delay its requests and make them fail. The disk records which of its blocks are
+//! allocated.
 
 use oxblk_core::{
     Backend, BoxFuture, Driver, DriverFactory, DriverKind, Errno, Error, Graph, Limits,
@@ -10,10 +10,10 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// Granularity of allocation.
+/// Unit of allocation in bytes.
 pub(crate) const BLOCK: u64 = 4096;
 
-/// The disk, and the controls of the test.
+/// The disk, with methods for the test.
 #[derive(Default)]
 pub(crate) struct Disk {
     bytes: Mutex<Vec<u8>>,
@@ -30,7 +30,7 @@ impl Disk {
         Arc::new(Disk { bytes: Mutex::new(vec![0; size]), ..Disk::default() })
     }
 
-    /// From now on requests wait until [`Disk::release`] is called.
+    /// Makes requests wait until [`Disk::release`] is called.
     pub(crate) fn hold(&self) {
         self.held.store(true, Ordering::SeqCst);
     }
@@ -45,7 +45,7 @@ impl Disk {
         self.waiting.load(Ordering::SeqCst)
     }
 
-    /// From now on reads and writes fail with `EIO`.
+    /// Makes all requests, except block status queries, fail with `EIO`.
     pub(crate) fn fail(&self) {
         self.failing.store(true, Ordering::SeqCst);
     }

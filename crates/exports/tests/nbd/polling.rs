@@ -1,4 +1,4 @@
-//! I/O threads that poll for completions for a while before they sleep.
+//! A test with I/O threads that poll for completions before they sleep.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ fn polling_threads_serve_and_stop_like_other_threads() {
                         let offset = index << 20 | round << 12;
                         let data = pattern(4096, usize::try_from(offset >> 12).unwrap());
                         assert_eq!(client.write(offset, &data), None);
-                        // Sometimes wait longer than the thread polls.
+                        // In some rounds, wait longer than the I/O thread polls.
                         if round % 10 == 0 {
                             std::thread::sleep(2 * Duration::from_millis(5));
                         }
@@ -37,7 +37,7 @@ fn polling_threads_serve_and_stop_like_other_threads() {
             let expected = pattern(4096, index << 8);
             assert!(fixture.disk.bytes(index << 20, 4096) == expected);
         }
-        // Idle connections do not keep a polling server from stopping.
+        // Idle connections do not prevent a polling server from stopping.
         fixture.stop().wait().unwrap();
         assert_eq!(fixture.server.connections(), 0);
         assert!(clients.iter_mut().all(crate::client::Client::is_closed));

@@ -1,4 +1,4 @@
-//! Clients that make the server hold as much memory as they can, while other clients must be served.
+//! Tests with clients that make the server hold as much memory as possible, while other clients must be served.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ fn started(fixture: &Fixture, kind: &str) -> usize {
     lengths.map(|len| len.parse::<usize>().unwrap()).sum()
 }
 
-/// Writes and reads so little that the allowance covers it.
+/// Writes and reads less data than the allowance.
 fn is_served(client: &mut Client) {
     assert_eq!(client.write(0, &pattern(100_000, 3)), None);
     assert!(client.read(0, 100_000) == pattern(100_000, 3));
@@ -37,7 +37,7 @@ fn clients_that_receive_no_replies_hold_no_more_than_the_budget() {
             client.request_as(cookie, CommandKind::READ, 0, cookie * 65536, 65536);
         }
     }
-    // The server stops reading for them long before it has read everything that they request.
+    // The server stops reading from the disk much earlier than it has read all requested data.
     let (mut bytes, mut quiet) = (0, Instant::now());
     while quiet.elapsed() < Duration::from_millis(300) {
         let more = started(&fixture, "read ");
@@ -46,8 +46,8 @@ fn clients_that_receive_no_replies_hold_no_more_than_the_budget() {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    // The budget, one overdraft (at most the limit of one connection), and for each connection its allowance and the
-    // content of the socket buffer.
+    // The limit is the sum of the budget, one overdraft (at most the limit of one connection), and for each connection its
+    // allowance and the size of the socket buffer.
     let most = 4 * MIB + 16 * MIB + 12 * MIB;
     assert!(bytes <= most, "{bytes} bytes are held");
     is_served(&mut steady);
@@ -87,7 +87,7 @@ fn clients_that_stop_inside_a_write_do_not_block_other_writers() {
             let mut client = fixture.client(false);
             std::thread::spawn(move || {
                 client.request(CommandKind::WRITE, NONE, 0, 32 << 20);
-                // The server may hang up.
+                // The server may close the connection.
                 let _ = client.socket.write_all(&vec![1; 16 * MIB]);
                 client
             })

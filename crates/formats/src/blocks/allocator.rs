@@ -1,12 +1,12 @@
-//! The allocator: which blocks of the file are in use.
+//! The allocator of blocks. It records which blocks of the file are in use.
 //!
-//! The lowest free block is allocated first, so that an image has no gaps. Blocks are reserved as a [`Run`]. Dropping a
-//! run returns its blocks, unless the map names them by then ([`Run::keep`]). If writes to the blocks are in flight,
-//! the blocks are returned after the host has completed these. A freed block is quarantined until every request that
-//! may have mapped it has ended.
+//! The lowest free block is allocated first, so that gaps are filled. Blocks are reserved as a [`Run`]. Dropping a run
+//! returns its blocks, unless the map refers to them ([`Run::keep`]). If writes to the blocks are in flight, the blocks
+//! are returned after the host has completed these writes. A freed block is quarantined until every request that may
+//! have mapped it has ended.
 //!
-//! Blocks are allocated only while the allocator knows which blocks are in use. It does not know this in an image that
-//! was opened for a check, and after a repair that has failed ([`Repair`]).
+//! Blocks are allocated only while the allocator knows which blocks are in use. It does not know the blocks in use in an
+//! image that was opened for a check, and after a repair that has failed ([`Repair`]).
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -23,7 +23,7 @@ struct State {
     end: u32,
     /// Unused blocks before `end`.
     gaps: RoaringBitmap,
-    /// Blocks from here on have never been written and read as zeroes.
+    /// Blocks with this number or a higher one have never been written and read as zeroes.
     fresh: u32,
     /// The largest value that `end` has had.
     most: u32,
@@ -38,7 +38,7 @@ struct State {
 /// Allocates blocks of the file.
 #[derive(Debug)]
 pub(crate) struct Allocator {
-    /// Maximum number of blocks. The map cannot name blocks from here on.
+    /// Maximum number of blocks. The map cannot refer to blocks with this number or a higher one.
     limit: u32,
     epochs: Arc<Epochs>,
     state: Mutex<State>,
@@ -62,7 +62,7 @@ impl Run {
         self.start.saturating_add(self.count)
     }
 
-    /// Ends the reservation: the map names all blocks.
+    /// Ends the reservation: the map refers to all blocks.
     pub(crate) fn keep(mut self) {
         if let Some(mut back) = self.give_back.take().and_then(UntilSettled::release) {
             back.count = 0;
@@ -96,8 +96,8 @@ impl Drop for GiveBack {
     }
 }
 
-/// A repair of the image, in which requests allocate no blocks. If it is dropped before [`Repair::done`], the allocator
-/// no longer knows which blocks are in use.
+/// A repair of the image. During the repair, requests allocate no blocks. If this value is dropped before [`Repair::done`],
+/// the allocator no longer knows which blocks are in use.
 pub(crate) struct Repair<'a>(Option<&'a Allocator>);
 
 impl Repair<'_> {
@@ -116,7 +116,7 @@ impl Drop for Repair<'_> {
 }
 
 impl State {
-    /// Moves `end` before gaps that lie directly before it.
+    /// If gaps lie directly before `end`, removes them and moves `end` to the first of them.
     fn settle_end(&mut self) {
         while let Some(last) = self.end.checked_sub(1) {
             if !self.gaps.remove(last) {
@@ -191,8 +191,8 @@ impl Allocator {
         self.lock().is_known
     }
 
-    /// Reserves up to `count` contiguous blocks. If no block is free, this waits for blocks of earlier runs that were
-    /// dropped and whose writes are still in flight.
+    /// Reserves up to `count` contiguous blocks. If no block is free, waits for blocks of dropped runs whose writes are
+    /// still in flight.
     ///
     /// # Errors
     /// `ENOSPC` when all blocks are in use. `EIO` when it is not known which blocks are in use.
@@ -232,7 +232,7 @@ impl Allocator {
         Ok(Some(self.run(start, count, fresh)))
     }
 
-    /// Reserves exactly `count` contiguous blocks, which need not be the lowest free ones. If so many are not free, this
+    /// Reserves exactly `count` contiguous blocks, even if lower blocks are free. If there is no free run of this length,
     /// waits as [`Allocator::reserve`] does.
     ///
     /// # Errors
@@ -309,11 +309,12 @@ impl Allocator {
         self.returned.notify(usize::MAX);
     }
 
-    /// Frees blocks that no entry on disk names any more. They stay quarantined until earlier requests have ended.
+    /// Frees blocks to which no entry on disk refers any more. They are quarantined until all requests that began before
+    /// this call have ended.
     pub(crate) fn free(&self, blocks: impl IntoIterator<Item = u32>) {
         let epoch = self.epochs.current();
         self.lock().quarantined.extend(blocks.into_iter().map(|block| (epoch, block)));
-        // Advances the epoch, so that the next request does not belong to this one.
+        // Advances the epoch, so that the next request does not belong to the epoch of the freed blocks.
         self.epochs.has_passed(epoch);
     }
 

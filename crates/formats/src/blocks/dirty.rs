@@ -10,15 +10,15 @@ use super::lock;
 
 /// Entries in 512 bytes, the unit of write-back.
 const PER_SECTOR: u32 = 128;
-/// Most sectors of one write.
+/// Largest number of sectors in one write.
 const MAX_SECTORS: u32 = 512;
 
 /// Sectors of a map whose entries have changed since they were written. Sectors are counted from the first entry, so
-/// they need not be aligned to sectors of the file.
+/// they are not necessarily aligned to sectors of the file.
 #[derive(Debug, Default)]
 pub(crate) struct DirtySectors(Mutex<BTreeSet<u32>>);
 
-/// The sectors of a write-back. If it fails or is cancelled, its sectors become dirty again.
+/// The sectors of a write-back. If the write-back fails or is cancelled, its sectors become dirty again.
 #[derive(Debug)]
 pub(crate) struct Writing<'a> {
     dirty: &'a DirtySectors,
@@ -28,8 +28,8 @@ pub(crate) struct Writing<'a> {
 impl DirtySectors {
     /// Changes an entry with `set` and marks it as changed.
     ///
-    /// A reader can see the new entry only while or after this holds the lock. So a write-back that begins after another
-    /// task has used the new entry includes it.
+    /// The entry changes and is marked under one lock. So a write-back that begins after another task has used the new
+    /// entry includes this entry.
     pub(crate) fn change(&self, index: u32, set: impl FnOnce()) {
         let mut sectors = lock(&self.0);
         set();
@@ -69,7 +69,7 @@ impl Writing<'_> {
         runs.into_iter().map(range).collect()
     }
 
-    /// Ends the write-back: all sectors are durable.
+    /// Ends the write-back: all sectors were written and flushed.
     pub(crate) fn written(mut self) {
         self.sectors.clear();
     }
@@ -100,7 +100,8 @@ mod tests {
     fn an_entry_is_visible_only_when_a_write_back_includes_it() {
         let (dirty, set) = (DirtySectors::default(), AtomicBool::new(false));
         std::thread::scope(|scope| {
-            // A write-back takes the sectors. It does not include the entry, so no thread may see the entry yet.
+            // The lock is held as by a write-back that takes the sectors. This write-back does not include the entry, so no
+            // thread may see the entry yet.
             let taking = lock(&dirty.0);
             scope.spawn(|| dirty.change(7, || set.store(true, SeqCst)));
             let begin = Instant::now();

@@ -6,7 +6,7 @@ use oxblk_ring::IoBufMut;
 
 use super::length;
 
-/// The storage of a range of the disk, for its first `len` bytes.
+/// Where the first `len` bytes of a range of the disk are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Extent {
     /// The data lies at `host` in the file.
@@ -56,7 +56,7 @@ pub(crate) async fn read(
     Ok(whole)
 }
 
-/// The extent at `offset`, joined with the extents that continue it, of at most `len` bytes.
+/// The extent at `offset`, merged with the following extents that continue it. Its length is at most `len` bytes.
 pub(crate) async fn joined(
     offset: u64,
     len: u64,

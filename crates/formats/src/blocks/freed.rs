@@ -1,17 +1,17 @@
-//! Freed blocks whose entries on disk may still name them.
+//! Freed blocks to which entries on disk may still refer.
 //!
-//! A block is freed in three steps. The entry that names it is changed in memory, and the block is added to the list. A
-//! write-back makes the new entry durable. Then the block goes to the allocator.
+//! A block is freed in three steps. First, the entry that refers to the block is changed in memory, and the block is added
+//! to the list. Second, a write-back writes and flushes the new entry. Third, the block is returned to the allocator.
 
 use std::sync::Mutex;
 
 use super::{Allocator, lock};
 
-/// Blocks whose new entries are in memory, but not yet on disk.
+/// Blocks whose entries have changed in memory, but not yet on disk.
 #[derive(Debug, Default)]
 pub(crate) struct FreedBlocks(Mutex<Vec<u32>>);
 
-/// The blocks that a write-back frees. If it fails or is cancelled, they wait for the next write-back.
+/// The blocks that a write-back frees. If the write-back fails or is cancelled, the blocks wait for the next write-back.
 #[derive(Debug)]
 pub(crate) struct Freeing<'a> {
     list: &'a FreedBlocks,
@@ -29,14 +29,14 @@ impl FreedBlocks {
         lock(&self.0).len()
     }
 
-    /// Removes all blocks and returns them for a write-back, which copies the dirty entries after this.
+    /// Removes all blocks and returns them for a write-back. The write-back copies the dirty entries after this call.
     pub(crate) fn take(&self) -> Freeing<'_> {
         Freeing { list: self, blocks: std::mem::take(&mut *lock(&self.0)) }
     }
 }
 
 impl Freeing<'_> {
-    /// Ends the write-back: the new entries are durable.
+    /// Ends the write-back: the new entries were written and flushed.
     pub(crate) fn free(mut self, allocator: &Allocator) {
         allocator.free(std::mem::take(&mut self.blocks));
     }

@@ -1,16 +1,16 @@
-//! Requests to an image with a block map: what vdi and parallels have in common.
+//! Requests to an image with a block map. vdi and parallels share this implementation.
 //!
-//! A format implements [`BlockImage`] with its layout: the size and the place of its blocks, and the meaning of its entries.
-//! The provided methods do the rest: they load the map, forward reads and writes to the file, and allocate blocks.
+//! A format implements the required methods of [`BlockImage`]: the size and the offsets of its blocks, and the meaning of
+//! its entries. The provided methods load the map, forward reads and writes to the file, and allocate blocks.
 //!
-//! A request that allocates locks the range of its blocks before it looks them up, and holds the lock until the map
-//! names the new blocks. So two writers of one block run one after the other. Each run of blocks goes through these
+//! A request that allocates locks the range of its blocks before it looks up the blocks. It holds the lock until the map
+//! refers to the new blocks. So two writers of one block run one after the other. Each run of blocks goes through these
 //! steps:
 //!
-//! 1. *reserve*: get blocks of the file that no other request has; make the file long enough;
+//! 1. *reserve*: reserve blocks of the file, and make the file long enough;
 //! 2. *write*: write the data, and zeroes around it where the file may contain other data;
-//! 3. *link*: set the entries in memory. Readers see the new data from here on. The format's write-back writes the entries
-//!    to the file.
+//! 3. *link*: set the entries in memory. Readers see the new data from this step on. The format's write-back writes the
+//!    entries to the file.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -29,7 +29,7 @@ use super::{Allocator, Content, ENTRY_BYTES, EntryMap, Extent, Run};
 pub(crate) struct Parts<'a> {
     pub(crate) map: &'a EntryMap,
     pub(crate) allocator: &'a Arc<Allocator>,
-    /// The file contains all blocks before this one completely.
+    /// The file contains all blocks before the block with this number completely.
     pub(crate) whole: &'a AtomicU32,
     /// Range lock on the blocks of the disk that are being allocated or freed.
     pub(crate) guest: &'a RangeLock,
@@ -60,11 +60,11 @@ pub(crate) trait BlockImage {
     /// Byte offset of an entry of the map in the file.
     fn entry_offset(&self, index: u32) -> u64;
 
-    /// Looks up the extent at the start of `offset..offset + len` (`len` > 0) in memory; `None` if the map is not
-    /// loaded there. Takes no lock.
+    /// Looks up the extent at the start of `offset..offset + len` (`len` > 0) in memory. `None` if this part of the map is
+    /// not loaded. Takes no lock.
     fn lookup(&self, offset: u64, len: u64) -> Option<Extent>;
 
-    /// Makes entry `index` name `block` of the file, in memory.
+    /// Makes entry `index` refer to `block` of the file, in memory.
     fn link(&self, index: u32, block: u32);
 
     /// Prepares an allocation. The caller holds the range lock.
@@ -83,7 +83,7 @@ pub(crate) trait BlockImage {
         u64::from(self.block_of(offset))..u64::from(self.block_of(last)).saturating_add(1)
     }
 
-    /// The answer of the fast path.
+    /// The result of `Driver::map`.
     fn step(&self, op: MapOp, offset: u64, len: u64) -> Step {
         let child = ChildIdx::FILE;
         match (self.lookup(offset, len), op) {
@@ -220,7 +220,7 @@ pub(crate) trait BlockImage {
         }
     }
 
-    /// Writes to reserved blocks, and makes the map name them.
+    /// Writes to reserved blocks, and makes the map refer to them.
     async fn fill_and_link(&self, offset: u64, content: Content, run: Run) -> Result<()> {
         self.lengthen(run.end()).await?;
         let start = self.block_offset(run.start);
@@ -246,8 +246,8 @@ pub(crate) trait BlockImage {
         Ok(())
     }
 
-    /// Extends the file so that it contains all blocks before `end`. All extensions go through the `growing` lock, so
-    /// no extension truncates the file.
+    /// Extends the file so that it contains all blocks before `end`. The file is only extended under the `growing` lock, so
+    /// no task truncates a file that another task has just extended.
     async fn lengthen(&self, end: u32) -> Result<()> {
         let Parts { whole, growing, .. } = self.parts();
         if whole.load(Acquire) >= end {

@@ -1,8 +1,8 @@
 //! A map of 32-bit little-endian entries in memory: one for each block of the disk.
 //!
 //! The map is read in chunks when they are needed. A lookup takes no lock. A chunk whose entries are all equal takes no
-//! memory; a sparse image consists mostly of such chunks. One atomic store changes an entry. Once a chunk is loaded,
-//! only the memory counts: the file may contain older entries.
+//! memory; a sparse image consists mostly of such chunks. One atomic store changes an entry. Once a chunk is loaded, its
+//! entries in memory are valid, and the file may contain older entries.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{
@@ -38,7 +38,7 @@ impl Chunk {
 }
 
 fn uniform(word: u64) -> Option<u32> {
-    // The low half.
+    // The value is the low half of the word.
     word.checked_sub(UNIFORM).and_then(|number| u32::try_from(number).ok())
 }
 

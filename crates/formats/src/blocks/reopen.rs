@@ -1,8 +1,8 @@
 //! Reopen, which can make an image read-only or writable.
 //!
-//! An image that becomes read-only is completed on disk while it can still be written. An image that becomes writable
-//! must have the same metadata on disk as in memory: without file locks, another program may have written to it
-//! meanwhile.
+//! An image that becomes read-only writes all its metadata while it is still writable. An image that becomes writable
+//! must have the same metadata on disk as in memory: without file locks, another program may have written to the image
+//! while it was read-only.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -13,8 +13,8 @@ use oxblk_ring::IoBufMut;
 use super::{EntryMap, lock};
 use crate::not_writable::changed_meanwhile;
 
-/// Whether an image may be written, and a prepared change of this. `S` is the survey of the map of an image that
-/// becomes writable.
+/// Whether an image may be written, and a reopen that is prepared to change this mode. `S` is the survey of the map of an
+/// image that becomes writable.
 #[derive(Debug)]
 pub(crate) struct WriteAccess<S> {
     read_only: AtomicBool,
@@ -37,6 +37,8 @@ impl<S> WriteAccess<S> {
         self.read_only.load(Relaxed)
     }
 
+    /// Refuses to write to a read-only image.
+    ///
     /// # Errors
     /// When the image is read-only.
     pub(crate) fn check_writable(&self) -> Result<()> {
@@ -54,7 +56,7 @@ pub(crate) trait Reopenable {
 
     fn access(&self) -> &WriteAccess<Self::Survey>;
 
-    /// Writes all metadata to the image. Its user may continue to write even so, because the reopen may be aborted.
+    /// Writes all metadata to the image. The image must stay writable after this call, because the reopen may be aborted.
     async fn complete(&self) -> Result<()>;
 
     /// Whether the header in the file equals the header in memory.
@@ -71,14 +73,14 @@ pub(crate) trait Reopenable {
     /// Checks the complete map of an image that will be written.
     async fn survey_to_write(&self) -> Result<Self::Survey>;
 
-    /// Informs the allocator which blocks are in use.
+    /// Sets the blocks in use in the allocator.
     fn begin_to_write(&self, survey: &Self::Survey);
 }
 
 /// Prepares a reopen with these flags.
 ///
 /// # Errors
-/// When the image cannot be completed, or must not be written.
+/// When the metadata cannot be written, or when the image must not become writable.
 pub(crate) async fn prepare<T: Reopenable>(
     image: &T,
     flags: OpenFlags,

@@ -1,4 +1,4 @@
-//! Going through all entries of a map, to find the blocks in use and the faulty entries.
+//! Reading all entries of a map, to find the blocks in use and the faulty entries.
 
 use std::ops::{ControlFlow, Range};
 
@@ -7,9 +7,10 @@ use roaring::RoaringBitmap;
 
 use super::EntryMap;
 
-/// Loads the complete map, and calls `each` with the entries in the order of the disk: with the indices of neighbouring
-/// entries, and with their common value. A call has one entry, or several further entries of a chunk whose first entry
-/// has the same value. So if the first entry is the only correct one, the others have their own call.
+/// Loads the complete map, and calls `each` for all entries in the order of the disk. The arguments of a call are the
+/// indices of adjacent entries and their common value. In a chunk of equal entries, the first entry has its own call, and
+/// all others have one call together: if several entries have the same value, only the first may be correct. In all other
+/// chunks, each entry has its own call.
 ///
 /// # Errors
 /// The errors of `load`, which loads the chunk of an entry.
@@ -40,7 +41,7 @@ pub(crate) async fn each_entry(
     Ok(())
 }
 
-/// The block after the last one of these.
+/// The number after the highest of these blocks; 0 if there are none.
 pub(crate) fn end_of(blocks: &RoaringBitmap) -> u32 {
     blocks.max().map_or(0, |last| last.saturating_add(1))
 }

@@ -1,10 +1,11 @@
-//! Checking an image: it must have been closed, each entry of the BAT must name its own cluster inside the file, and
-//! the file must end with the last cluster. Findings are worded and counted as in `qemu-img check`.
+//! Check and repair of an image. The image must have been closed, each entry of the BAT must refer to a cluster inside the
+//! file, no two entries may refer to the same cluster, and the file must end with the last cluster. Findings have the same
+//! messages and are counted in the same way as in `qemu-img check`.
 //!
-//! A repair loses no readable data. An entry that shares a cluster with another entry, or names an offset before the first
-//! cluster, gets its own copy. An entry that names an offset behind the end of the file becomes 0. A file that ends inside
-//! a cluster is extended. Space behind the last cluster is truncated only if the image has no other fault, or all other
-//! faults have been repaired.
+//! A repair loses no readable data. If an entry refers to the cluster of an earlier entry, or to an offset before the first
+//! cluster, it gets its own copy of the data. An entry that refers to an offset after the end of the file becomes 0. A file
+//! that ends inside a cluster is extended. The file is truncated after its last cluster only if the image has no other fault,
+//! or all other faults have been repaired.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering::{Acquire, Release};
@@ -18,10 +19,10 @@ use super::Parallels;
 use super::survey::{Fault, Finding, Survey};
 use crate::blocks::BlockImage;
 
-/// A repair makes at most as many copies as the file has clusters, plus this number.
+/// A repair makes at most this number of copies more than the file has clusters.
 const SPARE_COPIES: u64 = 64;
 
-/// Faulty entries of one kind, up to the number that a repair can handle.
+/// Faulty entries of one kind. The list contains at most as many entries as a repair can handle; `count` includes all.
 #[derive(Default)]
 struct Faults {
     entries: Vec<Finding>,
@@ -46,7 +47,7 @@ struct Findings {
 }
 
 impl Parallels {
-    /// Checks the image and repairs the faults that `fix` allows. The image takes no requests meanwhile.
+    /// Checks the image and repairs the faults that `fix` allows. No request is in flight.
     pub(super) async fn check_image(
         &self,
         fix: Fix,
@@ -130,10 +131,10 @@ impl Parallels {
         Ok(report)
     }
 
-    /// Repairs all faults that were found.
+    /// Repairs all faults in `findings`.
     async fn repair(&self, findings: &Findings) -> Result<()> {
         let size = self.file()?.size();
-        // The clusters with data that is still to be copied are in use until the BAT on disk names the copies.
+        // Clusters whose data must be copied stay in use until the BAT on disk refers to the copies.
         let mut used = findings.survey.used.clone();
         for finding in findings.outside.entries.iter().chain(&findings.duplicates.entries) {
             used.insert_range(self.touched(finding.host, size));
@@ -153,17 +154,17 @@ impl Parallels {
             self.give_copy(finding).await?;
         }
         self.lengthen(self.allocator.end()).await?;
-        // A write-back makes the copies durable before it writes the entries that name them.
+        // A write-back flushes the copies before it writes the entries that refer to them.
         self.write_back().await?;
         self.allocator.set_used(&self.survey_sound().await?.used, None, 0);
         self.trim().await?;
         repair.done();
-        // Closing the image writes this to the header.
+        // `complete_image` clears the field `in_use` of the header on disk when the image is closed.
         self.unclean.store(false, Release);
         Ok(())
     }
 
-    /// The clusters of a file of `size` bytes that hold a part of the `cluster` bytes at its offset `host`.
+    /// The clusters of a file of `size` bytes that overlap the range of one cluster length at offset `host`.
     fn touched(&self, host: u64, size: u64) -> Range<u32> {
         let end = host.saturating_add(self.header.cluster).min(size);
         let index = |at: u64| at.saturating_sub(self.header.data_offset);
@@ -172,7 +173,8 @@ impl Parallels {
         number(first)..number(index(end).div_ceil(self.header.cluster))
     }
 
-    /// Copies the data of an entry to its own cluster. If the data is all zeroes, the entry becomes 0 instead.
+    /// Copies the data to which an entry refers to a new cluster, and changes the entry. If the data consists of zeroes, the
+    /// entry becomes 0 instead.
     async fn give_copy(&self, finding: &Finding) -> Result<()> {
         let file = self.file()?;
         let buf = IoBufMut::new(usize::try_from(self.header.cluster).unwrap_or(0));
@@ -186,7 +188,7 @@ impl Parallels {
         let at = self.header.cluster_offset(run.start);
         file.write(at, data, WriteFlags::empty()).await?;
         self.set_entry(finding.index, self.header.entry(run.start).unwrap_or_default());
-        // The entry in memory names the cluster now, even if a later step fails.
+        // The entry in memory refers to the cluster now, also if a later step fails.
         run.keep();
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! Creating images. An image whose creation was interrupted is not recognised as parallels: an earlier header is erased
-//! first, and the new header is written when everything else is durable.
+//! Creating images. An image whose creation was interrupted is not recognised as parallels: an old header in the file is erased
+//! first, and the new header is written after everything else has been flushed.
 
 use oxblk_core::Errno;
 use oxblk_core::create::{CreateOption, CreateRequest, CreateTarget, OptionType};
@@ -36,10 +36,10 @@ impl Wanted {
     /// Reads the options.
     ///
     /// # Errors
-    /// When a value is wrong, in the words of QEMU's tools.
+    /// When a value is wrong. The messages are the same as in QEMU's tools.
     pub(super) fn from_options(mut options: Options) -> Result<Self> {
         let size = options.take_size("size")?.unwrap_or(0);
-        // The option applies to the file, which is created empty. Here it is only checked.
+        // The protocol uses the option when it creates the file. Here the value is only checked.
         if let Some(name) = options.take_str("preallocation")? {
             match Preallocation::parse(&name) {
                 Some(Preallocation::Metadata) => {
@@ -85,7 +85,7 @@ async fn write_image(file: &Edge, header: &Header) -> Result<()> {
     file.flush().await
 }
 
-/// Makes the file end where the clusters begin, with a BAT of zeroes.
+/// Makes the file end at the offset of the first cluster, and fills it with zeroes, which are an empty BAT.
 async fn reserve_table(file: &Edge, header: &Header) -> Result<()> {
     let limits = file.node().limits();
     let is_zero = limits.has_zero_init && limits.grows && file.size() == 0;

@@ -1,6 +1,7 @@
-//! Translation of disk offsets to extents by the BAT.
+//! Mapping of disk offsets to extents with the BAT.
 //!
-//! The lookup answers from memory, without a lock. [`BlockImage::extent`] first loads missing parts of the BAT.
+//! [`BlockImage::lookup`] uses only the BAT in memory and takes no lock. [`BlockImage::extent`] loads missing parts of the BAT
+//! first.
 
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use super::Parallels;
 use super::header::HEADER_BYTES;
 use crate::blocks::{BlockImage, ENTRY_BYTES, Extent, Parts, extent};
 
-/// Most clusters whose entries one lookup examines.
+/// Largest number of clusters whose entries one lookup examines.
 const MAX_RUN: u32 = 1 << 20;
 
 impl BlockImage for Parallels {
@@ -49,7 +50,7 @@ impl BlockImage for Parallels {
     fn lookup(&self, offset: u64, len: u64) -> Option<Extent> {
         let (first, within) = (self.block_of(offset), offset % self.header.cluster);
         if first >= self.map.len() {
-            // The BAT is shorter than the disk.
+            // The BAT has no entry for this part of the disk.
             return Some(Extent::Unallocated { len });
         }
         let entry = self.map.get(first)?;
@@ -83,7 +84,7 @@ impl BlockImage for Parallels {
     }
 
     fn link(&self, index: u32, block: u32) {
-        // The allocator never returns a cluster that an entry cannot name.
+        // The allocator only returns clusters whose offsets fit in an entry.
         self.set_entry(index, self.header.entry(block).unwrap_or_default());
     }
 
@@ -93,7 +94,7 @@ impl BlockImage for Parallels {
 }
 
 impl Parallels {
-    /// The status of the start of `offset..offset + len`. An allocated cluster is data.
+    /// The block status at `offset`, for at most `len` bytes. Allocated clusters are reported as data.
     pub(super) async fn status(&self, offset: u64, len: u64) -> Result<Status> {
         let extent = async |at, len| self.extent(at, len).await;
         Ok(match extent::joined(offset, len, extent).await? {

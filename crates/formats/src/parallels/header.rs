@@ -1,6 +1,6 @@
-//! The image header: 64 bytes with little-endian fields. Parsing makes every check that needs no I/O.
+//! The image header: 64 bytes with little-endian fields. The parser makes every check that needs no I/O.
 //!
-//! Spec: docs/interop/parallels ("Header").
+//! Spec: docs/interop/parallels of QEMU, section "Header".
 
 use oxblk_core::Errno;
 use oxblk_core::{Error, ErrorKind, Result};
@@ -11,7 +11,7 @@ use crate::blocks::ENTRY_BYTES;
 
 /// Length of the header in bytes. The BAT follows it.
 pub const HEADER_BYTES: u64 = 64;
-/// Most entries of the BAT.
+/// Largest number of entries of the BAT.
 pub const MAX_ENTRIES: u32 = 0x1fff_ffff;
 
 pub(super) const SECTOR: u64 = 512;
@@ -24,7 +24,7 @@ pub(super) const DATA_OFF_OFFSET: u64 = 48;
 const MAGIC: &[u8; 16] = b"WithoutFreeSpace";
 const MAGIC_EXT: &[u8; 16] = b"WithouFreSpacExt";
 const VERSION: u32 = 2;
-/// Most sectors of a cluster.
+/// Largest number of sectors of a cluster.
 const MAX_TRACKS: u32 = 0x7fff_ffff / 513;
 /// Geometry of new images.
 const HEADS: u32 = 16;
@@ -53,10 +53,10 @@ const _: () = {
     assert!(std::mem::offset_of!(RawHeader, data_off) == 48);
 };
 
-/// A header that has been checked: the file contains the complete BAT, and the clusters lie behind it.
+/// A header that has been checked: the file contains the complete BAT, and the clusters lie after the BAT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// BAT entries are in units of clusters; otherwise in units of sectors.
+    /// If true, the unit of BAT entries is a cluster; otherwise it is a sector.
     pub extended: bool,
     /// Length of a cluster in bytes; a multiple of 512.
     pub cluster: u64,
@@ -64,11 +64,12 @@ pub struct Header {
     pub entries: u32,
     /// Virtual size in bytes; a multiple of 512.
     pub size: u64,
-    /// The image was opened for writing and not closed since.
+    /// The image was changed and has not been closed since then.
     pub in_use: bool,
-    /// Byte offset of the clusters.
+    /// Byte offset of the first cluster.
     pub data_offset: u64,
-    /// The header contains this offset. Otherwise the offset is computed.
+    /// Whether the field `data_off` of the header on disk is valid (in the old format, 0 is valid). If not, `data_offset` was
+    /// computed.
     pub data_offset_is_told: bool,
     /// The image has a format extension.
     pub has_extension: bool,
@@ -109,7 +110,7 @@ impl Header {
     /// Parses the first bytes of a file of `file_size` bytes.
     ///
     /// # Errors
-    /// When the image has an unsupported property, or violates the format.
+    /// When the image has an unsupported property, or its header is invalid.
     pub fn parse(bytes: &[u8], file_size: u64) -> Result<Self> {
         let not_parallels = || invalid("Image not in Parallels format");
         let (raw, _) = RawHeader::read_from_prefix(bytes).map_err(|_| not_parallels())?;
@@ -167,7 +168,7 @@ impl Header {
         HEADER_BYTES + u64::from(self.entries) * ENTRY_BYTES
     }
 
-    /// The first offset behind the BAT at which clusters may begin.
+    /// The lowest offset after the BAT at which the first cluster may begin.
     fn least_data_offset(&self) -> u64 {
         let end = multiple(self.table_end(), SECTOR);
         if self.extended { multiple(end, self.cluster) } else { end }
@@ -178,7 +179,7 @@ impl Header {
         if self.extended { self.cluster } else { SECTOR }
     }
 
-    /// The byte offset in the file that a BAT entry other than 0 names.
+    /// The byte offset in the file to which a BAT entry other than 0 refers.
     pub fn host(&self, entry: u32) -> u64 {
         // Below 2^32 * 2^31.
         u64::from(entry) * self.unit()
@@ -199,12 +200,12 @@ impl Header {
         u32::try_from(within / self.cluster).ok()
     }
 
-    /// The BAT entry that names a cluster of the data area, if an entry can name it.
+    /// The BAT entry that refers to a cluster of the data area; `None` if the offset does not fit in an entry.
     pub fn entry(&self, index: u32) -> Option<u32> {
         u32::try_from(self.cluster_offset(index) / self.unit()).ok()
     }
 
-    /// Number of clusters of the data area that BAT entries can name.
+    /// Number of clusters of the data area whose offsets fit in a BAT entry.
     pub(super) fn most_clusters(&self) -> u32 {
         let nameable = (u64::from(u32::MAX) * self.unit()).saturating_sub(self.data_offset);
         u32::try_from(nameable / self.cluster).unwrap_or(u32::MAX)
@@ -259,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_of_the_header_is_named_in_the_error() {
+    fn the_error_of_an_invalid_header_says_which_field_is_wrong() {
         let cases: [(usize, u64, usize, &str); 8] = [
             (0, 0, 4, "Image not in Parallels format"),
             (16, 3, 4, "Image not in Parallels format"),

@@ -1,8 +1,8 @@
 //! parallels: the expandable disk image format of Parallels.
 //!
-//! Spec: docs/interop/parallels. An image is `header | BAT | clusters`. The BAT has a 32-bit entry for each cluster of
-//! the disk: the position of the cluster in the file, or 0 if it reads as zeroes. A discarded cluster is freed and can
-//! be allocated again.
+//! Spec: docs/interop/parallels of QEMU. An image is `header | BAT | clusters`. The BAT has a 32-bit entry for each cluster of
+//! the disk: the position of the cluster in the file, or 0 if it reads as zeroes. A discarded cluster is freed and can be
+//! allocated again.
 //!
 //! | | |
 //! |---|---|
@@ -12,10 +12,11 @@
 //! | `write_back` | the order in which the BAT reaches the disk; closing |
 //! | `survey` | checking all entries of the BAT: clusters in use, faults |
 //! | `check` | check and repair |
-//! | `create`, `open`, `reopen`, `driver` | as their names say |
+//! | `create`, `open`, `reopen` | creating and opening an image; changing read-only mode |
+//! | `driver` | the traits `Driver` and `DriverFactory` |
 //!
-//! `crate::blocks` provides the BAT in memory, the allocator of clusters of the file, and the requests that this format
-//! shares with others.
+//! `crate::blocks` provides the BAT in memory, the allocator of clusters of the file, and the requests that are the same for
+//! all formats with a block map.
 //!
 //! # Locks, in the order in which they are taken
 //!
@@ -26,10 +27,10 @@
 //!
 //! # After a crash
 //!
-//! An entry is written after the data of its cluster is durable. A freed cluster is allocated again only after the
-//! entry that named it is durably 0. So a crash loses no flushed data. After a crash the header says that the image was
-//! not closed, and clusters at the end of the file may be unused. The next program that opens the image for writing
-//! repairs both.
+//! An entry is written after the data of its cluster has been flushed. A freed cluster is allocated again only after the 0 in
+//! its entry has been written and flushed. So a crash loses no flushed data. After a crash the header says that the image was
+//! not closed, and clusters at the end of the file may be unused. A program that opens the image for writing checks and repairs
+//! it.
 
 mod check;
 mod create;
@@ -60,22 +61,22 @@ use survey::Survey;
 
 /// An open parallels image.
 pub(crate) struct Parallels {
-    /// The header at the time of opening.
+    /// The header when the image was opened.
     header: Header,
     children: ChildrenRef,
     access: WriteAccess<Survey>,
     map: EntryMap,
     allocator: Arc<Allocator>,
-    /// Whether the header on disk says that the image is open for writing.
+    /// State of the field `in_use` in the header on disk.
     mark: Mark,
-    /// A previous program did not close the image, and this was not repaired.
+    /// A previous program did not close the image, and the image has not been repaired.
     unclean: AtomicBool,
-    /// The header on disk contains the offset of the clusters.
+    /// Whether the field `data_off` of the header on disk is valid.
     data_offset_is_told: AtomicBool,
-    /// The file contains all clusters before this one completely.
+    /// All clusters with a lower number lie completely inside the file.
     whole_clusters: AtomicU32,
     dirty: DirtySectors,
-    /// Clusters whose entries are 0 in memory, but not yet on disk.
+    /// Freed clusters: their entries are 0 in memory, but may not be 0 on disk.
     freed: FreedBlocks,
     guest: RangeLock,
     growing: AsyncMutex<()>,

@@ -1,5 +1,5 @@
-//! Opening. If an image is opened for writing, its complete BAT is checked. The image is repaired if it was not closed,
-//! or if it has a fault.
+//! Opening an image. If it is opened for writing, its complete BAT is checked, and the image is repaired if it was not closed
+//! or has a fault.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32};
@@ -16,7 +16,7 @@ use crate::blocks::{Allocator, DirtySectors, EntryMap, FreedBlocks};
 use crate::header_mark::Mark;
 use crate::write_barrier::WriteBarrier;
 
-/// The reason why an image with a format extension is not written.
+/// Message for an image with a format extension, which cannot be opened for writing.
 pub(super) const HAS_EXTENSION: &str =
     "Images with a format extension (dirty bitmaps) can only be opened read-only";
 
@@ -29,7 +29,7 @@ pub(super) async fn read_header(file: &Edge) -> Result<Header> {
     Header::parse(&bytes, size)
 }
 
-/// Opens the image in `context`'s file child.
+/// Opens the image that is stored in the file child of `context`.
 pub(super) async fn open(context: &mut OpenContext) -> Result<Parallels> {
     let file = context.file()?;
     let header = read_header(&file).await?;
@@ -63,7 +63,7 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Parallels> {
 }
 
 impl Parallels {
-    /// Repairs the image if it has a fault.
+    /// Checks the image, and repairs it if it was not closed or has a fault.
     async fn make_sound(&self) -> Result<()> {
         if !self.header.in_use && self.header.data_offset_is_told {
             let mut faults = 0_u32;

@@ -1,19 +1,21 @@
-//! Requests of parallels that free clusters. [`BlockImage`] has the requests that all formats with a block map share.
+//! Zero writes and discards of parallels, which free clusters. [`BlockImage`] implements the other requests, which are the same
+//! for all formats with a block map.
 
 use oxblk_core::{Result, ZeroFlags};
 
 use super::Parallels;
 use crate::blocks::{BlockImage, Content, Extent};
 
-/// Most freed clusters that may wait for a write-back of their entries, if no flush comes.
+/// Largest number of freed clusters that wait for a flush. If there are more, their entries are written back immediately.
 const MANY_FREED: usize = 64;
-/// In a file that cannot grow, freed clusters do not wait if no more than this number of clusters can be allocated. It is larger
-/// than [`MANY_FREED`]: a freed cluster can be allocated only after the requests that are in flight now.
+/// In a file that cannot grow, entries of freed clusters are written back immediately if only this number of clusters or fewer
+/// can be allocated. The number is larger than [`MANY_FREED`], because a freed cluster can be allocated only after the requests
+/// that are in flight now have ended.
 const FEW_AVAILABLE: u64 = 128;
 
 impl Parallels {
-    /// Makes a range of the disk read as zeroes. Whole clusters are freed. Zeroes are written to allocated clusters
-    /// that the range covers in part.
+    /// Makes a range of the disk read as zeroes. Clusters that the range covers completely are freed. In other allocated
+    /// clusters, zeroes are written.
     pub(super) async fn zero_guest(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         self.access.check_writable()?;
         let end = offset.saturating_add(len);
@@ -28,7 +30,7 @@ impl Parallels {
         self.relieve().await
     }
 
-    /// Frees the whole clusters of a range.
+    /// Frees the clusters that a range covers completely.
     pub(super) async fn discard_guest(&self, offset: u64, len: u64) -> Result<()> {
         self.access.check_writable()?;
         let (from, to) = self.whole_within(offset, offset.saturating_add(len));
@@ -41,8 +43,8 @@ impl Parallels {
         self.relieve().await
     }
 
-    /// Writes back early if many freed clusters wait for it. Otherwise the file would grow for as long as no flush
-    /// comes.
+    /// Writes back without a flush request if many freed clusters wait for a write-back. Without this, the file would grow
+    /// until the next flush.
     async fn relieve(&self) -> Result<()> {
         if self.freed.len() > MANY_FREED {
             return self.write_back().await;
@@ -50,7 +52,7 @@ impl Parallels {
         self.relieve_nearly_full().await
     }
 
-    /// Writes back early if freed clusters wait for it and are needed soon.
+    /// Writes back without a flush request if freed clusters wait for a write-back and few other clusters can be allocated.
     pub(super) async fn relieve_nearly_full(&self) -> Result<()> {
         let needed = self.freed.len() > 0 && self.is_nearly_full()?;
         if needed { self.write_back().await } else { Ok(()) }
@@ -67,7 +69,8 @@ impl Parallels {
         Ok(self.allocator.available(capacity) <= FEW_AVAILABLE)
     }
 
-    /// The part of a range that consists of whole clusters. The last cluster of the disk may end with the disk.
+    /// The part of a range that consists of complete clusters. The last cluster of the disk is complete if the range reaches
+    /// the end of the disk.
     fn whole_within(&self, offset: u64, end: u64) -> (u64, u64) {
         let cluster = self.header.cluster;
         let from = offset.checked_next_multiple_of(cluster).unwrap_or(u64::MAX);
@@ -75,7 +78,7 @@ impl Parallels {
         (from, to)
     }
 
-    /// Frees the allocated clusters of a range of whole clusters. The caller holds the range lock.
+    /// Frees the allocated clusters of a range of complete clusters. The caller holds the range lock.
     async fn free_clusters(&self, from: u64, to: u64) -> Result<()> {
         let mut at = from;
         while at < to {
@@ -85,7 +88,7 @@ impl Parallels {
                 for step in 0..count {
                     let ahead = step.saturating_mul(self.header.cluster);
                     self.set_entry(self.block_of(at.saturating_add(ahead)), 0);
-                    // Every host offset is that of a cluster: faults were repaired when the image was opened for
+                    // Every host offset is the start of a cluster, because faults were repaired when the image was opened for
                     // writing.
                     let freed = self.header.cluster_index(host.saturating_add(ahead));
                     self.freed.add(freed);

@@ -1,4 +1,4 @@
-//! Reopen; see [`crate::blocks::reopen`].
+//! Reopen of a parallels image. [`crate::blocks::reopen`] describes the procedure.
 
 use std::sync::atomic::Ordering::Acquire;
 

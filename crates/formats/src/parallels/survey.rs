@@ -1,4 +1,4 @@
-//! The survey: checks all entries of the BAT, and collects the clusters in use and the faults.
+//! The survey of an image: it checks all entries of the BAT, and collects the clusters in use and the faults.
 
 use std::ops::{ControlFlow, Range};
 
@@ -12,21 +12,21 @@ use crate::blocks::survey::{each_entry, end_of};
 /// The fault of an entry of the BAT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// The entry names an offset before the first cluster, or behind the end of the file.
+    /// The entry refers to an offset before the first cluster, or after the end of the file.
     Outside,
-    /// The cluster begins inside the file and ends behind the file's end.
+    /// The cluster begins inside the file and ends after the end of the file.
     CutOff,
-    /// The cluster overlaps the cluster of an earlier entry, or its offset is not that of a cluster.
+    /// An earlier entry refers to the same cluster, or the offset is not the start of a cluster.
     Duplicate,
 }
 
-/// A faulty entry. `count` entries from `index` on have the same fault.
+/// Faulty entries. `count` entries from `index` on have the same value and the same fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Finding {
     pub(super) fault: Fault,
     /// Index of the cluster in the disk.
     pub(super) index: u32,
-    /// Byte offset in the file that the entry names.
+    /// Byte offset in the file to which the entry refers.
     pub(super) host: u64,
     pub(super) count: u32,
 }
@@ -34,11 +34,11 @@ pub(super) struct Finding {
 /// The result of a survey.
 #[derive(Debug, Default)]
 pub(crate) struct Survey {
-    /// Clusters of the file that entries name, without the clusters of faulty entries that need their own copy.
+    /// Clusters of the file to which entries without a fault refer, and clusters that are cut off.
     pub(super) used: RoaringBitmap,
-    /// Number of entries that name an offset inside the file.
+    /// Number of entries that refer to an offset inside the data area of the file.
     pub(super) allocated: u64,
-    /// Number of these entries whose cluster does not follow the cluster of the previous entry.
+    /// Number of `allocated` entries whose cluster does not follow the cluster of the previous entry.
     pub(super) fragmented: u64,
 }
 

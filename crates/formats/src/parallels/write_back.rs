@@ -1,14 +1,14 @@
-//! The order in which the BAT reaches the disk.
+//! The order in which the BAT reaches the disk, and closing an image.
 //!
 //! The steps of a write-back:
 //!
-//! 1. *copy*: copy the changed sectors of the BAT. All data that these entries name has been written;
-//! 2. *mark*: set the header's field that says that the image is open for writing;
-//! 3. *flush*: make data and header durable;
+//! 1. *copy*: copy the changed sectors of the BAT. The data of all clusters to which the copied entries refer has been written;
+//! 2. *mark*: set the field `in_use` of the header, which says that the image is open for writing;
+//! 3. *flush*: flush the data and the header;
 //! 4. *entries*: write the copies;
-//! 5. *flush*: from here on, clusters whose entries have become 0 are free.
+//! 5. *flush*: after this flush, clusters whose entries have become 0 are free.
 //!
-//! If an entry changes after its sector was copied, the next write-back writes it.
+//! If an entry changes after its sector was copied, the next write-back writes the new value.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
@@ -26,7 +26,7 @@ async fn write_field(file: &Edge, offset: u64, value: u32) -> Result<()> {
 }
 
 impl Parallels {
-    /// Makes all changes durable that had completed before the call.
+    /// Writes and flushes all changes that completed before the call.
     pub(super) async fn write_back(&self) -> Result<()> {
         let _turn = self.writing_back.lock().await;
         let file = self.file()?;
@@ -47,7 +47,7 @@ impl Parallels {
         writing.done();
         outcome?;
         sectors.written();
-        // If this is cancelled here, the next write-back frees the clusters.
+        // If this future is dropped here, the next write-back frees the clusters.
         for cluster in &freed.blocks {
             let (host, size) = (self.header.cluster_offset(*cluster), file.size());
             let len = self.header.cluster.min(size.saturating_sub(host));
@@ -74,7 +74,7 @@ impl Parallels {
         file.flush().await
     }
 
-    /// Writes the offset of the clusters to the header.
+    /// Writes the offset of the first cluster to the header.
     pub(super) async fn tell_data_offset(&self) -> Result<()> {
         let file = self.file()?;
         let sectors = u32::try_from(self.header.data_offset / SECTOR).unwrap_or(u32::MAX);
@@ -118,7 +118,7 @@ impl Parallels {
         let file = self.file()?;
         let end = self.allocator.end();
         let offset = self.header.cluster_offset(end);
-        // A device has a fixed length. A format extension may use space behind the last cluster.
+        // A device has a fixed length. A format extension may use the space after the last cluster.
         if file.size() <= offset || !file.node().limits().grows || self.header.has_extension {
             return Ok(());
         }

@@ -1,7 +1,7 @@
 //! Changing the backing file of an image, and emptying the image.
 //!
-//! An image is emptied by making an L1 table without entries the active one. The L2 tables and data clusters are freed
-//! afterwards, so a crash in between leaks clusters at worst.
+//! An image is emptied by activating an L1 table without allocated entries. The old L2 tables and data clusters are freed after
+//! this, so a crash before they are freed only leaks clusters.
 
 use oxblk_core::driver::Backing;
 use oxblk_core::{BoxFuture, Errno, Error, Result};
@@ -17,7 +17,8 @@ impl Qcow2 {
             // A raw data file must hold the complete contents of the disk, so a backing file is refused.
             return Err(Error::from_errno(Errno::INVAL));
         }
-        // The caller may have written data because of this change. That data must be durable before the new backing file is.
+        // The caller may have written data because of the new backing file (rebase). This data must be on the disk before the
+        // header contains the name of the new backing file.
         self.metadata.write_back(true).await?;
         let filename = filename.filter(|name| !name.is_empty());
         self.metadata
@@ -29,8 +30,8 @@ impl Qcow2 {
             .await
     }
 
-    /// Empties the image. The decisive step is the write that makes the header name an L1 table without entries. Before and
-    /// after this write, refcounts are too high at worst.
+    /// Empties the image. The change takes effect with the write that makes the header refer to an L1 table without allocated
+    /// entries. If the machine crashes before or after this write, refcounts are too high at worst.
     async fn give_up_contents(&self) -> Result<()> {
         self.facts.check_writable()?;
         self.metadata.write_back(true).await?;
@@ -45,10 +46,10 @@ impl Qcow2 {
         self.clusters.trim_file().await
     }
 
-    /// Replaces the active L1 table by one without entries, and frees what the old one mapped.
+    /// Replaces the active L1 table with a table without allocated entries, and frees the clusters that the old table mapped.
     async fn begin_empty(&self, entries: usize) -> Result<()> {
         let emptied = self.snapshots.activate_nothing(entries).await;
-        // The first cycle lowers refcounts, the second writes them.
+        // The first write-back cycle lowers the refcounts of the freed clusters, the second cycle writes these refcounts.
         self.metadata.write_back(true).await?;
         self.metadata.write_back(true).await?;
         emptied

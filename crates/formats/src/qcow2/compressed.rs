@@ -89,7 +89,7 @@ impl Qcow2 {
         if file.node().limits().grows { file.resize(end, Preallocation::Off).await } else { Ok(()) }
     }
 
-    /// Whether a range can be stored compressed.
+    /// Refuses a range that cannot be stored compressed.
     fn check_compressed(&self, offset: u64, len: usize) -> Result<()> {
         if self.geometry.data_file {
             return Err(Error::from_errno(Errno::OPNOTSUPP));

@@ -1,11 +1,12 @@
-//! Compressing and decompressing one cluster: bytes in, bytes out, no I/O.
+//! Compressing and decompressing one cluster in memory, without I/O.
 //!
 //! An L2 entry stores the length of compressed data in whole sectors only. So a decoder gets trailing bytes that are not part
-//! of the stream. It must produce exactly one cluster, and it never writes more than that, even if the stream is damaged.
+//! of the stream. The decoder must produce exactly one cluster, and never writes more than one cluster, even if the stream is
+//! damaged.
 //!
-//! zlib means raw deflate with a window of 4 KiB, because QEMU's decoder has no larger window. libdeflate cannot limit its
-//! window, so this module uses it only for decompression. libdeflate rejects streams that end early or late although they fill
-//! the cluster. These go to the streaming decoder, which accepts what QEMU accepts.
+//! The compression type zlib is raw deflate with a window of 4 KiB, because QEMU's decoder has no larger window. libdeflate
+//! cannot limit its window, so this module uses libdeflate only for decompression. libdeflate rejects streams that end early or
+//! late although they fill the cluster. The streaming decoder decodes such streams, and accepts the same streams as QEMU.
 //!
 //! The contexts of the codecs are large, so each thread keeps one set.
 
@@ -21,9 +22,9 @@ use super::layout::Compression;
 const WINDOW_BITS: u8 = 12;
 /// Binary logarithm of the largest deflate window, which decompresses every stream.
 const MAX_WINDOW_BITS: u8 = 15;
-/// zlib's default.
+/// Default compression level of zlib.
 const ZLIB_LEVEL: u32 = 6;
-/// Zstandard's default.
+/// Default compression level of Zstandard.
 const ZSTD_LEVEL: i32 = 3;
 
 #[derive(Default)]
@@ -51,7 +52,7 @@ pub fn compress(method: Compression, cluster: &[u8]) -> Result<Option<Vec<u8>>> 
     })
 }
 
-/// Decompresses `data`, which may have trailing bytes, so that it fills `cluster`.
+/// Decompresses `data`, which may have trailing bytes. The output fills `cluster`.
 ///
 /// # Errors
 /// `EIO` when the data is not a valid stream, or decompresses to less than a cluster.
@@ -80,8 +81,8 @@ impl Contexts {
                 (len <= room).then_some(out)
             }
             _ => {
-                // If a stream was left unfinished, zlib-rs keeps its position in the output buffer across a reset. It then
-                // panics when it runs past the end of the buffer. So the context is dropped.
+                // If a stream was not finished, zlib-rs keeps its position in the output buffer across a reset. The next use of
+                // the context then panics when the position passes the end of the buffer. So the context is dropped.
                 self.deflate = None;
                 None
             }
@@ -130,7 +131,7 @@ impl Contexts {
         let len = cluster.len();
         let mut input = InBuffer::around(data);
         let mut output = OutBuffer::around(cluster);
-        // The data may hold several frames. The last frame must end exactly where the cluster ends.
+        // The data may contain several frames. The last frame must end exactly where the cluster ends.
         loop {
             let before = (input.pos(), output.pos());
             let expects_more = context.run(&mut input, &mut output).ok()?;
@@ -171,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn clusters_of_every_size_come_back_with_any_trailing_bytes() {
+    fn clusters_of_every_size_decompress_despite_trailing_bytes() {
         for method in METHODS {
             for bits in 9..=21 {
                 let cluster = compressible(1 << bits);
@@ -195,14 +196,14 @@ mod tests {
     }
 
     #[test]
-    fn noise_is_incompressible() {
+    fn random_bytes_are_not_compressed() {
         for method in METHODS {
             assert_eq!(compress(method, &noise(65_536)).unwrap(), None);
         }
     }
 
     #[test]
-    fn a_cluster_compresses_after_any_number_of_incompressible_ones() {
+    fn a_cluster_compresses_after_an_incompressible_cluster() {
         for method in METHODS {
             for bits in [9, 12, 16, 21] {
                 for _ in 0..20 {
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn deflate_streams_look_back_no_further_than_qemus_window() {
+    fn deflate_streams_use_only_the_window_of_qemus_decoder() {
         let cluster = compressible(65_536);
         let data = compress(Compression::Zlib, &cluster).unwrap().unwrap();
         let mut narrow = Decompress::new_with_window_bits(false, WINDOW_BITS);
@@ -255,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deflate_stream_cut_off_behind_the_last_byte_is_accepted() {
+    fn a_deflate_stream_needs_no_trailing_bytes_but_must_not_be_truncated() {
         let cluster = compressible(4096);
         let data = compress(Compression::Zlib, &cluster).unwrap().unwrap();
         let mut back = [0; 4096];

@@ -1,8 +1,9 @@
 //! Creating images: writing the layout that `plan` computes for the checked options (see `create_options`).
 //!
 //! All sizes are known before the first write, so the refcounts are written once with their final values. The header is written
-//! after all tables, which are durable by then. A large or preallocated image is first created with size 0 and then resized, which writes the full size to
-//! the header last. So a creation that fails or is killed leaves no valid header, or an image of size 0.
+//! after all tables are written and flushed. A large or preallocated image is first created with size 0 and then resized,
+//! which writes the full size to the header last. So a creation that fails or is killed leaves no valid header, or an image of
+//! size 0.
 
 use std::sync::Arc;
 
@@ -31,10 +32,10 @@ pub(super) fn check(options: Options, secrets: &Secrets) -> Result<()> {
     header.map(drop).map_err(|error| backing_fault(&wanted, &error))
 }
 
-/// Writes a new image into `file`, whose contents are lost. The guest data goes into `data`, if there is one.
+/// Writes a new image into `file`, whose contents are lost. `data` is the data file, if the image has one.
 ///
 /// # Errors
-/// When the options are wrong, with the text of QEMU's tools; or as the file reports.
+/// When the options are wrong, with the message of QEMU's tools; or as the file reports.
 pub async fn create(
     file: &Arc<Edge>,
     data: Option<&Arc<Edge>>,
@@ -49,8 +50,9 @@ pub async fn create(
     write_new(file, data.map(|data| &**data), &wanted, secrets).await
 }
 
-/// Whether the image is created with size 0 and then resized, with preallocation. A large or preallocated image is created so;
-/// it then has the layout that a resize makes. The file must be empty, and must read as zeroes where it is not written.
+/// Whether the image is created with size 0 and then resized, with preallocation. A large or preallocated image without a LUKS
+/// header is created in this way, so its layout is the layout of a resized image. The file must be empty, and must read as
+/// zeroes where it is not written.
 fn grows_to_its_size(file: &Edge, wanted: &Wanted) -> Result<bool> {
     let limits = file.node().limits();
     let is_empty = limits.has_zero_init && limits.grows && file.size() == 0;
@@ -77,7 +79,7 @@ async fn create_and_grow(
     file.flush().await
 }
 
-/// Writes an image with its full size, as its plan lays it out.
+/// Writes an image with its full size and the layout of its plan.
 async fn write_new(
     file: &Edge,
     data: Option<&Edge>,
@@ -96,7 +98,8 @@ async fn write_new(
         let area = plan.geometry.clusters_for(crypto.length) * plan.geometry.cluster_size();
         wanted.encryption.write_header(file, crypto.offset, area, secrets).await?;
     }
-    // The tables are durable before a header refers to them. Otherwise a power cut could leave a header with old data as tables.
+    // Flush the tables before a header refers to them. Otherwise, after a power cut, the header could refer to old data instead
+    // of tables.
     if let Some(data) = data {
         data.flush().await?;
     }
@@ -105,7 +108,7 @@ async fn write_new(
     file.flush().await
 }
 
-/// Of the header, only the backing file's name and format vary in length. So an encoding error means that they do not fit.
+/// The error if the header cannot be encoded. The usual reason is that the name or the format of the backing file is too long.
 fn backing_fault(wanted: &Wanted, error: &Error) -> Error {
     let name = wanted.backing_file.as_deref().unwrap_or_default();
     let format = match &wanted.backing_format {
@@ -117,17 +120,17 @@ fn backing_fault(wanted: &Wanted, error: &Error) -> Error {
     Error::new(error.kind(), text).errno(error.raw_errno())
 }
 
-/// How preallocated clusters come to read as zeroes.
+/// Why preallocated clusters have the contents that the guest must read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Contents {
-    /// The file reads as zeroes there, or its present contents are what the guest must read.
+    /// The file reads as zeroes at these clusters, or the guest must read the present contents of the file.
     OfFile,
-    /// The file may hold any bytes, so the L2 entries are zero clusters.
+    /// The file may contain any bytes, so the L2 entries have the zero flag.
     ZeroByEntry,
 }
 
-/// Sets the size of the file that holds the data, as the preallocation mode requires. A file that may hold any bytes (for
-/// example a device) is not overwritten if zero entries in the L2 tables can hide its contents.
+/// Sets the size of the file that contains the guest data, as the preallocation mode requires. A file that may contain any
+/// bytes (for example a device) is not overwritten if zero entries in the L2 tables can hide its contents.
 async fn preallocate(file: &Edge, wanted: &Wanted, plan: &Plan) -> Result<Contents> {
     let size = match plan.geometry.data_file {
         true => wanted.size,

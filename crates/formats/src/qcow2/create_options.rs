@@ -1,7 +1,7 @@
 //! The options of `create`, and checking them.
 //!
-//! A wrong option fails with the text of QEMU's tools. If several options are wrong, the error is the one that QEMU's tools
-//! report.
+//! A wrong option fails with the message of QEMU's tools. If several options are wrong, the reported error is the same as in
+//! QEMU's tools.
 
 use oxblk_core::create::{CreateOption, OptionType};
 use oxblk_core::{Error, Options, Preallocation, Result, check_length};
@@ -28,7 +28,7 @@ const fn default(option: CreateOption, value: &'static str) -> CreateOption {
     CreateOption { default: Some(value), ..option }
 }
 
-/// The options of `create`, in the order in which `img create` prints those that are set.
+/// The options of `create`, in the order in which `img create` prints the options that are set.
 pub static CREATE_OPTIONS: &[CreateOption] = &[
     option(
         "encryption",
@@ -94,11 +94,11 @@ pub struct Wanted {
     pub geometry: Geometry,
     /// Lazy refcounts: refcount updates are postponed.
     pub lazy_refcounts: bool,
-    /// What is allocated at creation.
+    /// The preallocation mode.
     pub preallocation: Preallocation,
-    /// How clusters are compressed.
+    /// The compression type.
     pub compression: Compression,
-    /// How guest data is encrypted.
+    /// Encryption of guest data.
     pub encryption: Encryption,
     /// Backing file.
     pub backing_file: Option<String>,
@@ -114,7 +114,7 @@ pub(super) fn rejected(parameter: &str, value: &str) -> Error {
     Error::invalid(format!("Parameter '{parameter}' does not accept value '{value}'"))
 }
 
-/// The version that an option asks for.
+/// The qcow2 version for a value of the option `compat`. The default is 3.
 pub(super) fn version(compat: Option<&str>) -> Result<u32> {
     match compat {
         None | Some("1.1" | "v3") => Ok(3),
@@ -124,11 +124,11 @@ pub(super) fn version(compat: Option<&str>) -> Result<u32> {
 }
 
 impl Wanted {
-    /// Reads the options of `create`. `external`: the image gets a data file even if the options name none.
+    /// Reads the options of `create`. `external`: the image gets a data file even if the option `data_file` is not set.
     ///
     /// # Errors
-    /// When an option is wrong or contradicts another. The text is that of QEMU's tools. If several options are wrong, the
-    /// error is the one that QEMU's tools report.
+    /// When an option is wrong or contradicts another option. The message is the same as in QEMU's tools, also if several
+    /// options are wrong.
     pub fn from_options(mut options: Options, external: bool) -> Result<Self> {
         let version = version(options.take_str("compat")?.as_deref())?;
         let encryption = Encryption::take(&mut options)?;
@@ -173,7 +173,7 @@ impl Wanted {
         wanted.geometry.refcount_order = refcount_order(refcount_bits)?;
         wanted.check()?;
         if data_file_raw && preallocation == Preallocation::Off {
-            // A guest reads a raw data file directly, so all clusters are mapped from the beginning.
+            // Other programs may write to a raw data file without the L2 tables, so all clusters are mapped from the beginning.
             wanted.preallocation = Preallocation::Metadata;
         }
         check_length(wanted.size).map_err(|error| error.prefix("Could not resize image"))?;
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_wrong_options_the_error_is_the_one_that_qemu_reports() {
+    fn several_wrong_options_fail_with_the_error_that_qemu_reports() {
         let cases: &[(&[(&str, &str)], &str)] = &[
             (
                 &[("backing_fmt", "raw"), ("refcount_bits", "3")],

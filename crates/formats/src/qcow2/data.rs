@@ -1,12 +1,12 @@
 //! Reads, writes and allocation of uncompressed guest data at its host offset.
 //!
-//! All reads and writes of uncompressed guest data that the map does not answer use this module. They pass the guest offset
-//! together with the host offset. This module chooses the child that holds the data, and encrypts and decrypts it.
+//! All reads and writes of uncompressed guest data that `map` does not forward use this module. Callers pass the guest offset
+//! together with the host offset. This module chooses the child that contains the data, and encrypts and decrypts the data.
 //!
 //! This module also chooses the place of new data ([`Data::reserve_data`]). Without a data file, new data goes to newly
-//! reserved clusters of the image. With a data file, its host offset there equals the guest offset. Clusters of a data file
-//! have no refcounts. Only their own guest cluster can ever use them, so they are not quarantined when they are freed. The code
-//! that frees them holds the guest range lock until the host has discarded them.
+//! reserved clusters of the image. With a data file, the host offset of data in the data file equals the guest offset. Clusters
+//! of a data file have no refcounts. Each of them can be used only for the guest cluster with the same offset, so they are not
+//! quarantined when they are freed. The code that frees them holds the guest range lock until the host has discarded them.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ pub(super) struct NewData<'a> {
     pub(super) count: u64,
     /// The clusters have never been written and read as zeroes.
     pub(super) untouched: bool,
-    /// `None` with a data file.
+    /// The reservation of these clusters. `None` with a data file, whose clusters are not reserved.
     reserved: Option<Reserved<'a>>,
 }
 
@@ -41,7 +41,7 @@ impl<'a> NewData<'a> {
         }
     }
 
-    /// If `written` is `Ok`, counts one reference to each cluster. If it is an error, frees the clusters and returns the error.
+    /// If `written` is `Ok`, adds one reference to each cluster. If it is an error, frees the clusters and returns the error.
     /// All writes to the clusters have ended.
     pub(super) async fn count_if(
         self,
@@ -70,7 +70,7 @@ pub(super) struct Data {
 }
 
 impl Data {
-    /// The data of an image, which is encrypted with `encryption` if that is given.
+    /// The data of an image. `encryption` is present if the data is encrypted.
     pub(super) fn new(
         facts: Arc<Facts>,
         metadata: Arc<Metadata>,
@@ -84,7 +84,7 @@ impl Data {
         self.encryption.as_ref()
     }
 
-    /// Whether guest data is stored without encryption, so that the map may forward requests to the host offset.
+    /// Whether guest data is stored without encryption, so that `map` may forward requests to the host offset.
     #[inline]
     pub(super) fn is_plain(&self) -> bool {
         self.encryption.is_none()
@@ -121,7 +121,7 @@ impl Data {
     }
 
     /// Reserves host clusters for up to `count` guest clusters from `guest` on, and for at least one. If host cluster `behind`
-    /// is free, the run begins there.
+    /// is free, the run begins with this cluster.
     pub(super) async fn reserve_data(
         &self,
         guest: u64,
@@ -137,8 +137,8 @@ impl Data {
         Ok(NewData { start, count, untouched, reserved: Some(run) })
     }
 
-    /// Zeroes a range of a raw data file before the tables say that it reads as zeroes. Does nothing without a raw data file.
-    /// The caller holds the range lock.
+    /// Zeroes a range of a raw data file. The caller holds the range lock, and makes the L2 entries of the range read as zeroes
+    /// only after this. Does nothing without a raw data file.
     pub(super) async fn zero_raw_data(&self, from: u64, to: u64, unmap: bool) -> Result<()> {
         let to = self.facts.end_of_data(to);
         if !self.facts.has_raw_data() || from >= to {
@@ -149,8 +149,8 @@ impl Data {
         self.facts.children().require(ChildIdx::DATA)?.write_zeroes(from, to - from, flags).await
     }
 
-    /// Discards whole clusters of a data file that is not raw, after the tables have stopped referring to them. The caller
-    /// holds the range lock.
+    /// Discards whole clusters of a data file that is not raw. The caller holds the range lock, and has changed the L2 entries
+    /// in the cache, so that they no longer refer to the clusters.
     pub(super) async fn give_up_data(&self, from: u64, to: u64) {
         let to = self.facts.end_of_data(to);
         if self.facts.has_raw_data() || from >= to {

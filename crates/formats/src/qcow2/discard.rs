@@ -12,12 +12,13 @@ use super::mapping::Extent;
 
 impl Qcow2 {
     /// Makes a range of the guest disk read as zeroes with zero entries in the L2 tables. The range stays zero even if the
-    /// image gets another backing file later. Version 2 has no zero entries. There the image must have no backing file, and the
-    /// clusters become unallocated.
+    /// image gets another backing file later. Version 2 has no zero entries. A version 2 image must have no backing file, and
+    /// the clusters become unallocated.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] where the caller must write zeroes as data. This is so in a part of a cluster whose other
-    /// parts do not read as zeroes. It is also so in version 2 with a backing file (present, or expected later).
+    /// [`ErrorKind::Unsupported`] if the caller must write zeroes as data instead. This is so for a part of a cluster that
+    /// contains data or whose other parts do not read as zeroes. It is also so in version 2 with a backing file, and in version
+    /// 2 with the flags `OWN` or `NO_FALLBACK`.
     pub(super) async fn zero_guest(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         self.facts.check_writable()?;
         if self.facts.version() < 3 && flags.contains(ZeroFlags::NO_FALLBACK) {
@@ -40,7 +41,7 @@ impl Qcow2 {
             }
             false => return Err(unsupported()),
         };
-        // The last cluster of the disk counts as a whole cluster, although the disk ends inside it.
+        // The last cluster of the disk counts as a whole cluster, even if the disk ends inside it.
         let last = match is_at_end && self.geometry.offset_in_cluster(offset) == 0 {
             true => self.geometry.cluster_end(last),
             false => last,
@@ -74,7 +75,7 @@ impl Qcow2 {
             && self.shows_zeroes(to, end.min(self.facts.size())).await?)
     }
 
-    /// Whether a range without data is known to read as zeroes, with the backing chain taken into account.
+    /// Whether a range contains no data and is known to read as zeroes. The backing chain is queried for unallocated parts.
     async fn shows_zeroes(&self, from: u64, to: u64) -> Result<bool> {
         let mut at = from;
         while at < to {
@@ -96,7 +97,7 @@ impl Qcow2 {
         Ok(true)
     }
 
-    /// Changes the L2 entries of a range of whole clusters or subclusters, so that it reads as zeroes.
+    /// Changes the L2 entries of a range of whole clusters or subclusters, so that the range reads as zeroes.
     pub(super) async fn zero_entries(
         &self,
         offset: u64,
@@ -123,8 +124,8 @@ impl Qcow2 {
             .await
     }
 
-    /// Zeroes a range of a version 2 image, which has no zero clusters. Unallocated clusters read as zeroes there as long as
-    /// the image has no backing file.
+    /// Zeroes a range of a version 2 image, which has no zero clusters. Its unallocated clusters read as zeroes as long as the
+    /// image has no backing file.
     async fn zero_old(&self, offset: u64, end: u64, own: bool) -> Result<()> {
         if own || self.facts.children().has(ChildIdx::BACKING) {
             return Err(unsupported());
@@ -152,7 +153,7 @@ impl Qcow2 {
         }
         let has_backing = self.facts.children().get(ChildIdx::BACKING).is_some();
         if self.facts.version() < 3 && has_backing {
-            // Without zero clusters, the guest would read the backing file there.
+            // Without zero clusters, the guest would read the backing file in the discarded range.
             return Ok(());
         }
         let new = if self.facts.version() < 3 { L2Entry::EMPTY } else { L2Entry::zero_plain() };
@@ -182,8 +183,8 @@ impl Qcow2 {
             .await
     }
 
-    /// As [`Self::discard_entries`], but clusters that only the active state owns stay allocated; their contents may be
-    /// discarded on the host. With `explicit`, unallocated clusters become zero clusters too. The caller holds the range lock.
+    /// As [`Self::discard_entries`], but clusters that have the copied flag stay allocated, and their contents may be discarded
+    /// on the host. With `explicit`, unallocated clusters become zero clusters too. The caller holds the range lock.
     async fn discard_in_place(&self, first: u64, last: u64, explicit: bool) -> Result<()> {
         let kept = RefCell::new(RoaringTreemap::new());
         self.metadata
@@ -211,7 +212,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Frees whole clusters behind the end of the disk. Their entries become unallocated.
+    /// Frees whole clusters. Their L2 entries become unallocated. The clusters lie behind the end of the disk, or the image has
+    /// no backing file that the guest would then read.
     pub(super) async fn forget_guest(&self, from: u64, to: u64, was: ReleaseReason) -> Result<()> {
         if from >= to {
             return Ok(());
@@ -228,9 +230,9 @@ impl Qcow2 {
             .await
     }
 
-    /// Frees whole clusters that will lie behind the end of the disk after a shrink. Until then the guest must not read the
-    /// backing file there. So the clusters become zero clusters where there is a backing file and the version has zero
-    /// clusters.
+    /// Frees whole clusters that will lie behind the end of the disk after a shrink. Until the shrink is complete, the guest
+    /// must not read the backing file in this range. So clusters over a backing file become zero clusters if the version has
+    /// zero clusters. All other clusters become unallocated.
     pub(super) async fn clear_guest(&self, from: u64, to: u64) -> Result<()> {
         if from >= to {
             return Ok(());

@@ -1,4 +1,5 @@
-//! The implementation of the [`Driver`] contract, with the lock-free map of the fast path.
+//! Implements the trait [`Driver`] and the traits of its optional features for [`Qcow2`]. `Driver::map` looks up host offsets
+//! without I/O and without a lock.
 
 use std::sync::Arc;
 
@@ -100,7 +101,7 @@ impl Driver for Qcow2 {
     fn limits(&self) -> Limits {
         let cluster = u32::try_from(self.geometry.cluster_size()).unwrap_or(1);
         let subcluster = u32::try_from(self.geometry.subcluster_size()).unwrap_or(1);
-        // Preallocated clusters of an encrypted image hold no encrypted data. They decrypt to noise.
+        // Preallocated clusters of an encrypted image may contain no ciphertext. They then do not decrypt to zeroes.
         let is_noise = !self.data.is_plain() && self.mapping.l1_entry(0).0 != 0;
         Limits {
             request_alignment: if self.data.is_plain() { 1 } else { SECTOR },
@@ -296,7 +297,7 @@ impl Qcow2 {
         if fix == Fix::Nothing {
             return check(&file, &header, fix, say).await;
         }
-        // The metadata in memory is outdated after a repair. So the image accepts no more writes until it is reopened.
+        // The metadata in memory is outdated after a repair. So the image accepts no further requests until it is opened again.
         self.facts.stop_for(Replaced::Repair);
         let report = check(&file, &header, fix, say).await?;
         self.facts.clear_unknown_autoclear(&file).await?;

@@ -1,4 +1,4 @@
-//! The driver's entry in the table of drivers.
+//! Implements the trait [`DriverFactory`]: probing, opening, creating and measuring qcow2 images.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ fn check_backing_format(graph: &Graph, options: &Options) -> Result<()> {
     }
 }
 
-/// Creates the image. If the options name a data file, creates that file first.
+/// Creates the image. If the option `data_file` is set, creates the data file first.
 async fn create_with_data_file(graph: &Graph, file: &Arc<Edge>, options: Options) -> Result<()> {
     create::check(options.clone(), graph.secrets())?;
     let Some(name) = options.get_str("data_file").map(str::to_owned) else {

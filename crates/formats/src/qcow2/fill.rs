@@ -18,8 +18,8 @@ pub(super) fn length(data: &[u8]) -> u64 {
 }
 
 impl Qcow2 {
-    /// Writes `data` to the host offset `at`, and around it the old contents of the guest range `whole`. `untouched`: all of
-    /// the host clusters read as zeroes.
+    /// Writes `data`, whose guest offset is `offset`, to the host offset `at`. Writes the old contents of the rest of the guest
+    /// range `whole` around `data`. `untouched`: all host clusters of this range read as zeroes.
     pub(super) async fn fill(
         &self,
         whole: Range<u64>,
@@ -62,8 +62,8 @@ impl Qcow2 {
         run_all(writes).await
     }
 
-    /// The contents of the guest disk from `from` to `to`. `None` if the range is empty, or if it is zero and the new clusters
-    /// read as zeroes already.
+    /// The contents of the guest disk from `from` to `to`. `None` if the range is empty, or if both the range and the new
+    /// clusters read as zeroes (`untouched`).
     pub(super) async fn old_contents(
         &self,
         from: u64,
@@ -81,7 +81,7 @@ impl Qcow2 {
         Ok(if untouched && oxblk_ring::is_zero(&old) { None } else { Some(old) })
     }
 
-    /// Whether a range is known to read as zeroes without reading data.
+    /// Whether the metadata alone shows that a range reads as zeroes.
     pub(super) async fn reads_as_zero(&self, from: u64, to: u64) -> Result<bool> {
         let backing_end =
             self.facts.children().get(ChildIdx::BACKING).map_or(0, |edge| edge.size());

@@ -15,10 +15,10 @@ use super::plan::fully_allocated;
 /// Largest range of one status query to the source, in bytes.
 const STATUS_CHUNK: u64 = 1 << 40;
 
-/// Measures an image for the contents of the source, or an empty one.
+/// Measures a new image for the contents of the source. Without a source, measures an empty image.
 ///
 /// # Errors
-/// When the options are wrong, or as the source reports.
+/// When the options are wrong, and the errors of the source.
 pub(super) async fn measure(request: MeasureRequest<'_>) -> Result<Measure> {
     let wanted = Wanted::from_options(request.options)?;
     let geometry = wanted.geometry;

@@ -1,20 +1,19 @@
 //! qcow2: QEMU's copy-on-write image format.
 //!
-//! Spec: docs/interop/qcow2.
+//! Specification: docs/interop/qcow2 in the source tree of QEMU.
 //!
 //! # Owners
 //!
 //! Each part of the state of an open image has one owner. The fields of an owner are private to its folder, and its interface
-//! is marked `pub(in crate::qcow2)`, or `pub(super)` in its `mod.rs`. An owner uses only owners above it in this table. Where
-//! it needs a decision of an owner below, for instance a write-back cycle before clusters are reserved, its caller passes a
-//! closure.
+//! is marked `pub(in crate::qcow2)`, or `pub(super)` in its `mod.rs`. An owner uses only owners above it in this table. If a
+//! function needs an owner below, for instance to check a cluster before it is freed, the caller passes a closure.
 //!
 //! | owner | state | uses |
 //! |---|---|---|
 //! | `facts::Facts` | geometry, children, header, runtime options, size; whether the image accepts requests | |
 //! | `clusters::Clusters` | refcounts, free clusters, quarantine, dropped references, overlaps | `Facts` |
 //! | `mapping::Mapping` | the L1 table and the cached slices of L2 tables | `Facts` |
-//! | `metadata::Metadata` | the order of metadata writes: write-back, new tables, changed entries, dirty bit | the three above |
+//! | `metadata::Metadata` | order of metadata writes: write-back, new tables, changed entries, dirty bit | the three above |
 //! | `bitmaps::Bitmaps` | persistent dirty bitmaps | `Facts`, `Clusters` |
 //! | `data::Data` | guest data at its host offset, encryption | `Facts`, `Clusters`, `Metadata` |
 //! | `snapshots::ImageSnapshots` | changes of snapshots | all above but `Data` |
@@ -26,7 +25,7 @@
 //! | | |
 //! |---|---|
 //! | `layout/` | on-disk structures: encoding and parsing, no I/O |
-//! | `encryption/` | encryption of guest data; compression of clusters |
+//! | `encryption/`, `compression` | encryption of guest data; compression of clusters |
 //! | `refscan/` | reads many tables in parallel and lists the clusters that they refer to |
 //! | `read_ahead` | reads metadata whose length is not known yet |
 //! | `check/` | checks and repairs a file, without an open image |
@@ -36,11 +35,11 @@
 //!
 //! | | |
 //! |---|---|
-//! | `driver` | the contract of drivers, and the map of the fast path |
+//! | `driver` | implements `Driver`; its method `map` looks up host offsets without I/O |
 //! | `open`, `factory`, `reopen` | opening, creating and reopening a node |
-//! | `read`, `write`, `write_new`, `fill`, `discard`, `compressed` | requests that the map cannot answer |
+//! | `read`, `write`, `write_new`, `fill`, `discard`, `compressed` | requests that `map` cannot forward to a child |
 //! | `subclusters/` | these requests in images with subclusters |
-//! | `resize`, `shrink`, `preallocate`, `amend/`, `backing`, `vm_state`, `status` | one operation each, as named |
+//! | `resize`, `shrink`, `preallocate`, `amend/`, `backing`, `vm_state`, `status` | one operation each |
 //!
 //! # Locks, in the order in which they are taken
 //!

@@ -178,7 +178,7 @@ async fn open_data(context: &mut OpenContext, header: &Header) -> Result<()> {
     Err(Error::invalid("'data-file' is required for this image"))
 }
 
-/// Rebuilds the refcounts of an image that was not closed cleanly ("Incompatible features", dirty bit).
+/// Rebuilds the refcounts of an image that was not closed cleanly: the dirty bit of the header is set.
 pub(super) async fn repair_dirty(file: &Edge, header: &Header) -> Result<Header> {
     let report = check(file, header, Fix::All, &|_| ()).await;
     let report = report.map_err(|error| error.prefix("Could not repair dirty image"))?;
@@ -192,7 +192,7 @@ pub(super) async fn repair_dirty(file: &Edge, header: &Header) -> Result<Header>
     read_header(file).await
 }
 
-/// Opens an image that was just created in `file`, to continue its creation. Its guest data goes into `data`, if there is one.
+/// Opens an image that was just created in `file`, to continue its creation. `data` is its data file, if it has one.
 /// The image is not a node of any graph, and only the caller uses it.
 pub(super) async fn open_new(
     file: &Arc<Edge>,
@@ -211,7 +211,7 @@ pub(super) async fn open_new(
     Ok(image)
 }
 
-/// The surroundings of an image: its children, the epochs, and the read-only state.
+/// The values that an image gets from core: its children, the epochs of its requests, and the read-only mode.
 struct Surroundings {
     children: ChildrenRef,
     epochs: Arc<Epochs>,
@@ -297,8 +297,8 @@ pub(super) fn note_named_places(clusters: &Clusters, header: &Header, file: &Edg
 }
 
 impl Qcow2 {
-    /// As [`Self::close_image`], and stores the persistent bitmaps. Afterwards the image must not be written unless the bitmaps
-    /// are marked as in use again.
+    /// Writes all metadata ([`Metadata::close_image`]) and stores the persistent bitmaps. After this call, the image must not
+    /// be written unless the bitmaps are marked as in use again.
     pub(super) async fn complete_image(&self) -> Result<()> {
         self.metadata.close_image().await?;
         let stored = self.bitmaps.store_bitmaps().await;

@@ -1,8 +1,8 @@
 //! The layout of a new image, and the contents of its tables.
 //!
 //! A new image is `header | refcount table | refcount blocks | L1 table`. If it is preallocated, each L2 table follows with its
-//! data clusters (a data file holds the data clusters instead, if there is one). The LUKS header comes last. The refcounts
-//! cover the finished image, including the refcount blocks themselves, so they are written once.
+//! data clusters (if there is a data file, the data clusters are there instead). The LUKS header comes last. The refcounts
+//! cover the finished image, including the refcount blocks themselves, so each refcount is written only once.
 
 use oxblk_core::{Errno, Error, Preallocation, Result};
 use oxblk_ring::IoBufMut;
@@ -79,13 +79,13 @@ impl Plan {
         (1 + u64::from(self.table_clusters) + index) * self.geometry.cluster_size()
     }
 
-    /// Offset of the L2 table at `index`. Each table is followed by the clusters that it maps, unless a data file holds them.
+    /// Offset of the L2 table at `index`. The clusters that a table maps follow it, unless they are in a data file.
     pub(super) fn table_offset(&self, index: u64) -> u64 {
         let mapped = if self.geometry.data_file { 0 } else { self.geometry.l2_entries() };
         self.l2_offset + index * (mapped + 1) * self.geometry.cluster_size()
     }
 
-    /// How many L2 tables there are.
+    /// Number of preallocated L2 tables.
     pub(super) fn l2_tables(&self) -> u64 {
         self.data_clusters.div_ceil(self.geometry.l2_entries())
     }

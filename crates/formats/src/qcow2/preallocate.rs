@@ -1,10 +1,11 @@
 //! Preallocation: guest clusters get host clusters before the guest writes to them.
 //!
-//! Each run of clusters is first made to read as zeroes, then counted, then linked. This is the order of an ordinary write (see
-//! [`super::write`]). The modes differ in how the file is made to read as zeroes.
+//! Each run of clusters is first made to read as zeroes. Then its refcounts are raised, and then L2 entries refer to it. An
+//! ordinary write has the same order (see [`super::write`]). The modes differ in how the file is made to read as zeroes.
 //!
-//! The modes `falloc` and `full` also allocate the space on the host. There, all data lies in one contiguous run at the end of
-//! the file, behind its refcount blocks and the refcount table. This is the layout that QEMU's tools produce.
+//! The modes `falloc` and `full` also allocate the space on the host. If the file can grow and contains the unencrypted guest
+//! data, these modes allocate all data in one contiguous run at the end of the file, behind its refcount blocks and the
+//! refcount table. This is the layout that QEMU's tools produce.
 
 use oxblk_core::{Edge, Preallocation, Result, WriteFlags, ZeroFlags};
 use oxblk_ring::IoBuf;
@@ -21,7 +22,7 @@ const STEP: u64 = 1 << 30;
 const WRITE: u64 = 1 << 20;
 
 impl Qcow2 {
-    /// Allocates all clusters that begin in the guest range. They read as zeroes.
+    /// Allocates all clusters that begin in the guest range. Their host clusters are zeroed.
     pub(super) async fn preallocate(&self, from: u64, to: u64, mode: Preallocation) -> Result<()> {
         let bits = self.geometry.cluster_bits;
         let file = self.facts.children().require(self.facts.data_child())?;
@@ -101,7 +102,7 @@ impl Qcow2 {
         let in_file = self.geometry.clusters_for(file.size());
         let mut start = self.clusters.last_in_use(in_file).await?.map_or(0, |last| last + 1);
         loop {
-            // The data may begin and end in the middle of what an L2 table maps, so it may need one more table.
+            // The data may begin and end in the middle of the range of an L2 table, so it may need one more table.
             let counted = count.saturating_add(tables).saturating_add(1);
             if let Some(run) = self.clusters.make_room(start, counted, count).await? {
                 return Ok(Some(run).filter(|_| count > 0));
@@ -121,7 +122,7 @@ impl Qcow2 {
         let bits = self.geometry.cluster_bits;
         let place = |index: u64| start.saturating_add(index) << bits;
         if self.geometry.extended_l2 {
-            // The subclusters stay as they are: zero, or unallocated.
+            // The subclusters keep their state: zero or unallocated.
             let kept = |index, old: ExtendedEntry| ExtendedEntry {
                 entry: L2Entry::data(place(index)),
                 bitmap: old.bitmap.without_data(),
@@ -135,8 +136,7 @@ impl Qcow2 {
         self.metadata.link(at, count, counted, |index| L2Entry::data(place(index))).await
     }
 
-    /// Whether preallocated clusters read as zeroes because of zero entries. Zeroes in the file of an encrypted image would
-    /// decrypt to noise.
+    /// Whether preallocated clusters get zero entries. In an encrypted image, zeroes in the file do not decrypt to zeroes.
     fn zeroes_as_entries(&self) -> bool {
         !self.data.is_plain() && self.facts.version() >= 3
     }

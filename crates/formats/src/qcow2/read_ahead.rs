@@ -1,8 +1,9 @@
 //! Reading metadata whose length is not known in advance.
 //!
-//! The length of some structures is known only from their contents (the header with its extensions, the snapshot table). They
-//! are read with one request that usually covers all of the structure, and bytes behind it. A bad sector behind the structure
-//! must not make the image unusable. So a failed request is repeated in small pieces, up to the first piece that fails.
+//! The length of some structures is known only from their contents (the header with its extensions, the snapshot table). Such a
+//! structure is read with one request, which usually covers the structure and some bytes behind it. A bad sector behind the
+//! structure must not make the image unusable. So a failed request is repeated in small pieces, up to the first piece that
+//! fails.
 
 use oxblk_core::{Edge, Error};
 use oxblk_ring::IoBufMut;
@@ -18,7 +19,7 @@ pub(super) struct ReadAhead {
     pub(super) fault: Option<Error>,
 }
 
-/// Reads `len` bytes at `offset`, or fewer where the file cannot be read.
+/// Reads `len` bytes at `offset`. Returns fewer bytes if some of them cannot be read.
 pub(super) async fn read_ahead(file: &Edge, offset: u64, len: usize) -> ReadAhead {
     let mut fault = match file.read(offset, IoBufMut::new(len)).await {
         Ok(whole) => return ReadAhead { bytes: whole.to_vec(), fault: None },

@@ -1,9 +1,9 @@
 //! Reopen: changes read-only mode, the cache sizes, and the runtime options.
 //!
-//! An image that becomes read-only first writes all its metadata. An image that becomes writable must pass two checks. Its
-//! header must permit writing. Its metadata on disk must be the same as in memory, because another program may have written the
-//! image if locking is off. It then drops its cached slices, because slices that were loaded read-only were not checked for
-//! overlaps with metadata.
+//! An image that becomes read-only first writes all its metadata. An image that becomes writable must pass two checks. First,
+//! its header must permit writing. Second, its metadata on disk must be the same as in memory, because another program may have
+//! written the image if locking is off. Then the image drops its cached slices, because slices that were loaded while the image
+//! was read-only were not checked for overlaps with metadata.
 
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
@@ -164,7 +164,7 @@ impl Qcow2 {
                 "Bitmaps had to be repaired: the image is to be opened again",
             ));
         }
-        // The repair may have moved or freed structures. Callers note L2 tables and snapshots afterwards.
+        // The repair may have moved or freed structures. After this function, the caller notes L2 tables and snapshots.
         self.clusters.forget_all_metadata();
         self.clusters.reload(&header).await?;
         note_named_places(&self.clusters, &header, &file);

@@ -1,8 +1,8 @@
 //! Changing the virtual size. Core has drained the node. [`super::shrink`] makes a disk smaller.
 //!
-//! A growth first makes the added space read as zeroes, durably, and preallocates it. It writes the new size to the header
-//! last. So a crash or a failure leaves the old size or the new one. The added space never shows old data or the backing file.
-//! A growth that fails frees what it has allocated.
+//! A growth first makes the added space read as zeroes, preallocates it if requested, and flushes. Then it writes the new size
+//! to the header. So a crash or a failure leaves the old size or the new one. The added space never shows old data or the
+//! backing file. A growth that fails frees the clusters that it has allocated.
 
 use oxblk_core::{ChildIdx, Error, ErrorKind, Preallocation, Result, ZeroFlags};
 use oxblk_ring::IoBuf;
@@ -19,7 +19,8 @@ impl Qcow2 {
     /// Sets the virtual size to `size` bytes.
     ///
     /// # Errors
-    /// As the file reports. The size and the bitmaps are then unchanged.
+    /// When the size or the preallocation mode is not supported, and the errors of the file. The size and the bitmaps are then
+    /// unchanged.
     pub(super) async fn resize_image(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         self.facts.check_writable()?;
         if !size.is_multiple_of(512) {
@@ -31,12 +32,12 @@ impl Qcow2 {
         if size < old && preallocation != Preallocation::Off {
             return Err(Error::invalid("Preallocation can't be used for shrinking an image"));
         }
-        // After the resize, the VM state would be part of the disk, or would lie behind the new start of the VM state area.
+        // The VM state area begins behind the disk. The resize moves its start, so stored VM state would become invalid.
         self.snapshots.forget_vm_state().await?;
         if size < old {
             return self.shrink(old, size).await;
         }
-        // A raw data file may be longer than the disk. If the growth fails, it gets this length back.
+        // A raw data file may be longer than the disk. If the growth fails, the data file gets its old length back.
         let data = self.facts.children().get(ChildIdx::DATA).filter(|_| self.facts.has_raw_data());
         let data_size = data.map_or(old, |data| data.size().max(old));
         let grown = self.grow(old, size, preallocation).await;
@@ -85,7 +86,7 @@ impl Qcow2 {
         self.name_size(size).await
     }
 
-    /// Frees what a failed growth has allocated.
+    /// Frees the clusters that a failed growth has allocated.
     async fn undo_growth(&self, old: u64, data_size: u64) -> Result<()> {
         let reach = self.geometry.cluster_size() << self.geometry.l2_bits();
         let end = self.mapping.l1_entries().saturating_mul(reach);
@@ -104,7 +105,7 @@ impl Qcow2 {
 
     /// Extends a data file to the new disk size, with zeroes behind the old end of the disk. A data file that is not raw is
     /// first truncated to the old disk size. A raw data file may be longer than the disk on purpose, or because a crash
-    /// interrupted a shrink. Its part that the disk gains is zeroed.
+    /// interrupted a shrink. The part of the data file that becomes a part of the disk is zeroed.
     async fn grow_data(&self, old: u64, size: u64) -> Result<()> {
         if !self.geometry.data_file {
             return Ok(());

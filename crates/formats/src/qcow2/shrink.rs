@@ -1,12 +1,12 @@
 //! Making the disk smaller. Core has drained the node.
 //!
-//! One write to the header makes the shrink effective. It sets the new size and a new L1 table, which does not map the part
-//! behind the new end. Before this write, new copies are written of the L1 table, of the L2 table in which the disk ends, and
-//! of the last cluster. The copies contain nothing behind the new end. After this write, the old tables and clusters are freed.
-//! So a crash or a failure leaves the old disk or the new one, and leaks clusters at worst.
+//! One write to the header makes the shrink effective: the header gets the new size and a new L1 table, which does not map the
+//! part behind the new end. Before this write, the image writes new copies of the L1 table, of the L2 table in which the disk
+//! ends, and of the last cluster. The copies contain nothing behind the new end. After this write, the old tables and clusters
+//! are freed. So a crash or a failure leaves the old disk or the new one, and leaks clusters at worst.
 //!
-//! A raw data file is truncated directly after the write to the header. If that fails, the header gets the old size back. A
-//! crash between the two steps leaves the data file longer than the disk.
+//! A raw data file is truncated directly after the write to the header. If the truncation fails, the header gets the old size
+//! back. A crash between the two steps leaves the data file longer than the disk.
 //!
 //! If there is no free space for the copies, the part behind the new end is cleared in place before the size changes. A failure
 //! may then leave the old size with a part of that area cleared.
@@ -20,7 +20,8 @@ use super::clusters::ReleaseReason;
 use super::facts::header::stop_unless_known;
 use super::layout::{ExtendedEntry, L1Entry, L2Entry, field_offsets};
 
-/// New copies of the last L2 table and the last cluster, written and counted. They contain nothing behind the new end.
+/// New copies of the last L2 table and the last cluster. They were written and have refcounts, and they contain nothing behind
+/// the new end.
 #[derive(Default)]
 struct Cut<'a> {
     /// The new L2 table that replaces the table in which the disk ends: its L1 index and its offset.
@@ -95,7 +96,9 @@ impl Qcow2 {
         let gone: Vec<L1Entry> = l1.into_iter().skip(kept).collect();
         // The disk is smaller already. Clusters that cannot be freed only leak.
         if let Err(error) = self.give_up_tables(replaced, &gone, size).await {
-            tracing::warn!("qcow2: not all space that the disk has lost was given back: {error}");
+            tracing::warn!(
+                "qcow2: clusters behind the new end of the disk could not be freed: {error}"
+            );
         }
         Ok(())
     }
@@ -169,12 +172,12 @@ impl Qcow2 {
         Ok(Some((cluster, self.clusters.count(run, ReleaseReason::CutOff).await?)))
     }
 
-    /// Truncates a raw data file to the size that the header names already.
+    /// Truncates a raw data file to the size that is already in the header.
     ///
     /// # Errors
-    /// As the data file reports when it is not truncated. If only the flush fails, the data is lost already and the header must
-    /// not get the old size back. After a power cut, the data file may then be longer than the disk, and the next growth zeroes
-    /// the added part.
+    /// The errors of truncating the data file. An error of the flush is only logged: the data is lost already, so the header
+    /// must not get the old size back. After a power cut, the data file may then be longer than the disk. The next growth
+    /// zeroes the added part.
     async fn shrink_raw_data(&self, size: u64) -> Result<()> {
         let Some(data) =
             self.facts.children().get(ChildIdx::DATA).filter(|_| self.facts.has_raw_data())
@@ -256,7 +259,9 @@ impl Qcow2 {
             .for_each(|at| self.mapping.set_l1_entry(at, L1Entry::EMPTY));
         self.mapping.clear();
         if let Err(error) = self.give_up_tables(None, &gone, size).await {
-            tracing::warn!("qcow2: not all space that the disk has lost was given back: {error}");
+            tracing::warn!(
+                "qcow2: clusters behind the new end of the disk could not be freed: {error}"
+            );
         }
         Ok(())
     }
@@ -283,7 +288,7 @@ impl Qcow2 {
     }
 }
 
-/// The first word of an L2 entry, which holds the host offset.
+/// The first word of an L2 entry, which contains the host offset.
 fn first_word(entry: &[u8]) -> L2Entry {
     let word = entry.first_chunk().map_or(0, |word| u64::from_be_bytes(*word));
     L2Entry(word)

@@ -1,7 +1,7 @@
-//! Block status: the extents of the lookup, merged where they continue each other.
+//! Block status: the extents of the lookup. Adjacent extents that continue each other are merged.
 //!
 //! An allocated cluster counts as data, even if it is a hole in the file. Asking the file for its holes would cost one system
-//! call per hole. Only for an image with preallocated metadata is the file asked, because such an image has many allocated
+//! call per hole. The file is asked only if the image has preallocated metadata, because such an image has many allocated
 //! clusters that are holes.
 
 use std::sync::atomic::Ordering::Relaxed;
@@ -11,7 +11,7 @@ use oxblk_core::{ChildIdx, Result, Status, StatusFlags, Want};
 use super::Qcow2;
 use super::mapping::Extent;
 
-/// Values of [`Qcow2::preallocated`]. 0 means that it is not known yet.
+/// Values of [`Qcow2::preallocated`]. 0: not known yet.
 const KNOWN_NOT: u8 = 1;
 const KNOWN: u8 = 2;
 
@@ -47,8 +47,8 @@ impl Qcow2 {
         Ok(status)
     }
 
-    /// Whether the image has preallocated metadata. This is assumed if the host stores at least a tenth less than the refcounts
-    /// count, as in QEMU. The result is computed once.
+    /// Whether the image has preallocated metadata. As in QEMU, this is assumed if the allocated size of the file is at least a
+    /// tenth smaller than the clusters that have a refcount. The result is computed once.
     async fn is_preallocated(&self) -> bool {
         match self.preallocated.load(Relaxed) {
             KNOWN_NOT => return false,

@@ -1,8 +1,8 @@
-//! VM state: guest clusters behind the disk ("Snapshots": the VM state is stored behind the virtual disk).
+//! VM state: guest clusters behind the disk (section "Snapshots" of the qcow2 specification).
 //!
-//! The L1 and L2 tables of the disk also map these clusters. They are allocated, shared and counted like all other guest
+//! The L1 and L2 tables of the disk also map these clusters. They are allocated, shared and have refcounts like all other guest
 //! clusters, so snapshots include them. The area begins behind the L1 entries that the disk needs. A resize moves this start,
-//! so it frees the VM state.
+//! so a resize frees the VM state.
 
 use oxblk_core::vm_state::VmState;
 use oxblk_core::{BoxFuture, Errno, Error, Result};

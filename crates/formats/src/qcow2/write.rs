@@ -1,4 +1,4 @@
-//! Guest writes that the map cannot place: allocation and copy-on-write.
+//! Guest writes that `Driver::map` cannot forward to a host offset: allocation and copy-on-write.
 //!
 //! A write holds the guest range lock on its clusters from the lookup until the clusters are linked. So two writers of one
 //! cluster run one after the other, and writers of different clusters run concurrently. Each run of clusters goes through these
@@ -6,9 +6,9 @@
 //!
 //! 1. *reserve*: host clusters are taken out of the free map;
 //! 2. *write*: the data is written, and around it the old contents of the guest clusters (copy-on-write);
-//! 3. *count*: their refcounts become 1 in the cache;
-//! 4. *link*: the L2 entries in the cache refer to them. Readers see the new data from here on. The old references of the
-//!    entries are handed to the write-back, which releases them when the disk no longer refers to them.
+//! 3. *count*: the refcounts of the host clusters become 1 in the cache;
+//! 4. *link*: the L2 entries in the cache refer to the host clusters. Readers see the new data from this step on. The
+//!    references of the old entries are passed to the write-back. It lowers their refcounts after the new entries are on disk.
 
 use oxblk_core::{BoxFuture, Result, run_all};
 use oxblk_ring::IoBuf;
@@ -19,7 +19,7 @@ use super::fill::length;
 use super::layout::L2Entry;
 use super::mapping::Extent;
 
-/// The place of data.
+/// Where data is written.
 enum Place {
     /// In place, over existing data from this host offset on.
     Data(u64),
@@ -101,7 +101,7 @@ impl Qcow2 {
     }
 
     /// Writes `data` into the preallocated cluster at `host` of a guest cluster that reads as zeroes. A power cut before the L2
-    /// entry changes has no visible effect, because the entry still says zero.
+    /// entry changes has no visible effect, because the entry is still a zero entry.
     async fn write_kept(&self, offset: u64, data: IoBuf, host: u64) -> Result<()> {
         let first = self.geometry.cluster_start(offset);
         let whole = first..self.geometry.cluster_end(offset.saturating_add(length(&data)));

@@ -1,7 +1,7 @@
-//! Changing the backing file of an image, and emptying the image.
+//! Change of the backing file of an image, and emptying of an image.
 //!
-//! An image is emptied by an L1 table without entries: the header names it, and then all other clusters are freed. So a
-//! crash leaves all data or none.
+//! To empty an image, the header is changed to refer to a new L1 table without entries. After that, all other clusters are
+//! freed. So after a crash the image has all of its data or none.
 
 use oxblk_core::driver::Backing;
 use oxblk_core::{BoxFuture, Error, ErrorKind, Result, ZeroFlags};
@@ -13,7 +13,8 @@ use super::header::{BackingName, HEADER_BYTES, check_name};
 impl Qed {
     async fn change_backing(&self, filename: Option<&str>, format: Option<&str>) -> Result<()> {
         self.check_writable()?;
-        // The caller may have written data because of this change. That data must be durable before the new name is.
+        // The caller may have copied data from the old backing file into the image. This data must be on disk before the new
+        // name.
         self.write_back(true).await?;
         let Some(filename) = filename.filter(|name| !name.is_empty()) else {
             let remove = |state: &mut super::HeaderState| {

@@ -1,10 +1,10 @@
-//! Checking an image: each entry must name its own cluster or table inside the file. Faults are counted as in `qemu-img
-//! check`.
+//! Check and repair of an image. Each entry must refer to a cluster or table inside the file. No two entries may refer to the
+//! same cluster or table. Faults are counted as in `qemu-img check`.
 //!
-//! A repair loses no readable data. An invalid entry becomes 0. An L2 entry that shares its cluster with another structure
-//! gets its own copy. Tables that share clusters are not repaired, because it is not known to which part of the disk they
-//! belong. Unused clusters are removed by moving the last clusters into them, if the image has no other fault, or all
-//! other faults have been repaired.
+//! A repair loses no readable data. An invalid entry becomes 0. If two L2 entries refer to the same cluster, or an L2 entry
+//! refers to a cluster of a table, the entry gets its own copy of the cluster. Tables that overlap are not repaired, because it
+//! is not known which part of the disk they map. Unused clusters are removed by moving the last clusters of the file into them.
+//! This is done only if the image has no other fault or all other faults have been repaired.
 
 use oxblk_core::check::{self, CheckReport, FindingKind, Fix};
 use oxblk_core::{Errno, Error, Result};
@@ -13,16 +13,16 @@ use super::Qed;
 use super::lookup::set;
 use super::survey::{Fault, Survey};
 
-/// A repair changes at most as many entries as the file has clusters, plus this number.
+/// A repair changes at most this number of entries more than the file has clusters.
 const SPARE_FAULTS: u64 = 64;
 
-/// Faults up to the number that a repair can handle.
+/// The faults of an image, for the repair.
 #[derive(Default)]
 struct Faults {
     list: Vec<Fault>,
     /// Number of faults of L2 entries, and of invalid L1 entries.
     count: u64,
-    /// Shared clusters of tables.
+    /// Number of clusters in which tables overlap other structures.
     shared: u64,
 }
 
@@ -61,7 +61,7 @@ impl BadRun {
 }
 
 impl Qed {
-    /// Checks the image and repairs the faults that `fix` allows. The image takes no requests meanwhile.
+    /// Checks the image and repairs the faults that `fix` allows. No request is in flight.
     pub(super) async fn check_image(
         &self,
         fix: Fix,
@@ -109,7 +109,7 @@ impl Qed {
         Ok(report)
     }
 
-    /// Surveys the image. Lists at most `most` faults that can be repaired.
+    /// Surveys the image, reports its faults, and returns the first `most` faults that can be repaired.
     async fn find_faults(
         &self,
         most: u64,
@@ -167,7 +167,7 @@ impl Qed {
         Ok(())
     }
 
-    /// Changes the L2 entry of a cluster of the disk, whose table exists.
+    /// Changes the L2 entry of the cluster at the disk offset `guest`. The L2 table exists.
     pub(super) async fn set_data_entry(&self, guest: u64, entry: u64) -> Result<()> {
         let (_, index) = self.slice_of(guest);
         let slice = self.pin_slice(guest).await?;

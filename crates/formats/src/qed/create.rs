@@ -1,5 +1,5 @@
-//! Creating images. An image whose creation was interrupted is not recognised as QED: an earlier header is erased first, and
-//! the new header is written when everything else is durable.
+//! Creating images. An image whose creation was interrupted is not recognised as QED: an old header in the file is erased
+//! first, and the new header is written after everything else has been flushed.
 
 use oxblk_core::create::{CreateOption, CreateRequest, CreateTarget, OptionType};
 use oxblk_core::{Edge, Error, Options, Preallocation, Result, WriteFlags, ZeroFlags};
@@ -43,10 +43,10 @@ impl Wanted {
     /// Reads the options.
     ///
     /// # Errors
-    /// When a value is wrong, in the words of QEMU's tools.
+    /// When a value is wrong. The messages are the same as in QEMU's tools.
     pub(super) fn from_options(mut options: Options) -> Result<Self> {
         let size = options.take_size("size")?.unwrap_or(0);
-        // The option applies to the file, which is created empty. Here it is only checked.
+        // The protocol uses the option when it creates the file. Here the value is only checked.
         if let Some(name) = options.take_str("preallocation")? {
             match Preallocation::parse(&name) {
                 Some(Preallocation::Metadata) => {
@@ -81,7 +81,7 @@ impl Wanted {
         Ok(Self { size, geometry, backing_file, backing_is_raw })
     }
 
-    /// The header of the image, and the name behind it.
+    /// The header of the image, and the name of the backing file, which is stored after the header.
     ///
     /// # Errors
     /// When the name of the backing file does not fit.

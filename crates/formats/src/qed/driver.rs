@@ -1,4 +1,4 @@
-//! The implementation of the driver contract, with the map of the fast path, and the driver's factory.
+//! Implements the traits `Driver` (including `map`, the lookup of host offsets without I/O) and `DriverFactory` for QED.
 
 use oxblk_core::check::{Check, CheckReport, Finding, Fix};
 use oxblk_core::create::{CreateOption, CreateRequest, Measure, MeasureRequest};

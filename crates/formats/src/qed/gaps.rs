@@ -1,11 +1,12 @@
-//! Closing gaps among the clusters of the file: the last clusters are moved into them, and the file is truncated.
+//! Closing gaps (unused clusters) of the file: the last clusters are moved into the gaps, and the file is truncated.
 //!
-//! No request uses the image meanwhile. The copy of a cluster or table is durable before an entry names it, and the original
-//! is free only after no durable entry names it.
+//! No request is in flight. The copy of a cluster or table is flushed before an entry refers to it. The original is freed after
+//! the changed entry has been written and flushed.
 //!
-//! Each round fills the lowest gaps with the last data clusters. If a table comes last, it is moved into the lowest gap that
-//! is long enough. If there is none, the clusters behind the lowest gap are moved to the end of the file first. So the
-//! lowest gap lies further behind after each round, and the file does not become longer in the end.
+//! Each round fills the lowest gaps with the last data clusters. If the last cluster belongs to a table, the table is moved
+//! into the lowest gap that is long enough. If no gap is long enough, the clusters directly after the lowest gap are first
+//! moved to the end of the file. So the lowest gap moves towards the end of the file until no gap is left. The last step
+//! truncates the file after its last cluster in use.
 
 use std::sync::atomic::Ordering::AcqRel;
 
@@ -16,21 +17,21 @@ use super::Qed;
 use super::survey::Owner;
 use crate::blocks::Run;
 
-/// Most gaps that are closed when an image is closed.
+/// Largest number of gaps that are closed when an image is closed.
 pub(super) const MOST_AT_CLOSE: u64 = 64;
-/// Most clusters that are moved in one round.
+/// Largest number of clusters that are moved in one round.
 const ROUND: u32 = 1024;
 /// Data is copied in steps of this size in bytes.
 const STEP: u64 = 1 << 20;
 
-/// A cluster or table that is moved: its first cluster, its owner and its new place.
+/// A cluster or table that is moved: its first cluster, its owner and its new clusters.
 type Move = (u32, Owner, Run);
 
 impl Qed {
-    /// Closes all gaps, if there are at most `most`, and truncates the file. No request is in flight.
+    /// Closes all gaps if there are at most `most` gaps, and truncates the file. No request is in flight.
     ///
     /// # Errors
-    /// The errors of the file. The image is valid even then.
+    /// The errors of the file. The image is consistent after an error too.
     pub(super) async fn close_gaps(&self, most: u64) -> Result<()> {
         self.allocator.end_quarantine();
         if self.allocator.gaps().len() <= most {
@@ -39,7 +40,7 @@ impl Qed {
         self.trim().await
     }
 
-    /// Runs one round. Returns whether gaps may be left.
+    /// Runs one round. Returns whether another round is necessary.
     async fn close_some(&self) -> Result<bool> {
         let gaps = self.allocator.gaps();
         let Some(lowest) = gaps.min() else { return Ok(false) };
@@ -57,7 +58,7 @@ impl Qed {
             }
             let run = self.allocator.reserve(1).await?;
             if run.start >= *cluster {
-                // The gap behind this cluster has become the end of the file.
+                // No gap with a lower offset than this cluster is left.
                 break;
             }
             moves.push((*cluster, *owner, run));
@@ -74,7 +75,8 @@ impl Qed {
         Ok(true)
     }
 
-    /// Plans the move of the last table. Clusters that are in its way are moved to the end of the file, durably.
+    /// Plans the move of the last table. If no gap is long enough, this moves the clusters after the lowest gap to the end of
+    /// the file first.
     async fn plan_table(
         &self,
         cluster: u32,
@@ -98,7 +100,8 @@ impl Qed {
             moves.push((*first, *owner, place));
         }
         if window.contains(&cluster) {
-            // The gap lies directly before the table: the table makes a detour over the end of the file.
+            // The gap lies directly before the table, and the new place would overlap the old one. So the table is moved to the
+            // end of the file now, and into the gap in a later round.
             moves.push((cluster, owner, run));
             return Ok(moves);
         }
@@ -110,7 +113,7 @@ impl Qed {
         if run.start < cluster { Ok(vec![(cluster, owner, run)]) } else { Ok(Vec::new()) }
     }
 
-    /// Copies clusters and tables to their new places, and changes the entries that name them. Durable when this returns.
+    /// Copies clusters and tables to their new places, changes the entries that refer to them, and flushes.
     async fn carry_out(&self, moves: Vec<Move>) -> Result<()> {
         if moves.is_empty() {
             return Err(Error::from_errno(Errno::NOSPC).reword("Gaps cannot be closed"));
@@ -138,7 +141,7 @@ impl Qed {
         self.write_back(true).await
     }
 
-    /// Copies a range of the file to another one, which does not overlap it.
+    /// Copies `len` bytes of the file from offset `from` to offset `to`. The ranges do not overlap.
     pub(super) async fn copy_in_file(&self, from: u64, to: u64, len: u64) -> Result<()> {
         let file = self.file()?;
         let mut done = 0_u64;

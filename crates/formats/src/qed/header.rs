@@ -1,8 +1,8 @@
-//! The image header: 64 bytes with little-endian fields, and the name of the backing file. Parsing makes every check that
+//! The image header: 64 bytes with little-endian fields, and the name of the backing file. The parser makes every check that
 //! needs no I/O.
 //!
-//! Spec: docs/interop/qed_spec ("Header"). A [`Header`] has sizes whose products fit in 64 bits, and an L1 table that lies
-//! inside the file.
+//! Spec: docs/interop/qed_spec of QEMU, section "Header". After the parser's checks, products of the sizes in a [`Header`] fit
+//! in 64 bits, and the L1 table lies inside the file.
 
 use oxblk_core::{Error, ErrorKind, MAX_LENGTH, Result};
 use zerocopy::byteorder::little_endian::{U32, U64};
@@ -60,12 +60,12 @@ const _: () = {
 pub struct Geometry {
     /// A cluster has `1 << cluster_bits` bytes.
     pub cluster_bits: u32,
-    /// Clusters of a table: 1, 2, 4, 8 or 16.
+    /// Number of clusters of a table: 1, 2, 4, 8 or 16.
     pub table_clusters: u32,
 }
 
 impl Geometry {
-    /// The geometry with these sizes, if both are permitted.
+    /// A geometry with these sizes; an error if a size is not permitted.
     pub fn new(cluster_size: u64, table_clusters: u64) -> Result<Self, BadGeometry> {
         let bits = cluster_size.trailing_zeros();
         if !cluster_size.is_power_of_two() || !CLUSTER_BITS.contains(&bits) {
@@ -89,7 +89,7 @@ impl Geometry {
         u64::from(self.table_clusters) << self.cluster_bits
     }
 
-    /// Entries of a table: at most 2^27.
+    /// Number of entries of a table: at most 2^27.
     pub fn table_entries(&self) -> u64 {
         self.table_bytes() / ENTRY_BYTES
     }
@@ -104,7 +104,7 @@ impl Geometry {
         self.table_reach().saturating_mul(self.table_entries()).min(MAX_LENGTH)
     }
 
-    /// Number of entries of the L1 table that can map a part of a disk.
+    /// Number of L1 entries that the largest disk needs.
     pub fn l1_entries(&self) -> u64 {
         self.max_size().div_ceil(self.table_reach()).min(self.table_entries())
     }
@@ -119,7 +119,7 @@ impl Geometry {
         offset & !(self.cluster() - 1)
     }
 
-    /// The first multiple of the cluster size from `offset` on.
+    /// `offset`, rounded up to a multiple of the cluster size.
     pub fn end(&self, offset: u64) -> u64 {
         offset.checked_next_multiple_of(self.cluster()).unwrap_or(u64::MAX)
     }
@@ -149,13 +149,13 @@ pub enum BadGeometry {
 pub struct Header {
     /// The sizes of clusters and tables.
     pub geometry: Geometry,
-    /// Clusters of the header; no table or data lies there.
+    /// Number of clusters of the header. No table or data lies there.
     pub header_clusters: u32,
-    /// The image was opened for writing and not closed since.
+    /// The image was changed and has not been closed since then.
     pub need_check: bool,
     /// Features that older programs may ignore.
     pub compat_features: u64,
-    /// Features that a program that does not know them must clear before it writes.
+    /// Feature bits. A program that writes to the image must clear each bit that it does not know.
     pub autoclear_features: u64,
     /// Byte offset of the L1 table.
     pub l1_offset: u64,
@@ -185,7 +185,7 @@ impl Header {
     /// Parses the first bytes of a file of `file_size` bytes.
     ///
     /// # Errors
-    /// When the image has an unsupported feature, or violates the format.
+    /// When the image has an unsupported feature, or its header is invalid.
     pub fn parse(bytes: &[u8], file_size: u64) -> Result<Self> {
         let not_qed = || Error::invalid("Image not in QED format");
         let (raw, _) = RawHeader::read_from_prefix(bytes).map_err(|_| not_qed())?;
@@ -309,8 +309,8 @@ pub enum Entry {
 /// The value of an L2 entry of a zero cluster.
 pub(super) const ZERO_ENTRY: u64 = 1;
 
-/// The meaning of an L2 entry in a file of `file_end` bytes, where tables and data lie from `first` on. A data cluster
-/// begins inside the file.
+/// The meaning of an L2 entry in a file of `file_end` bytes. Tables and data lie at offset `first` or higher. A data cluster
+/// must begin inside the file; the file may end inside the cluster.
 pub fn data_entry(geometry: Geometry, first: u64, entry: u64, file_end: u64) -> Entry {
     match entry {
         0 => Entry::Unallocated,
@@ -322,7 +322,7 @@ pub fn data_entry(geometry: Geometry, first: u64, entry: u64, file_end: u64) -> 
     }
 }
 
-/// The meaning of an L1 entry, as for [`data_entry`]. The complete table lies inside the file.
+/// The meaning of an L1 entry. The parameters are the same as for [`data_entry`]. The complete table must lie inside the file.
 pub fn table_entry(geometry: Geometry, first: u64, entry: u64, file_end: u64) -> Entry {
     let is_inside = |offset: u64| {
         let end = offset.checked_add(geometry.table_bytes());
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_of_the_header_is_named_in_the_error() {
+    fn the_error_of_an_invalid_header_says_which_field_is_wrong() {
         let cases: [(usize, u64, usize, &str); 14] = [
             (0, 0, 4, "Image not in QED format"),
             (4, 5000, 4, "QED cluster size is invalid"),
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_name_whole_clusters_in_the_file() {
+    fn entries_outside_the_file_or_not_aligned_are_bad() {
         let (geometry, first) = (good().geometry, good().first_cluster());
         let data = |entry| data_entry(geometry, first, entry, FILE);
         let table = |entry| table_entry(geometry, first, entry, FILE);

@@ -1,11 +1,11 @@
 //! Changes of the header of an open image.
 //!
-//! The fixed part of the header lies in one sector, so the disk has either the old or the new header after a crash. If a
-//! write of the header fails, the old header is written again. If that fails too, the header on disk is unknown, and the
-//! image refuses all further writes.
+//! The fixed part of the header lies in one sector, so the disk has either the old or the new header after a crash. If a write
+//! of the header fails, the old header is written again. If the second write fails too, the contents of the header on disk are
+//! unknown, and the image refuses all further writes.
 //!
-//! The need-check flag has its own state ([`crate::header_mark`]), because requests set it concurrently. It is durable
-//! before the first cluster is allocated or the first table is changed, and removed when the image is closed.
+//! The need-check flag has its own state ([`crate::header_mark`]), because requests set it concurrently. The flag is written
+//! and flushed before the first cluster is allocated or the first table is changed. It is removed when the image is closed.
 
 use std::sync::atomic::Ordering::Release;
 
@@ -22,7 +22,7 @@ impl Qed {
         file.flush().await
     }
 
-    /// Sets the need-check flag, durably, unless it is known to be set.
+    /// Writes the need-check flag and flushes, unless the flag is known to be set on disk.
     pub(super) async fn set_need_check(&self) -> Result<()> {
         if self.mark.is_certain() {
             return Ok(());
@@ -36,7 +36,7 @@ impl Qed {
         Ok(())
     }
 
-    /// Removes the need-check flag. All changes are durable, and no request is in flight.
+    /// Removes the need-check flag. All changes have been flushed, and no request is in flight.
     pub(super) async fn clear_need_check(&self) -> Result<()> {
         if !self.mark.is_possible() {
             return Ok(());
@@ -57,7 +57,7 @@ impl Qed {
         outcome
     }
 
-    /// Clears features that this driver does not know and that are no longer valid after a write.
+    /// Clears the autoclear feature bits, because this driver does not know them.
     pub(super) async fn clear_autoclear(&self) -> Result<()> {
         if self.header().header.autoclear_features == 0 {
             return Ok(());
@@ -67,7 +67,7 @@ impl Qed {
         Ok(())
     }
 
-    /// Changes the header, durably. No request is in flight.
+    /// Changes the header on disk, flushes, and then changes the header in memory. No request is in flight.
     pub(super) async fn change_header(&self, change: impl FnOnce(&mut HeaderState)) -> Result<()> {
         let _turn = self.header_write.lock().await;
         let old = self.header().clone();

@@ -1,6 +1,6 @@
-//! Mapping disk offsets to extents with the L2 tables.
+//! Mapping of disk offsets to extents with the L2 tables.
 //!
-//! [`Qed::lookup`] answers from the cache alone, without a lock. [`Qed::extent`] loads missing slices.
+//! [`Qed::lookup`] uses only the cache and takes no lock. [`Qed::extent`] loads missing slices.
 //!
 //! The slice cache reads words as big-endian numbers, and the tables of QED are little-endian. So the words of a slice have
 //! their bytes swapped; [`load`] and [`set`] convert them.
@@ -15,14 +15,14 @@ use super::Qed;
 use super::header::{ENTRY_BYTES, Entry};
 use crate::slice_cache::{Change, Pinned};
 
-/// The storage of a range of the disk, for its first `len` bytes.
+/// Describes where the first `len` bytes of a range of the disk are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Extent {
     /// The data lies at `host` in the file.
     Data { host: u64, len: u64 },
     /// The range reads as zeroes.
     Zero { len: u64 },
-    /// The range reads as the backing file does.
+    /// The range is not allocated and reads from the backing file.
     Unallocated { len: u64 },
 }
 
@@ -34,14 +34,14 @@ impl Extent {
     }
 }
 
-/// After this many failed lookups the thread yields to other threads.
+/// Number of failed lookups after which the thread yields to other threads.
 const PATIENCE: u32 = 64;
 
-/// Why the cache alone has no answer.
+/// The reason why a lookup in the cache failed.
 pub(super) enum Miss {
-    /// The slice is not cached.
+    /// The slice is not in the cache.
     Absent,
-    /// This entry is invalid.
+    /// The L2 entry has this invalid value.
     Bad(u64),
 }
 
@@ -81,7 +81,8 @@ impl Qed {
         super::header::data_entry(self.geometry, self.first_cluster, entry, self.entry_end())
     }
 
-    /// Entries that name offsets from here on are invalid.
+    /// An entry that refers to this offset or a higher one is invalid: the file ends there, or cluster numbers do not fit in 32
+    /// bits.
     pub(super) fn entry_end(&self) -> u64 {
         self.file_end.load(Acquire).min(u64::from(u32::MAX) << self.geometry.cluster_bits)
     }
@@ -116,7 +117,7 @@ impl Qed {
         }
     }
 
-    /// The extent that starts at word `index`. The end of the slice and the end of the range limit it.
+    /// The extent that starts at word `index`. It ends at the end of the slice or of the range at the latest.
     fn scan(
         &self,
         words: &[AtomicU64],
@@ -187,7 +188,7 @@ impl Qed {
             point();
             match self.l2.get(slice, || self.load_slice(slice)).await? {
                 Some(pinned) => return Ok(Some(pinned)),
-                // Every slice is dirty or pinned. A write-back makes slices clean.
+                // Every slice in the cache is dirty or pinned. A write-back makes slices clean.
                 None => self.write_back(false).await?,
             }
         }

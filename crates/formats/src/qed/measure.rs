@@ -1,4 +1,4 @@
-//! Computes the size of a new image.
+//! Computes the file size of a new image.
 
 use oxblk_core::create::{Measure, MeasureRequest};
 use oxblk_core::{Backend, Result, StatusFlags, Want};
@@ -9,10 +9,10 @@ use super::header::Geometry;
 /// Longest range of the source in one status query.
 const STATUS_CHUNK: u64 = 1 << 40;
 
-/// Measures an image with the contents of the source, or, without a source, an empty image.
+/// Measures an image with the contents of the source. Without a source, it measures an empty image.
 ///
 /// # Errors
-/// When the options are wrong; otherwise the errors of the source.
+/// When an option is wrong; otherwise the errors of the source.
 pub(super) async fn measure(request: MeasureRequest<'_>) -> Result<Measure> {
     let mut options = request.options;
     if let Some(source) = request.source {
@@ -37,7 +37,7 @@ async fn used_bytes(source: &Backend, geometry: Geometry) -> Result<u64> {
     let size = source.size();
     let reach = geometry.table_reach();
     let (mut used, mut offset) = (0_u64, 0_u64);
-    // The end of the part of the disk whose tables are counted.
+    // The end of the part of the disk whose tables are included in `used`.
     let mut counted = 0_u64;
     while offset < size {
         let asked = STATUS_CHUNK.min(size - offset);

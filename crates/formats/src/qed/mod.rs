@@ -1,15 +1,15 @@
 //! qed: QEMU's enhanced disk format.
 //!
-//! Spec: docs/interop/qed_spec. An image consists of clusters: the header, an L1 table, L2 tables and data. The L1 table names
-//! L2 tables, whose entries name the data clusters of the disk. A cluster that is not allocated reads from the backing file.
-//! There are no refcounts: a cluster is in use if a table names it.
+//! Spec: docs/interop/qed_spec of QEMU. An image consists of clusters: the header, an L1 table, L2 tables and data. The L1
+//! table contains the offsets of the L2 tables, and the L2 tables contain the offsets of the data clusters. A cluster that is
+//! not allocated reads from the backing file. There are no refcounts: a cluster is in use if an entry of a table refers to it.
 //!
 //! | | |
 //! |---|---|
 //! | `header` | parsing and encoding the header, the meaning of entries, without I/O |
 //! | `header_change` | changes of the header of an open image, and the need-check flag |
 //! | `lookup` | disk offset → extent; loading L2 slices |
-//! | `read` | reads that the fast path cannot answer; block status |
+//! | `read` | reads that the fast path cannot forward; block status |
 //! | `write` | writes that allocate clusters |
 //! | `zero` | zero writes and discards |
 //! | `tables` | new L2 tables; changing L1 entries |
@@ -18,9 +18,11 @@
 //! | `gaps` | moving the last clusters into unused clusters; truncating the file |
 //! | `check` | check and repair |
 //! | `resize`, `backing` | changes of the size and of the backing file; emptying the image |
-//! | `create`, `measure`, `open`, `reopen`, `driver` | as their names say |
+//! | `create`, `measure` | creating an image; the size of a new image |
+//! | `open`, `reopen` | opening and closing an image; changing read-only mode |
+//! | `driver` | the traits `Driver` and `DriverFactory` |
 //!
-//! `crate::slice_cache` caches L2 tables in slices, `crate::blocks` provides the allocator of clusters of the file.
+//! `crate::slice_cache` caches L2 tables in slices. `crate::blocks` provides the allocator of clusters of the file.
 //!
 //! # Locks, in the order in which they are taken
 //!
@@ -33,10 +35,11 @@
 //!
 //! # After a crash
 //!
-//! An L2 entry is written after its data is durable, and an L1 entry after its table is durable. A freed cluster is
-//! allocated again only after no durable entry names it. So a crash loses no flushed data, and leaves unused clusters at
-//! worst. The need-check flag of the header is durable before the first cluster is allocated. The next program that
-//! opens the image for writing finds the flag, checks the image, and finds the unused clusters.
+//! An L2 entry is written after its data has been flushed, and an L1 entry after its table has been flushed. A freed cluster is
+//! allocated again only after the entries that referred to it have been changed on disk and flushed. So a crash loses no
+//! flushed data; it can only leave clusters that are unused. The need-check flag of the header is written and flushed before
+//! the first cluster is allocated. The next program that opens the image for writing finds the flag, and checks and repairs the
+//! image.
 
 mod backing;
 mod check;
@@ -89,22 +92,22 @@ pub(crate) struct Qed {
     size: AtomicU64,
     /// Byte offset of the first cluster that can store a table or data.
     first_cluster: u64,
-    /// The file has at least this number of bytes. Entries that name clusters behind are invalid.
+    /// The file has at least this number of bytes. An entry that refers to a later offset is invalid.
     file_end: AtomicU64,
-    /// The L1 table. Entries that were never set are 0.
+    /// The L1 table. An entry that is absent here is 0.
     l1: Radix<AtomicU64>,
     l1_dirty: Mutex<BTreeSet<u64>>,
-    /// Slices of L2 tables. A slice has the bytes of the file as big-endian words; see [`lookup`].
+    /// Slices of L2 tables. A word of a slice is an entry with its bytes swapped; see [`lookup`].
     l2: Arc<SliceCache>,
     cleaner: Cleaner,
     /// Entries of a slice.
     slice_words: u64,
     allocator: Arc<Allocator>,
-    /// Clusters that no entry in memory names any more, while the disk may still name them.
+    /// Clusters that no entry in memory refers to any more. An entry on disk may still refer to them.
     freed: FreedBlocks,
-    /// The need-check flag of the header on disk.
+    /// State of the need-check flag in the header on disk.
     mark: Mark,
-    /// The value of a field of the header on disk is unknown: no metadata may be written.
+    /// The contents of the header on disk are unknown: no metadata may be written.
     stopped: AtomicBool,
     guest: RangeLock,
     tables: AsyncMutex<()>,
@@ -112,11 +115,11 @@ pub(crate) struct Qed {
     header_write: AsyncMutex<()>,
     growing: AsyncMutex<()>,
     barrier: WriteBarrier,
-    /// As `barrier`, for writes of the need-check flag.
+    /// Like `barrier`, for writes of the need-check flag.
     flag_barrier: WriteBarrier,
 }
 
-/// The header, and the name to which it refers.
+/// The header, and the name of the backing file.
 #[derive(Debug, Clone)]
 struct HeaderState {
     header: Header,
@@ -137,7 +140,7 @@ impl Qed {
     }
 
     /// # Errors
-    /// When the image must not be written.
+    /// When the image is read-only, or when the header on disk is unknown after a failed write.
     fn check_writable(&self) -> Result<()> {
         if self.is_read_only() {
             return Err(Error::new(ErrorKind::ReadOnly, "Image is read-only"));
@@ -165,8 +168,8 @@ impl Qed {
         u64::from(cluster) << self.geometry.cluster_bits
     }
 
-    /// The cluster of the file that contains `offset`. The allocator knows only clusters with a 32-bit number, and no
-    /// valid entry names others.
+    /// The cluster of the file that contains `offset`. The number fits in 32 bits for every valid entry, see
+    /// [`Self::entry_end`].
     fn cluster_at(&self, offset: u64) -> u32 {
         u32::try_from(self.geometry.index(offset)).unwrap_or(u32::MAX)
     }

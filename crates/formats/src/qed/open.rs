@@ -1,7 +1,8 @@
 //! Opening and closing an image.
 //!
-//! An image that is opened for writing and was not closed is checked and repaired first. Otherwise all clusters of the file
-//! count as used, as in QEMU. Closing writes all tables, closes gaps, and removes the need-check flag.
+//! If an image with the need-check flag is opened for writing, it is checked and repaired first. If the flag is absent and the
+//! file can grow, all clusters of the file count as used, as in QEMU. In the other cases all tables are read to find the
+//! clusters in use. Closing writes all tables, closes gaps, and removes the need-check flag.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -25,7 +26,7 @@ use crate::write_barrier::WriteBarrier;
 const L2_CACHE: u64 = 16 << 20;
 /// The L1 table is read in steps of this size in bytes.
 const STEP: u64 = 1 << 20;
-/// Slices that were not used for this time are dropped from the cache.
+/// Slices that have not been used for this time are removed from the cache.
 const CLEAN_INTERVAL: Duration = Duration::from_secs(600);
 
 /// Options of the driver, besides `file` and `backing`.
@@ -44,7 +45,8 @@ impl OpenOptions {
     }
 }
 
-/// Entries of a slice: 4 KiB, or 32 KiB if clusters are large. So the number of slices fits in 32 bits.
+/// Number of entries of a slice. A slice has 4 KiB, or 32 KiB if clusters have 1 MiB or more, so that the number of slices fits
+/// in 32 bits.
 fn slice_words(header: &Header) -> u64 {
     if header.geometry.cluster_bits < 20 { 512 } else { 4096 }
 }
@@ -58,7 +60,7 @@ pub(super) async fn read_header(file: &Edge) -> Result<HeaderState> {
     let header = Header::parse(&bytes, size)?;
     let mut backing = None;
     if let Some(name) = &header.backing {
-        // The name has a limited length.
+        // The parser has checked that the name is not longer than `MAX_NAME`.
         let buf = IoBufMut::new(usize::try_from(name.len).unwrap_or(0));
         let bytes = file.read(name.offset.into(), buf).await.map_err(failed)?;
         let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
@@ -68,7 +70,7 @@ pub(super) async fn read_header(file: &Edge) -> Result<HeaderState> {
     Ok(HeaderState { header, backing: backing.filter(|name| !name.is_empty()) })
 }
 
-/// Opens the image in `context`'s file child.
+/// Opens the image that is stored in the file child of `context`.
 pub(super) async fn open(context: &mut OpenContext) -> Result<Qed> {
     let options: OpenOptions = context.options.extract()?;
     let file = context.file()?;
@@ -121,7 +123,7 @@ fn build(context: &OpenContext, state: HeaderState, file: &Edge, options: &OpenO
 }
 
 impl HeaderState {
-    /// The format of the backing file, if the header names it.
+    /// The format of the backing file, if the header says that it is raw.
     pub(super) fn backing_format(&self) -> Option<&'static str> {
         self.header.backing.as_ref().filter(|backing| backing.is_raw).map(|_| "raw")
     }
@@ -150,7 +152,7 @@ impl Qed {
         Ok(())
     }
 
-    /// Prepares an image that was opened for writing.
+    /// Prepares writes to an image that is opened for writing: repairs it if necessary, and initialises the allocator.
     async fn begin_to_write(&self, file: &Edge) -> Result<()> {
         self.clear_autoclear().await?;
         if self.mark.is_possible() {
@@ -164,13 +166,13 @@ impl Qed {
         Ok(())
     }
 
-    /// Checks an image that was not closed, and repairs it.
+    /// Checks and repairs an image that was not closed.
     async fn make_consistent(&self) -> Result<()> {
         let say = |finding: Finding| tracing::error!("qed: {finding}");
         let failed = |error: Error| error.prefix("Could not repair dirty image");
         let report = self.check_image(Fix::All, &say).await;
         let report = match report {
-            // Unused clusters stay in a file that is full.
+            // If the file cannot grow, unused clusters stay in it.
             Err(error) if error.kind() == ErrorKind::NoSpace => {
                 self.check_image(Fix::Nothing, &say).await.map_err(failed)?
             }
@@ -182,10 +184,11 @@ impl Qed {
         Ok(())
     }
 
-    /// The clusters of the file that count as used. Without a reason to read all tables, these are all clusters.
+    /// The clusters of the file that count as used: all clusters if the file can grow and the need-check flag is absent;
+    /// otherwise those that the tables refer to.
     ///
     /// # Errors
-    /// The errors of the file, and faults of an image whose tables had to be read.
+    /// The errors of the file. `Corrupt` if the tables were read and contain invalid entries.
     pub(super) async fn used_clusters(&self, file: &Edge) -> Result<RoaringBitmap> {
         if file.node().limits().grows && !self.mark.is_possible() {
             let clusters = self.geometry.index(self.geometry.end(file.size()));
@@ -210,8 +213,7 @@ impl Qed {
         self.allocator.set_used(used, grows.then_some(fresh), 0);
     }
 
-    /// Writes all tables, closes gaps, and removes the need-check flag, so that the image on disk is complete. No request is
-    /// in flight.
+    /// Writes all tables, closes gaps, and removes the need-check flag. No request is in flight.
     pub(super) async fn complete_image(&self) -> Result<()> {
         if self.is_read_only() || self.stopped.load(Relaxed) {
             return Ok(());
@@ -224,7 +226,7 @@ impl Qed {
             && let Err(error) = self.close_gaps(MOST_AT_CLOSE).await
         {
             tracing::warn!("qed: unused clusters stay in the image: {error}");
-            // Entries of clusters that were moved may have changed in memory.
+            // Some entries of moved clusters may have changed in memory only.
             self.write_back(true).await?;
         }
         self.clear_need_check().await

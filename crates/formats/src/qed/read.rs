@@ -1,4 +1,4 @@
-//! Reads that the fast path cannot answer, and block status.
+//! Reads that the fast path (`map`) cannot forward, and block status.
 
 use futures_util::future::try_join_all;
 use oxblk_core::{BoxFuture, ChildIdx, Errno, Error, Result, Status, StatusFlags};
@@ -47,7 +47,7 @@ impl Qed {
         }
     }
 
-    /// The status of the start of `offset..offset + len`. An allocated cluster is data.
+    /// The block status at `offset`, for at most `len` bytes. Allocated clusters are reported as data.
     pub(super) async fn status(&self, offset: u64, len: u64) -> Result<Status> {
         let first = self.extent(offset, len).await?;
         let mut covered = first.len();

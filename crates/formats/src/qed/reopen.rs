@@ -1,8 +1,8 @@
-//! Reopen: changes read-only mode.
+//! Reopen of an image, which can change its read-only mode and the size of its cache.
 //!
-//! An image that becomes read-only is completed on disk first. An image that becomes writable must have the same header and
-//! L1 table on disk as in memory, because another program may have written it if locking is off. It then drops its cached
-//! slices.
+//! Before an image becomes read-only, all of its metadata is written to disk and the need-check flag is removed. An image that
+//! becomes writable must have the same header and L1 table on disk as in memory: if locking is off, another program may have
+//! written to it. For the same reason, its cached slices are dropped.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
@@ -15,12 +15,12 @@ use super::open::{OpenOptions, read_header};
 use super::{Qed, lock};
 use crate::not_writable;
 
-/// A reopen that is prepared and waits for commit or abort.
+/// A prepared reopen, before commit or abort.
 #[derive(Debug)]
 pub(super) struct Prepared {
     read_only: bool,
     l2_slices: usize,
-    /// The clusters in use of an image that becomes writable.
+    /// The clusters in use, if the image becomes writable.
     used: Option<RoaringBitmap>,
 }
 

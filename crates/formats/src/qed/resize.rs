@@ -1,8 +1,8 @@
-//! Changing the virtual size. Core has drained the node.
+//! Changing the virtual size. The core has drained the node.
 //!
-//! A growth first makes the added space read as zeroes, durably, and writes the new size to the header last. A shrink writes
-//! the new size first, and then frees the clusters behind it. So a crash or a failure leaves the old size or the new one,
-//! and the added space never shows old data or the backing file.
+//! To grow the disk, the driver first makes the added range read as zeroes, flushes, and then writes the new size to the
+//! header. To shrink the disk, it first writes the new size, and then frees the clusters after the new end. So after a crash or
+//! an error the disk has the old or the new size. A range that is added later never reads as old data or as the backing file.
 
 use std::sync::atomic::Ordering::Release;
 
@@ -36,7 +36,7 @@ impl Qed {
             self.write_back(true).await?;
             return self.close_gaps(u64::MAX).await;
         }
-        // A crash or another program may have left data behind the end of the disk.
+        // A crash or another program may have left data after the end of the disk.
         self.forget(self.geometry.end(old)).await?;
         self.zero_rest(old).await?;
         let backing = self.children.get(ChildIdx::BACKING).map_or(0, |edge| edge.size());
@@ -52,7 +52,7 @@ impl Qed {
         Ok(())
     }
 
-    /// Makes the part of the last cluster behind the end of the disk read as zeroes.
+    /// Makes the rest of the last cluster after `size`, the end of the disk, read as zeroes.
     async fn zero_rest(&self, size: u64) -> Result<()> {
         let end = self.geometry.end(size);
         if size == end {
@@ -71,7 +71,8 @@ impl Qed {
         }
     }
 
-    /// Frees the clusters of the disk from `from` on, and the tables that map no others. Their entries become 0.
+    /// Frees the clusters of the disk from offset `from` on, and the L2 tables that map only such clusters. Their entries
+    /// become 0.
     pub(super) async fn forget(&self, from: u64) -> Result<()> {
         let reach = self.geometry.table_reach();
         let first = self.l1_index(from);
@@ -91,7 +92,7 @@ impl Qed {
         Ok(())
     }
 
-    /// Frees the clusters of the disk between `from` and `to`, which lie in one table.
+    /// Frees the clusters of the disk between `from` and `to`. One table maps the range, and `to` is the end of what it maps.
     async fn forget_entries(&self, from: u64, to: u64) -> Result<()> {
         let end = self.entry_end();
         let mut at = from;

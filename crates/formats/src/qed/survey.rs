@@ -1,7 +1,7 @@
-//! The survey: reads all tables, and collects the clusters in use and the faults.
+//! The survey of an image: it reads all tables, and collects the clusters in use and the faults.
 //!
 //! Tables are read from the file, so all changes must have been written back. No request is in flight, or the image is
-//! read-only. A table that shares a cluster with another structure is a fault and is not read. So a survey reads no part of
+//! read-only. An L2 table that overlaps an earlier table is reported as a fault and is not read. So a survey reads no part of
 //! the file twice.
 
 use std::ops::ControlFlow;
@@ -19,13 +19,13 @@ const STEP: u64 = 1 << 20;
 /// A fault of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// The L1 entry at this index names no table inside the file.
+    /// The L1 entry at this index is invalid, for example because the table does not lie inside the file.
     BadTable { index: u64, entry: u64 },
-    /// The table of this L1 entry shares `clusters` clusters with other structures.
+    /// `clusters` clusters of the table of this L1 entry also belong to the L1 table or to L2 tables of earlier L1 entries.
     SharedTable { index: u64, entry: u64, clusters: u64 },
-    /// The L2 entry of this disk offset names no cluster inside the file.
+    /// The L2 entry of this disk offset is invalid, for example because the cluster does not lie inside the file.
     BadData { guest: u64, entry: u64 },
-    /// The L2 entry of this disk offset names a cluster that another entry names too, or that belongs to a table.
+    /// The L2 entry of this disk offset refers to a cluster of a table, or to the cluster of an earlier L2 entry.
     SharedData { guest: u64, entry: u64 },
 }
 
@@ -34,9 +34,9 @@ pub(super) enum Fault {
 pub(super) struct Survey {
     /// Clusters of the file that are in use.
     pub(super) used: RoaringBitmap,
-    /// Number of L2 entries that name a data cluster.
+    /// Number of L2 entries that are neither unallocated nor zero clusters.
     pub(super) allocated: u64,
-    /// Number of these whose cluster does not follow the cluster of the previous one in the table.
+    /// Number of allocated L2 entries whose cluster does not follow the cluster of the previous allocated entry of the table.
     pub(super) fragmented: u64,
 }
 
@@ -132,8 +132,8 @@ impl Qed {
         Ok(())
     }
 
-    /// Finds the owners of clusters of the file for which `wanted` is true: of tables with their first cluster. All entries
-    /// are valid.
+    /// Finds the owners of the clusters of the file for which `wanted` is true, in the order of the file. A table is listed
+    /// once, with its first cluster. Invalid entries are ignored.
     pub(super) async fn owners(&self, wanted: impl Fn(u32) -> bool) -> Result<Vec<(u32, Owner)>> {
         let mut owners = Vec::new();
         let clusters = self.geometry.table_clusters;

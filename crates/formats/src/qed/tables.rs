@@ -1,7 +1,7 @@
-//! L2 tables: making new ones, and changing L1 entries.
+//! Creation of L2 tables, changes of L1 entries, and extension of the file.
 //!
-//! A new table consists of zeroes in the file before the L1 entry in memory names it. So its slices can be loaded like all
-//! others. The L1 entry reaches the disk with the next write-back, after the table's contents.
+//! A new table is filled with zeroes in the file before the L1 entry in memory refers to it. So its slices can be loaded from
+//! the file like those of every other table. The next write-back writes the L1 entry, after the contents of the table.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Release};
@@ -13,7 +13,7 @@ use super::{Qed, lock};
 use crate::blocks::Run;
 
 impl Qed {
-    /// Makes sure that an L2 table exists.
+    /// Creates the L2 table of the L1 entry `index` if it does not exist.
     pub(super) async fn ensure_table(&self, index: u64) -> Result<()> {
         if self.table_offset(index)?.is_some() {
             return Ok(());
@@ -36,7 +36,7 @@ impl Qed {
         Ok(())
     }
 
-    /// Reserves the clusters of a table. They lie inside the file.
+    /// Reserves the clusters of a table, and extends the file so that it contains them.
     pub(super) async fn reserve_table(&self) -> Result<Run> {
         self.set_need_check().await?;
         let run = self.allocator.reserve_contiguous(self.geometry.table_clusters).await?;
@@ -44,8 +44,8 @@ impl Qed {
         Ok(run)
     }
 
-    /// Sets an L1 entry and marks it dirty. Both happen under one lock, so a thread that sees the new entry and then
-    /// flushes also writes it.
+    /// Sets an L1 entry and marks it dirty, both under one lock. So if a thread sees the new entry and then flushes, its flush
+    /// writes the entry.
     pub(super) fn set_l1_entry(&self, index: u64, entry: u64) {
         let mut dirty = lock(&self.l1_dirty);
         self.l1.get_or_make(index).store(entry, Release);
@@ -53,7 +53,7 @@ impl Qed {
         dirty.insert(index);
     }
 
-    /// Removes and returns the changed L1 entries, with their values.
+    /// Empties the list of dirty L1 entries, and returns their indices and values.
     pub(super) fn take_l1_dirty(&self) -> BTreeMap<u64, u64> {
         let mut dirty = lock(&self.l1_dirty);
         std::mem::take(&mut *dirty).into_iter().map(|index| (index, self.l1_entry(index))).collect()
@@ -65,8 +65,8 @@ impl Qed {
         place.store(entry, Release);
     }
 
-    /// Extends the file so that it contains all clusters before `end`. All extensions go through the `growing` lock, so no
-    /// extension truncates the file.
+    /// Extends the file so that it contains all clusters before `end`. Extensions are serialised by the `growing` lock; without
+    /// it, an extension with an older, smaller `end` could truncate the file.
     pub(super) async fn lengthen(&self, end: u32) -> Result<()> {
         use std::sync::atomic::Ordering::{AcqRel, Acquire};
         let needed = self.offset_of(end);

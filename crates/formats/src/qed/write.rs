@@ -1,14 +1,14 @@
-//! Writes that the map cannot place: allocation and copy-on-write.
+//! Writes that allocate clusters, with copy-on-write.
 //!
-//! A write holds the range lock on its clusters from the lookup until the clusters are linked. So two writers of one
-//! cluster run one after the other. Each run of clusters goes through these steps:
+//! A write holds the range lock on its clusters from the lookup until the clusters are linked. So two allocating writes to the
+//! same cluster run one after the other. Each run of clusters goes through these steps:
 //!
-//! 1. *reserve*: get clusters of the file that no other request has; make the file long enough;
+//! 1. *reserve*: get clusters of the file that no other request has reserved; make the file long enough;
 //! 2. *write*: write the data, and around it the old contents of the clusters;
 //! 3. *link*: set the L2 entries in the cache. Readers see the new data from here on. [`super::write_back`] writes the
 //!    entries to the file.
 //!
-//! A run lies in one slice, so that all of its entries are set at once or none.
+//! The entries of a run lie in one slice, so that either all of them are set or none.
 
 use futures_util::future::try_join;
 use oxblk_core::{BoxFuture, ChildIdx, Result, WriteFlags, ZeroFlags, run_all};
@@ -19,7 +19,7 @@ use super::Qed;
 use super::lookup::{Extent, set};
 use crate::blocks::{Run, length};
 
-/// Up to this size in bytes, the old and new contents of clusters are combined in memory and written with one write.
+/// If a run has at most this number of bytes, its old and new contents are combined in memory and written with one write.
 const ASSEMBLE: u64 = 256 << 10;
 /// Old contents are copied in steps of this size in bytes.
 const STEP: u64 = 1 << 20;
@@ -44,7 +44,7 @@ impl Qed {
         self.file()?.write(host, data, WriteFlags::empty()).await
     }
 
-    /// As [`Self::write_guest`], for callers that hold the range lock.
+    /// Like [`Self::write_guest`], for callers that hold the range lock.
     pub(super) async fn write_locked(&self, offset: u64, mut data: IoBuf) -> Result<()> {
         let mut jobs: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
         let mut at = offset;
@@ -52,14 +52,14 @@ impl Qed {
             let job = self.next_job(at, &mut data, &mut jobs);
             match job.await {
                 Ok(next) => at = next,
-                // Reserved clusters return to the allocator once no write to them is in flight.
+                // The writes that have begun must complete first: a reserved cluster returns to the allocator only after that.
                 Err(error) => return run_all(jobs).await.and(Err(error)),
             }
         }
         run_all(jobs).await
     }
 
-    /// Adds the write of the first part of `data`, and returns where the next part begins.
+    /// Splits off the first part of `data`, adds its write to `jobs`, and returns the disk offset of the next part.
     async fn next_job<'a>(
         &'a self,
         at: u64,
@@ -92,7 +92,7 @@ impl Qed {
         Ok(next)
     }
 
-    /// Reserves up to `count` contiguous clusters of the file. The header has the need-check flag, durably.
+    /// Reserves up to `count` contiguous clusters of the file, after the need-check flag has been written and flushed.
     pub(super) async fn reserve(&self, count: u32) -> Result<Run> {
         self.set_need_check().await?;
         self.allocator.reserve(count).await
@@ -105,7 +105,7 @@ impl Qed {
         self.link(self.geometry.start(offset), run).await
     }
 
-    /// Writes `data`, and around it the old contents of its clusters, to the clusters of `run`.
+    /// Writes the new contents of the clusters of `run`: `data`, and the old contents of the disk before and after it.
     async fn fill(&self, offset: u64, data: IoBuf, run: &Run) -> Result<()> {
         let first = self.geometry.start(offset);
         let host = self.offset_of(run.start);
@@ -138,8 +138,8 @@ impl Qed {
         self.write_file(place(start), whole.freeze()).await
     }
 
-    /// Copies the old contents of the disk from `from` to `to` to the file, in steps. `fresh`: the file reads as zeroes
-    /// there.
+    /// Copies the old contents of the disk between `from` and `to` to offset `host` of the file, in steps. `fresh`: the file
+    /// reads as zeroes there.
     async fn copy_old(&self, from: u64, to: u64, host: u64, fresh: bool) -> Result<()> {
         if from >= to {
             return Ok(());
@@ -162,8 +162,8 @@ impl Qed {
         Ok(())
     }
 
-    /// The contents of the disk from `from` to `to`. `None` if the range is empty, or if it is zero and the file reads as
-    /// zeroes already. Behind the end of the disk there are zeroes.
+    /// The contents of the disk between `from` and `to`. `None` if nothing has to be written: the range is empty, or it reads
+    /// as zeroes and `fresh` says that the file reads as zeroes already. After the end of the disk, the contents are zeroes.
     async fn old_contents(&self, from: u64, to: u64, fresh: bool) -> Result<Option<IoBuf>> {
         if from >= to {
             return Ok(None);
@@ -187,7 +187,7 @@ impl Qed {
         Ok(if fresh && oxblk_ring::is_zero(&old) { None } else { Some(old) })
     }
 
-    /// Whether a range is known to read as zeroes without reading data.
+    /// Whether the tables show that a range reads as zeroes. No data is read.
     pub(super) async fn reads_as_zero(&self, from: u64, to: u64) -> Result<bool> {
         let backing_end = self.children.get(ChildIdx::BACKING).map_or(0, |edge| edge.size());
         let end = to.min(self.size());
@@ -204,8 +204,7 @@ impl Qed {
         Ok(true)
     }
 
-    /// Sets the L2 entries of the clusters from the disk offset `guest` on to the clusters of `run`. All entries lie in one
-    /// slice.
+    /// Makes the L2 entries from the disk offset `guest` on refer to the clusters of `run`. All entries lie in one slice.
     async fn link(&self, guest: u64, run: Run) -> Result<()> {
         let (_, first) = self.slice_of(guest);
         loop {

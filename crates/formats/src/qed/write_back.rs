@@ -1,14 +1,15 @@
-//! Writing tables back, in an order that survives a crash at any point.
+//! Write-back of tables, in an order that is safe against a crash at any point.
 //!
-//! One cycle runs at a time (`writing_back`). Its steps are:
+//! One cycle runs at a time (lock `writing_back`). The steps of a cycle are:
 //!
-//! 1. take the freed clusters, the changed L1 entries with their values, and copies of the dirty L2 slices, in that order.
-//!    So the copies contain every change to which the lists belong, and the data of every entry in them has been written;
+//! 1. take the freed clusters, the changed L1 entries with their values, and copies of the dirty L2 slices, in that order. So
+//!    the copies contain the L2 entries that belong to the freed clusters and to the L1 entries. The data of every entry in the
+//!    copies has been written;
 //! 2. make sure that the header has the need-check flag;
-//! 3. flush, so that data and new tables are durable;
-//! 4. write the copies; flush if a later step relies on them;
+//! 3. flush the file, so that data and new tables are on disk;
+//! 4. write the copies; flush if L1 entries follow;
 //! 5. write the L1 entries;
-//! 6. flush if the caller or the freed clusters need it. From here on the freed clusters are free.
+//! 6. flush if the caller asked for it or clusters have been freed. After this flush, the freed clusters can be allocated.
 //!
 //! A cycle that fails or is cancelled restores its input. The next cycle waits until the I/O of a cancelled cycle has ended
 //! (see `write_barrier`).
@@ -26,8 +27,8 @@ use crate::slice_cache::DirtyCopy;
 /// The input of one cycle. If it is dropped early, the remaining input is restored.
 struct Cycle<'a> {
     image: &'a Qed,
-    /// The changed L1 entries, with the values that they had when the cycle began. A later value may name a table that
-    /// this cycle does not make durable.
+    /// The changed L1 entries, with the values that they had when the cycle began. A newer value may refer to a table that this
+    /// cycle does not write.
     l1: BTreeMap<u64, u64>,
     copies: Vec<DirtyCopy<'a>>,
 }
@@ -43,7 +44,7 @@ impl<'a> Cycle<'a> {
         self.l1.is_empty() && self.copies.is_empty()
     }
 
-    /// Ends the cycle: all is on disk.
+    /// Ends the cycle after all of its input has been written.
     fn written(mut self) {
         self.l1.clear();
         self.copies.drain(..).for_each(DirtyCopy::written);
@@ -57,11 +58,11 @@ impl Drop for Cycle<'_> {
 }
 
 impl Qed {
-    /// Runs one cycle. With `durable`, all changes that completed before the call are on stable storage afterwards.
+    /// Runs one cycle. With `durable`, all changes that completed before the call have been flushed when this function returns.
     pub(super) async fn write_back(&self, durable: bool) -> Result<()> {
         let _turn = self.writing_back.lock().await;
         let file = self.file()?;
-        // No entry in memory names these clusters any more.
+        // No entry in memory refers to these clusters any more.
         let freed = self.freed.take();
         point();
         let cycle = Cycle::begin(self);
@@ -97,7 +98,7 @@ impl Qed {
     async fn write_slices(&self, file: &Edge, copies: &[DirtyCopy<'_>]) -> Result<()> {
         let mut writes = Vec::with_capacity(copies.len());
         for copy in copies {
-            // A slice of a table that was removed has no place.
+            // A slice whose table was removed has no offset in the file, and is not written.
             if let Some(place) = self.slice_place(copy.slice)? {
                 let bytes = IoBuf::from(copy.bytes.clone());
                 writes.push(file.write(place, bytes, WriteFlags::empty()));

@@ -1,5 +1,5 @@
-//! Zero writes and discards. Neither frees a cluster: zeroes are written to allocated clusters, and their space is released
-//! to the host.
+//! Zero writes and discards. Neither frees a cluster of the image. A zero write writes zeroes to allocated clusters and may
+//! release their blocks on the host; a discard passes allocated clusters to the file's discard.
 
 use oxblk_core::{ChildIdx, Error, ErrorKind, Result, Want, ZeroFlags};
 
@@ -11,8 +11,8 @@ impl Qed {
     /// Makes a range of the disk read as zeroes. Clusters that are not allocated become zero clusters.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] where the caller must write zeroes as data: in a part of a cluster whose other parts read
-    /// from the backing file.
+    /// [`ErrorKind::Unsupported`] if the range covers only a part of an unallocated cluster, and the rest of the cluster may
+    /// not read as zeroes. The caller must write zeroes as data in this case.
     pub(super) async fn zero_guest(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         self.check_writable()?;
         let end = offset.saturating_add(len);
@@ -21,7 +21,7 @@ impl Qed {
         self.zero_locked(offset, end, flags & ZeroFlags::MAY_UNMAP).await
     }
 
-    /// As [`Self::zero_guest`], for callers that hold the range lock.
+    /// Like [`Self::zero_guest`], for callers that hold the range lock.
     pub(super) async fn zero_locked(&self, from: u64, to: u64, flags: ZeroFlags) -> Result<()> {
         let mut at = from;
         while at < to {
@@ -39,10 +39,10 @@ impl Qed {
         Ok(())
     }
 
-    /// Makes the clusters of a range without allocated clusters zero clusters.
+    /// Turns the clusters of the range into zero clusters. None of them is allocated.
     async fn zero_unallocated(&self, from: u64, to: u64) -> Result<()> {
         let (first, last) = (self.geometry.start(from), self.geometry.end(to));
-        // The last cluster of the disk may end with the disk.
+        // The disk may end inside its last cluster.
         let rest = last.min(self.size().max(to));
         if !self.shows_zeroes(first, from).await? || !self.shows_zeroes(to, rest).await? {
             return Err(Error::new(ErrorKind::Unsupported, "Part of a cluster cannot become zero"));
@@ -50,7 +50,8 @@ impl Qed {
         self.set_zero_entries(first, last).await
     }
 
-    /// Sets the entries of unallocated clusters to zero clusters. Other entries stay. The caller holds the range lock.
+    /// Turns the unallocated clusters of a range into zero clusters. Other entries do not change. The caller holds the range
+    /// lock.
     pub(super) async fn set_zero_entries(&self, from: u64, to: u64) -> Result<()> {
         let mut at = from;
         while at < to {
@@ -72,7 +73,7 @@ impl Qed {
         Ok(())
     }
 
-    /// Whether a range without data is known to read as zeroes, with the backing chain taken into account.
+    /// Whether the block status, also of the backing chain, shows that a range reads as zeroes. No data is read.
     async fn shows_zeroes(&self, from: u64, to: u64) -> Result<bool> {
         let mut at = from;
         while at < to {
@@ -95,7 +96,7 @@ impl Qed {
         Ok(true)
     }
 
-    /// Releases the space of the allocated clusters that a range covers completely. The clusters stay allocated.
+    /// Discards the host blocks of the allocated clusters that a range covers completely. The clusters stay allocated.
     pub(super) async fn discard_guest(&self, offset: u64, len: u64) -> Result<()> {
         self.check_writable()?;
         let end = offset.saturating_add(len);

@@ -1,4 +1,4 @@
-//! Creating raw images (files of the right size), and measuring them.
+//! Creation and measurement of raw images. A new raw image is a file that has the size of the disk.
 
 use oxblk_core::create::{
     CreateOption, CreateRequest, CreateTarget, Measure, MeasureRequest, OptionType,
@@ -7,7 +7,7 @@ use oxblk_core::{Errno, Error, Options, Preallocation, Result, check_length};
 
 use super::SECTOR;
 
-/// The creation options of the format itself; others belong to the protocol.
+/// The creation options of the format itself. Other options, like `preallocation`, belong to the protocol.
 pub(super) const OPTIONS: &[CreateOption] = &[CreateOption {
     name: "size",
     kind: OptionType::Size,

@@ -1,11 +1,11 @@
 //! The `raw` driver: the image is the complete file, or a part of it.
 //!
-//! `offset` and `size` select a window of the file. All requests are forwarded to the file. The parents' permissions
-//! are passed on unchanged, because raw has no metadata of its own to protect.
+//! `offset` and `size` select a window of the file. All requests are forwarded to the file. The permissions of the parents are
+//! passed to the file unchanged, because raw has no metadata that must be protected.
 //!
-//! A guest could write data into an image that was only *probed* as raw, so that the image is probed as another format
-//! the next time. Core refuses such writes. In this case the driver requires requests of whole sectors, so that a
-//! header cannot be assembled from smaller writes.
+//! If an image was *probed* as raw, its guest could write the header of another format to it, and the next probe would find
+//! that format. The core refuses such writes. The driver of a probed image requires requests of whole sectors, so that the
+//! guest cannot build a header with smaller writes.
 
 mod create;
 
@@ -72,7 +72,7 @@ impl Window {
 struct Raw {
     children: Arc<Children>,
     offset: AtomicU64,
-    /// The `size` option fixes the size, so it cannot change.
+    /// The `size` option was given, so the size of the image cannot change.
     fixed: Mutex<bool>,
     size: AtomicU64,
     probed: bool,
@@ -88,8 +88,7 @@ impl Raw {
         self.offset.load(Ordering::Acquire)
     }
 
-    /// The offset in the file for an offset of the image. It cannot overflow: the image lies in the file, or grows from
-    /// its end.
+    /// The offset in the file for an offset of the image.
     fn below(&self, offset: u64) -> u64 {
         offset.saturating_add(self.offset())
     }
@@ -143,7 +142,7 @@ impl Driver for Raw {
     fn discard(&self, offset: u64, len: u64) -> Option<BoxFuture<'_, Result<()>>> {
         Some(Box::pin(async move {
             let (file, from) = (self.file()?, self.below(offset));
-            // The last sector of the image may end behind the end of the file.
+            // The last sector of the image may end after the end of the file.
             let len = len.min(file.size().saturating_sub(from));
             if len == 0 { Ok(()) } else { file.discard(from, len).await }
         }))

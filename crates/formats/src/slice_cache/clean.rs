@@ -1,8 +1,8 @@
 //! Dropping cached slices that were not used for a while (`cache-clean-interval`).
 //!
 //! A task scans the caches once per interval. It runs on the I/O thread that opened the image or last changed the interval. The
-//! task does not keep the caches alive. While nothing is cached, it waits without a timer, so that an idle image wakes no
-//! thread.
+//! task does not keep the caches alive. While no slice is cached, the task waits without a timer, so that an idle image wakes
+//! no thread.
 
 use std::sync::atomic::{
     AtomicU64,
@@ -37,7 +37,7 @@ impl Cleaner {
         Self { signal, interval: Mutex::default(), caches: caches.into() }
     }
 
-    /// From now on, drops slices that were not used for `interval`. Zero turns this off.
+    /// Makes the cleaner drop slices that were not used for `interval`. Zero: it drops no slices.
     pub(crate) fn set_interval(&self, interval: Duration) {
         let mut current = lock(&self.interval);
         if *current == interval {

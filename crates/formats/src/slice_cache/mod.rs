@@ -1,12 +1,12 @@
-//! The metadata cache of qcow2 and qed: slices of L2 tables and refcount blocks, read without a lock.
+//! The metadata cache of qcow2 and qed: slices of L2 tables and of qcow2 refcount blocks, read without a lock.
 //!
-//! A *slice* is a run of 64-bit words of a table (usually 4 KiB). Its number is its index, counted
-//! over all tables. [`SliceCache`] stores slices in numbered *slots*. A slot is created once; later only its contents change. A
-//! [`Radix`](radix::Radix) tree maps a slice to its slot.
+//! A *slice* is a run of 64-bit words of a table (usually 4 KiB). The slices of all tables are numbered consecutively.
+//! [`SliceCache`] stores slices in numbered *slots*. A slot is created once; later only its contents change. A
+//! [`Radix`](radix::Radix) tree maps the number of a slice to its slot.
 //!
 //! - A **hit** ([`SliceCache::peek`]) takes no lock and writes no shared data, apart from a usage flag. It reads the slot's
 //!   version before and after the words (a sequence lock over atomics). So it detects that the slot was reused for another
-//!   slice meanwhile.
+//!   slice while the words were read.
 //! - A **change** needs a pinned slot ([`Pinned`]). A pinned or dirty slot is never reused. The caller must serialise changes
 //!   of the same word, and must order changes with respect to disk writes. L2 entries change under [`Pinned::begin_change`]: a
 //!   hit or a write to disk sees either all of these changes or none, and a hit sees them only when the slice is marked
@@ -16,8 +16,8 @@
 //! - **Eviction** is CLOCK over clean, unpinned slots. If there is none, [`SliceCache::get`] returns `None`, and the caller
 //!   writes metadata back first.
 //! - **Unused** slices are dropped periodically ([`clean`]), and their memory is returned to the host. The words of slots lie
-//!   in memory that can be released while readers access it. Such a reader sees zeroes, and the version tells it to discard
-//!   them.
+//!   in memory that can be released while readers access it. Such a reader sees zeroes. It discards them, because the version
+//!   has changed.
 
 mod clean;
 mod radix;
@@ -27,12 +27,12 @@ mod state;
 mod under_loom;
 mod version;
 
-/// The primitives of the parts of the cache that also run under loom.
+/// The synchronisation primitives of the files that are also compiled against loom.
 mod atomics {
     pub(super) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
     pub(super) use std::sync::{Mutex, MutexGuard};
 
-    /// Ignores poisoning: a panic under these locks leaves no half-done change.
+    /// Ignores poisoning: a panic under these locks leaves no incomplete change.
     pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
         mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -66,15 +66,15 @@ const LIMIT_LATER: usize = 16 << 10;
 /// A cache of table slices.
 pub(crate) struct SliceCache {
     words: usize,
-    /// Largest number of slices. The cache may hold more slices for some time after the limit was lowered.
+    /// Largest number of slices. After the limit was lowered, the cache may contain more slices for some time.
     limit: AtomicUsize,
     directory: Radix<AtomicU32>,
     chunks: Box<[OnceLock<Chunk>]>,
     made: AtomicUsize,
     hand: AtomicUsize,
-    /// The free slots, which hold no slice. The lock is held while a slot is taken from its slice.
+    /// The numbers of free slots, which contain no slice. The lock is held while slices are removed from slots or stored there.
     claiming: Mutex<Vec<u32>>,
-    /// Number of slots that hold a slice.
+    /// Number of slots that contain a slice.
     in_use: AtomicUsize,
     /// Notified when a slice is cached and the cache was empty.
     filled: Arc<Event>,
@@ -153,7 +153,7 @@ impl SliceCache {
     }
 
     /// Drops the slices of a chunk for which `unwanted` is true and that are neither dirty nor pinned. Releases the memory of
-    /// pages that then hold no slice. Returns whether the chunk is empty now, or `None` if there is no such chunk.
+    /// pages that then contain no slice. Returns whether the chunk is empty now, or `None` if there is no such chunk.
     fn drop_slices(
         &self,
         index: usize,
@@ -201,7 +201,7 @@ impl SliceCache {
         if let Some(old) = slot.key()
             && let Some(entry) = self.directory.get(old)
         {
-            // Only if the directory entry still names this slot.
+            // Clear the directory entry only if it still refers to this slot.
             let _ = entry.compare_exchange(number, 0, AcqRel, Relaxed);
         }
     }
@@ -231,7 +231,7 @@ impl SliceCache {
     /// cache is full of slices that must be written back first.
     ///
     /// # Errors
-    /// As `load` reports.
+    /// The errors of `load`.
     pub(crate) async fn get<L>(
         &self,
         slice: u64,
@@ -258,8 +258,8 @@ impl SliceCache {
         }
     }
 
-    /// Begins to load a slice. If another task loads it, returns a listener for the end of that load. It listens from before the
-    /// lock is released, so that it cannot miss the end.
+    /// Begins to load a slice. If another task is loading the slice, returns a listener for the end of that load. The listener
+    /// is created before the lock is released, so it cannot miss the end of the load.
     fn begin_load(&self, slice: u64) -> Result<Loading<'_>, EventListener> {
         match lock(&self.loading).entry(slice) {
             std::collections::hash_map::Entry::Occupied(entry) => Err(entry.get().listen()),
@@ -319,8 +319,8 @@ impl SliceCache {
         Err(Full)
     }
 
-    /// Copies all dirty slices and marks them clean. They stay pinned until the copies are dropped. So a slice can be evicted
-    /// only when the disk has its newest contents.
+    /// Copies all dirty slices and marks them clean. The slices stay pinned until the copies are dropped. So a slice can be
+    /// evicted only when its newest contents are on disk.
     pub(crate) fn take_dirty(&self) -> Vec<DirtyCopy<'_>> {
         let numbers = self.dirty.take();
         point();
@@ -353,7 +353,7 @@ impl Drop for Loading<'_> {
     }
 }
 
-/// A pinned slice: its slot is not reused while this exists.
+/// A pinned slice: its slot is not reused while this value exists.
 pub(crate) struct Pinned<'a> {
     cache: &'a SliceCache,
     slot: &'a Slot,
@@ -367,14 +367,14 @@ impl Pinned<'_> {
         self.slot.words()
     }
 
-    /// Begins a change of words that lookups read. Lookups see the change only after the guard is dropped, and then all of it.
-    /// The holder of the guard must not wait.
+    /// Begins a change of words that lookups read. Lookups see either no part of the change, or, after the guard is dropped,
+    /// the complete change. The holder of the guard must not wait.
     pub(crate) fn begin_change(&self) -> Change<'_> {
         Change { pinned: self, changed: false, _changing: self.slot.begin_change() }
     }
 
-    /// Marks the slice dirty. Call this after the change of its words. When this returns, [`SliceCache::take_dirty`] includes
-    /// the change.
+    /// Marks the slice dirty. Call this after the change of its words. After this call, [`SliceCache::take_dirty`] includes the
+    /// change.
     pub(crate) fn mark_dirty(&self) {
         self.cache.dirty.mark(self.slot.state(), self.number);
     }

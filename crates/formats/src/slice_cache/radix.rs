@@ -1,7 +1,7 @@
 //! A sparse array that never shrinks and that is read without a lock.
 //!
-//! It is a tree of four levels with 256 children each. Only touched parts use memory, a few KiB per image, so that a backing
-//! chain of a thousand images stays small.
+//! The array is a tree of four levels with 256 children each. Only used parts of the array take memory, a few KiB per image, so
+//! that a backing chain of a thousand images takes little memory.
 
 use std::sync::OnceLock;
 

@@ -28,7 +28,7 @@ pub(super) struct Slot {
     key: AtomicU64,
     state: State,
     used: AtomicU8,
-    /// The words use memory of the host: they were written since their memory was last released.
+    /// The words occupy memory of the host: they were written since their memory was last released.
     filled: AtomicBool,
     words: Words,
 }
@@ -53,7 +53,8 @@ impl Slot {
         Some(self.key.load(Relaxed)).filter(|key| *key != NO_KEY)
     }
 
-    /// Calls `look` on the words if the slot holds `slice`. Returns the result only if the words did not change meanwhile.
+    /// Calls `look` on the words if the slot contains `slice`. Returns the result only if the words did not change during the
+    /// call.
     pub(super) fn peek<R>(&self, slice: u64, look: impl FnOnce(&[AtomicU64]) -> R) -> Option<R> {
         let before = self.version.before()?;
         if self.key.load(Relaxed) != slice {
@@ -69,7 +70,7 @@ impl Slot {
         Some(seen)
     }
 
-    /// Pins the slot if it holds `slice`.
+    /// Pins the slot if it contains `slice`.
     pub(super) fn pin(&self, slice: u64) -> bool {
         if !self.state.pin() {
             return false;
@@ -102,7 +103,7 @@ impl Slot {
         self.used.load(Relaxed) & bit != 0 && self.used.fetch_and(!bit, Relaxed) & bit != 0
     }
 
-    /// Whether the words use memory of the host.
+    /// Whether the words occupy memory of the host.
     pub(super) fn is_filled(&self) -> bool {
         self.filled.load(Relaxed)
     }
@@ -138,7 +139,7 @@ impl Slot {
         self.state.unclaim_pinned();
     }
 
-    /// Makes a claimed slot hold no slice. Readers discard its words until the guard is dropped.
+    /// Removes the slice from a claimed slot. Readers discard the words of the slot until the guard is dropped.
     pub(super) fn forget(&self) -> Changing<'_> {
         let changing = self.version.begin_change();
         self.key.store(NO_KEY, Relaxed);

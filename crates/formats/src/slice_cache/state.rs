@@ -1,11 +1,12 @@
 //! The state of a slot in one atomic word, and the list of dirty slots.
 //!
-//! A [`State`] counts pins in its low bits. It has a bit for dirty and a bit for claimed. A slot may be claimed only when the
-//! state is 0, and pinned only when it is not claimed.
+//! A [`State`] counts pins in its low bits. It has a dirty bit and a claimed bit. A slot may be claimed only when the state is
+//! 0, and pinned only when it is not claimed.
 //!
-//! Invariant: *after [`DirtyList::mark`] returns, a thread that takes the list finds the slot in it, unless the slot was copied
-//! after the caller's change*. So the dirty bit is set and the slot is listed together, under the list's lock. A thread that
-//! finds the bit set need not wait: to take the list, it must wait for the lock, and so for the thread that set the bit.
+//! Invariant: after [`DirtyList::mark`] returns, a thread that takes the list finds the slot in it, unless the slot was copied
+//! after the caller's change. For this reason, the dirty bit is set and the slot is added to the list under the list's lock. A
+//! thread that finds the bit set returns without waiting for the lock. If the slot is not in the list yet, the thread that set
+//! the bit still holds the lock, so every thread that takes the list waits until the slot is in it.
 //!
 //! The first thread that changes a clean slot takes the lock. Later threads only check the bit, until a copy clears it.
 

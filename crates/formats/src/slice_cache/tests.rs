@@ -1,3 +1,5 @@
+//! Tests of the slice cache: hits, misses, eviction, dirty slices, and dropping unused slices.
+
 use super::*;
 use futures_util::FutureExt as _;
 use oxblk_ring::{IoBufMut, block_on, spawn};
@@ -356,7 +358,7 @@ fn a_cleaner_drops_unused_slices_until_its_interval_changes() {
         assert_eq!((one.in_use(), two.in_use()), (1, 0), "only the first cache was used");
         oxblk_ring::sleep(seconds(10)).await;
         assert_eq!(one.in_use(), 0);
-        // Off, then on again, possibly before the old task has ended.
+        // Turn the cleaner off, then on again.
         load(&one, 1).await;
         cleaner.set_interval(seconds(0));
         oxblk_ring::sleep(seconds(100)).await;

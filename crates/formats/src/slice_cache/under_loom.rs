@@ -1,5 +1,5 @@
-//! The lock-free parts of the cache under a model checker. The same source files are compiled against loom's primitives. loom
-//! then tries the interleavings, and the reorderings that the memory orderings permit.
+//! Tests of the lock-free parts of the cache with the model checker loom. `state.rs` and `version.rs` are compiled against
+//! loom's primitives. loom then tries the possible interleavings, and the reorderings that the memory orderings permit.
 
 #![allow(dead_code, unreachable_pub, reason = "the models use a part of each file")]
 #![allow(clippy::duplicate_mod, reason = "the same files, against other primitives")]
@@ -40,7 +40,7 @@ struct Image {
     list: DirtyList,
     state: State,
     words: [AtomicU64; 2],
-    /// Only one flush runs at a time, as with write-back cycles.
+    /// The lock ensures that only one flush runs at a time, as with write-back cycles.
     disk: Mutex<[u64; 2]>,
 }
 

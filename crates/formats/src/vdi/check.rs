@@ -1,14 +1,16 @@
-//! Checking an image: each entry of the block map must name a block of its own, and the header must count these blocks.
+//! Check and repair of an image. No two entries of the block map may refer to the same block, and the number of allocated
+//! blocks in the header must be right.
 //!
-//! Faults that QEMU finds are worded and counted as in `qemu-img check`. In addition, blocks behind the end of the
-//! file, and blocks that the header does not count, are errors. Blocks that the header counts and no entry names are
-//! leaks, if the image has no other fault.
+//! Faults that QEMU finds have the same messages and are counted in the same way as in `qemu-img check`. In addition, a block
+//! after the end of the file is an error, and so is a block that the number of allocated blocks in the header does not include.
+//! If the image has no other fault, a block that this number includes is a leak if no entry refers to it.
 //!
 //! A repair loses no readable data:
 //!
-//! - An entry that shares a block with another entry, or names a block that the image cannot have, gets its own copy.
+//! - If two entries refer to the same block, or an entry refers to a block number that is too large, the entry gets its own
+//!   copy of the block.
 //! - A file that is too short is extended. The missing part reads as zeroes, as before.
-//! - The last blocks are moved into the gaps, and the header counts the blocks in use.
+//! - The last blocks are moved into the gaps, and the number of blocks in use is written to the header.
 //!
 //! Leaks are freed only if the image has no other fault, or all other faults have been repaired.
 
@@ -22,16 +24,16 @@ use super::entry::Entry;
 use super::survey::{Fault, Finding, Survey};
 use crate::blocks::BlockImage;
 
-/// A repair makes at most as many copies as the file has blocks, plus this number.
+/// A repair makes at most this number of copies more than the file has blocks.
 const SPARE_COPIES: u64 = 64;
-/// Faulty entries that are reported individually. Further ones are only counted.
+/// Number of faulty entries that are reported individually. Further faulty entries are only counted.
 const MOST_TOLD: u64 = 100_000;
 
 /// The result of a check.
 struct Findings {
     survey: Survey,
     report: CheckReport,
-    /// Entries that need a block of their own. Entries beyond the limit are not recorded.
+    /// Entries that need a block of their own. The list is not complete if there are more than `most_copies`.
     misplaced: Vec<Finding>,
     /// Number of entries that need a block of their own.
     misplaced_count: u64,
@@ -76,7 +78,7 @@ fn describe(finding: Finding) -> String {
 }
 
 impl Vdi {
-    /// Checks the image and repairs the faults that `fix` allows. The image takes no requests meanwhile.
+    /// Checks the image and repairs the faults that `fix` allows. No request is in flight.
     pub(super) async fn check_image(
         &self,
         fix: Fix,
@@ -103,8 +105,8 @@ impl Vdi {
         Ok(findings.report)
     }
 
-    /// Most entries that get a block of their own. Without this limit, the entries of a map could make the file
-    /// arbitrarily large.
+    /// Largest number of entries that get a block of their own. Without this limit, a map with many faulty entries could make
+    /// the file very large.
     fn most_copies(&self) -> u64 {
         u64::from(self.whole_blocks.load(Acquire)).saturating_add(SPARE_COPIES)
     }
@@ -157,7 +159,7 @@ impl Vdi {
         Ok(findings)
     }
 
-    /// Repairs all faults. Returns whether it did.
+    /// Repairs all faults. Returns false if there are too many faults; nothing has been repaired then.
     async fn repair(&self, findings: &Findings, say: &dyn Fn(check::Finding)) -> Result<bool> {
         let Findings { survey, misplaced, misplaced_count, cut_off, .. } = findings;
         if *misplaced_count > self.most_copies() {

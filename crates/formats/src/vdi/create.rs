@@ -1,5 +1,5 @@
-//! Creating images. An image whose creation was interrupted is not recognised as vdi: an earlier header is erased first,
-//! and the new header is written when everything else is durable.
+//! Creating images. An image whose creation was interrupted is not recognised as vdi: an old header in the file is erased
+//! first, and the new header is written after everything else has been flushed.
 
 use std::ops::Range;
 
@@ -12,7 +12,7 @@ use super::entry::Entry;
 use super::header::{BLOCK, HEADER_BYTES, Header, MAX_SIZE, SECTOR, too_large};
 use crate::blocks::ENTRY_BYTES;
 
-/// Most entries of the map in one write.
+/// Largest number of entries of the map in one write.
 const ENTRIES_AT_ONCE: u32 = 1 << 18;
 
 /// The options of the format itself. `preallocation` is an option of the protocol, because it preallocates the file.
@@ -39,7 +39,7 @@ impl Wanted {
     /// Reads the options. `size`, if given, replaces the `size` option.
     ///
     /// # Errors
-    /// When a value is wrong, in the words of QEMU's tools.
+    /// When a value is wrong. The messages are the same as in QEMU's tools.
     pub(super) fn from_options(mut options: Options, size: Option<u64>) -> Result<Self> {
         let own = options.take_size("size")?;
         let size = size.or(own).unwrap_or(0);
@@ -99,7 +99,7 @@ pub(super) async fn create(request: CreateRequest) -> Result<()> {
     file.flush().await
 }
 
-/// Extends the file to contain all blocks, and makes them read as zeroes.
+/// Extends the file so that it contains all blocks, and makes the blocks read as zeroes.
 async fn allocate(file: &Edge, header: &Header, preallocation: Preallocation) -> Result<()> {
     let limits = file.node().limits();
     let is_zero = limits.has_zero_init && limits.grows && file.size() == 0;
@@ -112,9 +112,9 @@ async fn allocate(file: &Edge, header: &Header, preallocation: Preallocation) ->
     file.write_zeroes(header.data_offset, len, ZeroFlags::MAY_UNMAP).await
 }
 
-/// Writes the block map, in whole sectors.
+/// Writes the block map, padded to a multiple of the sector size.
 async fn write_map(file: &Edge, header: &Header) -> Result<()> {
-    // Most images consist of many equal parts.
+    // The map of a dynamic image consists of equal entries, so the writes can share one buffer.
     let absent = IoBuf::from(encode_entries(0..ENTRIES_AT_ONCE, |_| Entry::Zero));
     let mut first = 0;
     while first < header.blocks {
@@ -134,7 +134,7 @@ async fn write_map(file: &Edge, header: &Header) -> Result<()> {
     Ok(())
 }
 
-/// The entries of a range, padded with zeroes to whole sectors.
+/// Encodes the entries of a range, and pads them with zeroes to a multiple of the sector size.
 fn encode_entries(range: Range<u32>, entry: impl Fn(u32) -> Entry) -> Vec<u8> {
     let mut bytes: Vec<u8> = range.flat_map(|index| entry(index).number().to_le_bytes()).collect();
     let sector = usize::try_from(SECTOR).unwrap_or(1);

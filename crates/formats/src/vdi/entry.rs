@@ -12,7 +12,7 @@ const DISCARDED: u32 = u32::MAX - 1;
 pub enum Entry {
     /// The block reads as zeroes.
     Zero,
-    /// The block lies in this block of the file.
+    /// The data lies in this block of the file.
     At(u32),
 }
 

@@ -1,6 +1,7 @@
-//! Translation of disk offsets to extents by the block map.
+//! Mapping of disk offsets to extents with the block map.
 //!
-//! The lookup answers from memory, without a lock. [`BlockImage::extent`] first loads missing parts of the map.
+//! [`BlockImage::lookup`] uses only the map in memory and takes no lock. [`BlockImage::extent`] loads missing parts of the map
+//! first.
 
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use super::entry::Entry;
 use super::header::{BLOCK, ImageType};
 use crate::blocks::{BlockImage, ENTRY_BYTES, Extent, Parts, extent};
 
-/// Most blocks whose entries one lookup examines.
+/// Largest number of blocks whose entries one lookup examines.
 const MAX_RUN: u32 = 1 << 20;
 
 impl BlockImage for Vdi {
@@ -85,8 +86,8 @@ impl Vdi {
         }
     }
 
-    /// The status of the start of `offset..offset + len`. An allocated block is data. For a static image, the file is
-    /// queried too, because it knows which parts were never written.
+    /// The block status at `offset`, for at most `len` bytes. Allocated blocks are reported as data. For a static image, the
+    /// caller also queries the file, because the file system knows which parts were never written.
     pub(super) async fn status(&self, offset: u64, len: u64, _want: Want) -> Result<Status> {
         let extent = async |at, len| self.extent(at, len).await;
         Ok(match extent::joined(offset, len, extent).await? {

@@ -1,8 +1,8 @@
-//! Closing gaps among the blocks of the file: the last blocks are moved into them, so that all blocks that the header
-//! counts are in use again.
+//! Closing gaps (unused blocks) of the file: the last blocks are moved into the gaps, and the number of allocated blocks in the
+//! header is lowered. After that, the image has no leaks.
 //!
-//! No request uses the image meanwhile. The copy of a block is durable before the entry names it. The original stays in
-//! place until the header no longer counts it.
+//! No request is in flight. The copy of a block is flushed before an entry refers to it. The original is not overwritten before
+//! the changed entry has been flushed.
 
 use std::ops::{ControlFlow, Range};
 use std::sync::atomic::Ordering::AcqRel;
@@ -17,11 +17,11 @@ use crate::blocks::BlockImage;
 use crate::blocks::Run;
 use crate::blocks::survey::each_entry;
 
-/// Most blocks that are moved when an image is closed.
+/// Largest number of gaps that are closed when an image is closed.
 const MOST_AT_CLOSE: u64 = 64;
 
 impl Vdi {
-    /// Writes all metadata to the image and closes gaps, so that no block leaks. No request is in flight.
+    /// Writes all metadata to the image, closes gaps, and truncates the file. No request is in flight.
     pub(super) async fn complete_image(&self) -> Result<()> {
         if self.access.is_read_only() {
             return Ok(());
@@ -32,17 +32,17 @@ impl Vdi {
         }
         if let Err(error) = self.fill_gaps(MOST_AT_CLOSE).await {
             tracing::warn!("vdi: unused blocks stay in the image: {error}");
-            // Entries of blocks that were moved may have changed in memory.
+            // Some entries of moved blocks may have changed in memory only.
             return self.write_back().await;
         }
         self.settle_count().await?;
         self.trim().await
     }
 
-    /// Moves the last blocks into all gaps, if there are at most `most` gaps. No request is in flight.
+    /// If there are at most `most` gaps, moves the last blocks into all gaps. No request is in flight.
     ///
     /// # Errors
-    /// The errors of the file. The image is valid even then.
+    /// The errors of the file. The image is consistent after an error too.
     pub(super) async fn fill_gaps(&self, most: u64) -> Result<()> {
         self.allocator.end_quarantine();
         let gaps = self.allocator.gaps();
@@ -79,7 +79,7 @@ impl Vdi {
         Ok(())
     }
 
-    /// Reads a block at an offset of the file. Behind the end of the file it reads zeroes.
+    /// Reads a block at offset `from` of the file. Bytes after the end of the file are zeroes.
     pub(super) async fn read_block(&self, from: u64) -> Result<IoBuf> {
         let buf = IoBufMut::new(usize::try_from(BLOCK).unwrap_or(0));
         Ok(self.file()?.read(from, buf).await?.freeze())
@@ -91,9 +91,9 @@ impl Vdi {
         self.file()?.write(self.header.block_offset(to), data, WriteFlags::empty()).await
     }
 
-    /// Sets the entries of copied blocks: pairs of an index in the disk and a block of the file. Frees `originals`, which
-    /// no entry names after that. Durable when this returns. After an error, the entries in memory name the copies even
-    /// so, and a later write-back frees the originals.
+    /// Sets the entries of copied blocks, frees `originals`, and writes the entries back with a flush. `copies` contains pairs
+    /// of the index of a block of the disk and its new block of the file. No entry refers to the originals after that. After an
+    /// error, the entries in memory still refer to the copies, and a later write-back frees the originals.
     pub(super) async fn link_copies(
         &self,
         copies: Vec<(u32, Run)>,
@@ -107,8 +107,9 @@ impl Vdi {
         self.write_back().await
     }
 
-    /// Truncates the file after its last block in use, if the space behind consists of blocks that are known to be
-    /// free. The header no longer counts these blocks, durably.
+    /// Truncates the file after its last block in use. If the file contains bytes after the blocks that this driver has
+    /// allocated, it is not truncated, because the use of these bytes is unknown. The caller has lowered the number of
+    /// allocated blocks in the header and flushed.
     pub(super) async fn trim(&self) -> Result<()> {
         let file = self.file()?;
         let (end, most) = (self.allocator.end(), self.allocator.most());

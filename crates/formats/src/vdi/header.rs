@@ -1,7 +1,7 @@
-//! The image header: 512 bytes with little-endian fields. Parsing makes every check that needs no I/O.
+//! The image header: 512 bytes with little-endian fields. The parser makes every check that needs no I/O.
 //!
-//! The checks run in the order in which QEMU makes them, so that an image with several faults gets the same message as
-//! from QEMU. Checks that QEMU does not make come last.
+//! The order of the checks is the same as in QEMU, so that an image with several faults gets the same message. Checks that QEMU
+//! does not make come last.
 
 use oxblk_core::{Error, ErrorKind, Result};
 use zerocopy::byteorder::little_endian::{U32, U64};
@@ -13,7 +13,7 @@ use crate::blocks::ENTRY_BYTES;
 pub const HEADER_BYTES: u64 = 512;
 /// Bytes of a block, the unit of allocation.
 pub const BLOCK: u64 = 1 << 20;
-/// Most blocks of an image.
+/// Largest number of blocks of an image.
 pub const MAX_BLOCKS: u32 = 0x1fff_ff80;
 /// Largest virtual size in bytes.
 pub const MAX_SIZE: u64 = MAX_BLOCKS as u64 * BLOCK;
@@ -26,7 +26,7 @@ pub(super) const ALLOCATED_OFFSET: u64 = 0x184;
 pub(super) const SECTOR: u64 = 512;
 
 const VERSION: u32 = 0x0001_0001;
-/// Value of `header_size`: bytes from the start of this field to the end of the fields of version 1.1.
+/// Value of `header_size` in version 1.1: the number of bytes from the field `header_size` to the end of the last field.
 const FIELDS_BYTES: u32 = 0x180;
 const TEXT: &[u8] = b"<<< QEMU VM Virtual Disk Image >>>\n";
 
@@ -74,9 +74,9 @@ const _: () = {
 pub enum ImageType {
     /// Blocks are allocated when they are written.
     Dynamic,
-    /// All blocks were allocated from the beginning.
+    /// All blocks were allocated when the image was created.
     Static,
-    /// Another type. It does not affect where data lies.
+    /// Another type. The layout of the image is the same for all types.
     Other(u32),
 }
 
@@ -98,8 +98,7 @@ impl ImageType {
     }
 }
 
-/// A header that has been checked: the block map lies behind the header and inside the file, and the blocks lie behind
-/// the map.
+/// A header that has been checked: the block map lies after the header and inside the file, and the blocks lie after the map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     /// The type of the image.
@@ -112,7 +111,7 @@ pub struct Header {
     pub size: u64,
     /// Number of entries in the block map.
     pub blocks: u32,
-    /// Number of allocated blocks according to the header. These are the blocks from 0 on.
+    /// Number of allocated blocks. These are the first blocks of the file.
     pub allocated: u32,
     /// UUIDs of the image and of its contents.
     pub uuids: [[u8; 16]; 2],
@@ -153,7 +152,7 @@ impl Header {
     /// Parses the first bytes of a file of `file_size` bytes.
     ///
     /// # Errors
-    /// When the image has an unsupported property, or violates the format.
+    /// When the image has an unsupported property, or its header is invalid.
     pub fn parse(bytes: &[u8], file_size: u64) -> Result<Self> {
         let mut whole = [0_u8; 512];
         for (to, from) in whole.iter_mut().zip(bytes) {
@@ -253,8 +252,8 @@ impl Header {
         self.map_offset + u64::from(self.blocks) * ENTRY_BYTES
     }
 
-    /// Byte offset of a block, which is also the end of the previous block. Cannot overflow: there are less than 2^32
-    /// blocks.
+    /// Byte offset of a block, which is also the end of the previous block. The sum cannot overflow, because block numbers have
+    /// 32 bits.
     pub fn block_offset(&self, block: u32) -> u64 {
         self.data_offset + u64::from(block) * BLOCK
     }
@@ -327,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_of_the_header_is_named_in_the_error() {
+    fn the_error_of_an_invalid_header_says_which_field_is_wrong() {
         let cases: [(usize, u64, usize, &str); 13] = [
             (0x40, 0, 4, "bad signature 00000000"),
             (0x44, 0x1_0002, 4, "version 1.2"),

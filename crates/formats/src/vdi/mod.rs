@@ -1,9 +1,9 @@
 //! vdi: VirtualBox's disk image format.
 //!
-//! An image is `header | block map | blocks`. A block has 1 MiB. The map has a 32-bit entry for each block of the disk:
-//! the number of the block in the file, or a value for a block that reads as zeroes. Blocks are allocated from 0 on
-//! without gaps, and the header contains their number. A dynamic image allocates a block when it is first written; a
-//! static image has all blocks from the beginning.
+//! An image is `header | block map | blocks`. A block has 1 MiB. The map has a 32-bit entry for each block of the disk: the
+//! number of the block in the file, or a value for a block that reads as zeroes. Blocks are allocated from 0 on without gaps,
+//! and the header contains their number. A dynamic image allocates a block when it is first written; in a static image, all
+//! blocks are allocated when the image is created.
 //!
 //! | | |
 //! |---|---|
@@ -15,10 +15,12 @@
 //! | `survey` | checking all entries of the map: blocks in use, faults |
 //! | `gaps` | moving the last blocks into gaps |
 //! | `check` | check and repair |
-//! | `create`, `measure`, `open`, `reopen`, `driver` | as their names say |
+//! | `create`, `measure` | creating an image; the size of a new image |
+//! | `open`, `reopen` | opening an image; changing read-only mode |
+//! | `driver` | the traits `Driver` and `DriverFactory` |
 //!
-//! `crate::blocks` provides the map in memory, the allocator of blocks of the file, and the requests that this format shares
-//! with others.
+//! `crate::blocks` provides the map in memory, the allocator of blocks of the file, and the requests that are the same for all
+//! formats with a block map.
 //!
 //! # Locks, in the order in which they are taken
 //!
@@ -29,10 +31,10 @@
 //!
 //! # After a crash
 //!
-//! An entry is written after three things: the data of its block is durable, the file is long enough, and the header
-//! counts the block. So a crash loses no flushed data. It may leave blocks that the header counts and no entry names;
-//! these are leaks. The next program that opens the image for writing through this driver allocates them first. When it
-//! closes the image, it moves the last blocks into the gaps that are left.
+//! Before an entry is written, the data of its block has been flushed, the file contains the block, and the number of allocated
+//! blocks in the header includes the block. So a crash loses no flushed data. A crash can leave blocks that are included in the
+//! number in the header although no entry refers to them; these blocks are leaks. When this driver opens the image for writing,
+//! it allocates such blocks first. When it closes the image, it moves the last blocks into the remaining gaps.
 
 mod check;
 mod create;
@@ -66,7 +68,7 @@ use survey::Survey;
 
 /// An open vdi image.
 pub(crate) struct Vdi {
-    /// The header at the time of opening. `allocated_on_disk` replaces its number of allocated blocks.
+    /// The header when the image was opened. The current number of allocated blocks is in `allocated_on_disk`.
     header: Header,
     children: ChildrenRef,
     access: WriteAccess<Survey>,
@@ -74,10 +76,10 @@ pub(crate) struct Vdi {
     allocator: Arc<Allocator>,
     /// The number of allocated blocks in the header on disk (see `write_back`).
     allocated_on_disk: AtomicU64,
-    /// The file contains all blocks before this one completely.
+    /// All blocks with a lower number lie completely inside the file.
     whole_blocks: AtomicU32,
     dirty: DirtySectors,
-    /// Blocks that have been moved, whose entries on disk may still name the old place.
+    /// Old places of blocks that have been moved. An entry on disk may still refer to them.
     freed: FreedBlocks,
     guest: RangeLock,
     growing: AsyncMutex<()>,

@@ -1,5 +1,5 @@
-//! Opening. If an image is opened for writing, its complete map is checked. The allocator must know the free blocks,
-//! and two blocks of the disk in the same place would corrupt each other.
+//! Opening an image. If it is opened for writing, its complete map is checked, for two reasons: the allocator must know the
+//! free blocks, and a write to a block of the file to which two entries refer would change two blocks of the disk.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
@@ -22,7 +22,7 @@ pub(super) async fn read_header(file: &Edge) -> Result<Header> {
     Header::parse(&bytes.map_err(|error| error.prefix("Could not read the VDI header"))?, size)
 }
 
-/// Opens the image in `context`'s file child.
+/// Opens the image that is stored in the file child of `context`.
 pub(super) async fn open(context: &mut OpenContext) -> Result<Vdi> {
     let file = context.file()?;
     let header = read_header(&file).await?;
@@ -53,14 +53,14 @@ impl Vdi {
     /// Checks the complete map of an image that will be written.
     ///
     /// # Errors
-    /// When two entries name the same block, or an entry names a block that the image cannot have.
+    /// When two entries refer to the same block, or an entry refers to a block number that is too large.
     pub(super) async fn survey_sound(&self) -> Result<Survey> {
         let mut fault = None;
         let survey = self.survey(|Finding { fault: found, index, block, .. }| {
             let what = match found {
                 Fault::Shared => "is used twice",
                 Fault::TooLarge => "is too large",
-                // The block becomes complete when it is written.
+                // Not an error: a write to the block extends the file.
                 Fault::CutOff => return true,
             };
             fault = Some(format!(

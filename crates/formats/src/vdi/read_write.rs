@@ -1,4 +1,5 @@
-//! Requests of vdi that differ from those of other formats with a block map. [`BlockImage`] has the others.
+//! Zero writes and discards of vdi. [`BlockImage`] implements the other requests, which are the same for all formats with a
+//! block map.
 
 use oxblk_core::{Result, ZeroFlags};
 
@@ -6,14 +7,14 @@ use super::Vdi;
 use crate::blocks::{BlockImage, Content, Extent};
 
 impl Vdi {
-    /// Makes a range of the disk read as zeroes. Its blocks are allocated, as in QEMU. Zeroes are written where the
-    /// file may contain other data.
+    /// Makes a range of the disk read as zeroes. Unallocated blocks of the range are allocated, as in QEMU. Where the file may
+    /// contain other data, zeroes are written to it.
     pub(super) async fn zero_guest(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         let flags = flags & ZeroFlags::MAY_UNMAP;
         self.change(offset, Content::Zeroes(len, flags)).await
     }
 
-    /// Returns the space of the allocated parts of a range to the host. The blocks stay allocated.
+    /// Passes the discard of the allocated parts of a range to the file. The blocks stay allocated.
     pub(super) async fn discard_guest(&self, offset: u64, len: u64) -> Result<()> {
         self.access.check_writable()?;
         let file = self.file()?;

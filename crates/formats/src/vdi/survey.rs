@@ -1,4 +1,4 @@
-//! The survey: checks all entries of the block map, and collects the blocks in use and the faults.
+//! The survey of an image: it checks all entries of the block map, and collects the blocks in use and the faults.
 
 use std::ops::{ControlFlow, Range};
 use std::sync::atomic::Ordering::Acquire;
@@ -14,16 +14,15 @@ use crate::blocks::survey::{each_entry, end_of};
 /// The fault of an entry of the map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// An earlier entry names the same block.
+    /// An earlier entry refers to the same block.
     Shared,
-    /// The entry names a block that the image cannot have.
+    /// The block number in the entry is not lower than the number of blocks of the disk.
     TooLarge,
-    /// The block lies behind the end of the file, completely or in part.
+    /// The block lies after the end of the file, completely or in part.
     CutOff,
 }
 
-/// A faulty entry: the index of the block in the disk, and the block of the file that the entry names. `count` entries
-/// from `index` on have the same fault.
+/// Entries with the same value and the same fault: `count` entries from `index` on, which refer to `block` of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Finding {
     pub(super) fault: Fault,
@@ -35,9 +34,9 @@ pub(super) struct Finding {
 /// The result of a survey.
 #[derive(Debug, Default)]
 pub(crate) struct Survey {
-    /// Blocks of the file that entries name, without those that are too large.
+    /// Blocks of the file to which entries refer, without block numbers that are too large.
     pub(super) used: RoaringBitmap,
-    /// Number of entries that name these blocks.
+    /// Number of entries that refer to the blocks in `used`.
     pub(super) mapped: u32,
 }
 

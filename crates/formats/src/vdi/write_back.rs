@@ -2,13 +2,13 @@
 //!
 //! The steps of a write-back:
 //!
-//! 1. *copy*: copy the changed sectors of the map. All data that these entries name has been written;
-//! 2. *count*: write a number of allocated blocks to the header that covers all blocks that the copies name;
-//! 3. *flush*: make data and count durable;
+//! 1. *copy*: copy the changed sectors of the map. The data of all blocks to which the copied entries refer has been written;
+//! 2. *count*: if necessary, raise the number of allocated blocks in the header so that it includes all blocks in the copies;
+//! 3. *flush*: flush the data and the header;
 //! 4. *entries*: write the copies;
-//! 5. *flush*: from here on, the old places of blocks that were moved are free.
+//! 5. *flush*: after this flush, the old places of moved blocks are free.
 //!
-//! If an entry changes after its sector was copied, the next write-back writes it.
+//! If an entry changes after its sector was copied, the next write-back writes the new value.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering::{Acquire, Release};
@@ -21,15 +21,15 @@ use super::Vdi;
 use super::header::ALLOCATED_OFFSET;
 use crate::blocks::BlockImage;
 
-/// Value for an unknown count; larger than any count.
+/// Value of `allocated_on_disk` if the number in the header is unknown. It is larger than every valid number.
 const NOT_KNOWN: u64 = u64::MAX;
 
 impl Vdi {
-    /// Makes all changes durable that had completed before the call.
+    /// Writes and flushes all changes that completed before the call.
     pub(super) async fn write_back(&self) -> Result<()> {
         let _turn = self.writing_back.lock().await;
         let file = self.file()?;
-        // The entries of these blocks have changed already and are marked as dirty.
+        // The entries of these blocks have already been changed and marked as dirty.
         let freed = self.freed.take();
         let sectors = self.dirty.take();
         if sectors.is_empty() && freed.blocks.is_empty() {
@@ -65,19 +65,19 @@ impl Vdi {
     /// Writes the number of allocated blocks to the header.
     async fn write_count(&self, file: &Edge, count: u32) -> Result<()> {
         let bytes = IoBuf::from(count.to_le_bytes().to_vec());
-        // A write that fails may have reached the disk even so.
+        // A failed write may have changed the disk or not.
         self.allocated_on_disk.store(NOT_KNOWN, Release);
         file.write(ALLOCATED_OFFSET, bytes, WriteFlags::empty()).await?;
         self.allocated_on_disk.store(count.into(), Release);
         Ok(())
     }
 
-    /// The number of allocated blocks in the header on disk; `None` if a write of it has failed.
+    /// The number of allocated blocks in the header on disk; `None` if a write of this number has failed.
     pub(super) fn count_on_disk(&self) -> Option<u32> {
         u32::try_from(self.allocated_on_disk.load(Acquire)).ok()
     }
 
-    /// Writes the number of blocks in use to the header, after the map is durable. No request is in flight.
+    /// Writes the number of blocks in use to the header. The map has been flushed, and no request is in flight.
     pub(super) async fn settle_count(&self) -> Result<()> {
         let (file, end) = (self.file()?, self.allocator.end());
         if self.count_on_disk() == Some(end) {

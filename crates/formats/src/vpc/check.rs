@@ -1,11 +1,11 @@
-//! Checking an image. QEMU has no check of this format.
+//! Check of an image. QEMU has no check of this format.
 //!
-//! - Each entry of the BAT must name a block of its own, which lies inside the file and on no metadata.
+//! - Each entry of the BAT must refer to a block inside the file that does not overlap the metadata or another block.
 //! - The footer at the end and its copy at the beginning must be valid and equal, and the checksum of the header must be
 //!   correct.
-//! - Space for blocks that no entry names is a leak, if the image has no other fault.
+//! - If the image has no other fault, the space of each block to which no entry refers is a leak.
 //!
-//! `repair` describes how faults are repaired.
+//! The module `repair` repairs the faults.
 
 use oxblk_core::check::{self, CheckReport, FindingKind, Fix};
 use oxblk_core::{Errno, Error, Result};
@@ -16,20 +16,20 @@ use super::metadata::{Copy, Found, Metadata, last_sector, read_footer, read_meta
 use super::slots::Row;
 use super::survey::{Fault, Finding, Survey};
 
-/// A repair makes at most as many copies as the file has blocks, plus this number.
+/// A repair makes at most this number of copies more than the file has blocks.
 const SPARE_COPIES: u64 = 64;
-/// Faulty entries that are reported individually. Further ones are only counted.
+/// Number of faulty entries that are reported individually. Further faulty entries are only counted.
 const MOST_REPORTED: u64 = 100_000;
 
 /// The result of a check.
 pub(super) struct Findings {
     pub(super) survey: Survey,
     pub(super) report: CheckReport,
-    /// Entries whose block has to be copied or removed. Entries beyond the limit are not recorded.
+    /// Entries whose block must be copied or removed. The list is not complete if there are more than `most_copies`.
     pub(super) misplaced: Vec<Finding>,
-    /// Number of these entries.
+    /// Number of entries whose block must be copied or removed.
     pub(super) misplaced_count: u64,
-    /// The metadata as it is in the file now.
+    /// The metadata that the check has read from the file.
     pub(super) metadata: Metadata,
 }
 
@@ -45,7 +45,7 @@ impl Findings {
             say(check::Finding::new(FindingKind::Corruption, text));
         }
         if finding.fault == Fault::CutOff {
-            // The repair makes the file longer.
+            // The repair extends the file; it does not change the entry.
             return;
         }
         self.misplaced_count = self.misplaced_count.saturating_add(count);
@@ -82,7 +82,7 @@ impl Findings {
 }
 
 impl Vpc {
-    /// Checks the image and repairs the faults that `fix` allows. The image takes no requests meanwhile.
+    /// Checks the image and repairs the faults that `fix` allows. No request is in flight.
     pub(super) async fn check_image(
         &self,
         fix: Fix,
@@ -109,8 +109,8 @@ impl Vpc {
         Ok(findings.report)
     }
 
-    /// Most entries whose block is copied. Without this limit, the entries of a BAT could make the file arbitrarily
-    /// large.
+    /// Largest number of entries whose block is copied. Without this limit, a BAT with many faulty entries could make the file
+    /// very large.
     pub(super) fn most_copies(&self, file_size: u64) -> u64 {
         (file_size / self.metadata.header.stride()).saturating_add(SPARE_COPIES)
     }
@@ -143,7 +143,7 @@ impl Vpc {
         } else if !file.node().limits().grows
             && read_footer(&file, end).await? == Ok(metadata.footer)
         {
-            // A device has a fixed length. The footer lies behind the last block.
+            // A device has a fixed length, so the footer may lie directly after the last block.
             metadata.at_end = Copy::Good;
             file_end = end;
         }

@@ -1,5 +1,5 @@
-//! Creating images. An image whose creation was interrupted is not recognised as vpc: earlier footers are erased first,
-//! and the new ones are written when everything else is durable.
+//! Creating images. An image whose creation was interrupted is either complete or not recognised as vpc: old footers in the
+//! file are erased first, and the new footers are written after everything else has been flushed.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,7 +13,7 @@ use super::geometry::Geometry;
 use super::header::Header;
 use super::metadata::last_sector;
 
-/// Most bytes of the BAT in one write.
+/// Largest number of bytes of the BAT in one write.
 const MOST_BYTES: u64 = 1 << 20;
 
 /// The options of the format itself. `preallocation` is an option of the protocol, because it preallocates the file.
@@ -45,10 +45,10 @@ pub(super) struct Wanted {
 
 impl Wanted {
     /// Reads the options. `size`, if given, replaces the `size` option. Without `force_size`, the size is rounded up to
-    /// that of a geometry.
+    /// cylinders × heads × sectors of a geometry.
     ///
     /// # Errors
-    /// When a value is wrong, in the words of QEMU's tools.
+    /// When a value is wrong. The messages are the same as in QEMU's tools.
     pub(super) fn from_options(mut options: Options, size: Option<u64>) -> Result<Self> {
         let own = options.take_size("size")?;
         let size = size.or(own).unwrap_or(0);
@@ -142,7 +142,7 @@ async fn write(file: &Edge, offset: u64, bytes: Vec<u8>) -> Result<()> {
     file.write(offset, IoBuf::from(bytes), WriteFlags::empty()).await
 }
 
-/// Erases the footers of an earlier image.
+/// Erases the footers of an old image in the file.
 async fn erase_footers(file: &Edge) -> Result<()> {
     let size = file.size();
     if size == 0 {
@@ -151,13 +151,13 @@ async fn erase_footers(file: &Edge) -> Result<()> {
     for offset in [0, last_sector(size)] {
         let len = FOOTER_BYTES.min(size.saturating_sub(offset));
         file.write_zeroes(offset, len, ZeroFlags::empty()).await?;
-        // The copy at the beginning of an earlier image counts as long as it is there.
+        // The copy at the beginning must be erased on disk first. While it exists, the file is recognised as a vpc image.
         file.flush().await?;
     }
     Ok(())
 }
 
-/// Extends the file to contain the disk, and makes it read as zeroes.
+/// Extends the file so that it contains the disk and the footer, and makes the disk read as zeroes.
 async fn allocate(file: &Edge, wanted: Wanted) -> Result<()> {
     let limits = file.node().limits();
     let is_zero = limits.has_zero_init && limits.grows && file.size() == 0;
@@ -168,7 +168,7 @@ async fn allocate(file: &Edge, wanted: Wanted) -> Result<()> {
     file.write_zeroes(0, wanted.size, ZeroFlags::MAY_UNMAP).await
 }
 
-/// Writes the BAT without allocated blocks, in whole sectors.
+/// Writes a BAT without allocated blocks, padded to a multiple of the sector size.
 async fn write_table(file: &Edge, header: &Header) -> Result<()> {
     let (mut at, end) = (header.table_offset(), header.metadata_end());
     let absent = IoBuf::from(vec![0xff; usize::try_from(MOST_BYTES.min(end - at)).unwrap_or(0)]);

@@ -1,4 +1,4 @@
-//! The implementation of the driver contract, with the map of the fast path, and the driver's factory.
+//! Implements the traits `Driver` (including `map`, the lookup of host offsets without I/O) and `DriverFactory` for vpc.
 
 use oxblk_core::check::{Check, CheckReport, Finding, Fix};
 use oxblk_core::create::{CreateOption, CreateRequest, Measure, MeasureRequest};
@@ -25,7 +25,7 @@ impl Driver for Vpc {
             (Some(Extent::Data { host, len }), MapOp::Read) => {
                 Step::Forward { child, offset: host, len }
             }
-            // The slow path completes the sector bitmap.
+            // If the sector bitmap of the block may have bits that are not set, the slow path sets them.
             (Some(Extent::Data { host, len }), MapOp::Write)
                 if self.full.contains(self.block_of(offset)) =>
             {
@@ -122,7 +122,7 @@ impl DriverFactory for Factory {
         DriverKind::Format
     }
 
-    /// A fixed image has no mark at its beginning.
+    /// Recognises dynamic images only. A fixed image has no magic number at its beginning.
     fn probe(&self, head: &[u8], _filename: Option<&str>) -> u32 {
         if looks_like_vpc(head) { 100 } else { 0 }
     }

@@ -1,7 +1,7 @@
 //! Entries of the BAT.
 //!
-//! The map in memory holds the stored bytes of an entry as a little-endian number, but the format is big-endian.
-//! [`Entry`] converts.
+//! The map in memory reads the stored bytes of an entry as a little-endian number, but the format is big-endian. [`Entry`]
+//! converts the numbers.
 
 use super::Vpc;
 
@@ -13,7 +13,7 @@ const ABSENT: u32 = u32::MAX;
 pub enum Entry {
     /// The block reads as zeroes.
     Zero,
-    /// The block starts, with its sector bitmap, at this sector of the file.
+    /// The sector bitmap of the block starts at this sector of the file. The data follows the bitmap.
     At(u32),
 }
 

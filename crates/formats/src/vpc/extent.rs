@@ -1,6 +1,6 @@
-//! Translation of disk offsets to extents by the BAT.
+//! Mapping of disk offsets to extents with the BAT.
 //!
-//! [`Vpc::lookup`] answers from memory, without a lock; [`Vpc::extent`] first loads missing parts of the BAT.
+//! [`Vpc::lookup`] uses only the BAT in memory and takes no lock. [`Vpc::extent`] loads missing parts of the BAT first.
 
 use std::sync::atomic::Ordering::Acquire;
 
@@ -12,7 +12,7 @@ use super::entry::Entry;
 use super::footer::SECTOR;
 use crate::blocks::{ENTRY_BYTES, Extent, extent};
 
-/// Most blocks whose entries one lookup examines.
+/// Largest number of blocks whose entries one lookup examines.
 const MAX_RUN: u32 = 1 << 20;
 
 impl Vpc {
@@ -26,8 +26,8 @@ impl Vpc {
         u64::from(sector) * SECTOR + self.metadata.header.bitmap()
     }
 
-    /// Looks up the extent at the start of `offset..offset + len` (`len` > 0) in memory; `None` if the BAT is not
-    /// loaded there. Takes no lock. The sector bitmaps separate the data of neighbouring blocks.
+    /// Looks up the extent at the start of `offset..offset + len` (`len` > 0) in memory; `None` if the BAT is not loaded there.
+    /// Takes no lock. An extent of data lies in one block, because sector bitmaps separate the data of adjacent blocks.
     pub(super) fn lookup(&self, offset: u64, len: u64) -> Option<Extent> {
         let block = self.metadata.header.block();
         let (first, within) = (self.block_of(offset), offset % block);
@@ -58,7 +58,7 @@ impl Vpc {
     /// The extent at the start of `offset..offset + len`. Loads the BAT if necessary.
     ///
     /// # Errors
-    /// When the data lies behind the end of the file; otherwise the errors of the file.
+    /// When the data lies after the end of the file; otherwise the errors of the file.
     pub(super) async fn extent(&self, offset: u64, len: u64) -> Result<Extent> {
         let extent = match self.lookup(offset, len) {
             Some(extent) => extent,
@@ -103,7 +103,7 @@ impl Vpc {
         table.saturating_add(u64::from(index).saturating_mul(ENTRY_BYTES))
     }
 
-    /// The status of the start of `offset..offset + len`. An allocated block is data.
+    /// The block status at `offset`, for at most `len` bytes. Allocated blocks are reported as data.
     pub(super) async fn status(&self, offset: u64, len: u64) -> Result<Status> {
         let extent = async |at, len| self.extent(at, len).await;
         Ok(match extent::joined(offset, len, extent).await? {

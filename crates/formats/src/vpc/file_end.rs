@@ -1,8 +1,8 @@
 //! The footer at the end of the file.
 //!
-//! The file grows when a slot is used for the first time. Then the footer is written behind the new slot. The earlier
-//! footer lies where the sector bitmap of the new block is written next. When the image is closed, the file is truncated
-//! behind its last block, and the footer is the last sector again.
+//! The file grows when a slot is used for the first time. The footer is then written after the new slot. After that, the sector
+//! bitmap of the new block overwrites the old footer. When the image is closed, the footer is written after the last block, and
+//! the file is truncated after the footer.
 
 use std::sync::atomic::{
     AtomicBool, AtomicU64,
@@ -19,34 +19,36 @@ use crate::write_barrier::WriteBarrier;
 /// The position of the footer at the end of the file.
 #[derive(Debug, Default)]
 pub(super) struct FileEnd {
-    /// Byte offset of a footer behind all blocks; 0 if there may be none.
+    /// Byte offset of a footer after all blocks; 0 if the file may not have such a footer.
     footer: AtomicU64,
-    /// The footer may not be the last sector of the file, or blocks behind the last one may be unused.
+    /// The end of the file must be corrected when the image is closed: the footer may not be the last sector of the file, or
+    /// slots before the footer may be unused.
     is_touched: AtomicBool,
     barrier: WriteBarrier,
 }
 
 impl FileEnd {
-    /// Byte offset of a footer behind all blocks; 0 if there may be none.
+    /// Byte offset of a footer after all blocks; 0 if the file may not have such a footer.
     pub(super) fn footer(&self) -> u64 {
         self.footer.load(Acquire)
     }
 
-    /// Records, before the first write, the byte offset of the footer in the last sector of the file, if it is there.
+    /// Initialises the state before the first write. `footer` is the byte offset of the footer if the last sector of the file
+    /// contains it.
     pub(super) fn begin(&self, footer: Option<u64>) {
         self.footer.store(footer.unwrap_or(0), Release);
         self.is_touched.store(false, Release);
     }
 
-    /// Records that the end of the file has to be settled when the image is closed.
+    /// Records that the end of the file must be corrected when the image is closed.
     pub(super) fn touch(&self) {
         self.is_touched.store(true, Release);
     }
 }
 
 impl Vpc {
-    /// Makes the file contain all slots before `end`, with the footer behind them. All extensions go through the
-    /// `growing` lock, so no footer is written over a block.
+    /// Makes the file contain all slots before `end`, with the footer after them. Extensions are serialised by the `growing`
+    /// lock, so that no footer is written over a block.
     pub(super) async fn lengthen(&self, end: u32) -> Result<()> {
         let needed = self.slot_offset(end);
         if self.end.footer() >= needed {
@@ -68,7 +70,7 @@ impl Vpc {
         if !file.node().limits().grows && file.size() < end {
             return Err(Error::from_errno(Errno::NOSPC));
         }
-        // A footer whose write was cancelled must not reach the file after a block in the same place.
+        // If the write of a footer was cancelled, its I/O must end before a block is written to the same place.
         let writing = self.end.barrier.pass().await;
         self.end.touch();
         let bytes = IoBuf::from(self.metadata.footer.encode());
@@ -92,7 +94,7 @@ impl Vpc {
         self.settle_end().await
     }
 
-    /// Writes the footer behind the last block in use and truncates the file behind it. The BAT is durable, and no
+    /// Writes the footer after the last block in use, and truncates the file after the footer. The BAT has been flushed, and no
     /// request is in flight.
     pub(super) async fn settle_end(&self) -> Result<()> {
         let file = self.file()?;

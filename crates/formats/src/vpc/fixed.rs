@@ -1,7 +1,7 @@
-//! Fixed images: the data of the disk lies at the beginning of the file, in front of the footer.
+//! Fixed images: the data of the disk lies at the beginning of the file, and the footer is the last sector.
 //!
-//! Requests go to the same offset of the file. Nothing changes the footer. Its last sector cannot be overwritten,
-//! because a request never reaches behind the end of the disk.
+//! Requests go to the same offset of the file. The driver never changes the footer, and requests cannot overwrite it, because
+//! they end at the end of the disk.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ pub(super) struct Fixed {
     size: u64,
     children: ChildrenRef,
     access: WriteAccess<()>,
-    /// A fixed image has no block map.
+    /// An empty map, for [`reopen`]. A fixed image has no block map.
     map: EntryMap,
 }
 
@@ -111,7 +111,8 @@ impl Driver for Fixed {
 }
 
 impl Check for Fixed {
-    /// Opening has checked the footer and the length of the file. A fixed image has nothing else to check.
+    /// Reports no faults. The footer and the length of the file were checked when the image was opened, and a fixed image has
+    /// no other metadata.
     fn check<'a>(
         &'a self,
         fix: Fix,

@@ -13,12 +13,12 @@ pub const MAX_SIZE: u64 = 0xff00_0000 * SECTOR;
 pub(super) const SECTOR: u64 = 512;
 
 const COOKIE: [u8; 8] = *b"conectix";
-/// The feature flag that is always set.
+/// The feature bit that must be set in every image.
 const FEATURES: u32 = 2;
 const VERSION: u32 = 0x1_0000;
-/// Seconds from 1970 to 2000; time stamps count from 2000 on.
+/// Seconds from 1970 to 2000. A time stamp of a footer is the number of seconds since 2000.
 const YEAR_2000: u64 = 946_684_800;
-/// Creators whose disks have the size of their geometry.
+/// Creator applications that use the geometry to compute the size of the disk.
 const CREATORS_BY_GEOMETRY: [[u8; 4]; 2] = [*b"vpc ", *b"qemu"];
 
 /// The footer in its on-disk format.
@@ -92,7 +92,7 @@ pub enum SizeRule {
     /// The geometry, if the creator is Virtual PC or QEMU; otherwise the current size.
     #[default]
     ByCreator,
-    /// The geometry. The current size if the geometry is the largest one.
+    /// The geometry; if it is the largest geometry, the current size.
     Geometry,
     /// The current size.
     CurrentSize,
@@ -102,7 +102,7 @@ impl SizeRule {
     /// The rule with this name.
     ///
     /// # Errors
-    /// When there is none.
+    /// When no rule has this name.
     pub(super) fn parse(name: &str) -> Result<Self> {
         match name {
             "chs" => Ok(Self::Geometry),
@@ -112,7 +112,7 @@ impl SizeRule {
     }
 }
 
-/// Reasons why 512 bytes are no footer.
+/// Reasons why 512 bytes are not a valid footer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Invalid {
     /// The cookie is missing.
@@ -136,7 +136,7 @@ pub(super) fn looks_like_vpc(head: &[u8]) -> bool {
     head.starts_with(&COOKIE)
 }
 
-/// The properties of a new image that its footer contains.
+/// Properties of a new image that are stored in its footer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct NewFooter {
     pub(super) disk_type: DiskType,
@@ -171,8 +171,8 @@ impl Footer {
         Ok(Self(raw))
     }
 
-    /// The footer of a new image, with the creator names of QEMU: other programs derive from them how the size was
-    /// computed.
+    /// The footer of a new image, with the creator names that QEMU writes. Programs use the creator name to decide how the size
+    /// was computed.
     pub(super) fn new(new: NewFooter) -> Self {
         let geometry = new.geometry.unwrap_or(Geometry::LARGEST);
         let time = new.time.saturating_sub(YEAR_2000);
@@ -215,7 +215,7 @@ impl Footer {
         self.0.data_offset.get()
     }
 
-    /// Whether the image may have further metadata behind its BAT, as XenServer writes it.
+    /// Whether XenServer wrote the image. Such an image may have more metadata after its BAT.
     pub(super) fn is_by_xen(&self) -> bool {
         self.0.creator == *b"tap\0"
     }
@@ -234,7 +234,7 @@ impl Footer {
             SizeRule::CurrentSize => false,
         };
         let current = raw.current_size.get() / SECTOR * SECTOR;
-        // A larger disk has the largest geometry, whatever its size.
+        // Every disk larger than the largest geometry has this geometry, so its size is in the other field.
         let size = match by_geometry && geometry != Geometry::LARGEST {
             true => geometry.product() * SECTOR,
             false => current,

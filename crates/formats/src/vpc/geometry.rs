@@ -1,11 +1,11 @@
 //! Disk geometry: cylinders, heads and sectors per track.
 //!
-//! Spec: "CHS calculation", the appendix of the format's specification. Virtual PC shows the guest a disk of
-//! cylinders × heads × sectors, so the size of its disks is such a product.
+//! Spec: Virtual Hard Disk Image Format Specification, appendix "CHS Calculation". Virtual PC presents a disk of cylinders ×
+//! heads × sectors to the guest, so the size of its disks is such a product.
 
-/// Most sectors that a geometry can describe.
+/// Number of sectors of the largest geometry.
 pub(super) const MOST_SECTORS: u64 = 65_535 * 16 * 255;
-/// From this number of sectors on, a track has 255 sectors.
+/// If a disk has this number of sectors or more, a track has 255 sectors.
 const LARGE: u64 = 65_535 * 16 * 63;
 
 /// A geometry.
@@ -20,7 +20,7 @@ impl Geometry {
     /// The largest geometry.
     pub(super) const LARGEST: Self = Self { cylinders: 65_535, heads: 16, sectors: 255 };
 
-    /// The geometry of a disk with `sectors` sectors. Its product may be smaller than `sectors`.
+    /// The geometry of a disk with `sectors` sectors. The product of the geometry may be smaller than `sectors`.
     pub(super) fn below(sectors: u64) -> Self {
         let total = sectors.min(MOST_SECTORS);
         let (mut track, mut heads);
@@ -48,7 +48,7 @@ impl Geometry {
         if sectors == 0 {
             return Self { cylinders: 0, heads: 0, sectors: 0 };
         }
-        // Sectors that are missing in the product are fewer than those of two cylinders.
+        // The product of `below(n)` is less than two cylinders smaller than `n`, so this number of candidates is sufficient.
         let candidates = (sectors..MOST_SECTORS).take(2 * 16 * 255);
         let mut geometries = candidates.map(Self::below);
         geometries.find(|geometry| geometry.product() >= sectors).unwrap_or(Self::LARGEST)
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn geometries_are_those_of_qemu_img() {
+    fn geometries_are_the_same_as_in_qemu_img() {
         assert_eq!(holding(0), (0, 0, 0));
         assert_eq!(holding(512), (1, 4, 17));
         assert_eq!(holding(64 << 10), (2, 4, 17));

@@ -1,5 +1,5 @@
-//! The header of a dynamic image: 1024 bytes behind the copy of the footer. Parsing makes every check that needs no
-//! I/O, in the order in which QEMU makes them. Checks that QEMU does not make come last.
+//! The header of a dynamic image: 1024 bytes after the copy of the footer. The parser makes every check that needs no I/O, in
+//! the same order as QEMU. Checks that QEMU does not make come last.
 
 use oxblk_core::{Error, ErrorKind, Result};
 use zerocopy::byteorder::big_endian::{U32, U64};
@@ -16,7 +16,7 @@ pub const NEW_BLOCK: u64 = 2 << 20;
 const COOKIE: [u8; 8] = *b"cxsparse";
 const VERSION: u32 = 0x1_0000;
 const CHECKSUM_OFFSET: usize = 36;
-/// Most entries of a BAT.
+/// Largest number of entries of a BAT.
 const MOST_ENTRIES: u32 = 0x1fff_ffff;
 
 /// The header in its on-disk format.
@@ -53,12 +53,12 @@ pub struct Header {
     raw: RawHeader,
     /// Byte offset of the header.
     pub offset: u64,
-    /// Number of entries that the disk needs.
+    /// Number of blocks of the disk; the BAT has at least this number of entries.
     pub blocks: u32,
 }
 
 impl Header {
-    /// The header of a new image of `size` bytes, which lies directly behind the copy of the footer.
+    /// The header of a new image of `size` bytes. It lies directly after the copy of the footer.
     pub(super) fn new(size: u64) -> Self {
         let blocks = u32::try_from(size.div_ceil(NEW_BLOCK)).unwrap_or(u32::MAX);
         let mut raw = RawHeader {
@@ -84,7 +84,7 @@ impl Header {
     /// zeroes.
     ///
     /// # Errors
-    /// When the image violates the format.
+    /// When the header is invalid.
     pub fn parse(bytes: &[u8], offset: u64, size: u64, file_size: u64) -> Result<Self> {
         let mut whole = [0_u8; 1024];
         for (to, from) in whole.iter_mut().zip(bytes) {
@@ -164,14 +164,13 @@ impl Header {
         self.offset.saturating_add(HEADER_BYTES)
     }
 
-    /// Byte offset of the end of the BAT, as long as its number of entries says, in whole sectors. Cannot overflow: the
-    /// BAT starts inside the file.
+    /// Byte offset of the end of the BAT with all of its entries. The length of the BAT is rounded up to a multiple of 512.
     pub fn table_end(&self) -> u64 {
         let bytes = u64::from(self.entries()) * ENTRY_BYTES;
         self.table_offset().saturating_add(bytes.next_multiple_of(SECTOR))
     }
 
-    /// Byte offset of the end of all metadata, in whole sectors.
+    /// Byte offset of the end of the header and the BAT, rounded up to a multiple of 512.
     pub fn metadata_end(&self) -> u64 {
         let end = self.end().max(self.table_end());
         end.checked_next_multiple_of(SECTOR).unwrap_or(u64::MAX)
@@ -224,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_checksum_is_noticed_and_no_error() {
+    fn a_header_with_a_wrong_checksum_parses_and_the_checksum_is_reported_as_wrong() {
         let header = Header::parse(&with(1000, 1, 1), 512, SIZE, 2560).unwrap();
         assert!(!header.has_correct_checksum());
         let again = Header::parse(&header.encode(), 512, SIZE, 2560).unwrap();
@@ -240,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_of_the_header_is_named_in_the_error() {
+    fn the_error_of_an_invalid_header_says_which_field_is_wrong() {
         let cases: [(usize, u64, usize, &str); 13] = [
             (0, 0, 1, "Invalid header magic"),
             (32, 0, 4, "Invalid block size 0"),

@@ -1,4 +1,4 @@
-//! Computes the size of a new image.
+//! Computes the file size of a new image.
 
 use oxblk_core::create::{Measure, MeasureRequest};
 use oxblk_core::{Backend, Result, StatusFlags, Want};
@@ -10,10 +10,10 @@ use super::header::{Header, NEW_BLOCK};
 /// Longest range of the source in one status query.
 const STATUS_CHUNK: u64 = 1 << 40;
 
-/// Measures an image with the contents of the source, or, without a source, an empty image.
+/// Measures an image with the contents of the source. Without a source, it measures an empty image.
 ///
 /// # Errors
-/// When the options are wrong; otherwise the errors of the source.
+/// When an option is wrong; otherwise the errors of the source.
 pub(super) async fn measure(request: MeasureRequest<'_>) -> Result<Measure> {
     let wanted = Wanted::from_options(request.options, request.source.map(Backend::size))?;
     if wanted.is_fixed {

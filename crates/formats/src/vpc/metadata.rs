@@ -1,9 +1,9 @@
-//! Reading the footers and the header.
+//! Reads the footers and the header of an image, and chooses the footer that is used.
 //!
-//! A dynamic image has two footers. The copy at the beginning counts, because writes never change it; the footer at the
-//! end counts if the copy is damaged. A fixed image has only the footer at the end. Sector 0 of its file belongs to the
-//! guest, which may write there what looks like the copy of a footer. So an image that has both a valid copy of a
-//! dynamic image and a valid footer of a fixed image is refused.
+//! A dynamic image has two footers. The copy at the beginning is used if it is valid, because writes never change it. If the
+//! copy is damaged, the footer at the end is used. A fixed image has only the footer at the end. Sector 0 of a fixed image
+//! belongs to the guest, and the guest may write data there that looks like the copy of a footer. So an image is refused if it
+//! has a valid copy of the footer of a dynamic image at the beginning and a valid footer of a fixed image at the end.
 
 use oxblk_core::{Edge, Error, ErrorKind, Result};
 use oxblk_ring::IoBufMut;
@@ -14,7 +14,7 @@ use super::header::{HEADER_BYTES, Header};
 /// The state of one of the two footers of a dynamic image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Copy {
-    /// It equals the footer that counts.
+    /// It equals the footer that is used.
     Good,
     /// Its cookie or its checksum is wrong.
     Damaged,
@@ -25,7 +25,7 @@ pub(super) enum Copy {
 /// The footer and the header of a dynamic image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Metadata {
-    /// The footer that counts.
+    /// The footer that is used: one of the two.
     pub(super) footer: Footer,
     pub(super) header: Header,
     /// The copy at the beginning of the file.
@@ -46,14 +46,14 @@ pub(super) fn last_sector(file_size: u64) -> u64 {
     file_size.div_ceil(FOOTER_BYTES).saturating_sub(1).saturating_mul(FOOTER_BYTES)
 }
 
-/// Reads at most `len` bytes; fewer if the file ends before.
+/// Reads `len` bytes, or fewer if the file ends before that.
 async fn read(file: &Edge, offset: u64, len: u64, what: &str) -> Result<IoBufMut> {
     let len = len.min(file.size().saturating_sub(offset));
     let bytes = file.read(offset, IoBufMut::new(usize::try_from(len).unwrap_or(0))).await;
     bytes.map_err(|error| error.prefix(format_args!("Could not read the VHD {what}")))
 }
 
-/// Reads the footer in the last sector of a file, or at another offset.
+/// Reads and parses the footer at `offset`.
 pub(super) async fn read_footer(file: &Edge, offset: u64) -> Result<Result<Footer, Invalid>> {
     Ok(Footer::parse(&read(file, offset, FOOTER_BYTES, "footer").await?))
 }

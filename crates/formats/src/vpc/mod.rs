@@ -8,17 +8,19 @@
 //! | | |
 //! |---|---|
 //! | `geometry`, `footer`, `header` | parsing and encoding, without I/O |
-//! | `metadata` | reading the footers and the header: which of the two footers counts |
+//! | `metadata` | reading the footers and the header; choosing one of the two footers |
 //! | `extent` | disk offset → extent; loading the BAT |
 //! | `slots` | the places of new blocks in the file |
 //! | `sector_bitmap` | the sector bitmaps of blocks |
-//! | `read_write` | requests that the fast path cannot answer |
+//! | `read_write` | requests that the fast path cannot forward |
 //! | `write_back` | the order in which the BAT reaches the disk |
-//! | `file_end` | the footer behind the last block; closing |
+//! | `file_end` | the footer after the last block; closing |
 //! | `survey` | checking all entries of the BAT: blocks in use, faults |
 //! | `check`, `repair` | check and repair |
 //! | `fixed` | fixed images |
-//! | `create`, `measure`, `open`, `reopen`, `driver` | as their names say |
+//! | `create`, `measure` | creating an image; the size of a new image |
+//! | `open`, `reopen` | opening an image; changing read-only mode |
+//! | `driver` | the traits `Driver` and `DriverFactory` |
 //!
 //! `crate::blocks` provides the BAT in memory and the allocator of slots.
 //!
@@ -26,15 +28,15 @@
 //!
 //! 1. `guest`: range lock on the blocks of the disk that are being allocated;
 //! 2. `writing_back`: one write-back at a time;
-//! 3. `growing`: making the file longer, and writing the footer behind its last block;
+//! 3. `growing`: making the file longer, and writing the footer after its last block;
 //! 4. short mutexes (of the allocator, of the dirty sectors), never held across I/O.
 //!
 //! # After a crash
 //!
-//! An entry is written after the data of its block is durable. So a crash loses no flushed data. A new block is written
-//! over the footer at the end of the file, after the footer has been written behind the block. The crash may leave a
-//! file that does not end with a footer; the copy at its beginning never changes and counts. The next program that opens
-//! the image for writing through this driver writes the footer when it closes the image.
+//! An entry is written after the data of its block has been flushed. So a crash loses no flushed data. Before a new block
+//! overwrites the footer at the end of the file, the footer is written after the block, without a flush. So after a crash the
+//! file may not end with a footer. In this case the copy at the beginning is used, which the driver never changes. When this
+//! driver opens such an image for writing, it writes the footer when it closes the image.
 
 mod check;
 mod create;
@@ -78,7 +80,7 @@ use survey::Survey;
 
 /// An open dynamic image.
 pub(crate) struct Vpc {
-    /// The footer and the header at the time of opening.
+    /// The footer and the header when the image was opened.
     metadata: Metadata,
     /// Virtual size in bytes.
     size: u64,
@@ -87,14 +89,14 @@ pub(crate) struct Vpc {
     map: EntryMap,
     /// Allocates slots; see `slots`.
     allocator: Arc<Allocator>,
-    /// Byte offset of slot 0. It is set when the image becomes writable.
+    /// Byte offset of slot 0. It is computed before the image is written.
     first_slot: AtomicU64,
     /// The file has at least this length in bytes.
     file_len: AtomicU64,
     end: FileEnd,
     full: FullBitmaps,
     dirty: DirtySectors,
-    /// Slots of blocks that have been moved, whose entries on disk may still name the old place.
+    /// Old slots of blocks that have been moved. An entry on disk may still refer to them.
     freed: FreedBlocks,
     guest: RangeLock,
     growing: AsyncMutex<()>,

@@ -1,5 +1,5 @@
-//! Opening. If an image is opened for writing, its complete BAT is checked. The allocator must know the free slots, and
-//! two blocks of the disk in the same place would corrupt each other.
+//! Opening an image. If it is opened for writing, its complete BAT is checked, for two reasons: the allocator must know the
+//! free slots, and a write to a block of the file to which two entries refer would change two blocks of the disk.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -18,10 +18,10 @@ use crate::blocks::reopen::WriteAccess;
 use crate::blocks::{Allocator, DirtySectors, EntryMap, FreedBlocks};
 use crate::write_barrier::WriteBarrier;
 
-/// Sectors that an entry can name, in bytes.
+/// An entry contains a 32-bit sector number, so every block starts before this byte offset.
 const REACH: u64 = (1 << 32) * FOOTER_BYTES;
 
-/// Opens the image in `context`'s file child.
+/// Opens the image that is stored in the file child of `context`.
 pub(super) async fn open(context: &mut OpenContext) -> Result<Box<dyn Driver>> {
     let file = context.file()?;
     let rule = context.options.take_str("force_size_calc")?;

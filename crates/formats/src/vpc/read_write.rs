@@ -1,11 +1,12 @@
-//! Requests that the fast path cannot answer: requests that allocate blocks, and requests over several extents.
+//! Requests that the fast path (`map`) cannot forward, and zero writes and discards.
 //!
-//! A request that allocates locks the range of its blocks before it looks them up, and holds the lock until the BAT in
-//! memory names the new blocks. So two writers of one block run one after the other. Each new block goes through these
-//! steps:
+//! A request that allocates blocks locks their range of the disk before it looks up their entries. It holds the lock until the
+//! BAT in memory refers to the new blocks. So two allocating writes to the same block run one after the other. Each new block
+//! goes through these steps:
 //!
-//! 1. *reserve*: get a slot that no other request has; make the file long enough, with the footer behind the slot;
-//! 2. *write*: write the sector bitmap and the data, and zeroes around it where the file may contain other data;
+//! 1. *reserve*: get a slot that no other request has reserved; make the file long enough, with the footer after the slot;
+//! 2. *write*: write the sector bitmap and the data; write zeroes before and after the data where the file may contain old
+//!    data;
 //! 3. *link*: set the entry in memory. Readers see the new data from here on. [`super::write_back`] writes the entries to
 //!    the file.
 
@@ -29,14 +30,14 @@ impl Vpc {
         self.change(offset, Content::Data(data)).await
     }
 
-    /// Makes a range of the disk read as zeroes. Its blocks are allocated, as in QEMU. Zeroes are written where the
-    /// file may contain other data.
+    /// Makes a range of the disk read as zeroes. Unallocated blocks of the range are allocated, as in QEMU. Where the file may
+    /// contain other data, zeroes are written to it.
     pub(super) async fn zero_guest(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         let flags = flags & ZeroFlags::MAY_UNMAP;
         self.change(offset, Content::Zeroes(len, flags)).await
     }
 
-    /// Returns the space of the allocated parts of a range to the host. The blocks stay allocated.
+    /// Passes the discard of the allocated parts of a range to the file. The blocks stay allocated.
     pub(super) async fn discard_guest(&self, offset: u64, len: u64) -> Result<()> {
         self.access.check_writable()?;
         let file = self.file()?;
@@ -74,7 +75,7 @@ impl Vpc {
         while content.len() > 0 {
             let extent = match self.extent(at, (block - at % block).min(content.len())).await {
                 Ok(extent) => extent,
-                // Reserved slots return to the allocator once no write to them is in flight.
+                // The writes that have begun must complete first: a reserved slot returns to the allocator only after that.
                 Err(error) => return run_all(jobs).await.and(Err(error)),
             };
             let piece = content.split_to(extent.len());
@@ -110,7 +111,7 @@ impl Vpc {
         }
     }
 
-    /// Fills a new block and sets its entry. The content lies in a single block.
+    /// Writes a new block with `content`, and sets its entry. The content lies in one block.
     async fn fill_and_link(&self, offset: u64, content: Content, run: Run) -> Result<()> {
         let header = &self.metadata.header;
         let Some(entry) = self.slot_entry(run.start) else {

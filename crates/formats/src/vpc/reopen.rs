@@ -1,4 +1,4 @@
-//! Reopen; see [`crate::blocks::reopen`].
+//! Reopen of a dynamic vpc image. [`crate::blocks::reopen`] describes the procedure.
 
 use oxblk_core::driver::Reopen;
 use oxblk_core::{BoxFuture, OpenFlags, Options, Result};

@@ -1,14 +1,14 @@
-//! Repairing an image. No request uses it meanwhile.
+//! Repair of an image. No request is in flight.
 //!
 //! A repair loses no readable data:
 //!
-//! - An entry that shares or overlaps a block, or names metadata, gets its own copy of what it reads. The copies are
-//!   written behind all data of the file.
-//! - An entry that names a block behind the end of the file becomes unallocated. A file that ends inside a block is
+//! - If the block of an entry is also used by another entry, overlaps another block, or overlaps metadata, the entry gets its
+//!   own copy of the data. The copies are written after the old end of the file.
+//! - If the block of an entry lies after the end of the file, the entry becomes unallocated. A file that ends inside a block is
 //!   extended.
-//! - The last blocks are moved into gaps, and the file is truncated behind its last block.
-//! - A damaged footer is written again from the other one, and the header gets its correct checksum. One of the two
-//!   footers is valid at any time.
+//! - The last blocks are moved into gaps, and the file is truncated after its last block and the footer.
+//! - A damaged footer is replaced with a copy of the other footer, and a correct checksum is written to the header. At any
+//!   time, one of the two footers is valid.
 //!
 //! Leaks are freed only if the image has no other fault, or all other faults have been repaired.
 
@@ -27,11 +27,11 @@ use super::survey::{Fault, Finding};
 use crate::blocks::survey::each_entry;
 use crate::blocks::{Run, length};
 
-/// Most bytes that are copied in one step.
+/// Data is copied in steps of this size in bytes.
 const STEP: u64 = 1 << 20;
 
 impl Vpc {
-    /// Repairs all faults. Returns whether it did.
+    /// Repairs all faults. Returns false if there are too many faults; nothing has been repaired then.
     pub(super) async fn repair(
         &self,
         findings: &Findings,
@@ -48,7 +48,7 @@ impl Vpc {
         }
         let row = self.row(survey, file.size());
         self.first_slot.store(row.first, Release);
-        // An extended file may still end inside a block that is in use.
+        // The file may end inside a block that is in use, so the position of the footer is unknown.
         self.end.begin(None);
         let mut used = row.used.clone();
         if !misplaced.is_empty() {
@@ -60,7 +60,7 @@ impl Vpc {
         self.repair_start(metadata).await?;
         self.place_anew(misplaced, say).await?;
         if !misplaced.is_empty() {
-            // The copies may have changed where the row of slots begins.
+            // With the copies, the row of slots may begin at another offset.
             let survey = self.survey(|_| true).await?;
             let row = self.row(&survey, file.size());
             self.first_slot.store(row.first, Release);
@@ -73,7 +73,7 @@ impl Vpc {
         Ok(true)
     }
 
-    /// Writes the copy of the footer and the header again, if they have a fault.
+    /// Writes the copy of the footer at the beginning if it is not good, and the header if its checksum is wrong.
     async fn repair_start(&self, metadata: &super::Metadata) -> Result<()> {
         let file = self.file()?;
         if metadata.at_start != Copy::Good {
@@ -142,8 +142,8 @@ impl Vpc {
         Ok(())
     }
 
-    /// Copies the data of a block, which starts at the byte offset `from`, to a free slot. Returns `None` if all data
-    /// are zeroes. Behind the end of the file, the data are zeroes.
+    /// Copies the data of a block to a free slot. The data starts at the byte offset `from`. Returns `None` if the data
+    /// consists of zeroes. Bytes after the end of the file are zeroes.
     async fn copy_block(&self, from: u64) -> Result<Option<Run>> {
         let file = self.file()?;
         let len = self.metadata.header.block().min(file.size().saturating_sub(from));
@@ -166,7 +166,7 @@ impl Vpc {
         Ok(copy)
     }
 
-    /// Reserves a slot and makes it a block of zeroes.
+    /// Reserves a slot, and writes a block of zeroes to it.
     async fn new_block(&self) -> Result<Run> {
         let run = self.allocator.reserve(1).await?;
         if self.slot_entry(run.start).is_none() {
@@ -181,12 +181,12 @@ impl Vpc {
         Ok(run)
     }
 
-    /// Sets the entries of copied blocks. Frees `originals`, slots that no entry names after that. Durable when this
-    /// returns. After an error, the entries in memory name the copies even so, and a later write-back frees the
-    /// originals.
+    /// Sets the entries of copied blocks, frees the slots in `originals`, and writes the entries back with a flush. No entry
+    /// refers to the originals after that. After an error, the entries in memory still refer to the copies, and a later
+    /// write-back frees the originals.
     async fn link_copies(&self, copies: Vec<(u32, Run)>, originals: Vec<u32>) -> Result<()> {
         for (index, run) in copies {
-            // The slot has an entry, or the block would not have been made.
+            // The slot has an entry: `new_block` has checked it.
             if let Some(entry) = self.slot_entry(run.start) {
                 self.set_entry(index, entry);
                 run.keep();

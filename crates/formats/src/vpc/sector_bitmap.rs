@@ -1,8 +1,8 @@
 //! The sector bitmaps of blocks.
 //!
-//! The sector bitmap of a block says which sectors were written. A dynamic image reads all sectors from the block, as in
-//! QEMU: a sector whose bit is 0 contains zeroes. Programs that look at the bits must see those of written sectors. So
-//! the driver sets all bits of a block before the first write to it, if another program has left some at 0.
+//! The sector bitmap of a block says which of its sectors were written. This driver ignores the bits when it reads, as QEMU
+//! does; a sector whose bit is 0 contains zeroes. But other programs use the bits, so the bits of written sectors must be set.
+//! Another program may have left some bits at 0. So the driver sets all bits of a block before its first write to the block.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{
@@ -16,10 +16,10 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use super::Vpc;
 use super::footer::SECTOR;
 
-/// Blocks whose bits are kept together.
+/// Number of blocks in one chunk of the set. A chunk is allocated when it is needed.
 const CHUNK: u32 = 1 << 14;
 const WORD_BITS: u32 = 64;
-/// Most bytes of a sector bitmap in one request.
+/// Largest number of bytes of a sector bitmap in one request.
 const MOST_BYTES: u64 = 64 << 10;
 
 /// The blocks of the disk whose sector bitmaps are known to have all bits set.
@@ -33,7 +33,7 @@ fn place(index: u32) -> (usize, usize, u64) {
 }
 
 impl FullBitmaps {
-    /// For a disk of this number of blocks. Nothing is known about them yet.
+    /// An empty set for a disk of this number of blocks.
     pub(super) fn new(blocks: u32) -> Self {
         Self((0..blocks.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect())
     }
@@ -56,7 +56,7 @@ impl FullBitmaps {
         }
     }
 
-    /// Forgets everything.
+    /// Removes all blocks from the set.
     pub(super) fn clear(&self) {
         for word in self.0.iter().filter_map(OnceLock::get).flatten() {
             word.store(0, Release);
@@ -65,8 +65,8 @@ impl FullBitmaps {
 }
 
 impl Vpc {
-    /// Sets all bits of the sector bitmap of an allocated block, unless they are set. `start` is the byte offset of the
-    /// block in the file.
+    /// Sets all bits of the sector bitmap of an allocated block, unless all bits are known to be set. `start` is the byte
+    /// offset of the block in the file.
     pub(super) async fn fill_bitmap(&self, index: u32, start: u64) -> Result<()> {
         if self.full.contains(index) {
             return Ok(());
@@ -79,7 +79,7 @@ impl Vpc {
             let offset = start.saturating_add(at);
             let bytes = file.read(offset, IoBufMut::new(to_usize(len))).await?;
             let used = to_usize((bits / 8).saturating_sub(at)).min(bytes.len());
-            // A bitmap of less than 8 bits is always written.
+            // A bitmap of less than 8 bits has no complete byte to compare, so it is always written.
             if used == 0 || bytes.iter().take(used).any(|byte| *byte != 0xff) {
                 file.write(offset, ones(len), WriteFlags::empty()).await?;
             }

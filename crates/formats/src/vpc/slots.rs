@@ -1,8 +1,8 @@
 //! The places of new blocks in the file.
 //!
-//! The blocks of most images lie in a row, each directly behind the previous one. The places in this row are called
-//! slots. The allocator counts slots, so it can also use one that a crash has left unused. If another program has left
-//! spaces of other lengths between the blocks, the row begins behind the last block.
+//! The blocks of most images lie in a row, each directly after the previous one. The places in this row are called slots. The
+//! allocator allocates slots, so it also finds a slot that a crash has left unused. If the distances between the blocks of an
+//! image are not multiples of the length of a block, the row of slots begins after the last block.
 
 use std::sync::atomic::Ordering::{Acquire, Release};
 
@@ -58,13 +58,13 @@ impl Vpc {
         self.first_slot.load(Acquire).saturating_add(ahead)
     }
 
-    /// The entry of a block in this slot; `None` if the BAT cannot name it.
+    /// The entry of a block in this slot; `None` if its sector number does not fit in an entry.
     pub(super) fn slot_entry(&self, slot: u32) -> Option<Entry> {
         let sector = u32::try_from(self.slot_offset(slot) / SECTOR).ok()?;
         (sector != u32::MAX).then_some(Entry::At(sector))
     }
 
-    /// The slot that starts at this sector, if there is one.
+    /// The slot that starts at this sector, if a slot starts there.
     pub(super) fn slot_at(&self, sector: u32) -> Option<u32> {
         let first = self.first_slot.load(Acquire);
         let distance = (u64::from(sector) * SECTOR).checked_sub(first)?;

@@ -1,4 +1,4 @@
-//! The survey: checks all entries of the BAT, and collects the blocks in use and the faults.
+//! The survey of an image: it checks all entries of the BAT, and collects the blocks in use and the faults.
 
 use std::ops::{ControlFlow, Range};
 
@@ -13,20 +13,19 @@ use crate::blocks::survey::each_entry;
 /// The fault of an entry of the BAT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// An earlier entry names the same block.
+    /// An earlier entry refers to the same block.
     Shared,
-    /// The block overlaps another block.
+    /// The block starts inside another block.
     Overlapping,
     /// The block overlaps the footer at the beginning, the header or the BAT.
     OnMetadata,
-    /// The block starts behind the end of the file.
+    /// The block starts after the end of the file.
     Behind,
-    /// The block starts in the file and ends behind the end of the file.
+    /// The block starts inside the file and ends after the end of the file.
     CutOff,
 }
 
-/// A faulty entry: the index of the block in the disk, and the sector of the file that the entry names. `count` entries
-/// from `index` on have the same fault.
+/// Entries with the same value and the same fault: `count` entries from `index` on, which refer to `sector` of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Finding {
     pub(super) fault: Fault,
@@ -52,7 +51,7 @@ impl std::fmt::Display for Finding {
 /// The result of a survey.
 #[derive(Debug, Default)]
 pub(crate) struct Survey {
-    /// The sectors at which blocks start. Blocks of entries with a fault are left out, except those that are cut off.
+    /// The sectors at which blocks start. Blocks of faulty entries are not included, except blocks that are cut off.
     pub(super) starts: RoaringBitmap,
 }
 
@@ -118,7 +117,7 @@ impl Vpc {
     }
 }
 
-/// Those of these starts of blocks that lie inside an earlier block. `stride` is the length of a block in sectors.
+/// Returns the starts of blocks that lie inside an earlier block. `stride` is the length of a block in sectors.
 fn overlapping(starts: &RoaringBitmap, stride: u64) -> RoaringBitmap {
     let mut found = RoaringBitmap::new();
     let mut end = 0;

@@ -2,12 +2,12 @@
 //!
 //! The steps of a write-back:
 //!
-//! 1. *copy*: copy the changed sectors of the BAT. All data that these entries name has been written;
-//! 2. *flush*: make the data durable;
+//! 1. *copy*: copy the changed sectors of the BAT. The data of all blocks to which the copied entries refer has been written;
+//! 2. *flush*: flush the data;
 //! 3. *entries*: write the copies;
-//! 4. *flush*: from here on, the old places of blocks that were moved are free.
+//! 4. *flush*: after this flush, the old places of moved blocks are free.
 //!
-//! If an entry changes after its sector was copied, the next write-back writes it.
+//! If an entry changes after its sector was copied, the next write-back writes the new value.
 
 use std::ops::Range;
 
@@ -18,11 +18,11 @@ use oxblk_ring::perturb::point;
 use super::Vpc;
 
 impl Vpc {
-    /// Makes all changes durable that had completed before the call.
+    /// Writes and flushes all changes that completed before the call.
     pub(super) async fn write_back(&self) -> Result<()> {
         let _turn = self.writing_back.lock().await;
         let file = self.file()?;
-        // The entries of these blocks have changed already and are marked as dirty.
+        // The entries of these blocks have already been changed and marked as dirty.
         let freed = self.freed.take();
         let sectors = self.dirty.take();
         if sectors.is_empty() && freed.blocks.is_empty() {

@@ -1,5 +1,5 @@
-//! Operations that fail or are cancelled after they have raised refcounts: the references must not leak, and their clusters
-//! must not become free too early.
+//! Operations that fail or are cancelled after they have raised refcounts: the clusters must not leak, and must not be freed
+//! while they may still be used.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use oxblk_ring::{IoBuf, IoBufMut, timeout};
 
 use crate::{CLUSTER, assert_sound, create, fails, open, word, write};
 
-/// Half a cluster of noise, so that its compressed data is about half a cluster long.
+/// A cluster whose first half is random bytes, so that its compressed data is about half a cluster long.
 fn noise(seed: u64) -> IoBuf {
     let mut data = IoBufMut::zeroed(CLUSTER);
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;

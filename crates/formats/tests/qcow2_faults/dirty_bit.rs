@@ -106,7 +106,7 @@ fn refcounts_stay_lazy_after_an_amend_that_fails() {
         let image = open_with(&disk, "lazy-refcounts=on").await;
         write(&image, 0, 1).await;
         image.create_snapshot(&SnapshotInfo::default()).await.unwrap();
-        // A shared cluster has two references, which one bit cannot count.
+        // A shared cluster has a refcount of 2, which one bit cannot store.
         let options = options("refcount_bits=1");
         let request = AmendRequest { options, force: false, progress: Box::new(|_, _| ()) };
         image.amend(request).await.unwrap_err();
@@ -142,7 +142,7 @@ fn refcounts_are_lazy_again_after_a_reopen_repaired_an_unfinished_change() {
                 repaired += u32::from(is_dirty(&disk));
                 image.reopen(options(&format!("read-only=off,{lazy}"))).await
             };
-            // After some of the failures the image refuses to be written.
+            // After some of the failures, the image refuses writes.
             if let Err(error) = reopened.await {
                 assert!(deleted.is_err(), "write {nth}: {error}");
                 let _ = image.close().await;

@@ -1,4 +1,4 @@
-//! qcow2 on a simulated disk with I/O errors and power cuts, and qcow2 images with contradictory metadata.
+//! Tests of qcow2 on a simulated disk with I/O errors and power cuts, and of qcow2 images with inconsistent metadata.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -219,7 +219,7 @@ fn word(bytes: &[u8], at: u64) -> u64 {
 
 #[test]
 fn metadata_is_not_freed_if_a_damaged_l2_entry_refers_to_it() {
-    // The entry of guest cluster 1 names the refcount block: as an allocated zero cluster, or as compressed data.
+    // The entry of guest cluster 1 refers to the refcount block: as an allocated zero cluster, or as compressed data.
     for (bits, told) in [
         (1 << 63 | 1_u64, "Preventing invalid write on metadata"),
         (1 << 62, "Preventing invalid freeing of metadata"),

@@ -1,4 +1,4 @@
-//! Metadata reaches the disk only after everything that it refers to, also after a failure.
+//! Tests of the write order: a reference reaches the disk only after its cluster and its refcount, also after a failure.
 
 use oxblk_core::snapshot::SnapshotInfo;
 use oxblk_core::{Errno, WriteFlags};
@@ -7,7 +7,7 @@ use oxblk_ring::sim::{self, Disk, FailRule, FaultOp, Faults};
 
 use crate::{CLUSTER, assert_sound, byte, create, create_with, fails, open, word, write};
 
-/// Writes the image's state at many write boundaries to disks after a power cut, and checks each of them.
+/// For each recorded point between two writes, checks disks that a power cut at this point can leave.
 async fn assert_sound_after_cuts(disk: &Disk, context: &str) {
     for (boundary, moment) in disk.moments() {
         for seed in 0..4 {
@@ -35,13 +35,13 @@ fn an_l1_entry_that_changes_during_a_write_back_waits_for_the_next_one() {
             image.flush().await.unwrap();
             image.flush().await.unwrap();
             image.create_snapshot(&SnapshotInfo::default()).await.unwrap();
-            // A compaction moves the table that the active state shares with the snapshot, but the write of the L1 entry fails.
+            // A compaction moves the L2 table that the snapshot shares, but the write of the active L1 entry fails.
             let l1 = word(&disk.bytes(), 40);
             let fail = vec![fails(FaultOp::Write, 1, Some(l1..l1 + 8))];
             disk.set_faults(Faults { fail, ..Faults::default() });
             image.compact(1 << 20, &|_, _| true).await.unwrap_err();
             disk.set_faults(Faults::default());
-            // The snapshot shares the moved table too, so the next write makes another one and changes the noted L1 entry.
+            // The snapshot shares the moved table too, so the next write copies the table and changes the dirty L1 entry.
             disk.keep_moments(seed, usize::MAX);
             let flushing = image.clone();
             let writing = image.clone();
@@ -96,7 +96,7 @@ fn raised_refcounts_are_durable_before_the_l1_table_is_overwritten() {
 }
 
 #[test]
-fn refcounts_are_not_written_after_the_image_has_stopped() {
+fn refcounts_are_not_written_after_a_corruption_was_found() {
     let disk = Disk::new(1, 0);
     sim::run(1, async {
         create(&disk).await;
@@ -107,7 +107,7 @@ fn refcounts_are_not_written_after_the_image_has_stopped() {
         image.close().await.unwrap();
     });
     let mut bytes = disk.bytes();
-    // The entry of guest cluster 3 names an offset that is not aligned.
+    // The entry of guest cluster 3 contains an offset that is not aligned.
     let table = word(&bytes, word(&bytes, 40)) & 0x00ff_ffff_ffff_fe00;
     let at = usize::try_from(table).unwrap() + 24;
     bytes[at..at + 8].copy_from_slice(&(1 << 63 | 0x1200_u64).to_be_bytes());
@@ -116,7 +116,7 @@ fn refcounts_are_not_written_after_the_image_has_stopped() {
     sim::run(2, async {
         let image = open(&damaged).await;
         image.discard(0, CLUSTER as u64).await.unwrap();
-        // This writes the entry, and lowers the refcount in memory.
+        // The flush writes the entry, and lowers the refcount in memory.
         image.flush().await.unwrap();
         image.read(3 * CLUSTER as u64, IoBufMut::new(CLUSTER)).await.unwrap_err();
         let data = vec![1; 512].into();

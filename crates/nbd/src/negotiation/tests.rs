@@ -16,7 +16,7 @@ fn catalog() -> Arc<Catalog> {
     Arc::new(Catalog::new(vec![export("disk", 1 << 30, Some("a disk")), export("iso", 4096, None)]))
 }
 
-/// A machine that has received the client flags.
+/// A negotiation that has received the client flags.
 fn open(flags: ClientFlags) -> Negotiation {
     let mut machine = Negotiation::new(catalog());
     let mut out = Vec::new();

@@ -1,12 +1,12 @@
-//! Copying disks: one or more sources to one target, with many requests in flight on several I/O threads.
+//! Copy of one or more disks to one target, with many requests in flight on several I/O threads.
 //!
-//! A [`Copy`](struct@Copy) reads the concatenated sources and writes their data to a target. Each worker takes the next
-//! chunk of the disk, reads it, looks for zeroes in it and writes the rest. So the bytes in memory never exceed workers ×
-//! [`CopyOptions::chunk`], for any size of disk. Workers read and compress in parallel, but write in the order of the disk.
-//! So a target that allocates clusters gets the same bytes on every run, for any number of workers
+//! A [`Copy`](struct@Copy) reads the concatenated sources and writes their data to a target. Each worker takes the next chunk
+//! of the disk, reads it, searches it for zeroes, and writes the other data. So a copy never has more than workers ×
+//! [`CopyOptions::chunk`] bytes of data in memory. Workers read and compress in parallel, but write in the order of the disk.
+//! So a target that allocates clusters has the same layout on every run and for every number of workers
 //! ([`CopyOptions::in_order`]).
 //!
-//! A copy does not flush. The caller closes the target, which flushes it.
+//! A copy does not flush the target. The caller closes the target, and the close flushes.
 
 mod offload;
 mod order;
@@ -28,29 +28,31 @@ pub use run::run;
 /// Options of a copy.
 #[derive(Debug, Clone)]
 pub struct CopyOptions {
-    /// Maximum number of chunks that all threads together process at a time.
+    /// Maximum number of chunks that are processed concurrently, on all threads together.
     pub parallel: usize,
     /// Longest chunk in bytes; a multiple of 512.
     pub chunk: usize,
-    /// Runs of at least this many zero bytes are written as zeroes, not as data. 0: everything is written as data.
+    /// Aligned ranges of this number of bytes that contain only zeroes are written as zeroes, not as data. 0: all bytes are
+    /// written as data.
     pub sparse: u64,
-    /// Write compressed clusters.
+    /// If true, compressed clusters are written.
     pub compress: bool,
-    /// The target already reads as zeroes everywhere, so zeroes need not be written.
+    /// The target already reads as zeroes everywhere, so zeroes are not written.
     pub target_is_zero: bool,
-    /// The size of the target's backing file in bytes, if the target has one. That file contains the same data as the
-    /// backing file of the source. Only the top layer of the source is copied then.
+    /// The size of the target's backing file in bytes, if the copy relies on that backing file: it has the same contents as the
+    /// backing file of the source, and only the top layer of the source is copied.
     pub backing: Option<u64>,
-    /// A node of the source's backing chain, if that node is the target. Only the data of the layers above it is copied.
+    /// The node of the target, if it is in the backing chain of the source. Only the data of the layers above this node is
+    /// copied.
     pub above: Option<Arc<Node>>,
-    /// Use the host's copy offload where possible. Data copied in this way is not searched for zeroes.
+    /// If true, the host's copy offload is used where possible. Offloaded data is not searched for zeroes.
     pub offload: bool,
-    /// Copy unreadable data as zeroes instead of failing.
+    /// If true, unreadable data is copied as zeroes and is not an error.
     pub salvage: bool,
     /// Maximum rate in bytes per second.
     pub rate: Option<u64>,
-    /// Write in the order of the disk, one request at a time. Otherwise writes run in parallel, and the layout of the
-    /// target differs from run to run.
+    /// If true, data is written in the order of the disk, one request at a time. Otherwise writes run in parallel, and the
+    /// layout of the target can differ from run to run.
     pub in_order: bool,
 }
 
@@ -74,7 +76,7 @@ impl Default for CopyOptions {
 
 /// Receives events of a running copy. The methods are called from several threads.
 pub trait Observer: Send + Sync {
-    /// `done` of `total` bytes have been processed. Calls come in the order of the disk.
+    /// `done` of `total` bytes have been processed. The calls are in the order of the disk.
     fn progress(&self, done: u64, total: u64) {
         let _ = (done, total);
     }
@@ -96,9 +98,10 @@ impl Observer for () {}
 
 /// A copy to be run.
 pub struct Copy {
-    /// The sources, which are concatenated.
+    /// The sources. They are copied one after the other.
     pub sources: Vec<Backend>,
-    /// The byte range of the concatenated sources to copy. Its start goes to offset 0 of the target. `None`: everything.
+    /// The byte range of the concatenated sources to copy. Its start is copied to offset 0 of the target. `None`: the complete
+    /// sources.
     pub range: Option<Range<u64>>,
     /// The target. It is at least as large as the range.
     pub target: Backend,
@@ -106,7 +109,7 @@ pub struct Copy {
     pub options: CopyOptions,
     /// Receives progress and salvaged ranges.
     pub observer: Arc<dyn Observer>,
-    /// Any thread may set this to stop the copy before its next request.
+    /// Any thread may set this flag to stop the copy before its next request.
     pub stop: Arc<AtomicBool>,
 }
 
@@ -135,7 +138,7 @@ pub struct CopyError {
 }
 
 impl CopyError {
-    /// The copy ended before `offset` for the reason `why`, and not because a request failed.
+    /// An error for a copy that was stopped before `offset` without a failed request. `why` is the reason.
     fn stopped(offset: u64, why: &'static str) -> Self {
         Self { stage: Stage::Stopped, offset, error: Error::new(ErrorKind::Cancelled, why) }
     }

@@ -1,10 +1,10 @@
-//! Copy offload: the host copies data from file to file, and the data does not pass through this process
+//! Copy offload: the host copies data from file to file, and this process does not read it
 //! ([`CopyOptions::offload`](super::CopyOptions)).
 //!
-//! Offloaded data is not searched for zeroes, so the target gets all clusters that have data in the source. At the first
-//! chunk that the host cannot copy, because it is compressed or encrypted, offload is switched off. The rest of the disk is
-//! read, searched for zeroes, and written. Chunks are written in the order of the disk, so the place of this switch does
-//! not depend on the number of workers.
+//! Offloaded data is not searched for zeroes, so the target gets all clusters that have data in the source. At the first chunk
+//! whose data is compressed or encrypted, offload is switched off. That chunk and all later chunks are read, searched for
+//! zeroes, and written. With ordered writes, the offset at which offload is switched off does not depend on the number of
+//! workers.
 
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -19,7 +19,7 @@ use super::plan::Chunk;
 pub(super) struct Offload(AtomicBool);
 
 impl Offload {
-    /// Switches offload on if the caller requested it and the data of all images is unencrypted and on one file system.
+    /// Switches offload on if the caller has requested it, and if all images store unencrypted data on one file system.
     pub(super) fn new(copy: &Copy) -> Self {
         let possible = || {
             let target = file_system(&copy.target);
@@ -33,7 +33,7 @@ impl Offload {
         self.0.load(Relaxed)
     }
 
-    /// Whether a chunk can be offloaded. If it cannot, this switches offload off for all later chunks too.
+    /// Whether a chunk can be offloaded. If not, offload is also switched off for all later chunks.
     pub(super) fn takes(&self, chunk: &Chunk) -> bool {
         if !chunk.is_plain {
             self.0.store(false, Relaxed);

@@ -1,15 +1,15 @@
-//! Writing chunks in the order of the disk while several workers read and compress them in parallel.
+//! Writes of chunks in the order of the disk, while several workers read and compress chunks in parallel.
 //!
 //! Each chunk gets a number when a worker takes it. Workers read and compress chunks in parallel and in any order, and then
-//! hand in a write job under the chunk's number. Jobs are written in the order of the numbers. So a target that allocates
-//! clusters has the same layout on every run, for any number of workers. Each worker waits until its job is written before
-//! it takes another chunk, which bounds the read-ahead.
+//! hand in a write job with the chunk's number. Jobs are written in the order of the numbers. So a target that allocates
+//! clusters has the same layout on every run and for every number of workers. Each worker waits until its job is written before
+//! it takes another chunk, so the number of chunks in memory is limited.
 //!
-//! One worker writes at a time. The worker with the next number starts, and then also writes the following jobs that others
-//! have already handed in. So the writing does not depend on waking another thread, which would be slow on a busy machine.
+//! One worker writes at a time. The worker with the next number writes its own job, and then also the following jobs that other
+//! workers have already handed in. So consecutive jobs can be written without waking another thread, which would be slow on a
+//! busy machine.
 //!
-//! If a [`Ticket`] is dropped, its number counts as written. So no worker waits forever after a failure or when a copy is
-//! cancelled.
+//! If a [`Ticket`] is dropped, its number counts as written. So no worker waits forever after a failure or a cancellation.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,12 +23,12 @@ pub(super) struct Order<J>(Mutex<State<J>>);
 struct State<J> {
     /// The next number to be assigned.
     next: u64,
-    /// The next number to be written. All lower numbers are done.
+    /// The next number to be written. All lower numbers are written or dropped.
     turn: u64,
-    /// A [`Writer`] exists. If not, no job is handed in for `turn`, or the worker with that number has been woken to write
-    /// it.
+    /// Whether a [`Writer`] exists. If not, either no job is handed in for `turn`, or the worker with this number has been
+    /// woken to write its job.
     writing: bool,
-    /// The jobs handed in, by number; `None` if the number has nothing to be written.
+    /// The jobs that have been handed in, by number. `None`: the ticket was dropped, and nothing is written for this number.
     ready: BTreeMap<u64, Option<J>>,
     /// The waiting workers, by number.
     waiting: BTreeMap<u64, Waker>,
@@ -42,7 +42,7 @@ impl<J> Default for Order<J> {
 }
 
 impl<J> State<J> {
-    /// Marks the number `turn` as done, and also the numbers that follow directly and have nothing to be written.
+    /// Marks the number `turn` as done, and also the directly following numbers for which nothing is written.
     fn advance(&mut self, wake: &mut Vec<Waker>) {
         loop {
             wake.extend(self.waiting.remove(&self.turn));
@@ -54,7 +54,7 @@ impl<J> State<J> {
         }
     }
 
-    /// Ends the writing of the current worker and wakes the worker with the number `turn`.
+    /// Records that no worker writes, and wakes the worker with the number `turn`.
     fn release(&mut self, wake: &mut Vec<Waker>) {
         self.writing = false;
         wake.extend(self.waiting.remove(&self.turn));
@@ -139,8 +139,8 @@ pub(super) struct Writer<J> {
 }
 
 impl<J> Writer<J> {
-    /// Marks the current job as written and returns the job with the next number. If that job has not been handed in, the
-    /// right to write ends.
+    /// Marks the current job as written and returns the job with the next number. If the next job has not been handed in, this
+    /// returns `None`, and the right to write ends.
     pub(super) fn next(&mut self) -> Option<J> {
         self.order.change(|state, wake| {
             state.advance(wake);
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_that_is_dropped_lets_the_next_one_write() {
+    fn after_a_writer_is_dropped_the_worker_with_the_next_job_writes() {
         let order = Arc::new(Order::default());
         let [first, second, third] = std::array::from_fn(|_| order.ticket());
         let mut third_waits = Box::pin(third.hand_in(3));

@@ -1,7 +1,7 @@
-//! The plan of a copy: it yields the chunks of the disk in order, and what to do with each.
+//! The plan of a copy: it returns the chunks of the disk in order, each with the action for it.
 //!
-//! The plan walks the block status of the sources. All workers share it behind a lock. The status of an extent is queried
-//! once, and the extent is then cut into chunks, so most calls return without I/O.
+//! The plan queries the block status of the sources in order. All workers use one plan, which a lock protects. The status of an
+//! extent is queried once, and the extent is then cut into chunks, so most calls return without I/O.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,11 +21,11 @@ const PROGRESS_STEP: u64 = 2 << 20;
 /// What to do with a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Copy its data.
+    /// Copy the data of the chunk.
     Copy,
-    /// Make the target read as zeroes there.
+    /// Make the target read as zeroes in the range of the chunk.
     Zero,
-    /// Nothing: the target reads the same data already.
+    /// Do nothing, because the target already reads as the same data.
     Skip,
 }
 
@@ -40,20 +40,20 @@ pub(super) struct Chunk {
     pub(super) action: Action,
     /// The stored data equals the guest data: it is neither compressed nor encrypted.
     pub(super) is_plain: bool,
-    /// The place of a progress report inside the chunk, as the number of bytes before its end. `None`: the chunk causes no
-    /// report.
+    /// The position of a progress report inside the chunk: the number of bytes from that position to the end of the chunk.
+    /// `None`: the chunk causes no report.
     pub(super) reports: Option<u64>,
 }
 
-/// Walks the sources and yields chunks.
+/// Returns the chunks of the sources in order.
 pub(super) struct Plan {
     sources: Arc<Sources>,
     options: CopyOptions,
-    /// Chunks to be copied begin and end at multiples of this many bytes, or at the end of the disk.
+    /// Chunks to be copied begin and end at multiples of this number of bytes, or at the end of the disk.
     unit: u64,
     offset: u64,
     end: u64,
-    /// Start and end of the extent whose status is known, and what to do with it.
+    /// Start and end of the extent whose status is known, and the action for this extent.
     begin: u64,
     known: u64,
     action: Action,
@@ -84,10 +84,10 @@ impl Plan {
         }
     }
 
-    /// Counts the bytes to be copied. This consumes the plan.
+    /// Returns the number of bytes to be copied. This consumes the plan.
     ///
     /// # Errors
-    /// If the status of a source cannot be read, or if `stop` is set meanwhile.
+    /// If the status of a source cannot be read, or if `stop` is set before the end.
     pub(super) async fn count(mut self, stop: &AtomicBool) -> Result<u64, CopyError> {
         self.options.chunk = usize::MAX;
         let mut bytes = 0_u64;
@@ -134,7 +134,7 @@ impl Plan {
         chunk
     }
 
-    /// Moves the end of the extent to a multiple of the unit. A unit that contains some data is copied as data.
+    /// Moves the end of the extent to a multiple of the unit. A unit that contains data in any part is copied as data.
     fn round(&mut self) {
         let rest = self.known % self.unit;
         if rest == 0 || self.known >= self.end {
@@ -154,7 +154,7 @@ impl Plan {
         let len = self.sources.left_in_source(self.offset).min(STATUS_STEP);
         let status = match self.status(len).await {
             Ok(status) => status,
-            // The metadata is unreadable. Treat the range as data, which may still be readable or is salvaged in small
+            // The metadata is unreadable. Treat a part of the range as data: it may be readable, or it is salvaged in small
             // pieces.
             Err(_) if self.options.salvage => Status::data(len.min(1 << 16)),
             Err(error) => {
@@ -174,7 +174,7 @@ impl Plan {
         };
         let len = len.min(source.size().saturating_sub(offset));
         if len == 0 {
-            // The padding of a source to whole sectors.
+            // The offset lies in the padding after the end of a source.
             return Ok(Status::zero(self.sources.left_in_source(self.offset)));
         }
         if let Some(base) = &self.options.above {

@@ -1,10 +1,10 @@
-//! A limit on the bytes per second, shared by all workers.
+//! A limit on the bytes per second of all workers together.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// Assigns start times to requests. The next request may start after the time that the bytes of this request take at the
-/// given rate.
+/// Assigns start times to requests. The time between the starts of two requests is at least the time that the bytes of the
+/// first one take at the given rate.
 pub(super) struct Rate {
     bytes_per_second: u64,
     next: Mutex<Duration>,

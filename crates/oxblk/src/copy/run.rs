@@ -1,9 +1,9 @@
-//! The workers of a copy and the state that they share.
+//! The workers of a copy, and their common state.
 //!
-//! Each worker takes chunks from the plan until none is left. It reads a chunk, prepares the parts to be written, and
-//! writes them in the order of the disk ([`super::order`]) or immediately ([`super::write`]). After a failure no worker
-//! takes another chunk. Chunks are taken in the order of the disk, and each taken chunk below a failure is processed to its
-//! end. So the failure at the lowest offset is found, whichever fails first.
+//! Each worker takes chunks from the plan until no chunk is left. It reads a chunk, prepares the parts to be written, and
+//! writes them in the order of the disk ([`super::order`]) or immediately ([`super::write`]). After a failure no worker takes
+//! another chunk. Chunks are taken in the order of the disk, and each chunk below a failure that has been taken is processed to
+//! its end. So the failure at the lowest offset is found, even if a chunk at a higher offset fails first.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -22,9 +22,9 @@ use crate::first_by_offset::FirstByOffset;
 use crate::progress::{InOrder, Piece};
 use crate::workers;
 
-/// Longest transfer of a tmpfs file that the I/O thread executes itself, in bytes.
+/// Longest transfer of a tmpfs file that an I/O thread executes inline, instead of in a kernel worker, in bytes.
 const LONGEST_IN_PLACE: usize = 1 << 20;
-/// Length of one read when salvaging, in bytes. Data that is lost is lost in this unit.
+/// Length of one read when unreadable data is salvaged, in bytes. If a read fails, this number of bytes is replaced by zeroes.
 const SALVAGE_UNIT: usize = 512;
 
 pub(super) struct Shared {
@@ -46,14 +46,14 @@ pub(super) struct Shared {
     progress: InOrder,
     /// The thread that issues the unordered writes of all workers. `None`: each worker writes on its own thread.
     pub(super) writer: Option<IoThread>,
-    /// The failure at the lowest offset. Chunks below it were taken earlier and may still be processed.
+    /// The failure at the lowest offset. Chunks at lower offsets were taken earlier and may still be in progress.
     pub(super) failure: FirstByOffset<CopyError>,
 }
 
 /// Runs a copy on the current I/O thread and on `helpers`.
 ///
 /// # Errors
-/// The failure at the lowest offset, as if the chunks had been copied in order. All requests in flight have ended by then.
+/// The failure at the lowest offset, as if the chunks had been copied in order. No request is in flight when this returns.
 pub async fn run(copy: Copy, helpers: &[IoThread]) -> Result<(), CopyError> {
     let parallel = copy.options.parallel;
     let shared = Arc::new(Shared::new(copy).await?);
@@ -73,8 +73,9 @@ impl Shared {
         let node = copy.target.node().ok();
         let cluster = node.as_ref().map_or(0, |node| node.driver().info().cluster_size).max(512);
         let zeroes = node.as_ref().map_or(1, |node| node.limits().write_zeroes_alignment);
-        // The order of writes matters only if the target allocates clusters. It costs nothing for a file in the page cache,
-        // since the host executes its writes one at a time. Other targets are faster with several writes in flight.
+        // The order of writes changes the layout only if the target allocates clusters. For a file in the page cache, ordered
+        // writes are not slower, since the host executes buffered writes to one file one at a time. Other targets are faster
+        // with several writes in flight.
         let order_matters = node.as_ref().is_none_or(|node| {
             node.driver().info().cluster_size > 0 || node.limits().request_alignment <= 1
         });
@@ -103,7 +104,7 @@ impl Shared {
         })
     }
 
-    /// Makes the workers end, because the caller no longer awaits the copy.
+    /// Makes the workers end, because the future of the copy was dropped.
     fn cancel(&self) {
         self.fail(CopyError::stopped(0, "Cancelled"));
     }
@@ -147,7 +148,7 @@ impl Shared {
         Ok(true)
     }
 
-    /// Records a failure. The offset of a failed write is one in the target, and is converted to one in the sources.
+    /// Records a failure. If a write failed, its offset in the target is converted to an offset in the sources.
     pub(super) fn fail_writing(&self, mut failure: CopyError) {
         if failure.stage == Stage::Writing {
             failure.offset = failure.offset.saturating_add(self.begin);
@@ -195,7 +196,7 @@ impl Shared {
         self.progress.done(chunk.offset, piece, tell);
     }
 
-    /// Fails if the copy was requested to stop. Nothing at or after `offset` has been written yet.
+    /// Fails if a stop of the copy was requested. `offset` is the offset in the error; no later data has been written.
     pub(super) fn go_on(&self, offset: u64) -> Result<(), CopyError> {
         if self.copy.stop.load(Relaxed) {
             return Err(CopyError::stopped(offset, "Interrupted"));
@@ -203,8 +204,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Lets the host copy a chunk. `false`: the host cannot, for example because the target has not allocated the range.
-    /// The reason does not matter: the caller then reads and writes the chunk, which works or returns the error.
+    /// Copies a chunk with the host's copy offload. `false`: this is not possible, for example because the target has not
+    /// allocated the range. The caller then reads and writes the chunk, so the reason is not returned.
     pub(super) async fn copy_by_host(&self, chunk: Chunk) -> bool {
         let Some((source, offset)) = self.sources.at(chunk.offset) else { return false };
         if source.size().saturating_sub(offset) < chunk.len {
@@ -224,7 +225,7 @@ impl Shared {
         }
     }
 
-    /// Reads a chunk in small pieces. Pieces that cannot be read stay zero.
+    /// Reads a chunk in small pieces. Pieces that cannot be read are zeroes in the result.
     async fn salvage(&self, chunk: Chunk) -> IoBufMut {
         let len = usize::try_from(chunk.len).unwrap_or(usize::MAX);
         let mut whole = IoBufMut::zeroed(len);

@@ -1,4 +1,4 @@
-//! The sources of a copy, read as one concatenated disk.
+//! The sources of a copy, which are read as one concatenated disk.
 
 use std::sync::Arc;
 
@@ -7,17 +7,17 @@ use oxblk_ring::IoBufMut;
 
 use crate::buffer::buffer;
 
-/// Each source begins at a multiple of this many bytes.
+/// Each source begins at a multiple of this number of bytes.
 const SECTOR: u64 = 512;
 
-/// Concatenated disks, each padded with zeroes to whole sectors.
+/// Concatenated disks. Each disk is padded with zeroes to a multiple of the sector size.
 pub(super) struct Sources {
-    /// The disks, each with the offset of its end.
+    /// The disks, each with the offset of its end in the concatenated disk.
     list: Vec<(Backend, u64)>,
 }
 
 impl Sources {
-    /// Concatenates `backends`.
+    /// Concatenates the disks of `backends`.
     pub(super) fn new(backends: &[Backend]) -> Arc<Self> {
         let mut end = 0_u64;
         let list = backends.iter().map(|backend| {

@@ -1,18 +1,18 @@
-//! Finding zeroes in a buffer, which need not be written as data.
+//! Search for zeroes in a buffer. Zeroes are not written as data.
 
 use std::ops::Range;
 
-/// A part of a buffer that is all data or all zero.
+/// A part of a buffer that is written as data, or a part that contains only zeroes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Run {
     /// The range in the buffer.
     pub(super) range: Range<usize>,
-    /// Whether it is all zero.
+    /// Whether the range contains only zeroes.
     pub(super) zero: bool,
 }
 
-/// Cuts `bytes`, which belong at `offset` of the disk, into runs of data and of zeroes. Runs begin at disk offsets that are
-/// multiples of `unit`, or at the start of the buffer. A unit counts as zero only if all its bytes are zero.
+/// Cuts `bytes` into runs of data and of zeroes. `offset` is the disk offset of the first byte. Runs begin at disk offsets that
+/// are multiples of `unit`, or at the start of the buffer. A unit counts as zero only if all of its bytes are zero.
 pub(super) fn runs(bytes: &[u8], offset: u64, unit: u64) -> Vec<Run> {
     let unit = unit.max(1);
     let mut runs: Vec<Run> = Vec::new();

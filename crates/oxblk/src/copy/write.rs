@@ -1,8 +1,8 @@
-//! The writing half of a copy: it cuts a chunk that has been read into parts, and writes these to the target.
+//! Writes of a copy: a chunk that has been read is cut into parts, and the parts are written to the target.
 //!
-//! With ordered writes, workers hand in the parts of a chunk ([`super::order`]), which are already compressed if requested.
-//! One worker writes them, one request after the other, so that the target allocates in the order of the disk. With
-//! unordered writes, each worker writes its parts immediately.
+//! With ordered writes, workers hand in the parts of a chunk ([`super::order`]), compressed if requested. One worker writes the
+//! parts, one request after the other, so that the target allocates clusters in the order of the disk. With unordered writes,
+//! each worker writes its parts immediately.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use super::run::Shared;
 use super::sparse::{Run, runs};
 use super::{CopyError, Stage};
 
-/// Longest zero write in bytes. The bound makes a stop take effect soon.
+/// Longest zero write in bytes. The limit lets a stop take effect soon.
 const ZERO_STEP: u64 = 1 << 30;
 
 /// A write to an offset of the target.
@@ -23,7 +23,7 @@ pub(super) enum Part {
     Zero(u64),
     Data(IoBuf),
     Compressed(CompressedCluster),
-    /// Copied by the host if possible, otherwise read and written.
+    /// The host copies the chunk if possible; otherwise the chunk is read and written.
     Move(Chunk),
 }
 
@@ -89,7 +89,7 @@ impl Shared {
         futures_util::future::try_join_all(parts.into_iter().map(one)).await
     }
 
-    /// Hands in a chunk and waits until it is written, by this worker or by another one.
+    /// Hands in a chunk and waits until this worker or another one has written it.
     pub(super) async fn write_in_order(self: &Arc<Self>, ticket: &Ticket<Job>, job: Job) {
         if let Some((job, writer)) = ticket.hand_in(job).await {
             self.write_jobs(job, writer).await;
@@ -147,9 +147,9 @@ impl Shared {
 
     /// Writes the parts of a chunk immediately, all requests in parallel.
     ///
-    /// Uncompressed data of all workers is written from one thread. The host executes writes to a file in the page cache
-    /// one at a time: writers on several rings would spin on the file's lock, whereas the kernel queues the writes of one
-    /// ring. One thread is enough to keep any device busy with writes of this length.
+    /// One thread writes the uncompressed data of all workers. The host executes buffered writes to one file one at a time:
+    /// writers on several rings would spin on the inode lock, but the kernel queues the writes of one ring. For writes of this
+    /// length, one thread is sufficient.
     pub(super) async fn write_any_time(
         self: &Arc<Self>,
         offset: u64,

@@ -1,8 +1,8 @@
 //! Dirty bitmaps of a disk, by name. A dirty bitmap records which ranges have been written since it was added or taken.
 //!
-//! A backup takes the dirty ranges, copies them, and then finishes. While the ranges are taken ([`TakenRanges`]), the
-//! bitmap keeps them and records new writes apart. So a backup that fails loses no range, and neither does a disk that is
-//! closed during a backup.
+//! A backup takes the dirty ranges, copies them, and then calls [`TakenRanges::finish`]. While the ranges are taken, the bitmap
+//! keeps them and records new writes separately. So no range is lost if the backup fails, or if the disk is closed during the
+//! backup.
 
 use std::ops::Range;
 
@@ -14,8 +14,8 @@ use crate::Request;
 
 /// The dirty ranges of a bitmap, taken with [`Disk::take_dirty_ranges`].
 ///
-/// Until [`finish`](Self::finish) is called, the ranges stay recorded in the bitmap, and no other operation can use it.
-/// Dropping this value gives the ranges back: the bitmap then has them and all later writes.
+/// Until [`finish`](Self::finish) is called, the ranges stay recorded in the bitmap, and no other operation can use the bitmap.
+/// If this value is dropped, the ranges are restored: the bitmap then contains them and all later writes.
 #[must_use = "the ranges are given back to the bitmap if this is dropped"]
 pub struct TakenRanges {
     ranges: Vec<Range<u64>>,
@@ -28,13 +28,13 @@ impl TakenRanges {
         &self.ranges
     }
 
-    /// Removes the ranges from the bitmap, which keeps only the writes since they were taken. Call this once the copies of
-    /// the ranges are durable.
+    /// Removes the ranges from the bitmap. The bitmap keeps only the writes since the ranges were taken. Call this after the
+    /// copies of the ranges have been flushed.
     pub fn finish(self) {
         self.taken.abdicate();
     }
 
-    /// Gives the ranges back to the bitmap, as a drop does.
+    /// Restores the ranges in the bitmap, as a drop does.
     pub fn restore(self) {
         self.taken.reclaim();
     }
@@ -55,8 +55,8 @@ impl Disk {
         Ok(self.backend().node()?.bitmaps().infos())
     }
 
-    /// Adds a bitmap `name`, which records all writes from now on. A persistent bitmap is stored in the image when the
-    /// image is closed.
+    /// Adds a bitmap `name`. It records all writes that begin after this request has completed. A persistent bitmap is stored
+    /// in the image when the image is closed.
     ///
     /// # Errors
     /// If the name is empty, too long or in use, or if the format cannot store the bitmap.
@@ -75,20 +75,20 @@ impl Disk {
     /// The byte ranges that the bitmap has recorded.
     ///
     /// # Errors
-    /// If no bitmap has that name, if its ranges are taken, or if it is inconsistent. A persistent bitmap is inconsistent
-    /// if the image was not closed after its last use: then writes may be missing, and a backup must copy the whole disk.
+    /// If no bitmap has that name, if its ranges are taken, or if it is inconsistent. A persistent bitmap is inconsistent if
+    /// the image was not closed after its last use. Writes may be missing in such a bitmap, so a backup must copy the complete
+    /// disk.
     pub fn dirty_ranges(&self, name: &str) -> Result<Vec<Range<u64>>> {
         let bitmap = self.backend().node()?.bitmaps().find(name)?;
         bitmap.check(Checks::READ)?;
         Ok(bitmap.map().areas().collect())
     }
 
-    /// Takes the byte ranges that the bitmap has recorded. From now on the bitmap records new writes apart from these
-    /// ranges. A concurrent write is either in the taken ranges or in those that the bitmap has after
-    /// [`TakenRanges::finish`].
+    /// Takes the byte ranges that the bitmap has recorded. After that, the bitmap records new writes separately. A concurrent
+    /// write is either in the taken ranges or in the ranges that the bitmap contains after [`TakenRanges::finish`].
     ///
     /// # Errors
-    /// The errors of [`Self::dirty_ranges`], and if the bitmap is read-only because its image is.
+    /// The errors of [`Self::dirty_ranges`]. It is also an error if the bitmap is read-only because its image is read-only.
     pub fn take_dirty_ranges(&self, name: &str) -> Request<TakenRanges> {
         let name = name.to_owned();
         self.run(move |disk| async move {

@@ -1,4 +1,4 @@
-//! A disk as a stream of bytes, for code that uses [`std::io`].
+//! [`Cursor`]: a disk as a stream of bytes, for code that uses [`std::io`].
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
@@ -10,11 +10,11 @@ use super::Disk;
 /// Longest single read or write, in bytes.
 const PIECE: usize = 1 << 20;
 
-/// A disk with a position, which implements [`std::io::Read`], [`Write`] and [`Seek`]. Its calls block, so they fail on I/O
-/// threads.
+/// A disk with a position, which implements [`std::io::Read`], [`Write`] and [`Seek`]. Calls of its methods block, so they fail
+/// on I/O threads.
 ///
-/// A read at the end of the disk returns 0 bytes. A write there writes 0 bytes, so `write_all` fails with `WriteZero`.
-/// [`Write::flush`] makes all completed writes durable.
+/// At the end of the disk, a read returns 0 bytes, and a write writes 0 bytes, so `write_all` fails with `WriteZero`.
+/// [`Write::flush`] flushes the disk.
 #[derive(Debug, Clone)]
 pub struct Cursor {
     disk: Disk,

@@ -1,8 +1,8 @@
-//! Closing a disk whose last handle is dropped without [`Disk::close`](super::Disk::close).
+//! Close of a disk whose last handle is dropped without [`Disk::close`](super::Disk::close).
 //!
-//! A backend must be closed: the image has cached metadata to write, and the process has locks to release. [`OpenDisk`]
-//! owns the backend and starts the close when it is dropped. Outside of I/O threads the drop waits for the close; on an I/O
-//! thread the close runs in the background. Failures are only logged, since a drop cannot return them.
+//! A backend must be closed, to write the cached metadata of the image and to release the file locks. [`OpenDisk`] owns the
+//! backend and starts the close when it is dropped. Outside of I/O threads the drop waits for the close; on an I/O thread the
+//! close runs in the background. Failures are only logged, since a drop cannot return them.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -11,7 +11,7 @@ use oxblk_ring::{Remote, try_thread_index};
 
 use crate::IoThreads;
 
-/// The owner of a disk's backend, shared by all clones of the disk.
+/// The owner of a disk's backend. All clones of the disk refer to the same owner.
 pub(super) struct OpenDisk {
     pub(super) backend: Backend,
     pub(super) threads: IoThreads,
@@ -26,7 +26,8 @@ impl OpenDisk {
 }
 
 impl OpenDisk {
-    /// Closes the disk unless that has begun, and waits for it. For I/O threads, where a drop cannot wait.
+    /// Closes the disk, unless the close has already begun, and waits for the close. Use this on I/O threads, where a drop
+    /// cannot wait.
     pub(super) async fn release(self) {
         if let Some(closing) = self.begin_closing() {
             closing.await.unwrap_or_else(|_| log_lost());
@@ -55,8 +56,8 @@ impl OpenDisk {
 }
 
 impl Drop for OpenDisk {
-    /// Closes the disk, so that its metadata is written and its locks and descriptors are released. Outside of I/O threads
-    /// the close has ended when this returns. Failures are only logged.
+    /// Closes the disk, so that its metadata is written and its locks and descriptors are released. Outside of I/O threads, the
+    /// drop waits until the close has ended. Failures are only logged.
     fn drop(&mut self) {
         // An I/O thread must not wait here: the close may have to run on the same thread.
         if let Some(closing) = self.begin_closing().filter(|_| try_thread_index().is_none())

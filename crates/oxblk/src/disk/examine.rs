@@ -1,4 +1,4 @@
-//! Checks of an image, and the size of a copy in another format.
+//! Methods of a disk for its check and repair, and for the file size of a copy in another format.
 
 use std::sync::Arc;
 
@@ -7,31 +7,32 @@ use crate::check::{self, CheckObserver, CheckReport, Fix};
 use crate::{Measure, NewFormat, Request, measure};
 
 impl Disk {
-    /// Checks whether the image is consistent, and repairs the faults that `fix` allows. Other requests wait meanwhile.
-    /// Faults are results and not errors: the report counts the faults that remain and those that were repaired.
+    /// Checks whether the image is consistent, and repairs the faults that `fix` allows. Other requests wait until the check
+    /// has ended. Faults are not errors of this method: the report contains the numbers of faults that remain, and of repaired
+    /// faults.
     ///
-    /// After a repair, a qcow2 disk refuses writes, because the repair has changed metadata that the disk had in memory.
-    /// Close the disk and open it again. A check without repairs has no such effect.
+    /// After a repair, a qcow2 disk refuses writes, because the repair has changed metadata that the disk has in memory. Close
+    /// the disk and open it again. A check without a repair does not have this effect.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format has no check, such as raw; `EPERM` for a repair of a disk that is read-only; as the system
-    /// reports.
+    /// `ENOTSUP` if the format has no check, such as raw; an error for the repair of a read-only disk; otherwise the errors of
+    /// the image and the system.
     pub fn check(&self, fix: Fix) -> Request<CheckReport> {
         self.check_with(fix, Arc::new(()))
     }
 
-    /// As [`check`](Self::check), and reports each finding to `observer`, on an I/O thread.
+    /// Like [`check`](Self::check). In addition, each finding is reported to `observer`, on an I/O thread.
     ///
     /// # Errors
-    /// As [`check`](Self::check).
+    /// The errors of [`check`](Self::check).
     pub fn check_with(&self, fix: Fix, observer: Arc<dyn CheckObserver>) -> Request<CheckReport> {
         self.run(move |disk| async move { check::run(&disk, fix, observer).await })
     }
 
-    /// The size of the file that a copy of this disk in the format `format` would need.
+    /// Computes the size that the file of a copy of this disk in the format `format` would have.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format cannot compute it; as the images of the chain and the system report.
+    /// `ENOTSUP` if the format has no measurement; otherwise the errors of the images of the chain and the system.
     pub fn measure(&self, format: impl Into<NewFormat>) -> Request<Measure> {
         let format = format.into();
         self.run(move |disk| async move {

@@ -1,8 +1,8 @@
 //! [`Disk`]: an open image with its backing chain, which any thread may use.
 //!
 //! Each method sends a closure to an I/O thread, where the closure uses the disk's backend, and returns a [`Request`]. All
-//! clones of a disk share one backend ([`OpenDisk`]). When the last clone is dropped without [`Disk::close`], the backend
-//! is closed by the drop (`drop.rs`).
+//! clones of a disk share one backend ([`OpenDisk`]). If the last clone is dropped without [`Disk::close`], the drop closes the
+//! backend (`drop.rs`).
 
 mod bitmaps;
 mod cursor;
@@ -40,7 +40,7 @@ impl Disk {
     /// Opens an image for reading and writing. Its format is probed.
     ///
     /// # Errors
-    /// As the system and the format report.
+    /// The errors of the system and the format.
     pub fn open(path: impl AsRef<Path>) -> Request<Self> {
         Self::options().open(path)
     }
@@ -48,12 +48,12 @@ impl Disk {
     /// Opens an image for reading. Its format is probed.
     ///
     /// # Errors
-    /// As [`Self::open`].
+    /// The errors of [`Self::open`].
     pub fn open_read_only(path: impl AsRef<Path>) -> Request<Self> {
         Self::options().read_only(true).open(path)
     }
 
-    /// Options for opening an image in other ways.
+    /// Options for opening an image; [`OpenOptions`] has the defaults and the methods to change them.
     pub fn options() -> OpenOptions {
         OpenOptions::default()
     }
@@ -77,13 +77,13 @@ impl Disk {
         self.backend().graph()
     }
 
-    /// The backend, through which code on an I/O thread makes requests without changing threads. Its futures run only on
-    /// I/O threads.
+    /// The backend of the disk. Code on an I/O thread can make requests through the backend without changing threads. Futures
+    /// of the backend run only on I/O threads.
     pub fn backend(&self) -> &Backend {
         &self.0.backend
     }
 
-    /// The I/O threads that run its requests.
+    /// The I/O threads that run the requests of the disk.
     pub fn threads(&self) -> &IoThreads {
         &self.0.threads
     }
@@ -91,7 +91,7 @@ impl Disk {
     /// Runs `work` on an I/O thread with the disk's backend. `work` can make many requests without changing threads again.
     ///
     /// # Errors
-    /// Those of `work`.
+    /// The errors of `work`; an error if the disk is closed.
     pub fn run<F, Fut, T>(&self, work: F) -> Request<T>
     where
         F: FnOnce(Backend) -> Fut + Send + 'static,
@@ -117,7 +117,8 @@ impl Disk {
     /// Reads `len` bytes at the byte offset `offset`.
     ///
     /// # Errors
-    /// [`OutOfRange`](crate::ErrorKind::OutOfRange) past the end; otherwise as the images of the chain and the system report.
+    /// [`OutOfRange`](crate::ErrorKind::OutOfRange) past the end; otherwise the errors of the images of the chain and the
+    /// system.
     pub fn read(&self, offset: u64, len: usize) -> Request<IoBufMut> {
         self.run(move |disk| async move {
             // Check the range first, so that an invalid length allocates no buffer.
@@ -129,19 +130,20 @@ impl Disk {
         })
     }
 
-    /// Writes `data` at the byte offset `offset`. It is durable after the next [`flush`](Self::flush).
+    /// Writes `data` at the byte offset `offset`. The data survives a power cut after the next [`flush`](Self::flush).
     ///
     /// # Errors
-    /// [`OutOfRange`](crate::ErrorKind::OutOfRange) past the end; otherwise as the images of the chain and the system report.
+    /// [`OutOfRange`](crate::ErrorKind::OutOfRange) past the end; otherwise the errors of the images of the chain and the
+    /// system.
     pub fn write(&self, offset: u64, data: impl Into<IoBuf>) -> Request<()> {
         let data = data.into();
         self.run(move |disk| async move { disk.write(offset, data, WriteFlags::empty()).await })
     }
 
-    /// Makes `len` bytes read as zeroes, and frees their space if the format and the host can.
+    /// Makes `len` bytes read as zeroes, and frees their space if the format and the host can do this.
     ///
     /// # Errors
-    /// As [`Self::write`].
+    /// The errors of [`Self::write`].
     pub fn write_zeroes(&self, offset: u64, len: u64) -> Request<()> {
         self.run(
             move |disk| async move { disk.write_zeroes(offset, len, ZeroFlags::MAY_UNMAP).await },
@@ -151,15 +153,15 @@ impl Disk {
     /// Discards a range: its contents are no longer needed, and its space may be freed.
     ///
     /// # Errors
-    /// As [`Self::write`].
+    /// The errors of [`Self::write`].
     pub fn discard(&self, offset: u64, len: u64) -> Request<()> {
         self.run(move |disk| async move { disk.discard(offset, len).await })
     }
 
-    /// Makes all writes that have completed durable.
+    /// Flushes: all writes that completed before this call survive a power cut when the request has completed.
     ///
     /// # Errors
-    /// As the system reports. After a failed flush of a file, every later flush of it fails too, because it is unknown
+    /// The errors of the system. After a failed flush of a file, every later flush of the file fails too, because it is unknown
     /// which writes were lost.
     pub fn flush(&self) -> Request<()> {
         self.run(|disk| async move { disk.flush().await })
@@ -168,16 +170,16 @@ impl Disk {
     /// Sets the size in bytes. Added space reads as zeroes.
     ///
     /// # Errors
-    /// As the format and the system report. The disk keeps its old size then.
+    /// The errors of the format and the system. After an error, the disk has its old size.
     pub fn resize(&self, size: u64) -> Request<()> {
         self.run(move |disk| async move { disk.resize(size, Preallocation::Off).await })
     }
 
-    /// The rest of the extent that contains the byte offset `offset`: its length from there, and its status. On an I/O
-    /// thread, [`Extents`](crate::Extents) walks all extents.
+    /// The part of the extent from the byte offset `offset` to the end of the extent. On an I/O thread,
+    /// [`Extents`](crate::Extents) returns all extents.
     ///
     /// # Errors
-    /// As the images of the chain and the system report.
+    /// The errors of the images of the chain and the system.
     pub fn extent_at(&self, offset: u64) -> Request<Extent> {
         self.run(move |disk| async move {
             let mut extents = Extents::new(&disk, offset, None);
@@ -193,16 +195,16 @@ impl Disk {
         self.run(|disk| async move { ImageInfo::read(&disk).await })
     }
 
-    /// The disk as a [`std::io`] stream, for code that reads and writes streams. Its calls block.
+    /// The disk as a [`std::io`] stream, for code that reads and writes streams. Calls of its methods block.
     pub fn cursor(&self) -> Cursor {
         Cursor::new(self.clone())
     }
 
-    /// Writes cached metadata, flushes, and closes all files. Other handles of the disk may exist; their later requests
-    /// fail. The close runs to completion, even if its request is dropped.
+    /// Writes cached metadata, flushes, and closes all files. If other handles of the disk exist, their later requests fail.
+    /// The close runs to completion, even if the request is dropped.
     ///
     /// # Errors
-    /// The first failure. All files are closed nevertheless.
+    /// The first failure. All files are closed after a failure too.
     pub fn close(self) -> Request<()> {
         if self.0.is_closed.swap(true, Relaxed) {
             return Request::failed(closed());

@@ -1,7 +1,7 @@
 //! Opening a disk: [`OpenOptions`] collects the options and then opens an image.
 //!
-//! The library has no other way to open images, and the tools use it too. [`OpenOptions::open_backend`] does the work on an
-//! I/O thread; the other methods send it there. After a failure, no file stays open.
+//! The library and the tools open all disks with these options. [`OpenOptions::open_backend`] opens an image on the calling I/O
+//! thread; the other methods start it on an I/O thread. After a failure, no file stays open.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -58,7 +58,7 @@ impl Default for OpenOptions {
 }
 
 impl Disk {
-    /// Opens a disk whose bytes a driver of the caller provides. `kind` is the factory of that type of driver.
+    /// Opens a disk whose contents the caller's driver provides. `kind` is the factory of this driver.
     ///
     /// # Errors
     /// If no I/O thread can be started.
@@ -78,10 +78,10 @@ impl Disk {
     }
 }
 
-/// The image and its drivers.
+/// Methods for the image and its drivers.
 impl OpenOptions {
-    /// The image's format. Set it wherever it is known: a guest can write the header of another format into a raw disk. If
-    /// the format is probed at the next opening, such a header can make the library open other files.
+    /// Sets the format of the image. Set the format whenever you know it: a guest can write the header of another format to a
+    /// raw disk. If the format is probed the next time, such a header can make the library open other files.
     #[must_use]
     pub fn format(self, format: Format) -> Self {
         self.option("driver", format.name())
@@ -101,29 +101,30 @@ impl OpenOptions {
         self
     }
 
-    /// Whether to open the backing file. The default is yes. Without it, unallocated clusters read as zeroes.
+    /// Whether to open the backing file. The default is yes. Without the backing file, unallocated clusters read as zeroes.
     #[must_use]
     pub fn backing(mut self, backing: bool) -> Self {
         self.flags.no_backing = !backing;
         self
     }
 
-    /// Whether only information on the image is needed, and no data. The key of an encrypted image is then not required.
+    /// Whether only information on the image is needed, and no guest data. If so, the key of an encrypted image is not
+    /// required.
     #[must_use]
     pub fn metadata_only(mut self, metadata_only: bool) -> Self {
         self.flags.no_io = metadata_only;
         self
     }
 
-    /// Whether the image is opened for a check. Faults that the check would report do not make the opening fail then.
+    /// Whether the image is opened for a check. If so, faults that the check reports are not errors of the opening.
     #[must_use]
     pub fn for_check(mut self, for_check: bool) -> Self {
         self.flags.check = for_check;
         self
     }
 
-    /// Which files the image may refer to as its backing and data files. The default allows any file, but no network
-    /// address and no `json:{…}`.
+    /// Sets which files the image may refer to as its backing file and data file. By default, every path is allowed, but not a
+    /// network address or a `json:{…}` name.
     #[must_use]
     pub fn gate(mut self, gate: Gate) -> Self {
         self.gate = gate;
@@ -137,7 +138,8 @@ impl OpenOptions {
         self
     }
 
-    /// The graph to add the disk to, for disks that share nodes. The gate and the secrets are then those of the graph.
+    /// The graph to which the disk is added, for disks that share nodes. The gate and the secrets of the graph are used, and
+    /// [`gate`](Self::gate) and [`secrets`](Self::secrets) have no effect.
     #[must_use]
     pub fn graph(mut self, graph: Graph) -> Self {
         self.graph = Some(graph);
@@ -145,7 +147,7 @@ impl OpenOptions {
     }
 }
 
-/// Access to the image, by this process and by others.
+/// Methods for the access to the image, by this process and by others.
 impl OpenOptions {
     /// Whether to open the disk for reading only.
     #[must_use]
@@ -154,8 +156,8 @@ impl OpenOptions {
         self
     }
 
-    /// Whether the opening fails if the image can only be read, for example because an option says so. The default is no:
-    /// the disk is then read-only. This has no effect together with [`read_only`](Self::read_only).
+    /// Whether the opening fails if the image cannot be written, for example because of the option `read-only`. The default is
+    /// no: the disk is opened read-only. With [`read_only`](Self::read_only), this has no effect.
     #[must_use]
     pub fn require_write(mut self, require: bool) -> Self {
         self.require_write = require;
@@ -169,7 +171,7 @@ impl OpenOptions {
         self
     }
 
-    /// What other users of the image may do while the disk is open.
+    /// Sets which operations other users of the image may perform while the disk is open.
     #[must_use]
     pub fn sharing(mut self, sharing: Sharing) -> Self {
         self.sharing = sharing;
@@ -193,9 +195,9 @@ impl OpenOptions {
     }
 }
 
-/// How requests are carried out.
+/// Methods for the execution of requests.
 impl OpenOptions {
-    /// When writes become durable, and whether the host's page cache is used.
+    /// Sets the cache mode, which defines when writes reach the disk of the host, and whether the host's page cache is used.
     #[must_use]
     pub fn cache(mut self, cache: Cache) -> Self {
         cache.apply(&mut self.flags);
@@ -203,7 +205,7 @@ impl OpenOptions {
         self
     }
 
-    /// How files are read and written. The default is `io_uring`.
+    /// Sets how files are read and written. The default is `io_uring`.
     #[must_use]
     pub fn aio(mut self, aio: Aio) -> Self {
         self.flags.aio = Some(aio);
@@ -217,14 +219,14 @@ impl OpenOptions {
         self
     }
 
-    /// Whether reads store in the image the data that they fetch from its backing file.
+    /// Whether data that is read from the backing file is stored in the image (copy-on-read).
     #[must_use]
     pub fn copy_on_read(mut self, copy_on_read: bool) -> Self {
         self.flags.copy_on_read = copy_on_read;
         self
     }
 
-    /// The I/O threads that run the disk's requests.
+    /// Sets the I/O threads that run the requests of the disk.
     #[must_use]
     pub fn threads(mut self, threads: IoThreads) -> Self {
         self.threads = Some(threads);
@@ -232,21 +234,21 @@ impl OpenOptions {
     }
 }
 
-/// Opening.
+/// Methods that open the image.
 impl OpenOptions {
     /// Opens the image at `path`.
     ///
     /// # Errors
-    /// As the system and the format report. No file stays open then.
+    /// The errors of the system and the format. After an error, no file stays open.
     pub fn open(self, path: impl AsRef<Path>) -> Request<Disk> {
         self.begin(Some(names::from_os(path.as_ref())))
     }
 
-    /// Opens a name as QEMU interprets it: a path, an address, or `json:{…}`. Do not use it for names from untrusted
+    /// Opens a name as QEMU interprets it: a path, an address, or `json:{…}`. Do not use this method for names from untrusted
     /// sources.
     ///
     /// # Errors
-    /// As [`Self::open`].
+    /// The errors of [`Self::open`].
     pub fn open_name(self, name: &str) -> Request<Disk> {
         self.begin(Some(name.to_owned()))
     }
@@ -254,7 +256,7 @@ impl OpenOptions {
     /// Opens the image that the [options](Self::options) describe: `driver=qcow2,file.filename=disk.qcow2`.
     ///
     /// # Errors
-    /// As [`Self::open`].
+    /// The errors of [`Self::open`].
     pub fn open_described(self) -> Request<Disk> {
         self.begin(None)
     }
@@ -271,14 +273,14 @@ impl OpenOptions {
         })
     }
 
-    /// Opens an image on the calling I/O thread. This is for programs that run on I/O threads of their own. `name` is
-    /// interpreted as by [`open_name`](Self::open_name); `None`: the options describe the image.
+    /// Opens an image on the calling I/O thread, for programs that run on their own I/O threads. `name` is interpreted as in
+    /// [`open_name`](Self::open_name); `None`: the options describe the image.
     ///
-    /// The caller closes the backend with [`Backend::close`]; no [`Disk`] does it. A backend that is dropped without a close
-    /// loses cached metadata. [`threads`](Self::threads) has no effect.
+    /// The caller must close the backend with [`Backend::close`]. If the backend is dropped without a close, cached metadata is
+    /// lost. [`threads`](Self::threads) has no effect.
     ///
     /// # Errors
-    /// As [`Self::open`].
+    /// The errors of [`Self::open`].
     pub async fn open_backend(self, name: Option<&str>) -> Result<Backend> {
         let graph = match &self.graph {
             Some(graph) => graph.clone(),
@@ -297,7 +299,7 @@ impl OpenOptions {
         Ok(backend)
     }
 
-    /// Opens the image read-only and a temporary overlay over it.
+    /// Opens the image read-only, and a temporary overlay whose backing file is the image.
     async fn open_overlay(self, graph: &Graph, name: Option<&str>) -> Result<Backend> {
         let base = Self { temporary: false, graph: Some(graph.clone()), ..self.clone() };
         let base = base.read_only(true).copy_on_read(false);
@@ -306,7 +308,7 @@ impl OpenOptions {
             Ok(node) => temporary::overlay(graph, &node, self.flags.clone()).await,
             Err(error) => Err(error),
         };
-        // The overlay has its own reference to the image.
+        // The overlay has its own reference to the image, so the image stays open.
         let closed = base.close().await;
         let overlay = overlay?;
         if let Err(error) = closed {

@@ -1,9 +1,9 @@
-//! [`Sharing`]: what other users of an image may do while a disk is open.
+//! [`Sharing`]: the operations that other users of an image may perform while a disk is open.
 
 use oxblk_core::{Perm, Permissions};
 
-/// What other users of the image may do while the disk is open. The limits of the format come on top: no other process may
-/// write to an image of a format with metadata while this process writes to it.
+/// The operations that other users of the image may perform while the disk is open. In addition, the format can forbid
+/// operations: while this process writes to an image of a format with metadata, no other process may write to the image.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Sharing {
     /// Others may read and write. The default, as in QEMU's tools.
@@ -11,7 +11,7 @@ pub enum Sharing {
     ReadWrite,
     /// Others may only read if this disk is writable. They may write as well if this disk is read-only.
     OneWriter,
-    /// Others may only read, so the contents do not change under a reader.
+    /// Others may only read, so no other user changes the contents while the disk is open.
     ReadOnly,
 }
 

@@ -12,7 +12,7 @@ impl Disk {
     /// The internal snapshots in the order of the snapshot table.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format has no snapshots; otherwise as the image reports.
+    /// `ENOTSUP` if the format has no snapshots; otherwise the errors of the image.
     pub fn snapshots(&self) -> Request<Vec<SnapshotInfo>> {
         self.run(|disk| async move { disk.snapshots().await })
     }
@@ -20,7 +20,8 @@ impl Disk {
     /// Takes an internal snapshot of the current state under `name`.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format has no snapshots; otherwise as the image reports. The image is unchanged then.
+    /// `ENOTSUP` if the format has no snapshots; otherwise the errors of the image. After an error, the image has no new
+    /// snapshot.
     pub fn create_snapshot(&self, name: &str) -> Request<()> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let date = (u32::try_from(now.as_secs()).unwrap_or(u32::MAX), now.subsec_nanos());
@@ -31,7 +32,7 @@ impl Disk {
     /// Reverts the disk to the state of a snapshot.
     ///
     /// # Errors
-    /// [`NotFound`](ErrorKind::NotFound) if no snapshot has that name; otherwise as the image reports.
+    /// [`NotFound`](ErrorKind::NotFound) if no snapshot has that name; otherwise the errors of the image.
     pub fn apply_snapshot(&self, name: &str) -> Request<()> {
         let choose = by_name(name);
         self.run(move |disk| async move { disk.apply_snapshot_by(choose).await })
@@ -40,7 +41,7 @@ impl Disk {
     /// Deletes a snapshot.
     ///
     /// # Errors
-    /// As [`Self::apply_snapshot`].
+    /// The errors of [`Self::apply_snapshot`].
     pub fn delete_snapshot(&self, name: &str) -> Request<()> {
         let choose = by_name(name);
         self.run(move |disk| async move { disk.delete_snapshot_by(choose).await })

@@ -42,7 +42,7 @@ impl Format {
     pub const ALL: &[Self] =
         &[Self::Raw, Self::Qcow2, Self::Vdi, Self::Parallels, Self::Qed, Self::Vpc];
 
-    /// Its QEMU name.
+    /// The QEMU name of the format.
     pub fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
@@ -70,7 +70,7 @@ impl FromStr for Format {
     }
 }
 
-/// A format with the options of a new image. A plain [`Format`] converts into it, with QEMU's defaults.
+/// A format, with the options of a new image. A [`Format`] converts into this type with QEMU's default options.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum NewFormat {

@@ -5,7 +5,7 @@ use oxblk_core::Options;
 /// Options of a new parallels image.
 #[derive(Debug, Clone, Default)]
 pub struct ParallelsOptions {
-    /// Cluster size in bytes, rounded up to whole sectors; `None`: 1 MiB.
+    /// Cluster size in bytes, rounded up to a multiple of 512; `None`: 1 MiB.
     pub cluster_size: Option<u64>,
 }
 

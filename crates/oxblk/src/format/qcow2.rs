@@ -5,7 +5,7 @@ use oxblk_core::{Options, Preallocation};
 /// Version of the format.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Qcow2Version {
-    /// `compat=0.10`: for QEMU before 1.1.
+    /// `compat=0.10`, which QEMU before version 1.1 can read.
     V2,
     /// `compat=1.1`.
     #[default]
@@ -18,11 +18,11 @@ pub enum Compression {
     /// Deflate, which every version of QEMU can read.
     #[default]
     Zlib,
-    /// Zstandard: smaller and faster, for QEMU from 5.1 on.
+    /// Zstandard, which is faster and compresses better. QEMU can read it since version 5.1.
     Zstd,
 }
 
-/// Options of a new qcow2 image. The defaults are those of QEMU.
+/// Options of a new qcow2 image. The defaults are the same as in QEMU.
 #[derive(Debug, Clone)]
 pub struct Qcow2Options {
     /// Version of the format.
@@ -33,15 +33,15 @@ pub struct Qcow2Options {
     pub extended_l2: bool,
     /// Width of a refcount in bits: a power of two from 1 to 64.
     pub refcount_bits: u32,
-    /// Postpone the writing of refcounts. An image that was not closed is repaired when it is opened.
+    /// If true, writes of refcounts are delayed. If the image was not closed, it is repaired when it is opened for writing.
     pub lazy_refcounts: bool,
     /// The compression method.
     pub compression: Compression,
-    /// What is allocated when the image is created.
+    /// The parts of the image that are allocated when it is created.
     pub preallocation: Preallocation,
-    /// The name of an external data file for guest data. It is created as well.
+    /// The name of an external data file for guest data. The file is created together with the image.
     pub data_file: Option<String>,
-    /// Keep the data file a valid raw image of the disk at all times.
+    /// If true, the data file is a valid raw image of the disk at all times.
     pub data_file_raw: bool,
 }
 

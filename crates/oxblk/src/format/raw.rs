@@ -5,7 +5,7 @@ use oxblk_core::{Options, Preallocation};
 /// Options of a new raw image.
 #[derive(Debug, Clone, Default)]
 pub struct RawOptions {
-    /// What is allocated when the image is created.
+    /// The parts of the file that are allocated when it is created.
     pub preallocation: Preallocation,
 }
 

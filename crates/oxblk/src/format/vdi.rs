@@ -5,7 +5,7 @@ use oxblk_core::Options;
 /// Options of a new VDI image.
 #[derive(Debug, Clone, Default)]
 pub struct VdiOptions {
-    /// Allocate all blocks when the image is created.
+    /// If true, all blocks are allocated when the image is created.
     pub is_static: bool,
 }
 

@@ -5,11 +5,11 @@ use oxblk_core::Options;
 /// Options of a new VPC image.
 #[derive(Debug, Clone, Default)]
 pub struct VpcOptions {
-    /// Place the data of the disk in the file as a whole, in front of the footer, instead of allocating blocks when they
-    /// are written.
+    /// If true, create a fixed image: the file contains the complete disk, followed by the footer. Otherwise blocks are
+    /// allocated when they are written.
     pub is_fixed: bool,
-    /// Give the disk exactly the requested size. Otherwise the size is rounded up to that of a geometry of cylinders,
-    /// heads and sectors, as Virtual PC needs it.
+    /// If true, the disk has exactly the requested size. Otherwise the size is rounded up to cylinders × heads × sectors of a
+    /// disk geometry, as Virtual PC requires.
     pub force_size: bool,
 }
 

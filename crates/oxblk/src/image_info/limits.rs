@@ -1,14 +1,14 @@
-//! The limits of a node's requests, as QAPI's `BlockLimitsInfo`.
+//! The limits of the requests of a node, as a JSON object of the QAPI type `BlockLimitsInfo`.
 
 use oxblk_core::Limits;
 use serde_json::{Map, Value, json};
 
 /// Maximum number of buffers in one request to the host.
 const MAX_IOV: u32 = 1024;
-/// Memory is allocated in whole pages.
+/// Page size in bytes: buffers are aligned to it.
 const PAGE: u32 = 4096;
 
-/// The limits as JSON. Limits that do not exist are left out.
+/// The limits as JSON. A limit that is not set is not included.
 pub(crate) fn to_json(limits: &Limits) -> Value {
     let mut map = Map::new();
     let mut insert = |key: &str, value: u64| map.insert(key.to_owned(), json!(value));
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_that_do_not_exist_are_left_out() {
+    fn limits_that_are_not_set_are_not_in_the_json() {
         let none = json!({
             "request-alignment": 1, "min-mem-alignment": 1, "opt-mem-alignment": 4096, "max-iov": 1024,
         });

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::in_sectors;
 
-/// The backing file that an image names.
+/// The reference to a backing file in an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackingName {
     /// The name as stored in the image.
@@ -30,25 +30,25 @@ pub struct BackingName {
 /// Information on an image.
 #[derive(Debug, Clone)]
 pub struct ImageInfo {
-    /// The name with which the image can be opened: a file name, or `json:{…}` if a file name does not suffice.
+    /// The name with which the image can be opened: a file name, or `json:{…}` if a file name is not sufficient.
     pub name: String,
     /// The name of the driver: `qcow2`, or `file` for the protocol node below.
     pub format: String,
-    /// Size of the disk in bytes, in whole sectors.
+    /// Size of the disk in bytes, rounded up to a multiple of 512.
     pub virtual_size: u64,
     /// Bytes that the image occupies on the host, if known.
     pub actual_size: Option<u64>,
     /// Cluster size in bytes, if the format has clusters.
     pub cluster_size: Option<u64>,
-    /// The image was not closed after its last use. `None`: the format does not record that.
+    /// Whether the image was not closed after its last use. `None`: the format does not record this.
     pub is_dirty: Option<bool>,
     /// Guest data is encrypted.
     pub is_encrypted: bool,
-    /// The backing file that the image names.
+    /// The reference to the backing file.
     pub backing: Option<BackingName>,
     /// The internal snapshots of the image.
     pub snapshots: Vec<SnapshotInfo>,
-    /// Information specific to the driver, as QAPI's `ImageInfoSpecific`.
+    /// Information that is specific to the driver, as a JSON object of the QAPI type `ImageInfoSpecific`.
     pub specific: Option<Value>,
     /// The limits of requests.
     pub limits: Arc<Limits>,
@@ -60,8 +60,8 @@ impl ImageInfo {
     /// Collects the information on an open image and on all nodes below it, with their snapshots.
     ///
     /// # Errors
-    /// [`NotFound`](crate::ErrorKind::NotFound) if the backend is closed; as the image reports if its snapshot table cannot be
-    /// read.
+    /// [`NotFound`](crate::ErrorKind::NotFound) if the backend is closed; the errors of the image if its snapshot table cannot
+    /// be read.
     pub async fn read(backend: &Backend) -> Result<Self> {
         let root = backend.node()?;
         let mut info = Self::of_node(&root);
@@ -111,21 +111,21 @@ impl ImageInfo {
         }
     }
 
-    /// The information as QAPI's `ImageInfo`. `with_limits` adds the key `limits`.
+    /// The information as a JSON object of the QAPI type `ImageInfo`. `with_limits` adds the key `limits`.
     pub fn to_json(&self, with_limits: bool) -> Value {
         crate::qapi::image_info(self, with_limits)
     }
 }
 
-/// Whether the driver has more information on its image than the size. For a driver that passes requests on, this also
-/// looks at its children.
+/// Whether the driver has more information on its image than the size. If the driver passes requests on, this is also true if a
+/// child has more information.
 pub fn has_own_info(node: &Node) -> bool {
     let knows = node.driver().info() != oxblk_core::ImageInfo::default();
     let passes_on = node.factory().passes_permissions();
     knows || passes_on && node.children().iter().any(|(_, edge)| has_own_info(edge.node()))
 }
 
-/// The cluster size, and whether the image is dirty. For a node that passes requests on, these are the values of its child.
+/// The cluster size, and whether the image is dirty. If the node passes requests on, the values of its child are returned.
 fn clusters_of(node: &Node) -> (u64, bool) {
     let info = node.driver().info();
     match node.child(ChildIdx::FILE) {

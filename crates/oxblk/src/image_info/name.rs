@@ -1,4 +1,4 @@
-//! The name with which a node can be opened again: its file name, or a `json:` name if the file name does not suffice.
+//! The name with which a node can be opened again: its file name, or a `json:` name if the file name is not sufficient.
 
 use oxblk_core::{ChildIdx, DriverKind, Node};
 use serde_json::{Map, Value, json};
@@ -8,11 +8,11 @@ use crate::qemu_json;
 /// Options that change the contents of a disk. If one is set, the file name alone would open a different disk.
 const STRONG: &[&str] = &["offset", "size", "read-zeroes", "latency-ns", "force_size_calc"];
 
-/// The file name of the node if it suffices to open the node again, otherwise the options as a `json:` name.
+/// The file name of the node if this is sufficient to open the node again; otherwise the options as a `json:` name.
 pub(super) fn of_node(node: &Node) -> String {
     let is_changed =
         node.options().keys().any(|key| STRONG.contains(&key)) || key_secret_of(node).is_some();
-    // A format on top of another format: probing the file by its name would not find the upper one.
+    // A format on top of another format. If the file were opened by its name, probing would find only the lower format.
     let stacked =
         node.child(ChildIdx::FILE).is_some_and(|f| f.factory().kind() != DriverKind::Protocol);
     match node.filename() {
@@ -21,7 +21,7 @@ pub(super) fn of_node(node: &Node) -> String {
     }
 }
 
-/// The ID of the secret that the node was opened with. Without this secret, the file name does not suffice either.
+/// The ID of the secret that the node was opened with. If there is such a secret, the file name is not sufficient.
 fn key_secret_of(node: &Node) -> Option<String> {
     node.options().take_options("encrypt")?.get_str("key-secret").map(str::to_owned)
 }

@@ -1,8 +1,8 @@
 //! The alignment of offsets, lengths and memory that `O_DIRECT` requires.
 //!
-//! The kernel is asked first (`statx`, since Linux 6.1), then a block device for its sector size. If neither reports it,
-//! small reads are tried. If a file system accepts a read of a single byte, it does not check alignment, and may then use
-//! the page cache. In this case the page size is used, which is always valid.
+//! The first source is `statx` (since Linux 6.1), the second is the sector size of a block device. If neither reports
+//! the alignment, small reads are tried. A file system that accepts a read of one byte does not check the alignment,
+//! and may use the page cache. In this case the alignment of requests is the page size, which is always valid.
 
 use std::os::fd::BorrowedFd;
 

@@ -25,8 +25,8 @@ impl CopyRange for FileDriver {
                 let (source, dest) =
                     (offset.saturating_add(done), target_offset.saturating_add(done));
                 match from.copy_range_to(source, &to, dest, len - done).await {
-                    // The source file ends here. The range beyond reads as zeroes, which only a copy through buffers
-                    // handles.
+                    // The source file ends here. The node reads as zeroes after this offset, which only a copy
+                    // through buffers handles.
                     Ok(0) => return Err(Error::unsupported("Copy offload ended early")),
                     Ok(copied) => done = done.saturating_add(copied),
                     Err(error) => return Err(converted(error)),
@@ -37,7 +37,8 @@ impl CopyRange for FileDriver {
     }
 }
 
-/// Converts an error: each errno that means "not with these files" makes the caller copy through buffers.
+/// Converts an error. If the errno means that the kernel cannot copy between these files, the caller gets
+/// "unsupported" and copies through buffers.
 fn converted(error: std::io::Error) -> Error {
     let impossible = [
         Errno::XDEV,

@@ -1,7 +1,7 @@
-//! Creates files.
+//! Creates image files, and prepares devices as images.
 //!
-//! An existing file is overwritten, as QEMU's tools do, but only after its locks are taken. So `create` with the name of a
-//! running guest's disk fails and does not destroy the disk.
+//! As in QEMU's tools, an existing file is overwritten, but only after its locks are taken. So `create` with the file
+//! name of the disk of a running guest fails and does not destroy the disk.
 
 use oxblk_core::create::{CreateOption, CreateRequest, CreateTarget, OptionType};
 use oxblk_core::{Errno, Error, Perm, Permissions, Preallocation, Result, names, strerror};
@@ -17,7 +17,7 @@ use super::resize;
 const SECTOR: u64 = 512;
 const DEFAULT_EXTENT_SIZE_HINT: u64 = 1 << 20;
 
-/// In the order in which `img create` prints them.
+/// The options for new files, in the order in which `img create` prints them.
 pub(super) const CREATE_OPTIONS: &[CreateOption] = &[
     SIZE,
     CreateOption {
@@ -43,7 +43,7 @@ pub(super) const CREATE_OPTIONS: &[CreateOption] = &[
 const SIZE: CreateOption =
     CreateOption { name: "size", kind: OptionType::Size, help: "Virtual disk size", default: None };
 
-/// A device cannot be preallocated.
+/// The options for devices, which cannot be preallocated.
 pub(super) const DEVICE_CREATE_OPTIONS: &[CreateOption] = &[
     SIZE,
     CreateOption {
@@ -84,7 +84,7 @@ fn parse(mut request: CreateRequest) -> Result<(String, Wanted)> {
     Ok((name, Wanted { size, preallocation, nocow, extent_size_hint }))
 }
 
-/// Creates a file, or prepares an existing file or device.
+/// Creates a file, or prepares an existing file or device as an image.
 pub(super) async fn create(factory: &FileFactory, request: CreateRequest) -> Result<()> {
     let (name, wanted) = parse(request)?;
     let path = factory.path_of(&name);
@@ -120,7 +120,7 @@ async fn close(file: File) -> Result<()> {
     file.close().await.map_err(|e| Error::from(e).prefix("Could not close the new file"))
 }
 
-/// Takes the locks of a creator; meanwhile no other process may change the size.
+/// Takes the locks for creating an image. While these locks are held, no other process can change the size.
 fn lock(fd: &OwnedFd, path: &str) -> Result<Option<FileLocks>> {
     let locks = FileLocks::new(fd, path)?;
     if let Some(locks) = &locks {
@@ -132,7 +132,7 @@ fn lock(fd: &OwnedFd, path: &str) -> Result<Option<FileLocks>> {
     Ok(locks)
 }
 
-/// Applies hints that only some file systems support; errors of the others are ignored.
+/// Applies hints. Errors are ignored, because only some file systems support these hints.
 fn apply_hints(fd: &OwnedFd, wanted: &Wanted) {
     if wanted.nocow
         && let Ok(flags) = rustix::fs::ioctl_getflags(fd)

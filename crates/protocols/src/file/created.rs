@@ -1,8 +1,9 @@
-//! The identity of a file that was created, for its removal.
+//! The identity of a new file, which is needed to remove the file safely.
 //!
-//! A name is not enough to remove an incomplete image: another program may have put another file in its place meanwhile. A
-//! descriptor identifies the file itself. While the descriptor is open, the host cannot give the file's inode number to
-//! another file. The descriptor has no access to the data, and it has no effect on the locks of the file.
+//! A name is not enough to remove an incomplete image, because another program may have replaced the file with
+//! another file of the same name. A descriptor identifies the file itself: while the descriptor is open, no other
+//! file gets the same inode number. The descriptor gives no access to the data (`O_PATH`) and has no effect on the
+//! locks of the file.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -12,16 +13,17 @@ use oxblk_core::{Error, Result, names};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-/// A regular file that was created.
+/// A new regular file.
 struct Created {
     fd: OwnedFd,
     path: PathBuf,
 }
 
-/// Opens a descriptor that identifies the new file at `path`. `None`: it is a device, which is not removed.
+/// Opens a descriptor that identifies the new file at `path`. Returns `None` if it is not a regular file, because
+/// devices are never removed.
 pub(super) fn hold(path: &str) -> Result<Option<Box<dyn CreatedFile>>> {
     let failed = |error: Error| error.prefix(format!("Could not open the new file '{path}'"));
-    // The file, not a symbolic link to it, is what was created.
+    // If `path` is a symbolic link, the new file is the target of the link.
     let real = std::fs::canonicalize(&*names::to_path(path)).map_err(|e| failed(e.into()))?;
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::open(&real, flags, Mode::empty()).map_err(|e| failed(error(e)))?;
@@ -75,7 +77,7 @@ mod tests {
     fn a_file_that_has_replaced_the_created_one_is_kept() {
         let kept = (Removal::Replaced, Some(b"other".to_vec()));
         let replaced = removal(|path| {
-            // The inode number of the removed file must not be used again for the other file.
+            // The host must not give the inode number of the removed file to the other file.
             std::fs::remove_file(path).unwrap();
             std::fs::write(path, b"other").unwrap();
         });

@@ -24,12 +24,12 @@ use super::zero::Refused;
 
 /// A file or block device of the host, or a file that the embedder (for example a test) provides.
 pub struct FileDriver {
-    /// The current file; a reopen replaces it while the node is drained.
+    /// The current file. A reopen replaces the file while the node is drained.
     pub(super) file: ArcSwap<File>,
     pub(super) kind: Kind,
     pub(super) path: String,
     pub(super) size: AtomicU64,
-    /// The engine of the current file.
+    /// The `aio` option of the current file.
     pub(super) aio: Mutex<AioOption>,
     pub(super) direct: AtomicBool,
     pub(super) no_flush: AtomicBool,
@@ -39,7 +39,7 @@ pub struct FileDriver {
     pub(super) extents: ExtentCache,
     durable: Durable,
     pub(super) read_only: AtomicBool,
-    /// The current permissions of the users of the node.
+    /// The current permissions of the parents of the node.
     pub(super) permissions: Mutex<Permissions>,
     pub(super) locks: Option<FileLocks>,
     pub(super) prepared: Mutex<Option<Prepared>>,
@@ -98,7 +98,7 @@ impl FileDriver {
         })
     }
 
-    /// The same driver, but it requires requests and memory aligned to `alignment` bytes (a power of two).
+    /// Makes the driver require that requests and memory are aligned to `alignment` bytes (a power of two).
     #[must_use]
     pub fn with_alignment(self, alignment: u32) -> Self {
         self.set_alignment(Alignment { request: alignment, memory: alignment });
@@ -123,7 +123,8 @@ impl FileDriver {
         self.sync_host(true).await
     }
 
-    /// Makes the host store everything durably.
+    /// Flushes the file. All flushes of the node use this function, because the host reports a failure to write data
+    /// only once, to the first caller.
     pub(super) async fn sync_host(&self, data_only: bool) -> Result<()> {
         self.durable.sync(self.current(), data_only, self.is_cached()).await
     }
@@ -138,8 +139,8 @@ impl FileDriver {
         !self.direct.load(Ordering::Acquire)
     }
 
-    /// Closes the file, then releases its locks. If the file was writable, an error of the host on close is the
-    /// result.
+    /// Closes the file, then releases its locks. Returns an error of the host on close if the file was writable. For
+    /// a read-only file, such an error is only logged.
     async fn close_file(&self) -> Result<()> {
         let file = self.file.swap(Arc::new(File::closed()));
         let file = Arc::try_unwrap(file).unwrap_or_else(|shared| File::clone(&shared));
@@ -194,7 +195,8 @@ impl Driver for FileDriver {
             self.current().write_all_at(data, offset, false).await?;
             self.grow_to(end);
             if fua {
-                // A write with O_DSYNC would also report failures to store other data, only once and only here.
+                // `RWF_DSYNC` is not used. The host reports a failure to write data only once, and such a write could
+                // get the error for the data of other writes.
                 self.flush_host().await?;
             }
             Ok(())

@@ -1,19 +1,20 @@
-//! Data and holes: `SEEK_DATA`/`SEEK_HOLE`, with a cache of the last extents found.
+//! Data and holes of the file (`SEEK_DATA`, `SEEK_HOLE`), with a cache of the extents that were found last.
 //!
-//! A lookup costs a system call, which is slow on some file systems and runs on a thread that may block. So a big file
-//! should not need one for each cluster. Normally only one extent of data is cached, and only until a discard, a zero write
-//! or a truncation: reporting a hole as data is harmless, reporting data as a hole is not. A lookup that finds a hole also
-//! fetches the data behind it. A lookup that was in flight during such a change is not cached (`generation`).
+//! A lookup is a system call on a worker thread, and slow on some file systems. The cache avoids a lookup for each
+//! cluster. Normally the cache contains one extent of data and no hole, because reporting a hole as data is harmless,
+//! but reporting data as a hole is not. A lookup that finds a hole also finds the data after the hole. A discard, a
+//! zero write or a truncation empties the cache. The result of a lookup that was in flight during such a change is
+//! not cached (`generation`).
 //!
-//! While nobody may write to the file (this node's users do not, and locks exclude other processes), holes stay holes. Then
-//! one lookup fetches several consecutive extents, and all of them are cached.
+//! If nobody may write to the file (no parent of this node writes, and locks exclude other processes), the extents do
+//! not change. In this case one lookup finds several consecutive extents, and all of them are cached.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use oxblk_core::{Perm, Permissions, Result, Status, StatusFlags};
 use oxblk_ring::{Extent, File};
 
-/// Number of extents of data per lookup in a file that nobody writes to.
+/// Number of extents of data per lookup in a file to which nobody may write.
 const AHEAD: usize = 32;
 
 #[derive(Default)]
@@ -27,7 +28,7 @@ struct Known {
     extents: Vec<Extent>,
 }
 
-/// The last extents found.
+/// The extents that were found last.
 #[derive(Default)]
 pub(super) struct ExtentCache(Mutex<Known>);
 
@@ -49,8 +50,8 @@ impl ExtentCache {
         known.forget();
     }
 
-    /// The cached extent at `offset`; if there is none, the number of extents of data to look up, and the generation to
-    /// pass to `remember`.
+    /// The cached extent at `offset`. If it is not cached: the number of extents of data to look up, and the
+    /// generation to pass to `remember`.
     fn find(&self, offset: u64) -> std::result::Result<Extent, (usize, u64)> {
         let known = self.lock();
         let at = known.extents.partition_point(|extent| extent.end <= offset);
@@ -60,7 +61,7 @@ impl ExtentCache {
         }
     }
 
-    /// Caches consecutive extents that were found from `start` on.
+    /// Caches consecutive extents that a lookup at `start` has found.
     fn remember(&self, mut start: u64, mut extents: Vec<Extent>, generation: u64) {
         let mut known = self.lock();
         if known.generation != generation {
@@ -88,13 +89,13 @@ fn here(offset: u64, len: u64, is_data: bool) -> Status {
     Status { len, flags, host: Some(offset), child: None }
 }
 
-/// Reports data without a system call.
+/// Reports the range as data, without a system call.
 pub(super) fn assume_data(offset: u64, len: u64) -> Status {
     here(offset, len, true)
 }
 
-/// The status of the start of `offset..offset + len`. Extents are extended or cut to multiples of `alignment`; a
-/// partial block counts as data.
+/// The status of a range that begins at `offset` and has at most `len` bytes. A block of `alignment` bytes that is
+/// partly data is reported as data.
 pub(super) async fn status(
     file: &File,
     cache: &ExtentCache,
@@ -110,7 +111,7 @@ pub(super) async fn status(
                 cache.remember(offset, extents, generation);
                 first.unwrap_or(Extent { is_data: true, end: offset.saturating_add(len) })
             }
-            // Another process truncated the file, and the offset is past its end: a hole.
+            // The offset is past the end, because another process has truncated the file. The range is a hole.
             Err(error) if error.raw_os_error() == Some(libc_enxio()) => {
                 return Ok(here(offset, len, false));
             }

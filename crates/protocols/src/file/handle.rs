@@ -16,7 +16,7 @@ pub(super) enum Kind {
     Given,
 }
 
-/// How to open.
+/// How to open a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Access {
     pub(super) read_only: bool,
@@ -31,9 +31,9 @@ pub(super) struct Handle {
     pub(super) kind: Kind,
 }
 
-/// Opens an existing file. Opening a pipe or a terminal must not block, so the file is opened non-blocking. When its
-/// type is known the descriptor is made blocking, because io_uring would otherwise return an error where it should
-/// wait.
+/// Opens an existing file. The file is opened non-blocking, because opening a pipe or a terminal must not block. When
+/// the type of the file is known, the descriptor is made blocking. Otherwise io_uring would return `EAGAIN` instead
+/// of waiting.
 pub(super) fn open(path: &str, access: Access) -> Result<Handle, Errno> {
     let mut flags = OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     flags |= if access.read_only { OFlags::RDONLY } else { OFlags::RDWR };
@@ -53,8 +53,8 @@ pub(super) fn open(path: &str, access: Access) -> Result<Handle, Errno> {
     }
 }
 
-/// Opens a path that must not contain a symbolic link. If the kernel cannot check this itself, the path of the open
-/// file is compared with the requested path.
+/// Opens a path that must not contain a symbolic link. If the kernel does not support this check, compares the path
+/// of the open file with the requested path.
 fn open_without_links(path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
     let path = names::to_path(path);
     match rustix::fs::openat2(CWD, &*path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
@@ -79,7 +79,7 @@ fn kind_of(fd: BorrowedFd<'_>) -> Result<Option<Kind>, Errno> {
     })
 }
 
-/// The tools' error for a file that cannot be opened.
+/// The error for a file that cannot be opened, with the message of QEMU's tools.
 pub(super) fn open_error(path: &str, errno: Errno, direct: bool) -> Error {
     let code = errno.raw_os_error();
     if matches!(errno, Errno::MFILE | Errno::NFILE) {
@@ -114,7 +114,8 @@ fn sysfs(fd: BorrowedFd<'_>) -> Result<String, Errno> {
     Ok(format!("/sys/dev/block/{major}:{minor}"))
 }
 
-/// A number from a block device's queue directory in sysfs; for a partition, from that of its disk.
+/// A number from the queue directory of a block device in sysfs; for a partition, from the queue directory of its
+/// disk.
 pub(super) fn queue_value(fd: BorrowedFd<'_>, name: &str) -> Option<u64> {
     let device = sysfs(fd).ok()?;
     let paths = [format!("{device}/queue/{name}"), format!("{device}/../queue/{name}")];

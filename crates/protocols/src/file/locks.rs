@@ -1,16 +1,15 @@
 //! Locks that prevent processes from using the same image in conflicting ways.
 //!
-//! Each of the four permissions has two lock bytes in the file (nothing is stored there): byte `100 + n` is locked by
-//! a process that takes permission `n`, byte `200 + n` by a process that does not share it. All locks are *shared*
-//! locks of the open file description, so any number of processes may hold each. Conflicts are detected by querying
-//! whether another process holds the opposite byte. This is QEMU's protocol, so running QEMU processes and this
-//! driver exclude one another.
+//! Each of the four permissions has two lock bytes in the file; the contents of these bytes do not matter. A process
+//! that takes permission `n` locks byte `100 + n`. A process that does not share permission `n` locks byte `200 + n`.
+//! All locks are *shared* locks of the open file description, so any number of processes may lock the same byte. A
+//! process detects a conflict by a query whether another process has locked the opposite byte. QEMU uses the same
+//! protocol, so QEMU processes and this driver exclude one another.
 //!
-//! A process first takes its locks, then checks for conflicts. Two processes that start at the same time may both see
-//! the other and both be refused; they can never both succeed.
+//! A process first takes its locks, then checks for conflicts. If two processes start at the same time, both may see
+//! the locks of the other and fail. They never both succeed.
 //!
-//! The locks are held on their own descriptor, so that a reopen of the data descriptor does not conflict with the
-//! locks of the old one.
+//! The locks have their own descriptor, so that they do not conflict with a new data descriptor during a reopen.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -52,9 +51,9 @@ pub struct FileLocks {
 }
 
 impl FileLocks {
-    /// Prepares locking of the file open as `fd`; no lock is taken yet. Messages name the file `path`. Returns `None`
-    /// if locks of open file descriptions are not supported (an old kernel, or a file system without them). Other
-    /// lock errors are reported when locks are taken.
+    /// Prepares locking of the file open as `fd`. No lock is taken yet. `path` is the file name in messages. Returns
+    /// `None` if the kernel or the file system does not support locks of open file descriptions. Other errors of the
+    /// query are ignored; [`set`](Self::set) reports them.
     ///
     /// # Errors
     /// The host's error.
@@ -77,7 +76,7 @@ impl FileLocks {
     /// Changes the locks to those of `permissions`.
     ///
     /// # Errors
-    /// If another process holds a conflicting lock; then the previous locks remain.
+    /// If another process holds a conflicting lock. In this case the previous locks remain.
     pub fn set(&self, permissions: Permissions) -> Result<()> {
         let wanted = Held::of(permissions);
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
@@ -103,7 +102,7 @@ impl FileLocks {
         Ok(())
     }
 
-    /// Checks whether another process holds a lock opposite to those wanted.
+    /// Returns an error if another process holds a lock that conflicts with `wanted`.
     fn look(&self, wanted: Held) -> Result<()> {
         for (bit, perm) in bits(wanted.taken) {
             self.look_at(UNSHARED + bit, || format!("Failed to get \"{}\" lock", perm.names()))?;
@@ -150,8 +149,8 @@ fn do_not_exist(error: &io::Error) -> bool {
     errnos.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// Repeats a call that a signal interrupts, which happens on network file systems. The number of attempts is limited;
-/// after the last one the error is reported.
+/// Repeats a call that a signal interrupts, which happens on network file systems. Returns the error if all attempts
+/// are interrupted.
 fn uninterrupted<T>(call: impl Fn() -> io::Result<T>) -> io::Result<T> {
     const ATTEMPTS: u32 = 100;
     let mut attempt = 1;
@@ -214,7 +213,7 @@ mod tests {
         second.set(permissions(read, Perm::all())).unwrap();
         first.set(permissions(read, read)).unwrap();
         second.set(permissions(read | Perm::RESIZE, Perm::all())).unwrap_err();
-        // If the resize lock had remained, the first process could not change what it shares.
+        // If the resize lock of the second process remained, this change by the first process would fail.
         first.set(permissions(read | Perm::WRITE, read)).unwrap();
         // The previous read lock is still held.
         let error = first.set(permissions(Perm::WRITE, Perm::empty())).unwrap_err();

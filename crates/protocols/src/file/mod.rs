@@ -16,9 +16,9 @@
 //! | `copy` | copy offload |
 //! | `reopen` | replacing the descriptor of a node |
 //!
-//! Reads and writes inside the file do not go through this driver: [`FileDriver`] answers `map` with "in the host
-//! file, at the same offset", and core submits the operation itself. The driver executes all other requests: growth,
-//! zero writes, discards, status, flushes.
+//! The driver does not execute reads and writes inside the file: `map` of [`FileDriver`] returns the same offset in
+//! the host file, and core submits the operation. The driver executes all other requests: growth, zero writes,
+//! discards, status, flushes.
 
 mod align;
 mod copy;

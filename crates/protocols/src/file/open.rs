@@ -1,4 +1,4 @@
-//! The two factories, `file` and `host_device`, and how they open.
+//! The two factories, `file` and `host_device`, and how they open a file or device.
 
 use oxblk_core::create::{CreateOption, CreateRequest, CreatedFile};
 use oxblk_core::{
@@ -29,7 +29,7 @@ pub struct FileFactory {
 }
 
 impl FileFactory {
-    /// The path in a file name: the name without this driver's prefix.
+    /// The path in a file name: the name without the prefix of this driver.
     pub(super) fn path_of<'n>(&self, filename: &'n str) -> &'n str {
         let rest = filename.strip_prefix(self.name).and_then(|rest| rest.strip_prefix(':'));
         rest.unwrap_or(filename)
@@ -53,7 +53,7 @@ impl FileFactory {
     }
 
     async fn open_file(&self, context: &mut OpenContext) -> Result<FileDriver> {
-        // A value that is not text names no file.
+        // A value that is not a string counts as an empty file name, which is refused.
         let path = context.options.get_str("filename").unwrap_or_default().to_owned();
         self.check_named(&path)?;
         let options: FileOptions = context.options.extract()?;
@@ -149,7 +149,7 @@ impl DriverFactory for FileFactory {
         let path = self.path_of(filename);
         let first = path.split('/').next().unwrap_or_default();
         if path != filename && first.contains(':') {
-            // A path without prefix must not look as if it had one.
+            // Without the prefix, the path would begin with something that looks like another prefix.
             options.insert("filename", format!("./{path}"));
         } else {
             options.insert("filename", path);

@@ -14,33 +14,33 @@ pub struct FileOptions {
     pub locking: Option<String>,
     /// `threads`, `native` or `io_uring`.
     pub aio: Option<String>,
-    /// Maximum number of requests submitted to the kernel in one call. The engine batches by itself, so the value is only
-    /// checked.
+    /// Maximum number of requests per submission to the kernel. The value has no effect, because the engine chooses
+    /// the size of its batches.
     pub aio_max_batch: Option<u64>,
-    /// Object that manages persistent reservations: not available.
+    /// ID of the object that manages persistent reservations. Such objects do not exist, so the option is refused.
     pub pr_manager: Option<String>,
-    /// Drop the page cache when a migration transfers the image to another host.
+    /// Whether a migration to another host drops the page cache. The option is accepted and has no effect.
     pub drop_cache: Option<bool>,
-    /// Debugging aid for `drop_cache`; accepted and without effect.
+    /// Debugging aid for `drop_cache`. The option is accepted and has no effect.
     pub x_check_cache_dropped: Option<bool>,
 }
 
 /// Whether other processes are excluded by locks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Locking {
-    /// If the host supports locks on the file.
+    /// Locks are used if the host supports locks on the file.
     #[default]
     Auto,
-    /// Always; opening fails if the host does not support it.
+    /// Locks are used; opening fails if the host does not support locks on the file.
     On,
-    /// Never.
+    /// No locks are used.
     Off,
 }
 
 /// The `aio` option.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AioOption {
-    /// No option given: io_uring if it is available, which is always the fastest here.
+    /// The option is not given: io_uring if it is available, otherwise worker threads.
     #[default]
     Default,
     /// Blocking calls on worker threads.
@@ -52,7 +52,7 @@ pub enum AioOption {
 }
 
 impl AioOption {
-    /// The engine's value for it.
+    /// The corresponding setting of the I/O engine.
     pub fn engine(self) -> Aio {
         match self {
             Self::Default | Self::IoUring => Aio::IoUring,
@@ -76,7 +76,7 @@ impl FileOptions {
     /// The `locking` option.
     ///
     /// # Errors
-    /// If it is none of the three words.
+    /// If the value is none of the three words.
     pub fn locking(&self) -> Result<Locking> {
         match self.locking.as_deref() {
             None | Some("auto") => Ok(Locking::Auto),
@@ -86,10 +86,10 @@ impl FileOptions {
         }
     }
 
-    /// The `aio` option, or the opener's preference if there is none, checked against the cache mode.
+    /// The `aio` option, or `preferred` if the option is not given. `direct` is the cache mode (`cache.direct`).
     ///
     /// # Errors
-    /// If it is none of the three words, or `native` without `cache.direct=on`.
+    /// If the value is none of the three words, or is `native` without `cache.direct=on`.
     pub fn aio(&self, direct: bool, preferred: Option<Aio>) -> Result<AioOption> {
         let wanted = match (self.aio.as_deref(), preferred) {
             (None, None) => AioOption::Default,
@@ -104,10 +104,10 @@ impl FileOptions {
         Ok(wanted)
     }
 
-    /// Refuses a persistent reservation manager: there is none.
+    /// Refuses the option `pr-manager`, because persistent reservation managers are not supported.
     ///
     /// # Errors
-    /// If one was named.
+    /// If the option is given.
     pub fn refuse_pr_manager(&self) -> Result<()> {
         match &self.pr_manager {
             None => Ok(()),

@@ -1,7 +1,7 @@
 //! Reopen: replaces the descriptor of a node, with or without write access, with or without the page cache.
 //!
-//! `prepare` opens the new descriptor and examines it, `commit` makes it the current one. The locks stay on their own
-//! descriptor throughout; the permissions of the graph decide whether writing is allowed.
+//! `prepare` opens and examines the new descriptor, and `commit` makes it the current descriptor. A reopen does not
+//! change the locks, which have their own descriptor. The permissions of the graph decide whether writes are allowed.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +19,7 @@ use super::options::{AioOption, FileOptions, Locking};
 
 /// A prepared reopen that waits for commit or abort.
 pub(super) struct Prepared {
-    /// `None`: the same file remains (the embedder provided it).
+    /// The new file; `None` if the file is from the embedder, because such a file is not replaced.
     file: Option<SharedFile>,
     alignment: Alignment,
     aio: AioOption,
@@ -43,7 +43,7 @@ impl FileDriver {
         let (read_only, no_symlinks) = (flags.read_only, flags.no_symlinks);
         let access = Access { read_only, direct, no_symlinks };
         let failed = |errno| match errno {
-            // The reopen names no file, unlike a tool that opens an image.
+            // `open_error` returns no file name for these errors, so add it here.
             Errno::MFILE | Errno::NFILE => Error::from_errno(errno.raw_os_error())
                 .prefix(format!("Could not open '{}'", self.path)),
             errno => handle::open_error(&self.path, errno, direct),
@@ -63,8 +63,8 @@ impl FileDriver {
         Ok(Prepared { file, alignment, aio, read_only, direct, no_flush })
     }
 
-    /// Makes the host report errors that a close of the current descriptor would report, while the reopen can still
-    /// fail. Afterwards the descriptor has no data left to store.
+    /// Closes a duplicate of the current descriptor if the file is writable. The host then reports errors of earlier
+    /// writes, while the reopen can still fail. So the later close of the descriptor has no data to write.
     async fn settle_descriptor(&self) -> Result<()> {
         if self.read_only.load(Ordering::Acquire) {
             return Ok(());
@@ -73,7 +73,7 @@ impl FileDriver {
         self.close_handle().await.map_err(could_not_close)
     }
 
-    /// Checks the options of a reopen; options that cannot change must have their current values.
+    /// Checks the options of a reopen. An option that cannot change must have its current value.
     fn check_unchanged(&self, mut options: Options) -> Result<FileOptions> {
         let own: FileOptions = options.extract()?;
         if let Some(key) = options.keys().next() {

@@ -1,7 +1,7 @@
-//! Changes the size, with or without preallocation.
+//! Changes the size of a file, with or without preallocation.
 //!
-//! Added space reads as zeroes, because files behave so. If a preallocation fails half-way, the old size is restored.
-//! Devices have a fixed size: any size up to it is accepted, so that formats can be created on them.
+//! The host extends files with zeroes. If a preallocation fails, the old size is restored. The size of a device is
+//! fixed. A resize to this size or a smaller size succeeds without effect, so that formats can be created on devices.
 
 use std::sync::atomic::Ordering;
 
@@ -53,7 +53,7 @@ fn check_device(current: u64, size: u64, preallocation: Preallocation) -> Result
     Ok(())
 }
 
-/// Sets the size of a regular file. The written data is not durable yet.
+/// Sets the size of a regular file. The caller flushes the file if necessary.
 pub(super) async fn set_size(file: &File, size: u64, preallocation: Preallocation) -> Result<()> {
     let current = file.len().await.map_err(|e| Error::from(e).prefix("Could not get file size"))?;
     if size < current && preallocation != Preallocation::Off {
@@ -68,7 +68,7 @@ pub(super) async fn set_size(file: &File, size: u64, preallocation: Preallocatio
         }
     };
     if outcome.is_err() {
-        // The first failure is the one that is reported.
+        // The caller gets the error of the preallocation; an error of this call is only logged.
         if let Err(error) = file.set_len(current).await {
             tracing::warn!(%error, "cannot restore the size of a file");
         }

@@ -1,5 +1,5 @@
-//! Temporary files. If the file system allows it, they have no name, so that nobody else can open or replace them and
-//! no file remains after a crash.
+//! Temporary files without a name, so that no other process can open or replace them, and no file remains after a
+//! crash. If the file system does not support `O_TMPFILE`, the file is created with a name and unlinked immediately.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -46,7 +46,8 @@ fn temporary_in(dir: &Path) -> Result<OwnedFd, Errno> {
     Err(Errno::EXIST)
 }
 
-/// A number that two attempts are unlikely to share. Safety comes from `O_EXCL`, not from this number.
+/// A number for the file name, which is probably different in each attempt. `O_EXCL` excludes an existing file of the
+/// same name.
 fn random(attempt: u32) -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one((attempt, io::stdin as fn() -> io::Stdin as usize))

@@ -1,7 +1,8 @@
-//! Zeroing and discarding by the host. It records which operations the host does not support.
+//! Zero writes and discards on the host, and a record of the operations that the host does not support.
 //!
-//! Each operation has a flag: once the file system has reported it as unsupported, it is not tried again. Only "not
-//! supported" counts: an error for one range (alignment, a quota) does not apply to the next range.
+//! Each operation has a flag. When the host has reported an operation as unsupported, the flag is set, and the
+//! operation is not tried again. Other errors (alignment, quota) do not set the flag, because they apply only to one
+//! range.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -30,8 +31,8 @@ fn unsupported() -> Error {
 }
 
 impl Refused {
-    /// Calls the host unless it does not support the operation. Returns `None` if it does not, or if it refuses this
-    /// range.
+    /// Executes `call` if `refused` is not set. Returns `None` if the host does not support the operation, or does
+    /// not support it for this range.
     async fn attempt(
         refused: &AtomicBool,
         call: impl Future<Output = io::Result<()>>,
@@ -44,14 +45,14 @@ impl Refused {
                 refused.store(true, Relaxed);
                 None
             }
-            // The operation does not work for this range (for example unaligned on a block device); it may work for
-            // another.
+            // The host refuses this range, for example an unaligned range of a block device. It may accept another
+            // range.
             Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => None,
             outcome => Some(outcome),
         }
     }
 
-    /// Makes a range read as zeroes; with `unmap` preferably as a hole.
+    /// Makes a range read as zeroes. With `unmap`, the range becomes a hole if possible.
     pub(super) async fn zero(
         &self,
         file: &File,
@@ -79,14 +80,14 @@ impl Refused {
         self.punch_and_allocate(file, offset, len).await
     }
 
-    /// The effect of `zero range` in two steps, for file systems that support only these.
+    /// Has the effect of `FALLOC_FL_ZERO_RANGE` in two steps, for file systems that do not support this mode.
     async fn punch_and_allocate(&self, file: &File, offset: u64, len: u64) -> Result<()> {
         let punch = file.fallocate(Falloc::PunchHole, offset, len);
         match Self::attempt(&self.punch_hole, punch).await {
             None => Err(unsupported()),
             Some(Err(error)) => Err(error.into()),
             Some(Ok(())) => {
-                // The hole already reads as zeroes, so failing to reserve its space is not an error.
+                // The hole already reads as zeroes, so a failure to allocate its space is ignored, except `ENOSPC`.
                 let reserve = file.fallocate(Falloc::AllocateKeepSize, offset, len).await;
                 match reserve {
                     Err(error) if error.raw_os_error() == Some(Errno::NOSPC.raw_os_error()) => {

@@ -1,4 +1,4 @@
-//! A graph with this crate's drivers only, and files to open in it.
+//! Helpers: a graph that has only the drivers of this crate, and functions that open, read and write nodes.
 
 use std::path::Path;
 
@@ -18,7 +18,8 @@ pub fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// Opens the node described by `options` (dotted keys), with a backend that reads, writes and resizes.
+/// Opens the node described by `options` (dotted keys), with a backend that reads. If the node is writable, the
+/// backend also writes and resizes.
 pub async fn open_with(graph: &Graph, options: &str, flags: OpenFlags) -> Result<Backend> {
     let node = graph.open(Options::from_dotted(options, None)?, flags).await?;
     let mut taken = Perm::CONSISTENT_READ;
@@ -32,7 +33,7 @@ pub async fn open(options: &str) -> Result<Backend> {
     open_with(&graph(), options, OpenFlags { unmap: true, ..OpenFlags::default() }).await
 }
 
-/// Opens an existing file of `bytes` bytes with `options` in addition to its name.
+/// Opens the existing file at `path`. `options` (`,key=value`) are added to its name.
 pub async fn open_file(path: &Path, options: &str) -> Result<Backend> {
     let name = text(path).replace(',', ",,");
     open(&format!("driver=file,filename={name}{options}")).await

@@ -1,4 +1,5 @@
-//! `host_device` on a loop device, if the kernel has loop devices and the test may create one.
+//! Tests of `host_device` on a loop device. They are skipped if the kernel has no loop devices or the user is not
+//! root.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,7 +16,7 @@ struct Loop {
 }
 
 impl Loop {
-    /// `None`, with a message, if no loop device can be created.
+    /// Creates a loop device. If this is not possible, prints a message and returns `None`.
     fn new(size: u64, read_only: bool) -> Option<Self> {
         if !Path::new("/dev/loop-control").exists() {
             eprintln!("skipped: this kernel has no loop devices");

@@ -1,4 +1,4 @@
-//! The `file` driver on real files.
+//! Tests of the `file` driver on files of the host.
 
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
@@ -102,7 +102,7 @@ fn holes_are_cached_only_while_nobody_may_write() {
             shared: Perm::CONSISTENT_READ | Perm::WRITE_UNCHANGED,
         };
         let reader = Backend::new(&graph, "", Arc::clone(&node), read_only).unwrap();
-        // Forwards, which uses the cached lookups, then backwards.
+        // First in ascending order, which uses the cached extents, then in descending order.
         for index in (0..200).chain((0..200).rev()) {
             assert_eq!(hole_at(&reader, index * EXTENT).await, index % 2 == 1, "{index}");
         }
@@ -218,7 +218,7 @@ fn open_failures_are_reported_with_the_messages_of_qemus_tools() {
 
 #[test]
 fn a_file_that_cannot_be_written_becomes_read_only_only_if_allowed() {
-    // A kernel attribute file: it reports a size of one page, and even root may not write it.
+    // A file of sysfs. Its size is one page, and even root may not open it for writing.
     let path = "/sys/devices/system/cpu/possible";
     block_on(async {
         let refused = open(&format!("driver=file,locking=off,filename={path}")).await;
@@ -306,7 +306,7 @@ fn copies_between_files_are_done_by_the_kernel() {
         let target = open_file(to.path(), "").await.unwrap();
         match source.copy_to(4096, &target, 8192, 65536).await {
             Ok(()) => assert_eq!(read(&target, 8192, 65536).await, pattern(69632, 3)[4096..]),
-            // The file system of the tests may not support it; this must not look like a failure.
+            // If the file system does not support the copy, the error must be "unsupported".
             Err(error) => assert_eq!(error.kind(), ErrorKind::Unsupported),
         }
         source.close().await.unwrap();

@@ -1,4 +1,4 @@
-//! Locks against the installed QEMU tools, in both directions.
+//! Tests of file locks between this driver and the installed QEMU tools, in both directions.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -8,7 +8,7 @@ use crate::common::{error, graph, open_file, text};
 use oxblk_core::{Backend, OpenFlags, Options, Perm, Permissions};
 use oxblk_ring::block_on;
 
-/// A qemu-io process that keeps an image open until dropped.
+/// A qemu-io process that keeps an image open until this value is dropped.
 struct Holder(Child);
 
 impl Holder {
@@ -20,7 +20,7 @@ impl Holder {
             .stdout(Stdio::piped())
             .spawn()
             .expect("qemu-io is installed");
-        // It answers the first command only after the image is open.
+        // qemu-io answers the first command only after the image is open.
         child.stdin.as_mut().unwrap().write_all(b"length\n").unwrap();
         let mut answer = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut answer).unwrap();
@@ -48,7 +48,8 @@ fn qcow2(dir: &Path) -> std::path::PathBuf {
     path
 }
 
-/// Opens the file as a format driver does: it writes, and it shares neither writing nor resizing.
+/// Opens the file with the permissions that a format driver takes: it writes and resizes, and shares neither
+/// permission.
 async fn open_as_format(path: &Path) -> oxblk_core::Result<Backend> {
     let options = format!("driver=file,filename={}", text(path));
     let graph = graph();
@@ -85,7 +86,7 @@ fn an_image_that_qemu_has_open_for_writing_is_refused_until_qemu_ends() {
             .create_image(&text(&path), "file", &Options::from_dotted("size=0", None).unwrap())
             .await;
         assert_eq!(error(create), "Failed to get \"write\" lock");
-        // Reading works if it demands nothing of other users, and so does ignoring the locks.
+        // A reader that shares all permissions is accepted, and so is a writer without locks.
         let options = ",read-only=on";
         open_file(&path, options).await.unwrap().close().await.unwrap();
         open_file(&path, ",locking=off").await.unwrap().close().await.unwrap();
@@ -95,7 +96,7 @@ fn an_image_that_qemu_has_open_for_writing_is_refused_until_qemu_ends() {
 }
 
 #[test]
-fn qemu_is_refused_an_image_open_for_writing_here_until_it_is_closed() {
+fn an_image_open_for_writing_is_refused_to_qemu_until_it_is_closed() {
     let dir = tempfile::tempdir().unwrap();
     let path = qcow2(dir.path());
     block_on(async {
@@ -117,7 +118,7 @@ fn qemu_is_refused_an_image_open_for_writing_here_until_it_is_closed() {
 }
 
 #[test]
-fn readers_on_both_sides_share_an_image() {
+fn readers_of_qemu_and_of_this_driver_share_an_image() {
     let dir = tempfile::tempdir().unwrap();
     let path = qcow2(dir.path());
     let _holder = Holder::new(&["-r", "-f", "qcow2"], &path);
@@ -129,7 +130,7 @@ fn readers_on_both_sides_share_an_image() {
 }
 
 #[test]
-fn with_locking_off_others_may_open_the_image_for_writing() {
+fn with_locking_off_qemu_may_open_the_image_for_writing() {
     let dir = tempfile::tempdir().unwrap();
     let path = qcow2(dir.path());
     block_on(async {

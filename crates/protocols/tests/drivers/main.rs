@@ -1,4 +1,5 @@
-//! The protocol drivers through the graph: on files, devices, a simulated disk, and against the installed tools.
+//! Tests of the protocol drivers in a graph: on files, devices and a simulated disk, and file locks between these
+//! drivers and the installed QEMU tools.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 

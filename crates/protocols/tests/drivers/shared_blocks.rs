@@ -1,4 +1,4 @@
-//! Several threads write parts of the same blocks of a file that requires aligned requests.
+//! Tests of threads that concurrently write parts of the same blocks of a file that requires aligned requests.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -14,7 +14,7 @@ const BLOCK: u64 = 4096;
 const PART: u64 = BLOCK / THREADS;
 const BLOCKS: u64 = 60;
 
-/// The process's I/O threads, shared by the tests because their number is limited.
+/// The I/O threads of all tests of this process, because a process can have only a limited number of I/O threads.
 fn threads() -> &'static [IoThread] {
     static STARTED: OnceLock<Vec<IoThread>> = OnceLock::new();
     STARTED.get_or_init(|| {
@@ -33,7 +33,7 @@ async fn empty_file() -> (Graph, Arc<Edge>) {
     (graph, Edge::attach(node, "test", "root", all).unwrap())
 }
 
-/// What a thread does to its part of a block.
+/// The change that a thread makes to its part of a block.
 type Change = fn(Arc<Edge>, u64, u8) -> oxblk_core::BoxFuture<'static, ()>;
 
 fn part_of(edge: Arc<Edge>, offset: u64, value: u8) -> oxblk_core::BoxFuture<'static, ()> {
@@ -43,7 +43,8 @@ fn part_of(edge: Arc<Edge>, offset: u64, value: u8) -> oxblk_core::BoxFuture<'st
     })
 }
 
-/// Every thread changes its part of each of `BLOCKS` new blocks, all threads at about the same time.
+/// Each thread changes its part of each of `BLOCKS` new blocks. All threads change the same block at about the same
+/// time.
 fn write_in_step(edge: &Arc<Edge>, change: Change) {
     let turn = Arc::new(AtomicU64::new(0));
     let writers: Vec<_> = threads()
@@ -91,8 +92,8 @@ fn concurrent_writes_of_parts_of_a_new_block_preserve_one_another() {
 
 #[test]
 fn concurrent_writes_of_whole_new_blocks_and_of_parts_preserve_one_another() {
-    // The first thread writes each block as a whole, before or after the other threads write their parts. Whatever
-    // the order, the last writer of a part wins.
+    // The first thread writes each complete block, before or after the other threads write their parts. The part has
+    // the value of its last writer, in every order.
     let (graph, edge) = block_on(empty_file());
     write_in_step(&edge, |edge, offset, value| {
         if value != 1 {
@@ -131,7 +132,7 @@ fn copy_offload_and_concurrent_writes_of_parts_preserve_one_another() {
         Box::pin(async move {
             let ones = ONES.get().unwrap();
             if let Err(error) = ones.copy_to(0, &edge, offset, BLOCK).await {
-                // Also if another thread is writing a part of the block.
+                // `copy_to` is also unsupported while another thread writes a part of the block.
                 assert_eq!(error.kind(), ErrorKind::Unsupported);
                 edge.write(offset, vec![1; 4096].into(), WriteFlags::empty()).await.unwrap();
             }

@@ -1,4 +1,4 @@
-//! The `file` driver on a simulated disk with faults.
+//! Tests of the `file` driver on a simulated disk with faults.
 
 use std::sync::{Arc, Barrier};
 
@@ -26,7 +26,7 @@ fn fail(op: FaultOp, errno: i32, once: bool) -> FailRule {
     FailRule { op, nth: None, range: None, errno, once }
 }
 
-/// The next sync fails, and later ones succeed: the host reports the loss of data only once.
+/// Makes the next sync fail and later syncs succeed, because a host reports the loss of data only once.
 fn fail_next_sync(disk: &sim::Disk) {
     disk.set_faults(Faults {
         fail: vec![fail(FaultOp::Sync, Errno::IO, true)],
@@ -59,7 +59,7 @@ fn a_short_aligned_write_is_completed() {
         sim::run(seed, async {
             let backend = backend(&disk, 512);
             let (one, other) = (pattern(65_536, 7), pattern(100, 9));
-            // The second write needs a block of the first, and waits for it.
+            // The second write changes a part of a block of the first write, and waits for the first write.
             futures_util::future::join(
                 write(&backend, 4096, &one),
                 write(&backend, 4096 + 65_536 - 612, &other),
@@ -82,7 +82,7 @@ fn no_flush_succeeds_after_a_failed_flush() {
         assert_eq!(error(backend.flush().await), "Input/output error");
         write(&backend, 0, b"more").await;
         assert_eq!(error(backend.flush().await), "Input/output error");
-        // Lost data stays lost, also after a reopen.
+        // The error remains after a reopen, because the data is lost.
         backend.reopen(Options::new()).await.unwrap();
         assert_eq!(error(backend.flush().await), "Input/output error");
     });
@@ -229,7 +229,8 @@ fn unsupported_zeroing_falls_back_to_writes_and_is_tried_only_once() {
         assert_eq!(read(&backend, 1000, 5000).await, [0; 5000]);
         // A discard that the host does not support is not an error.
         backend.discard(0, 4096).await.unwrap();
-        // Both operations are known as unsupported: they are not tried again, although they would work now.
+        // The driver has recorded both operations as unsupported. It does not try them again, although they would
+        // succeed now.
         disk.set_faults(Faults::default());
         let refused = backend.write_zeroes(8192, 4096, ZeroFlags::NO_FALLBACK).await;
         assert_eq!(refused.unwrap_err().raw_errno(), Errno::OPNOTSUPP);

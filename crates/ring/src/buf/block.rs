@@ -1,8 +1,8 @@
 //! The refcounted memory behind the buffer views.
 //!
-//! A [`Block`] is a header that describes one run of bytes: where the bytes lie, how many views share them and where
-//! the memory goes when the last view is dropped. Headers are recycled together with their memory, so that taking a
-//! buffer from a pool allocates nothing. All bytes of a block are initialised from the moment the block is made.
+//! A [`Block`] is a header that describes one run of bytes: the address of the bytes, the number of views that share
+//! them, and the place to which the memory returns when the last view is dropped. Headers are recycled together with
+//! their memory, so a buffer from a pool needs no allocation. All bytes of a block are always initialised.
 
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicPtr;
@@ -12,17 +12,17 @@ use super::pool::{self, Arena};
 use super::references::References;
 use super::returned::Linked;
 
-/// Where the memory of a block goes when its last reference is dropped.
+/// The place to which the memory of a block returns when the last reference is dropped.
 #[derive(Clone, Copy)]
 pub(crate) enum Home {
-    /// A piece of a registered arena. The pointer is valid while the block is in use, because the block then counts
-    /// as a reference to the arena.
+    /// A piece of a registered arena. The pointer is valid while the block is in use, because a block in use keeps
+    /// the arena alive.
     Arena(NonNull<Arena>),
     /// A size class of the per-thread cache.
     Small(usize),
-    /// Page-mapped memory, kept by the bounded process-wide cache.
+    /// Mapped pages, which return to the bounded process-wide cache.
     Mapped,
-    /// Taken over from a `Vec<u8>` of the block's capacity.
+    /// The memory of a `Vec<u8>` with the capacity of the block.
     Vec,
     /// Memory that is never freed and never unique.
     Static,
@@ -56,7 +56,7 @@ impl Block {
     }
 }
 
-/// One counted reference to a [`Block`].
+/// A reference to a [`Block`]. It is included in the reference count of the block.
 pub(crate) struct BlockRef(NonNull<Block>);
 
 // SAFETY: the count is atomic, and the views govern access to the bytes (disjoint unique ranges or shared read-only
@@ -66,10 +66,10 @@ unsafe impl Send for BlockRef {}
 unsafe impl Sync for BlockRef {}
 
 impl BlockRef {
-    /// Takes over the one reference that the count of a fresh or recycled header stands for.
+    /// Makes the first reference to a new or recycled block, and sets the reference count to 1.
     ///
     /// # Safety
-    /// `block` is valid, nobody else uses it, and its count is meant to become one.
+    /// `block` is valid, and no reference to it exists.
     pub(super) unsafe fn adopt(block: NonNull<Block>) -> BlockRef {
         // SAFETY: valid by the caller's promise.
         unsafe { block.as_ref() }.refs.restart();

@@ -4,15 +4,16 @@ use std::ptr::NonNull;
 
 use super::block::{Block, BlockRef};
 
-/// A block without references, which only its holder may use: the holder hands it out, keeps it for reuse, or frees
-/// it.
+/// A block without references. Only the owner of this value may use the block: the owner makes a reference to it,
+/// keeps it for reuse, or frees it.
 ///
-/// Invariant: the header is valid and leaked from a `Box`, and no reference or other `FreeBlock` of it exists. The
-/// memory of a piece of an arena is valid only while the arena exists; a cache that keeps pieces keeps the arena as
-/// well.
+/// Invariant: the header is valid and leaked from a `Box`, and neither a reference to the block nor another
+/// `FreeBlock` of it exists. A piece of an arena is valid only while the arena exists, so a cache of pieces also
+/// keeps the arena.
 pub(super) struct FreeBlock(NonNull<Block>);
 
-// SAFETY: nobody but the holder uses the header and the memory (invariant), and neither is tied to a thread.
+// SAFETY: only the owner of this value uses the header and the memory (invariant), and both may be used on any
+// thread.
 unsafe impl Send for FreeBlock {}
 
 impl FreeBlock {
@@ -33,13 +34,13 @@ impl FreeBlock {
 
     /// Returns the first reference to the block.
     pub(super) fn hand_out(self) -> BlockRef {
-        // SAFETY: valid, and nobody else has it (invariant), now that this value is gone.
+        // SAFETY: the header is valid and nobody else uses it (invariant), and this call consumes the value.
         unsafe { BlockRef::adopt(self.0) }
     }
 
-    /// Returns the header, to be freed. The caller decides what happens to the memory.
+    /// Returns the header, which is freed when it is dropped. The caller reuses or frees the memory.
     pub(super) fn into_header(self) -> Box<Block> {
-        // SAFETY: leaked from a `Box`, and nobody else has it (invariant).
+        // SAFETY: the header was leaked from a `Box`, and nobody else uses it (invariant).
         unsafe { Box::from_raw(self.0.as_ptr()) }
     }
 

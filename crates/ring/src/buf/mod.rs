@@ -1,18 +1,18 @@
 //! Owned I/O memory.
 //!
-//! The kernel may touch a buffer long after the future that started the operation was dropped, so nothing here is
-//! ever borrowed: an operation takes a buffer by value and returns it when it has completed.
+//! The kernel may access a buffer long after the future of the operation was dropped. Therefore an operation never
+//! borrows a buffer: it takes the buffer by value and returns it on completion.
 //!
 //! * [`IoBufMut`] is the unique view of a range of refcounted memory; it can be split into disjoint
 //!   views, joined again, and frozen.
-//! * [`IoBuf`] is a shared, immutable view; it turns back into [`IoBufMut`] when it is the last one.
+//! * [`IoBuf`] is a shared, immutable view. The last view of a block can become an [`IoBufMut`] again.
 //!
-//! Invariant: the ranges of all `IoBufMut`s of one block of memory are disjoint from each other and from
-//! the ranges of all its `IoBuf`s. Every constructor and splitter below keeps it; that is what makes
-//! `&mut [u8]` from an `IoBufMut` sound.
+//! Invariant: the ranges of all `IoBufMut`s of one block of memory are disjoint from each other and from the ranges
+//! of all its `IoBuf`s. All constructors, and all methods that split or join views, preserve the invariant. Therefore
+//! `&mut [u8]` from an `IoBufMut` is sound.
 //!
-//! Memory comes from [`pool`]: small sizes from an arena that the I/O thread has registered with its ring, larger
-//! sizes from bounded caches of page-aligned memory.
+//! Memory comes from [`pool`]: small sizes come from an arena that the I/O thread has registered with its ring,
+//! larger sizes from bounded caches of page-aligned memory.
 
 mod block;
 mod free;

@@ -1,17 +1,19 @@
 //! Where buffer memory comes from and goes to.
 //!
-//! * Up to 64 KiB, on an I/O thread: its **arena**, one mapping that its ring has registered with the kernel, cut into
-//!   4, 16 and 64 KiB pieces. A piece that is freed on another thread comes back through a lock-free stack.
-//! * Up to 64 KiB otherwise: a small cache per thread.
-//! * Above: page mappings. Each thread keeps the last few that are not too long, which are in its core's caches; the rest
-//!   is kept by one process-wide cache that holds at most [`BIG_CACHE`] bytes.
+//! * Buffers of up to 64 KiB on an I/O thread come from its **arena**: one mapping that its ring has registered with the
+//!   kernel. It is cut into pieces of 4, 16 and 64 KiB. Another thread that frees a piece returns it on a lock-free stack.
+//! * Other buffers of up to 16 KiB are **small blocks** of the allocator. Each thread caches a few free ones.
+//! * All other buffers are **big blocks**: page mappings of their own. Each thread caches the few that it freed last, which
+//!   are likely to be in the caches of its core. All threads share a second cache of at most [`BIG_CACHE`] bytes. The
+//!   allocator would keep freed memory of this length, so the process would not return it to the system.
 //!
-//! All caches are bounded; what does not fit goes back to the system, and so does everything but the arenas when
-//! there is nothing to do ([`trim_thread`], [`trim_shared`]). Memory is zero when it is made and stays
-//! initialised for good, whatever was written to it.
+//! All caches are bounded: a block that does not fit is returned to the system. An idle thread and an idle process return
+//! all of their free blocks except the arenas ([`trim_thread`], [`trim_shared`]). Memory is zeroed when it is allocated. It
+//! counts as initialised from then on, whatever is written to it.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io;
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -22,17 +24,18 @@ use super::returned::Returned;
 
 /// Alignment of every buffer of 512 bytes or more.
 pub(super) const PAGE: usize = 4096;
-const SMALL: [usize; 4] = [512, 4096, 16 << 10, 64 << 10];
-/// How many blocks of each small class a thread keeps.
-const SMALL_KEEP: [usize; 4] = [64, 32, 8, 4];
+const SMALL: [usize; 3] = [512, 4096, 16 << 10];
+/// Number of free blocks of each small class that a thread keeps.
+const SMALL_KEEP: [usize; 3] = [64, 32, 8];
 const ARENA_CLASSES: [usize; 3] = [4096, 16 << 10, 64 << 10];
-const LARGEST_SMALL: usize = 64 << 10;
-/// Bytes of big blocks that are kept for reuse.
+const LARGEST_PIECE: usize = 64 << 10;
+/// Limit in bytes of the free big blocks that all threads share.
 const BIG_CACHE: usize = 12 << 20;
 const LARGEST_CACHED: usize = 4 << 20;
 
-/// How many big blocks a thread keeps, and the longest of them in bytes.
-const BIG_KEEP: usize = 2;
+/// Limits of the free big blocks that a thread keeps: their number, their total length and the length of one, in bytes.
+const BIG_KEEP: usize = 4;
+const BIG_KEEP_BYTES: usize = 1 << 20;
 const LARGEST_KEPT: usize = 512 << 10;
 
 /// Free pieces of each class of an arena.
@@ -113,9 +116,11 @@ struct ThreadPool {
     arena: Option<Arc<Arena>>,
     /// All are pieces of `arena`, which keeps them valid.
     pieces: Pieces,
-    small: [Vec<FreeBlock>; 4],
-    /// The last big blocks that were freed here, the newest last.
+    small: [Vec<FreeBlock>; 3],
+    /// The last big blocks that this thread freed, the newest last.
     big: Vec<FreeBlock>,
+    /// Total length of `big` in bytes.
+    big_bytes: usize,
 }
 
 thread_local! {
@@ -123,8 +128,9 @@ thread_local! {
         RefCell::new(ThreadPool {
             arena: None,
             pieces: [const { Vec::new() }; 3],
-            small: [const { Vec::new() }; 4],
+            small: [const { Vec::new() }; 3],
             big: Vec::new(),
+            big_bytes: 0,
         })
     };
 }
@@ -180,23 +186,29 @@ impl ThreadPool {
         for (class, list) in self.small.iter_mut().enumerate() {
             list.drain(..).for_each(|block| free_small(block, class));
         }
+        self.big_bytes = 0;
         self.big.drain(..).for_each(unmap);
     }
 
     /// The newest free big block of this capacity.
     fn take_big(&mut self, capacity: usize) -> Option<FreeBlock> {
         let at = self.big.iter().rposition(|block| block.capacity() == capacity)?;
+        self.big_bytes -= capacity;
         Some(self.big.remove(at))
     }
 
-    /// Keeps a free big block; gives back what there is no room for.
-    fn keep_big(&mut self, block: FreeBlock) -> Option<FreeBlock> {
+    /// Keeps a free big block. Passes the blocks that exceed the limits, the oldest first, to `release`.
+    fn keep_big(&mut self, block: FreeBlock, mut release: impl FnMut(FreeBlock)) {
         if block.capacity() > LARGEST_KEPT {
-            return Some(block);
+            return release(block);
         }
-        let oldest = (self.big.len() >= BIG_KEEP).then(|| self.big.remove(0));
+        self.big_bytes += block.capacity();
         self.big.push(block);
-        oldest
+        while self.big.len() > BIG_KEEP || self.big_bytes > BIG_KEEP_BYTES {
+            let oldest = self.big.remove(0);
+            self.big_bytes -= oldest.capacity();
+            release(oldest);
+        }
     }
 }
 
@@ -226,35 +238,42 @@ pub(crate) fn trim_shared() {
     }
 }
 
-/// As [`take`], or `None` if the system has no memory for a block of more than 64 KiB.
-pub(super) fn try_take(len: usize) -> Option<(BlockRef, bool)> {
-    if len > LARGEST_SMALL { take_big(len) } else { Some(take(len)) }
+/// A block of at least `len` bytes. The flag is true if they are known to be zero.
+///
+/// Aborts the process if the system has no memory.
+pub(super) fn take(len: usize) -> (BlockRef, bool) {
+    let layout = Layout::from_size_align(len, PAGE).unwrap_or(Layout::new::<u8>());
+    try_take(len).unwrap_or_else(|| handle_alloc_error(layout))
 }
 
-/// A block of at least `len` bytes; the flag says that they are known to be zero.
-pub(super) fn take(len: usize) -> (BlockRef, bool) {
-    if len > LARGEST_SMALL {
-        let layout = Layout::from_size_align(len, PAGE).unwrap_or(Layout::new::<u8>());
-        return take_big(len).unwrap_or_else(|| handle_alloc_error(layout));
-    }
-    // Sizes below 512 need no page alignment and are not worth a page.
-    let class = if len < SMALL[0] {
-        0
-    } else {
-        SMALL.iter().skip(1).position(|&size| size >= len).map_or(3, |i| i + 1)
-    };
-    let pooled = POOL.try_with(|pool| {
-        let mut pool = pool.borrow_mut();
-        if class > 0
-            && let Some(piece) = pool.take_piece(len)
-        {
-            return Some(piece);
+/// Like [`take`], but returns `None` if the system has no memory for a block of more than 16 KiB.
+pub(super) fn try_take(len: usize) -> Option<(BlockRef, bool)> {
+    // Buffers of less than 512 bytes need no page alignment and are not worth a piece of the arena.
+    if (SMALL[0]..=LARGEST_PIECE).contains(&len) {
+        let piece = POOL.try_with(|pool| pool.borrow_mut().take_piece(len)).ok().flatten();
+        if let Some(piece) = piece {
+            return Some((piece, false));
         }
-        pool.small[class].pop().map(FreeBlock::hand_out)
-    });
-    match pooled {
-        Ok(Some(block)) => (block, false),
-        Ok(None) | Err(_) => (new_small(class), true),
+    }
+    match small_class(len) {
+        Some(class) => Some(take_small(class)),
+        None => take_big(len),
+    }
+}
+
+/// The class of the small blocks for buffers of `len` bytes.
+fn small_class(len: usize) -> Option<usize> {
+    if len < SMALL[0] {
+        return Some(0);
+    }
+    SMALL.iter().skip(1).position(|&size| size >= len).map(|i| i + 1)
+}
+
+fn take_small(class: usize) -> (BlockRef, bool) {
+    let kept = POOL.try_with(|pool| pool.borrow_mut().small[class].pop()).ok().flatten();
+    match kept {
+        Some(block) => (block.hand_out(), false),
+        None => (new_small(class), true),
     }
 }
 
@@ -286,11 +305,11 @@ fn free_small(block: FreeBlock, class: usize) {
 
 /// Free big blocks, newest last.
 struct BigCache {
-    blocks: Vec<FreeBlock>,
+    blocks: VecDeque<FreeBlock>,
     bytes: usize,
 }
 
-static BIG: Mutex<BigCache> = Mutex::new(BigCache { blocks: Vec::new(), bytes: 0 });
+static BIG: Mutex<BigCache> = Mutex::new(BigCache { blocks: VecDeque::new(), bytes: 0 });
 
 /// Rounds so that blocks of about the same size can stand in for each other, wasting at most a quarter.
 fn round_big(len: usize) -> usize {
@@ -323,15 +342,22 @@ fn take_shared(capacity: usize) -> Option<FreeBlock> {
     let mut cache = BIG.lock().unwrap_or_else(PoisonError::into_inner);
     let at = cache.blocks.iter().rposition(|block| block.capacity() == capacity)?;
     cache.bytes -= capacity;
-    Some(cache.blocks.remove(at))
+    cache.blocks.remove(at)
 }
 
 fn recycle_big(block: FreeBlock) {
     let mut block = Some(block);
     let _ = POOL.try_with(|pool| {
-        block = block.take().and_then(|block| pool.borrow_mut().keep_big(block));
+        if let Some(block) = block.take() {
+            pool.borrow_mut().keep_big(block, recycle_shared);
+        }
     });
-    let Some(block) = block else { return };
+    // A thread that has ended keeps nothing.
+    block.into_iter().for_each(recycle_shared);
+}
+
+/// Puts a free big block into the cache that all threads share. Blocks that do not fit there are returned to the system.
+fn recycle_shared(block: FreeBlock) {
     if block.capacity() > LARGEST_CACHED {
         return unmap(block);
     }
@@ -339,9 +365,9 @@ fn recycle_big(block: FreeBlock) {
     {
         let mut cache = BIG.lock().unwrap_or_else(PoisonError::into_inner);
         cache.bytes += block.capacity();
-        cache.blocks.push(block);
+        cache.blocks.push_back(block);
         while cache.bytes > BIG_CACHE {
-            let oldest = cache.blocks.remove(0);
+            let Some(oldest) = cache.blocks.pop_front() else { break };
             cache.bytes -= oldest.capacity();
             dropped.push(oldest);
         }

@@ -1,8 +1,8 @@
-//! The count of references to a block of memory.
+//! The reference count of a block of memory.
 //!
-//! When one reference is left, two facts must hold across threads. First, its holder has exclusive use of the bytes:
-//! everything that other threads did through dropped references happened before. Second, nobody else can increase the
-//! count, so that the last holder may free the block without decreasing it.
+//! When one reference is left, two facts must hold across threads. First, the owner of this reference has exclusive
+//! use of the bytes: all accesses through dropped references happened before. Second, no other thread can increase
+//! the count, so the last owner may free the block without decreasing the count.
 
 use super::atomics::{AtomicUsize, Ordering, fence};
 
@@ -15,13 +15,13 @@ impl References {
         References(AtomicUsize::new(1))
     }
 
-    /// Starts again at one. The caller has the only reference.
+    /// Sets the count to one. The caller has the only reference.
     pub(super) fn restart(&self) {
         self.0.store(1, Ordering::Relaxed);
     }
 
-    /// Adds one reference; the caller has one already. It needs no memory ordering: passing the new reference to
-    /// another thread orders it.
+    /// Adds one reference. The caller already has a reference. The increment needs no memory ordering, because
+    /// passing the new reference to another thread synchronises the threads.
     pub(super) fn add(&self) {
         let before = self.0.fetch_add(1, Ordering::Relaxed);
         if before > isize::MAX.unsigned_abs() {
@@ -29,14 +29,16 @@ impl References {
         }
     }
 
-    /// Whether the caller's reference is the only one. Acquires what was done through the dropped references.
+    /// Whether the caller's reference is the only one. If so, all accesses through dropped references happened
+    /// before.
     pub(super) fn is_one(&self) -> bool {
         self.0.load(Ordering::Acquire) == 1
     }
 
-    /// Drops one reference. Returns true if it was the last; then everything done through the others happened before.
+    /// Drops one reference. Returns true if it was the last reference; all accesses through the others then happened
+    /// before.
     pub(super) fn release(&self) -> bool {
-        // A sole holder needs no read-modify-write.
+        // If this is the only reference, no atomic read-modify-write is necessary.
         if self.is_one() {
             return true;
         }

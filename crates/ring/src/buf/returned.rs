@@ -1,4 +1,4 @@
-//! A stack: any thread pushes elements, and its owner takes them all at once.
+//! A stack to which all threads push elements. Its owner takes all elements with one atomic operation.
 //!
 //! Elements are never popped one by one, so no thread ever follows a stale link (the ABA problem). Everything that a
 //! thread did to an element before pushing it is visible to the thread that takes it.
@@ -7,7 +7,7 @@ use std::ptr::{self, NonNull};
 
 use super::atomics::{AtomicPtr, Ordering};
 
-/// An element with room for a link. The link has no meaning while the element is not in a stack.
+/// An element that contains a link to the next element. The link has no meaning while the element is not in a stack.
 pub(super) trait Linked: Sized {
     fn link(&self) -> &AtomicPtr<Self>;
 }
@@ -25,7 +25,7 @@ impl<T: Linked> Returned<T> {
     /// Pushes an element.
     ///
     /// # Safety
-    /// The element stays valid until it has been taken, is in no stack, and nobody else uses its link.
+    /// The element is in no stack, nobody else uses its link, and the element stays valid until it is taken.
     pub(super) unsafe fn put(&self, element: NonNull<T>) {
         let mut head = self.head.load(Ordering::Relaxed);
         loop {
@@ -48,8 +48,8 @@ impl<T: Linked> Returned<T> {
     pub(super) fn take(&self, mut each: impl FnMut(NonNull<T>)) {
         let mut next = self.head.swap(ptr::null_mut(), Ordering::Acquire);
         while let Some(element) = NonNull::new(next) {
-            // SAFETY: the pusher promised that the element is valid until it is taken, which happens here: after the
-            // swap the whole stack belongs to this call. The link is read before the element is handed over.
+            // SAFETY: the pusher promised that the element is valid until it is taken. After the swap, all elements
+            // belong to this call. The link is read before the element is passed to `each`.
             next = unsafe { element.as_ref() }.link().load(Ordering::Relaxed);
             each(element);
         }

@@ -9,7 +9,7 @@ use super::block::BlockRef;
 use super::pool::{self, Arena};
 use super::{IoBufMut, is_zero};
 
-/// Length of the process-wide run of zeroes that [`IoBuf::zeroes`] hands out.
+/// Length of the process-wide run of zeroes of which [`IoBuf::zeroes`] returns views.
 const SHARED_ZEROES: usize = 2 << 20;
 
 /// A shared, immutable view of refcounted memory. Cloning and slicing are O(1).
@@ -52,7 +52,7 @@ impl IoBuf {
         IoBuf { block: self.block.clone(), ptr, len: end - start }
     }
 
-    /// Cuts off and returns the first `at` bytes; `self` keeps the rest. O(1).
+    /// Splits off and returns the first `at` bytes. `self` becomes a view of the remaining bytes. O(1).
     ///
     /// # Panics
     /// If `at` is beyond the end.
@@ -85,7 +85,8 @@ impl IoBuf {
         }
     }
 
-    /// Returns `len` zero bytes. Up to 2 MiB they take no memory.
+    /// Returns `len` zero bytes. Up to 2 MiB, the result is a view of pages that map the zero page of the kernel, so
+    /// it uses no memory.
     pub fn zeroes(len: usize) -> IoBuf {
         static ZEROES: OnceLock<IoBuf> = OnceLock::new();
         if len > SHARED_ZEROES {
@@ -109,7 +110,8 @@ impl Deref for IoBuf {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: the range lies in the block, is initialised, and nobody may write to it (module invariant).
+        // SAFETY: the range lies in the block, its bytes are initialised, and nobody may write to them (module
+        // invariant).
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
     }
 }

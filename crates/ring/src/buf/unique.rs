@@ -29,7 +29,8 @@ impl IoBufMut {
         Self::take(len).0
     }
 
-    /// As [`Self::new`], or `None` if the system has no memory or address space for it. For lengths that a peer chooses.
+    /// Like [`Self::new`], but returns `None` if there is not enough memory or address space. Use it for lengths that
+    /// a peer chooses.
     pub fn try_new(len: usize) -> Option<Self> {
         Some(Self::of(pool::try_take(len)?.0, len))
     }
@@ -68,7 +69,7 @@ impl IoBufMut {
         buf
     }
 
-    /// Cuts the view in two at `at`: `self` keeps the front, the rest is returned. O(1).
+    /// Splits the view at `at`. `self` becomes the front part; the back part is returned. O(1).
     ///
     /// # Panics
     /// If `at` is beyond the end.
@@ -82,7 +83,7 @@ impl IoBufMut {
         tail
     }
 
-    /// Cuts the view in two at `at`: `self` keeps the rest, the front is returned. O(1).
+    /// Splits the view at `at`. `self` becomes the back part; the front part is returned. O(1).
     ///
     /// # Panics
     /// If `at` is beyond the end.
@@ -126,7 +127,8 @@ impl Deref for IoBufMut {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: the range lies in the block, is initialised, and no other view overlaps it (module invariant).
+        // SAFETY: the range lies in the block, its bytes are initialised, and no other view overlaps it (module
+        // invariant).
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
     }
 }

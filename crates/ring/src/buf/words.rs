@@ -1,4 +1,4 @@
-//! 64-bit words that threads share, in memory whose pages can be returned to the system while it stays mapped.
+//! 64-bit words that threads share, in mapped memory. Pages can be returned to the system while they stay mapped.
 
 use std::alloc::{Layout, handle_alloc_error};
 use std::ops::{Deref, Range};
@@ -11,7 +11,7 @@ use super::pool::{map_pages, unmap_pages};
 /// Bytes of a word.
 const WORD: usize = size_of::<AtomicU64>();
 
-/// Mapped memory of 64-bit words, all zero at first. Only pages that have been written take up memory of the host.
+/// Mapped memory of 64-bit words, which are initially zero. Only pages that have been written use memory of the host.
 pub struct WordMemory {
     base: NonNull<AtomicU64>,
     words: usize,
@@ -19,8 +19,8 @@ pub struct WordMemory {
     mapped: usize,
 }
 
-// SAFETY: the memory is accessed only through atomics, stays mapped until the value is dropped, and belongs to this
-// value alone.
+// SAFETY: the memory is accessed only through atomics, stays mapped until the value is dropped, and belongs only to
+// this value.
 unsafe impl Send for WordMemory {}
 // SAFETY: as above.
 unsafe impl Sync for WordMemory {}
@@ -42,7 +42,7 @@ impl WordMemory {
         rustix::param::page_size() / WORD
     }
 
-    /// The words in `range`; `None` if the range goes past the end.
+    /// The words in `range`; `None` if the range extends past the end.
     pub fn view(self: &Arc<Self>, range: Range<usize>) -> Option<Words> {
         let count = range.end.checked_sub(range.start)?;
         if range.end > self.words {
@@ -58,7 +58,7 @@ impl WordMemory {
     pub fn release(&self, range: Range<usize>) -> usize {
         let page = Self::page_words();
         let Some(start) = range.start.checked_next_multiple_of(page) else { return 0 };
-        // A range that ends at the last word extends to the end of the last page: no word lies behind it.
+        // A range that ends at the last word extends to the end of the last page, because no word follows it.
         let end = if range.end == self.words { self.mapped / WORD } else { range.end };
         let end = end.min(self.mapped / WORD) / page * page;
         let Some(bytes) = end.checked_sub(start).and_then(|words| words.checked_mul(WORD)) else {
@@ -91,7 +91,7 @@ pub struct Words {
     _memory: Arc<WordMemory>,
 }
 
-// SAFETY: it offers only shared atomics, in memory that it keeps mapped.
+// SAFETY: the value gives access only to shared atomics, in memory that it keeps mapped.
 unsafe impl Send for Words {}
 // SAFETY: as above.
 unsafe impl Sync for Words {}
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
     use std::sync::atomic::Ordering::Relaxed;
 
-    /// The number of pages that take up memory of the host.
+    /// The number of pages that use memory of the host.
     fn resident(memory: &WordMemory) -> usize {
         let mut pages = vec![0_u8; memory.mapped / (WordMemory::page_words() * WORD)];
         // SAFETY: the range is mapped, and there is a byte for each page.

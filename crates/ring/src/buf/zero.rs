@@ -1,13 +1,14 @@
 //! The zero scan: is a run of bytes all zero?
 //!
-//! Data that is not zero nearly always differs from zero in its first, last or middle byte, so those are checked
-//! first. The rest is OR-ed in 256-byte chunks, a loop that the compiler vectorises, with an exit after each chunk.
+//! Most data that is not all zero has a non-zero first, middle or last byte, so these bytes are checked first. Then
+//! all bytes are OR-ed in chunks of 256 bytes. The compiler vectorises the loop over a chunk, and the scan ends after
+//! the first chunk that is not zero.
 
 const CHUNK: usize = 256;
 
-/// Whether every byte is zero (true for the empty slice). Runs at memory bandwidth.
+/// Whether every byte is zero (true for the empty slice). The scan runs at memory bandwidth.
 pub fn is_zero(bytes: &[u8]) -> bool {
-    // Checking three sentinel bytes settles almost all data.
+    // Three bytes decide for almost all data.
     if let [first, .., last] = bytes {
         let middle = bytes.get(bytes.len() / 2).copied().unwrap_or(0);
         if first | last | middle != 0 {

@@ -1,4 +1,4 @@
-//! Data and holes of files.
+//! Finds the data and the holes of files.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -10,9 +10,9 @@ use crate::runtime::offload::on_file;
 /// A run of a file that is all data or all hole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
-    /// Whether it is data; a hole reads as zeroes.
+    /// Whether the extent is data. A hole reads as zeroes.
     pub is_data: bool,
-    /// Its end, in bytes from the start of the file.
+    /// The end of the extent, in bytes from the start of the file.
     pub end: u64,
 }
 
@@ -20,7 +20,8 @@ impl File {
     /// Finds the extent that contains `offset`.
     ///
     /// # Errors
-    /// `ENXIO` at and past the end; the file system's error. If the file system does not report holes, all is data.
+    /// `ENXIO` at and past the end of the file; otherwise the error of the file system. If the file system does not
+    /// report holes, the whole file is data.
     pub async fn seek_extent(&self, offset: u64) -> io::Result<Extent> {
         match &self.0 {
             Inner::Sim(disk) => disk.seek_extent(offset),
@@ -32,8 +33,8 @@ impl File {
         }
     }
 
-    /// Finds the extent that contains `offset` and the extents that follow it, up to and including the extent of data with
-    /// number `data_extents`, counted from 1.
+    /// Finds the extent that contains `offset`, and the following extents until `data_extents` extents of data are
+    /// found.
     ///
     /// # Errors
     /// Those of [`File::seek_extent`] at `offset`. If a later extent cannot be found, the list ends before it.
@@ -59,7 +60,7 @@ fn extents_with(
     let mut extents = vec![last];
     let mut data = usize::from(last.is_data);
     while data < data_extents {
-        // An error may only mean that the file ends here.
+        // The usual error is `ENXIO`, at the end of the file.
         let Ok(next) = seek(last.end) else { break };
         data = data.saturating_add(usize::from(next.is_data));
         extents.push(next);
@@ -76,17 +77,17 @@ fn seek_extent(fd: BorrowedFd<'_>, offset: u64) -> io::Result<Extent> {
         Ok(data) if data > offset => Ok(Extent { is_data: false, end: data }),
         Ok(_) => match seek(at, libc::SEEK_HOLE) {
             Ok(hole) if hole > offset => Ok(Extent { is_data: true, end: hole }),
-            // The range was punched between the two calls: a hole of unknown length. One sector is a safe lower
-            // bound.
+            // The range was punched between the two calls, and the length of the hole is unknown. One byte is a safe
+            // lower bound.
             Ok(_) => Ok(Extent { is_data: false, end: offset.saturating_add(1) }),
             Err(error) => Err(error),
         },
-        // There is no data behind the offset, or the offset is not in the file.
+        // There is no data after the offset, or the offset is past the end of the file.
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => match seek(0, libc::SEEK_END)? {
             size if size > offset => Ok(Extent { is_data: false, end: size }),
             _ => Err(error),
         },
-        // The file system does not know holes.
+        // The file system does not support the call, so the whole file is data.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
             match seek(0, libc::SEEK_END)? {
                 size if size > offset => Ok(Extent { is_data: true, end: size }),

@@ -1,14 +1,15 @@
 //! The registration of files with rings.
 //!
-//! Each open file has a dense id, which is its index in the registered-file table of every ring. A ring registers a file at its
-//! first use. When the file is closed, these rings are asked to unregister it, and only then another file may get the id.
+//! Each open file has a dense id, which is its index in the registered-file table of every ring. A ring registers a
+//! file at its first use. When the file is closed, a request to unregister it is sent to these rings. Another file
+//! may get the id after all these rings have unregistered the file.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::runtime::shared::{Message, send_to};
 
-/// A small number that no other open file has. When dropped, another file may use it.
+/// A small number that no other open file has. When it is dropped, another file may get the number.
 struct FileId(u32);
 
 struct FreeIds {
@@ -54,7 +55,7 @@ impl Registration {
         self.id.0
     }
 
-    /// Remembers that the ring of the I/O thread `index` has registered the file.
+    /// Records that the ring of the I/O thread `index` has registered the file.
     pub(super) fn note_ring(&self, index: usize) {
         self.rings.fetch_or(1 << index, Ordering::Relaxed);
     }

@@ -1,7 +1,8 @@
 //! Reads and writes of files, and their futures.
 //!
-//! A transfer starts when its method is called, and owns its buffers. Dropping its future only detaches the operation. The
-//! methods that transfer everything repeat a short transfer with the rest.
+//! A transfer starts when its method is called, and owns its buffers. If its future is dropped, the operation
+//! continues. After a short transfer, the methods that transfer everything start another transfer for the remaining
+//! bytes.
 
 use std::future::Future;
 use std::io;
@@ -21,7 +22,7 @@ impl File {
         ReadAt(start_file(self, Op::Read { offset }, Payload::Read(buf)))
     }
 
-    /// Writes once; the write may be short. With `fua` the data is durable on completion (`RWF_DSYNC`).
+    /// Writes once; the write may be short. With `fua`, the data survives a power cut after completion (`RWF_DSYNC`).
     ///
     /// # Panics
     /// If the caller is not on an I/O thread.
@@ -45,8 +46,8 @@ impl File {
         WritevAt(start_file(self, Op::Write { offset, fua }, Payload::WriteV(bufs)))
     }
 
-    /// Reads until the buffer is full or the file ends. Returns the number of bytes that were before the end; the
-    /// rest of the buffer is zeroed.
+    /// Reads until the buffer is full or the file ends. Returns the buffer and the number of bytes that were read.
+    /// The rest of the buffer is zeroed.
     ///
     /// # Errors
     /// The read's error.
@@ -74,7 +75,7 @@ impl File {
         Ok((join(front, rest), filled))
     }
 
-    /// Writes everything.
+    /// Writes the buffer completely.
     ///
     /// # Errors
     /// The write's error; [`io::ErrorKind::WriteZero`] if the file accepts no more data.

@@ -1,9 +1,9 @@
-//! File operations by blocking system calls on a worker thread.
+//! Executes file operations by blocking system calls on a worker thread.
 //!
-//! The worker accesses the buffers of the operation's slot by pointer. The slot keeps buffers and file until the
-//! worker's completion message has been received; the worker sends one in every case. The scatter list belongs to the
-//! worker: the I/O thread uses the slot through `&mut` while the operation is in flight (its future is polled, or
-//! dropped), so no other thread may read the slot. The buffers lie outside the slot, and only the list refers to
+//! The worker accesses the buffers of the operation by pointer. The slot keeps the buffers and the file until the I/O
+//! thread has received the completion message, which the worker always sends. While the operation is in flight, the
+//! I/O thread uses the slot through `&mut` (when the future is polled or dropped), so the worker must not read the
+//! slot. Therefore the worker has its own scatter list. The buffers lie outside the slot, and only the list refers to
 //! their bytes.
 
 use std::io;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::slots::{Key, Op, ScatterList, Slot};
 use crate::runtime::shared::{Message, Shared};
 
-/// A file operation on its way to a worker.
+/// A file operation that a worker executes.
 pub(crate) struct BlockingOp {
     key: Key,
     shared: Arc<Shared>,
@@ -22,8 +22,8 @@ pub(crate) struct BlockingOp {
     iovecs: ScatterList,
 }
 
-// SAFETY: the buffers that the list names are owned by the operation's slot and stay in place, and the I/O thread
-// does not touch their bytes until it has received the operation's completion message.
+// SAFETY: the slot of the operation owns the buffers to which the list points, and they stay in place. The I/O thread
+// does not access their bytes until it has received the completion message of the operation.
 unsafe impl Send for BlockingOp {}
 
 impl BlockingOp {
@@ -56,7 +56,8 @@ impl BlockingOp {
         }
     }
 
-    /// A transfer of one buffer, for which the kernel has a cheaper call than for a scatter list.
+    /// The buffer, if the transfer has only one. The kernel has a cheaper call for one buffer than for a scatter
+    /// list.
     fn single(&self) -> Option<libc::iovec> {
         match *self.iovecs {
             [one] => Some(one),
@@ -70,10 +71,10 @@ impl BlockingOp {
         match self.op {
             Op::Read { offset } => match libc::off_t::try_from(offset) {
                 Ok(offset) if let Some(one) = self.single() => {
-                    // SAFETY: the buffer belongs to the slot, and the descriptor is kept open by it.
+                    // SAFETY: the slot owns the buffer and keeps the descriptor open.
                     unsafe { libc::pread(self.fd, one.iov_base, one.iov_len, offset) as i64 }
                 }
-                // SAFETY: the slot owns the buffers that the scatter list names, and keeps the descriptor open.
+                // SAFETY: the slot owns the buffers to which the scatter list points, and keeps the descriptor open.
                 Ok(offset) => unsafe { libc::preadv(self.fd, iovecs, count, offset) as i64 },
                 Err(_) => fail(libc::EINVAL),
             },

@@ -1,7 +1,7 @@
-//! The reactor for systems that refuse io_uring: `poll` for sockets and the bell; file operations go to blocking
-//! threads.
+//! The driver of the loop on systems that refuse io_uring. It uses `poll` for sockets and the bell. Blocking threads
+//! execute file operations.
 //!
-//! Socket calls are non-blocking: the first attempt is made when an operation starts, and another one each time
+//! Socket calls are non-blocking: the first attempt is made when an operation starts, and another attempt each time
 //! `poll` reports the socket as ready.
 
 use std::cell::RefCell;
@@ -14,7 +14,7 @@ use super::slots::{Key, Op, Slot, Slots};
 use crate::runtime::real_now;
 use crate::runtime::shared::Shared;
 
-/// Reports, once per process, why the slower engine is used.
+/// Logs, once per process, why io_uring is not used.
 pub(super) fn log_once(error: &io::Error) {
     static SAID: Once = Once::new();
     SAID.call_once(|| {
@@ -22,7 +22,7 @@ pub(super) fn log_once(error: &io::Error) {
     });
 }
 
-/// Socket operations that wait until their socket is ready.
+/// Operations that wait until their socket is ready.
 pub(super) struct Fallback {
     bell: RawFd,
     waiting: Vec<Key>,
@@ -40,7 +40,7 @@ impl Fallback {
         !self.waiting.is_empty()
     }
 
-    /// Attempts an operation; `None` if it has to wait.
+    /// Attempts an operation. Returns `None` if the operation must wait.
     pub(super) fn start(&mut self, key: Key, slot: &mut Slot) -> Option<i32> {
         slot.prepare_vectors();
         let result = attempt(slot);
@@ -65,7 +65,7 @@ impl Fallback {
     }
 
     pub(super) fn turn(&mut self, slots: &RefCell<Slots>, wait: Wait, done: &mut Vec<(Key, i32)>) {
-        // Rounded up, so that a timer is due when the wait ends.
+        // The time is rounded up, so that the timer is due when the wait ends.
         let millis = match wait {
             Wait::No => 0,
             Wait::Forever => -1,
@@ -113,7 +113,7 @@ fn events(op: Op) -> i16 {
     }
 }
 
-/// Makes the call without blocking; `None` when it would block.
+/// Makes the call without blocking. Returns `None` if the call would block.
 fn attempt(slot: &mut Slot) -> Option<i32> {
     let fd = slot.target.as_ref().map_or(-1, super::Target::fd);
     loop {
@@ -155,7 +155,7 @@ fn attempt(slot: &mut Slot) -> Option<i32> {
     }
 }
 
-/// Whether a pipe or terminal is ready; calls on it may block otherwise.
+/// Whether a pipe or terminal is ready. If it is not ready, a call on it may block.
 fn is_ready(fd: RawFd, events: i16) -> bool {
     let mut polled = libc::pollfd { fd, events, revents: 0 };
     // SAFETY: one entry.

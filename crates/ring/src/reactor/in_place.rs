@@ -1,9 +1,9 @@
-//! Decides which transfers of files in memory (tmpfs) a thread executes itself, inline.
+//! Decides which reads and writes of files on tmpfs a thread executes inline.
 //!
-//! The kernel cannot guarantee that a transfer on tmpfs does not block, so io_uring hands each one to a worker
-//! thread, which costs several times as much as copying a few pages. Small transfers are therefore executed inline. A
-//! long transfer is worth a worker: the worker copies while this thread continues. A thread that copies in bulk
-//! should execute long transfers inline as well ([`transfer_in_place`]): then the data is in the caches of the core
+//! The kernel cannot guarantee that a transfer on tmpfs does not block, so io_uring passes each transfer to a kernel
+//! worker. This costs several times as much as copying a few pages. Therefore small transfers are executed inline.
+//! Long transfers are passed to a worker, which copies while this thread continues. A thread that copies in bulk
+//! should also execute long transfers inline ([`transfer_in_place`]), so that the data is in the caches of the core
 //! that processes it.
 
 use std::marker::PhantomData;
@@ -16,20 +16,21 @@ use crate::runtime::local::try_with;
 pub(super) struct InlineLimits {
     /// The longest transfer, in bytes.
     pub(super) longest: usize,
-    /// Bytes in one turn of the loop, after which a task must let others run.
+    /// Bytes per iteration of the loop. A task that exceeds this number yields to other tasks.
     pub(super) budget: usize,
-    /// Number of guards that ask for long transfers inline.
+    /// Number of [`InPlace`] guards that exist.
     holders: u32,
 }
 
-/// The limits without any guard.
+/// The limits without a guard.
 pub(super) const DEFAULT_LIMITS: InlineLimits =
     InlineLimits { longest: 16 << 10, budget: 1 << 20, holders: 0 };
 
-/// The least number of bytes for which a transfer counts: the call itself costs as much as copying this many.
+/// A shorter transfer counts as this number of bytes against the budget, because the system call itself costs as much
+/// as copying this number of bytes.
 pub(super) const LEAST_MOVED: usize = 16 << 10;
 
-/// Bytes in one turn of a thread that holds a guard: some hundreds of microseconds.
+/// Bytes per iteration of the loop of a thread with a guard. The transfers take some hundreds of microseconds.
 const BUDGET: usize = 4 << 20;
 
 impl InlineLimits {
@@ -51,17 +52,17 @@ impl InlineLimits {
     }
 }
 
-/// Makes the calling I/O thread execute transfers of files in memory (tmpfs) of up to `longest` bytes itself until
-/// the guard is dropped, instead of handing them to the kernel's workers.
+/// Makes the calling I/O thread execute reads and writes of up to `longest` bytes on tmpfs inline until the guard is
+/// dropped, instead of passing them to kernel workers.
 ///
-/// For threads that copy or compare in bulk. On other threads than I/O threads it has no effect.
+/// This is useful for threads that copy or compare in bulk. It has no effect if the caller is not on an I/O thread.
 pub fn transfer_in_place(longest: usize) -> InPlace {
     let held = try_with(|local| local.reactor.change_inline_limits(|limits| limits.hold(longest)))
         .is_some();
     InPlace { held, thread: PhantomData }
 }
 
-/// Guard of [`transfer_in_place`]; dropping it ends the effect. It cannot leave its thread.
+/// Guard of [`transfer_in_place`]. Dropping the guard ends the effect. The guard cannot be sent to another thread.
 #[derive(Debug)]
 pub struct InPlace {
     held: bool,

@@ -1,16 +1,16 @@
-//! Values that are kept until the operations in flight at some moment have completed.
+//! Values that are kept until the operations in flight at the time of the call have completed.
 //!
 //! Time is divided into periods: keeping a value ends the current period. An operation belongs to the period in which
-//! it began. A value is returned when its period and all earlier ones have no operation in flight. Beginning or
-//! ending an operation of the current period changes one counter.
+//! it began. A value is returned when its period and all earlier periods have no operation in flight. The start or
+//! end of an operation of the current period only changes one counter.
 
 use std::any::Any;
 use std::collections::VecDeque;
 
-/// A caller's value, to be dropped.
+/// The value of a caller, which is dropped at the end.
 pub(crate) type Kept = Box<dyn Any>;
 
-/// Number of a period; later periods have higher numbers.
+/// Number of a period. Later periods have higher numbers.
 pub(super) type Period = u64;
 
 struct Ended {
@@ -22,9 +22,9 @@ struct Ended {
 #[derive(Default)]
 pub(super) struct Periods {
     current: Period,
-    /// Operations of the current period in flight.
+    /// Number of operations of the current period that are in flight.
     in_flight: usize,
-    /// The periods before the current one, the oldest first.
+    /// The periods before the current period, the oldest first.
     ended: VecDeque<Ended>,
 }
 
@@ -35,7 +35,7 @@ impl Periods {
         self.current
     }
 
-    /// Records that an operation has completed. Returns the values that no operation requires any more.
+    /// Records that an operation has completed. Returns the values that no operation needs any more.
     pub(super) fn end(&mut self, period: Period) -> Vec<Kept> {
         if period == self.current {
             self.in_flight -= 1;

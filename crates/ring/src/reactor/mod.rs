@@ -54,15 +54,16 @@ use native::Native;
 use slots::{Done, Slots};
 use uring::Uring;
 
-/// The file or descriptor of an operation. The slot keeps it open if nothing else does.
+/// The file or descriptor of an operation, which stays open until the operation has completed.
 pub(crate) enum Target {
-    /// Registered with the ring under this index; the ring keeps it open until it is unregistered.
+    /// A file that is registered with the ring under this index. The ring keeps the file open until it is
+    /// unregistered.
     Fixed(u32),
-    /// A file that must stay open until the operation has completed.
+    /// A file that this handle keeps open.
     File(File),
-    /// A descriptor that must stay open until the operation has completed.
+    /// A descriptor that this reference keeps open.
     Fd(Arc<OwnedFd>),
-    /// Kept open elsewhere: the simulation's event keeps a simulated disk, and a call keeps its file.
+    /// Another object keeps the file open: the event of a simulated disk, or the closure of a call.
     Elsewhere,
 }
 
@@ -76,14 +77,14 @@ impl Target {
     }
 }
 
-/// How long a turn of the loop may sleep.
+/// The time for which one iteration of the loop may sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
-    /// Not at all.
+    /// Do not sleep.
     No,
-    /// Until something happens.
+    /// Sleep until an event.
     Forever,
-    /// Until something happens or the clock ([`real_now`]) shows this time.
+    /// Sleep until an event, or until the clock ([`real_now`]) shows this time.
     Until(Duration),
 }
 
@@ -106,21 +107,23 @@ pub(crate) struct Reactor {
     driver: RefCell<Driver>,
     native: RefCell<Option<Native>>,
     shared: Arc<Shared>,
-    /// Scratch space of `turn`: completions that were harvested and are not yet processed.
+    /// Reused memory of `turn`, for completions that are harvested and not yet processed.
     harvest: RefCell<Vec<(Key, i32)>>,
-    /// Bytes moved inline since the last turn.
+    /// Bytes that were transferred inline since the last `turn`.
     moved: Cell<usize>,
     /// Which transfers are executed inline.
     inline_limits: Cell<InlineLimits>,
 }
 
-/// With this many ready tasks, transfers are handed to workers, up to [`HANDED_OVER`] at a time.
+/// If at least this number of tasks is ready, transfers on tmpfs are passed to kernel workers, up to [`HANDED_OVER`]
+/// at a time.
 const QUEUED: usize = 4;
 const HANDED_OVER: usize = 8;
 
-/// A kernel worker that copies to or from a file in memory completes its transfers one by one. A thread with many of
-/// them in flight sleeps until a fraction of them has completed, instead of being woken by each: this fraction, at
-/// most [`MOST_PER_WAKE_UP`] transfers of at most [`SOON`] bytes, so that other events wait some 100 µs at most.
+/// A thread that has passed many transfers on tmpfs to kernel workers sleeps until a fraction of these transfers has
+/// completed, instead of waking for each completion. The fraction is one of `PER_WAKE_UP`, and at most
+/// [`MOST_PER_WAKE_UP`] transfers. Only transfers of at most [`SOON`] bytes are included, so that other events wait
+/// for at most some 100 µs.
 const PER_WAKE_UP: usize = 4;
 const MOST_PER_WAKE_UP: usize = 8;
 const SOON: usize = 128 << 10;
@@ -176,9 +179,10 @@ impl Reactor {
         *self.harvest.borrow_mut() = done;
     }
 
-    /// Hands an operation on a file to a blocking thread, or executes it here if there is none. The kernel ends an
-    /// operation with `ECANCELED` or `EAGAIN` if it has no worker thread for it (`RLIMIT_NPROC`). Nothing else
-    /// cancels operations on files.
+    /// Passes an operation on a file to a blocking thread, or executes it here if no thread can be started. Returns
+    /// false if the operation is not on a file, or if the thread does not use io_uring. The kernel ends an operation
+    /// on a file with `ECANCELED` or `EAGAIN` if it cannot start a worker thread (`RLIMIT_NPROC`). The engine itself
+    /// never cancels operations on files.
     fn redo(&self, key: Key) -> bool {
         let file = {
             let slots = self.slots.borrow();
@@ -192,7 +196,7 @@ impl Reactor {
             }
         };
         let Some(file) = file else {
-            // The file is closed and no handle to it is left.
+            // No handle to the file is left, so the operation cannot be repeated.
             self.complete(key, -libc::EIO);
             return true;
         };
@@ -219,7 +223,8 @@ impl Reactor {
         }
     }
 
-    /// Keeps a value until the file operations in flight have completed. Returns it if none is in flight.
+    /// Keeps a value until the file operations in flight have completed. Returns the value if no such operation is in
+    /// flight.
     pub(crate) fn keep(&self, value: Kept) -> Option<Kept> {
         self.slots.borrow_mut().keep(value)
     }
@@ -269,7 +274,7 @@ impl Reactor {
         Pending::new(local, key)
     }
 
-    /// Whether this thread executes a transfer of a file in memory inline.
+    /// Whether this thread executes a transfer of `len` bytes on tmpfs inline.
     fn runs_inline(&self, local: &Local, len: usize) -> bool {
         let InlineLimits { longest, .. } = self.inline_limits.get();
         len <= longest
@@ -281,8 +286,8 @@ impl Reactor {
         self.inline_limits.set(change(self.inline_limits.get()));
     }
 
-    /// Whether tasks queue up here while the kernel's workers have little to do. Then it is better to hand some
-    /// transfers to the workers, so that two cores copy.
+    /// Whether many tasks are ready on this thread and few operations are in flight. In this case it is better to
+    /// pass some transfers to kernel workers, so that several cores copy.
     fn has_work_for_another_core(&self, local: &Local) -> bool {
         local.ready_tasks() >= QUEUED && self.slots.borrow().in_flight() < HANDED_OVER
     }
@@ -300,9 +305,8 @@ impl Reactor {
         (key, job)
     }
 
-    /// Executes an operation inline. If the thread has moved more than the budget inline since the last turn, the
-    /// future waits for the next turn, so that a task that finds all its data in memory does not keep other tasks
-    /// from running.
+    /// Executes an operation inline. If the thread has transferred more than the budget inline since the last `turn`,
+    /// the future yields once. So other tasks run even if a task only does transfers on tmpfs.
     fn perform_inline(&self, local: &Rc<Local>, file: &File, op: Op, payload: Payload) -> Pending {
         let len = payload.len().max(LEAST_MOVED);
         let (key, job) = self.blocking_op(local, file, op, payload);
@@ -315,8 +319,8 @@ impl Reactor {
         pending
     }
 
-    /// Whether there is an AIO context; the first call creates it. If the kernel refuses AIO, blocking threads do its
-    /// work.
+    /// Whether there is an AIO context. The first call creates the context. If the kernel refuses AIO, blocking
+    /// threads execute the operations.
     fn has_native(&self, local: &Local) -> bool {
         let mut native = self.native.borrow_mut();
         if native.is_none() {
@@ -356,8 +360,8 @@ impl Reactor {
         Pending::new(local, key)
     }
 
-    /// Starts a blocking call on a worker. It counts as an operation on a file: the closing of the thread waits for
-    /// it, and so do [kept](Self::keep) values. The call itself owns the objects that it uses.
+    /// Starts a blocking call on a worker. The call is an operation on a file: a closing thread waits for it, and
+    /// [kept](Self::keep) values are kept until it has completed. The closure owns the objects that it uses.
     pub(crate) fn start_call(local: &Rc<Local>, call: Box<dyn FnOnce() + Send>) -> Pending {
         let key =
             local.reactor.slots.borrow_mut().insert(Op::Call, Target::Elsewhere, Payload::None);
@@ -388,8 +392,8 @@ impl Reactor {
         }
     }
 
-    /// Whether an operation waits for a socket to become ready. Only the fallback knows this; simulations use the
-    /// fallback.
+    /// Whether an operation waits for a socket to become ready. With io_uring the result is always false; simulations
+    /// use the fallback.
     pub(crate) fn waits_for_sockets(&self) -> bool {
         match &*self.driver.borrow() {
             Driver::Fallback(fallback) => fallback.is_waiting(),
@@ -404,8 +408,8 @@ impl Reactor {
         }
     }
 
-    /// Waits until no operation is in flight, and cancels those that may wait for ever. No task runs meanwhile: tasks
-    /// that are woken stay in the queue.
+    /// Cancels the operations that may wait for ever, and waits until no operation is in flight. No task runs during
+    /// this call: woken tasks stay in the queue.
     pub(crate) fn finish(&self, local: &Rc<Local>) {
         self.cancel_all();
         if let Some(scheduler) = &local.scheduler {
@@ -427,7 +431,7 @@ impl Reactor {
         self.slots.borrow().in_flight() > 0
     }
 
-    /// Frees the memory that the thread has registered with its ring, once nothing is in flight.
+    /// Frees the memory that the thread has registered with its ring. No operation may be in flight.
     pub(crate) fn release_memory(&self) {
         if let Driver::Uring(_) = &*self.driver.borrow() {
             crate::buf::uninstall_arena();
@@ -441,7 +445,7 @@ impl Reactor {
         }
     }
 
-    /// Requests the cancellation of an operation; its completion shows whether it was cancelled.
+    /// Requests the cancellation of an operation. The result of the operation shows whether it was cancelled.
     fn cancel(&self, key: Key) {
         let fallen = match &mut *self.driver.borrow_mut() {
             Driver::Uring(uring) => {
@@ -456,13 +460,13 @@ impl Reactor {
     }
 }
 
-/// The future of an operation in flight. Dropping it detaches the operation: its memory stays with the slot until the
-/// operation completes. Dropping it also cancels an operation that might wait for ever (sockets).
+/// The future of an operation in flight. If the future is dropped, the operation continues, and the slot keeps its
+/// memory until it has completed. An operation that may wait for ever (sockets) is also cancelled.
 pub(crate) struct Pending {
     local: Rc<Local>,
     key: Key,
     taken: bool,
-    /// Yields to other tasks once before it checks the slot.
+    /// The first poll yields to other tasks and does not check the slot.
     yields: bool,
 }
 

@@ -1,7 +1,7 @@
-//! Linux AIO (`aio=native`): one `io_submit` per turn of the loop; the kernel announces completions through the
-//! thread's bell.
+//! Linux AIO (`aio=native`). Operations are queued, and each iteration of the loop submits them together. The kernel
+//! rings the bell of the thread (an eventfd) when an operation completes.
 //!
-//! AIO is asynchronous only for files opened with `O_DIRECT`; the caller must ensure that.
+//! AIO is asynchronous only for files opened with `O_DIRECT`, so callers should use it only for such files.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -11,7 +11,7 @@ use super::slots::{Key, Op, Slot};
 const OP_PREADV: u16 = 7;
 const OP_PWRITEV: u16 = 8;
 const FLAG_RESFD: u32 = 1;
-/// Maximum number of operations in flight; further ones wait in the queue.
+/// Maximum number of operations in flight. Further operations wait in the queue.
 const DEPTH: libc::c_long = 256;
 const BATCH: usize = 64;
 
@@ -74,8 +74,8 @@ impl Native {
         while !self.queue.is_empty() {
             let mut pointers: Vec<*mut libc::iocb> =
                 self.queue.iter_mut().take(BATCH).map(|block| &raw mut *block).collect();
-            // SAFETY: valid control blocks, which the kernel copies. Their slots own the scatter lists and buffers
-            // that they name until the events have been read.
+            // SAFETY: valid control blocks, which the kernel copies. The slots own the scatter lists and buffers to
+            // which the control blocks point until the events have been read.
             let taken = unsafe {
                 libc::syscall(
                     libc::SYS_io_submit,
@@ -107,7 +107,7 @@ impl Native {
         while self.in_flight > 0 {
             let mut events = [IoEvent { data: 0, obj: 0, res: 0, res2: 0 }; BATCH];
             let mut zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-            // SAFETY: room for BATCH events; the call does not wait.
+            // SAFETY: the array has `BATCH` elements; the call does not wait.
             let count = unsafe {
                 libc::syscall(
                     libc::SYS_io_getevents,

@@ -1,7 +1,8 @@
-//! The slots of operations: a slab with stable addresses that only grows.
+//! The slots of operations: a slab that only grows, and whose slots have stable addresses.
 //!
 //! Life of a slot: free → in flight → done → free, or, if its future is dropped first, in flight → detached → free. A
-//! key names a slot and its generation, so that a completion can never reach the wrong operation.
+//! key contains the index and the generation of a slot, so that a late completion does not reach the next operation
+//! of the slot.
 
 use std::task::{Poll, Waker};
 
@@ -11,10 +12,10 @@ use super::Target;
 use super::kept::{Kept, Period, Periods};
 use crate::buf::{IoBuf, IoBufMut, IoVec, IoVecMut};
 
-/// Slots per chunk; chunks never move.
+/// Slots per chunk. Chunks never move.
 const CHUNK: usize = 64;
 
-/// Name of an operation: slot index and generation.
+/// Identifies an operation: index and generation of its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Key {
     pub(super) slot: u32,
@@ -32,7 +33,7 @@ impl Key {
     }
 }
 
-/// What an operation does. Its buffers are in the slot's payload.
+/// The kind of an operation, without its buffers, which are in the payload of the slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
     Read {
@@ -64,7 +65,7 @@ pub(crate) enum Op {
     Poll {
         events: i16,
     },
-    /// A blocking call; only its worker knows what it does.
+    /// A blocking call of an arbitrary closure.
     Call,
 }
 
@@ -73,21 +74,21 @@ impl Op {
         matches!(self, Op::Read { .. } | Op::Write { .. })
     }
 
-    /// Whether it is an operation on a file that io_uring can execute.
+    /// Whether the operation is an operation on a file that io_uring can execute.
     pub(super) fn is_on_file(self) -> bool {
         matches!(self, Op::Read { .. } | Op::Write { .. } | Op::Sync { .. } | Op::Fallocate { .. })
     }
 
-    /// Whether it may wait for a peer without a time limit.
+    /// Whether the operation may wait for a peer without a time limit.
     fn waits_for_peer(self) -> bool {
         matches!(self, Op::Recv { .. } | Op::Send { .. } | Op::Poll { .. })
     }
 }
 
-/// The buffers of a transfer as system calls take them.
+/// The buffers of a transfer, in the form that system calls take.
 pub(super) type ScatterList = SmallVec<[libc::iovec; 4]>;
 
-/// The memory of an operation.
+/// The buffers of an operation.
 #[derive(Debug, Default)]
 pub(crate) enum Payload {
     #[default]
@@ -131,7 +132,7 @@ impl Payload {
     }
 }
 
-/// The kernel's limit on the number of buffers in one transfer. With more buffers the transfer is short.
+/// The limit of the kernel on the number of buffers in one transfer. A transfer with more buffers is short.
 const MAX_IOV: usize = 1024;
 
 enum State {
@@ -141,7 +142,7 @@ enum State {
     Detached,
 }
 
-/// One operation and everything that must stay in place while it is in flight.
+/// One operation, and all memory that must stay in place while the operation is in flight.
 pub(crate) struct Slot {
     generation: u32,
     state: State,
@@ -151,9 +152,9 @@ pub(crate) struct Slot {
     pub(crate) target: Option<Target>,
     pub(super) iovecs: ScatterList,
     pub(super) message: libc::msghdr,
-    /// Counted in [`Slots::soon`].
+    /// The operation is included in the count [`Slots::soon`].
     soon: bool,
-    /// Counted in [`Slots::periods`].
+    /// The period of the operation in [`Slots::periods`].
     period: Option<Period>,
 }
 
@@ -174,8 +175,8 @@ impl Slot {
         }
     }
 
-    /// Fills in the scatter list and the message header that points to it. The kernel reads them while the slot stays
-    /// at its address. (For another thread, see [`BlockingOp`](super::BlockingOp).)
+    /// Fills in the scatter list and the message header that points to it. The kernel reads them, so the slot must
+    /// stay at its address. (For worker threads, see [`BlockingOp`](super::BlockingOp).)
     pub(super) fn prepare_vectors(&mut self) {
         self.payload.iovecs(&mut self.iovecs);
         self.message.msg_iov = self.iovecs.as_mut_ptr();
@@ -183,10 +184,10 @@ impl Slot {
     }
 }
 
-/// The content of a slot that has become free, to be dropped while nothing is borrowed.
+/// The content of a slot that has become free. The caller drops it while no `RefCell` is borrowed.
 pub(super) type Content = (Payload, Option<Target>);
 
-/// What the future receives: the result, and the content of the slot.
+/// The output for the future: the result, and the content of the slot.
 pub(super) type Outcome = (i32, Payload, Option<Target>);
 
 /// What to do after a completion.
@@ -203,7 +204,7 @@ pub(super) struct Slots {
     free: Vec<u32>,
     in_flight: usize,
     soon: usize,
-    /// Counts of the operations that complete without a peer, and the values kept for them.
+    /// The operations in flight that complete without a peer, and the values that are kept until they have completed.
     periods: Periods,
 }
 
@@ -223,13 +224,13 @@ impl Slots {
         self.in_flight
     }
 
-    /// Number of operations in flight that will complete within microseconds of each other, whatever happens
-    /// elsewhere.
+    /// Number of operations in flight that complete within a short time, without any action of another thread or a
+    /// peer.
     pub(super) fn soon(&self) -> usize {
         self.soon
     }
 
-    /// Marks an operation that was just started as one that completes soon.
+    /// Marks a new operation as an operation that completes soon.
     pub(super) fn ends_soon(&mut self, key: Key) {
         let slot = self.get_mut(key);
         if !slot.soon {
@@ -238,7 +239,7 @@ impl Slots {
         }
     }
 
-    /// Removes that mark.
+    /// Removes the mark of [`ends_soon`](Self::ends_soon).
     pub(super) fn takes_long(&mut self, key: Key) {
         if let Some(slot) = self.try_get_mut(key) {
             self.soon -= usize::from(std::mem::take(&mut slot.soon));
@@ -278,7 +279,7 @@ impl Slots {
         Key { slot: index, generation: slot.generation }
     }
 
-    /// The slot of an operation that exists.
+    /// The slot of an existing operation.
     pub(super) fn get_mut(&mut self, key: Key) -> &mut Slot {
         match self.try_get_mut(key) {
             Some(slot) => slot,
@@ -296,8 +297,8 @@ impl Slots {
         self.slot(key.slot).filter(|slot| slot.generation == key.generation)
     }
 
-    /// Records that an operation has completed. Returns what to do about it, and the values that no operation
-    /// requires any more.
+    /// Records that an operation has completed. Returns the next action, and the values that no operation needs any
+    /// more.
     pub(super) fn complete(&mut self, key: Key, result: i32) -> (Done, Vec<Kept>) {
         let nothing = || (Done::Nothing, Vec::new());
         let Some(slot) = self.try_get_mut(key) else { return nothing() };
@@ -320,8 +321,8 @@ impl Slots {
         (done, kept)
     }
 
-    /// Keeps a value until all operations now in flight have completed, except those that may wait for a peer without
-    /// a time limit. Returns the value if none is in flight.
+    /// Keeps a value until all operations now in flight have completed, except operations that may wait for a peer
+    /// without a time limit. Returns the value if no such operation is in flight.
     pub(super) fn keep(&mut self, value: Kept) -> Option<Kept> {
         self.periods.keep(value)
     }
@@ -335,8 +336,8 @@ impl Slots {
         content
     }
 
-    /// Returns the outcome if the operation is done. Otherwise returns whether its stored waker wakes the same task
-    /// as `waker`; if not, the caller [sets](Self::set_waker) `waker`.
+    /// Returns the outcome if the operation is done. Otherwise returns whether the stored waker wakes the same task
+    /// as `waker`; if it does not, the caller [sets](Self::set_waker) `waker`.
     pub(super) fn poll(&mut self, key: Key, waker: &Waker) -> (Poll<Outcome>, bool) {
         let slot = self.get_mut(key);
         if let State::Done(result) = slot.state {
@@ -346,7 +347,7 @@ impl Slots {
         (Poll::Pending, slot.waker.as_ref().is_some_and(|old| old.will_wake(waker)))
     }
 
-    /// Stores a waker. Returns the previous one, to be dropped while nothing is borrowed.
+    /// Stores a waker. Returns the previous waker, which the caller drops while no `RefCell` is borrowed.
     pub(super) fn set_waker(&mut self, key: Key, waker: Waker) -> Option<Waker> {
         self.get_mut(key).waker.replace(waker)
     }

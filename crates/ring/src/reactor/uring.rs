@@ -1,9 +1,10 @@
 //! The io_uring of an I/O thread.
 //!
-//! A file gets an index in the ring's table of registered files at its first use; buffers from the thread's arena are
-//! addressed as registered memory. If the submission queue is full, entries wait in a backlog, in order.
+//! A file gets an index in the table of registered files at its first use. Buffers from the arena of the thread are
+//! registered memory. If the submission queue is full, entries wait in a backlog, in order.
 //!
-//! One multishot poll watches the bell (an eventfd), so that waking the thread costs it no extra system call.
+//! One multishot poll watches the bell (an eventfd), so that a wake-up needs no additional system call on this
+//! thread.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -34,7 +35,7 @@ const MAX_TRANSFER: usize = 0x7fff_f000;
 struct FileTable {
     capacity: u32,
     registered: Vec<Option<WeakFile>>,
-    /// Ids to unregister once everything queued so far has been submitted.
+    /// Ids that are unregistered when all queued entries have been submitted.
     leaving: Vec<(u32, Arc<dyn Any + Send + Sync>)>,
 }
 
@@ -46,11 +47,12 @@ pub(super) struct Uring {
     arena: Option<Arc<Arena>>,
     bell: RawFd,
     index: usize,
-    /// Deadlines of the armed timers, the earliest last: they are armed in descending order and fire in ascending
+    /// Deadlines of the armed timers, the earliest last. Timers are armed in descending order and fire in ascending
     /// order.
     armed: Vec<Duration>,
-    /// The kernel reads a timer's time from here when the entry is submitted. An entry whose submission was delayed
-    /// may find an earlier time here; it then fires early, which does no harm.
+    /// The kernel reads the time of a timer from this field when the entry is submitted. If the submission is
+    /// delayed, the field may contain the earlier time of a later timer. The timer then fires early, which is
+    /// harmless.
     timespec: Box<types::Timespec>,
     /// The kernel refuses `io_uring_enter`, and the error has been logged.
     refused: bool,
@@ -86,7 +88,8 @@ impl Uring {
         Ok(uring)
     }
 
-    /// Submits the first entry. Some systems allow a ring to be created but not entered; such a ring is of no use.
+    /// Submits the first entry. Some systems allow the creation of a ring, but refuse `io_uring_enter`. Such a ring
+    /// is not used.
     fn enter(&mut self) -> io::Result<()> {
         loop {
             match self.ring.submit() {
@@ -103,7 +106,8 @@ impl Uring {
         self.push(poll.build().user_data(BELL));
     }
 
-    /// The index of a file in the ring's table; registers the file at its first use. `None` if the table is full.
+    /// The index of a file in the table of the ring. Registers the file at its first use. `None` if the table is full
+    /// or the kernel refuses the registration.
     pub(super) fn fixed(&mut self, file: &File) -> Option<u32> {
         let id = file.id();
         if self.is_registered(id) {
@@ -130,7 +134,8 @@ impl Uring {
         self.files.registered.get(id as usize)?.as_ref()?.upgrade()
     }
 
-    /// Removes a file from the table. Queued entries may still name it, so the removal waits for the next submission.
+    /// Removes a file from the table. Queued entries may still refer to the file, so it is removed after they are
+    /// submitted.
     pub(super) fn unregister(&mut self, id: u32, keep: Arc<dyn Any + Send + Sync>) {
         if self.is_registered(id) {
             self.files.leaving.push((id, keep));
@@ -153,7 +158,7 @@ impl Uring {
         }
     }
 
-    /// Queues an operation. Its slot owns all memory that the entry names.
+    /// Queues an operation. The slot owns all memory to which the entry points.
     pub(super) fn start(&mut self, key: Key, slot: &mut Slot) {
         let entry = build_entry(slot, self.arena.as_deref());
         self.push(entry.user_data(key.to_bits()));
@@ -195,8 +200,8 @@ impl Uring {
         !self.ring.submission().is_full()
     }
 
-    /// Ensures that a completion arrives at `deadline`. Only a deadline earlier than all armed ones costs an
-    /// operation. A timer that is no longer needed wakes the thread once without need.
+    /// Ensures that a completion arrives at `deadline`. An operation is needed only if `deadline` is earlier than all
+    /// armed timers. A timer is never cancelled; an obsolete timer wakes the thread once.
     fn arm_timer(&mut self, deadline: Duration) {
         if self.armed.last().is_some_and(|&armed| armed <= deadline) {
             return;
@@ -209,13 +214,14 @@ impl Uring {
 
     /// Submits, waits for `least` completions (at least one) if `wait` allows it, and harvests.
     ///
-    /// While it waits for more than one, neither the bell nor a timer wakes the thread. So `least` may exceed one
-    /// only if that many operations in flight complete whatever happens on this thread and elsewhere. `least` is a
-    /// fraction of the number of such operations ([`Slots::soon`](super::slots::Slots)). They are transfers of files
-    /// in memory, which need only the kernel's workers. The kernel has accepted all of them when it waits, since it
-    /// waits neither with a backlog nor if it accepted fewer entries than were queued. Each of them posts a
-    /// completion, even on an error (the ring has neither linked entries nor entries without completions).
-    /// Completions already posted count as well, because they are not yet harvested.
+    /// While the thread waits for more than one completion, neither the bell nor a timer wakes it. So `least` may be
+    /// greater than 1 only if this number of operations completes without any action of this thread, other threads or
+    /// peers. `least` is a fraction of the number of such operations ([`Slots::soon`](super::slots::Slots)). Such
+    /// operations are transfers on tmpfs, which need only kernel workers. When the thread waits, the kernel has
+    /// accepted all of them, because the thread does not wait with a backlog, and the kernel does not wait if it
+    /// accepts fewer entries than are queued. Each operation posts a completion, also on an error (the ring has
+    /// neither linked entries nor entries without completions). Completions that are posted and not yet harvested are
+    /// included in the number.
     pub(super) fn turn(&mut self, wait: Wait, least: usize, done: &mut Vec<(Key, i32)>) {
         self.flush_backlog();
         if let Wait::Until(deadline) = wait {
@@ -240,8 +246,8 @@ impl Uring {
         self.harvest(done);
     }
 
-    /// Handles a kernel that now refuses a ring that could be entered before. Entries cannot be taken back from the
-    /// ring, so the thread tries again, with a pause so that it does not keep a core busy.
+    /// Handles an error of `io_uring_enter` on a ring that worked before. Entries cannot be removed from the ring, so
+    /// the thread tries again. A pause before the next attempt avoids a busy loop.
     fn report_refusal(&mut self, error: &io::Error) {
         if !std::mem::replace(&mut self.refused, true) {
             tracing::error!("io_uring_enter: {error}");
@@ -265,9 +271,9 @@ impl Uring {
     }
 }
 
-/// The kernel destroys a ring some time after it was closed, and only then closes its registered files: until then a
-/// file system could not be unmounted, and the space of a deleted file would stay in use. Dropping unregisters the
-/// files, so that they are closed when `drop` returns.
+/// The kernel destroys a ring some time after the close of its descriptor, and then closes the registered files.
+/// Until then, a file system cannot be unmounted, and a deleted file occupies space. Therefore `drop` unregisters the
+/// files, so that they are closed when it returns.
 impl Drop for Uring {
     fn drop(&mut self) {
         let _ = self.ring.submitter().unregister_files();
@@ -328,12 +334,11 @@ fn file_capacity() -> u32 {
     u32::try_from(limit.rlim_cur).map_or(FILES, |n| n.min(FILES))
 }
 
-/// Registers the arena. Registered memory is an optimisation: without it (a low `RLIMIT_MEMLOCK`), ordinary memory is
-/// used.
+/// Registers the arena. Registered memory is an optimisation. If the kernel refuses it (a low `RLIMIT_MEMLOCK`),
+/// ordinary memory is used.
 fn register_arena(ring: &IoUring, bytes: usize) -> Option<Arc<Arena>> {
     let arena = install_arena(bytes).ok()?;
-    // SAFETY: the arena outlives the ring (both are fields of `Uring`, and the arena is dropped after the ring) and
-    // is never unmapped before.
+    // SAFETY: the arena outlives the ring: both are fields of `Uring`, and the arena is dropped after the ring.
     match unsafe { ring.submitter().register_buffers(&[arena.as_iovec()]) } {
         Ok(()) => Some(arena),
         Err(_) => None,
@@ -344,7 +349,7 @@ fn transfer_len(len: usize) -> u32 {
     u32::try_from(len.min(MAX_TRANSFER)).unwrap_or(0)
 }
 
-/// Builds the entry of an operation. A registered file is named by its index and a flag.
+/// Builds the entry of an operation. The entry refers to a registered file by its index, with a flag.
 fn build_entry(slot: &mut Slot, arena: Option<&Arena>) -> squeue::Entry {
     let fd = match &slot.target {
         Some(Target::Fixed(index)) => types::Fd(index.cast_signed()),

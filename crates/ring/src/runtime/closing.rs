@@ -1,14 +1,15 @@
-//! How a thread becomes an I/O thread, and how it ceases to be one.
+//! Makes a thread an I/O thread, and closes the I/O thread at the end.
 //!
-//! Closing is sound because of its order, on which guards in futures rely:
+//! Closing has three steps. Guards in futures rely on the order of these steps:
 //!
 //! 1. operations on sockets are cancelled, and **all operations in flight are awaited, before any task is dropped**:
 //!    a guard that lives in a task (a range lock, reserved clusters) is released only after the host has finished the
 //!    operations that it guards;
-//! 2. tasks are dropped. Their destructors may start operations, which are awaited as in the first step, and so on;
+//! 2. tasks are dropped. Their destructors may start operations. These operations are awaited too, as in the first
+//!    step, until no task and no operation is left;
 //! 3. the thread ceases to be an I/O thread, its mailbox is closed, and the remaining messages are dropped.
 //!
-//! No panic unwinds out of closing: destructors and wakers run [`contained`].
+//! No panic unwinds out of closing, because destructors and wakers run in [`contained`].
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -25,7 +26,7 @@ use crate::perturb;
 use crate::reactor::Reactor;
 use crate::sim::Scheduler;
 
-/// The thread is an I/O thread while this exists.
+/// The thread is an I/O thread while this value exists.
 pub(super) struct Entered {
     pub(super) local: Rc<Local>,
 }
@@ -69,7 +70,7 @@ impl Drop for Entered {
             local.take_mail();
             local.tasks.drop_some();
             if local.tasks.living() > 0 {
-                // A waker on another thread holds the runnable and is about to send it.
+                // A waker on another thread has the runnable and has not yet sent it.
                 std::thread::yield_now();
             } else if !local.reactor.is_busy() {
                 break;
@@ -80,8 +81,8 @@ impl Drop for Entered {
         local.shared.unregister();
         let current = CURRENT.take();
         perturb::point();
-        // No task is left and nothing is in flight, so the remaining messages are calls that will not run, and files
-        // that the ring unregisters anyway.
+        // No task is left and no operation is in flight. So the remaining messages are calls that do not run, and
+        // files that the ring unregisters when it is dropped.
         for message in local.shared.mailbox.close() {
             contained(|| drop(message));
         }

@@ -1,11 +1,11 @@
 //! Frees cached memory when the process is idle.
 //!
-//! Freed buffers are kept for reuse. A thread that has run nothing for [`IDLE_AFTER`] frees the buffers that it keeps for
-//! itself. The last thread of the process to become idle also frees the shared caches and makes the allocator return
-//! its free pages to the system.
+//! Freed buffers are cached for reuse. A thread that has run no task for [`IDLE_AFTER`] frees its own cache. The last
+//! thread of the process that becomes idle also frees the shared caches and makes the allocator return free pages to
+//! the system.
 //!
-//! A busy thread only sets a flag; it reads the clock when it is about to sleep anyway. Once a thread is idle, only
-//! work wakes it.
+//! A busy thread only sets a flag. A thread reads the clock only before and after it sleeps. An idle thread has no
+//! timer for this purpose, so only work wakes it.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,28 +14,29 @@ use std::time::Duration;
 use super::timer::real_now;
 use crate::buf::{trim_shared, trim_thread};
 
-/// How long a thread must run nothing before it counts as idle.
+/// The time without a task after which a thread is idle.
 const IDLE_AFTER: Duration = Duration::from_secs(1);
 
 /// Number of threads that are not idle.
 static ACTIVE: AtomicUsize = AtomicUsize::new(0);
 
-/// The idle detection of one thread.
+/// Detects whether one thread is idle.
 #[derive(Default)]
 pub(super) struct IdleTrim {
-    /// The thread has run something since the last check.
+    /// The thread has run a task since the last check.
     ran: Cell<bool>,
-    /// Time of the next check. The thread counts as active while this is set.
+    /// Time of the next check. The thread is active, and included in [`ACTIVE`], while this field is set.
     next_check: Cell<Option<Duration>>,
 }
 
 impl IdleTrim {
-    /// Records that the thread runs something.
+    /// Records that the thread runs a task.
     pub(super) fn note(&self) {
         self.ran.set(true);
     }
 
-    /// The latest time at which the thread, which is about to sleep, must wake.
+    /// The latest time at which the thread must wake; `None` if there is no such time. The thread calls this function
+    /// before it sleeps.
     pub(super) fn deadline(&self) -> Option<Duration> {
         if self.next_check.get().is_none() && self.ran.get() {
             ACTIVE.fetch_add(1, Ordering::Relaxed);
@@ -44,7 +45,7 @@ impl IdleTrim {
         self.next_check.get()
     }
 
-    /// Checks, after the thread has slept, whether it is idle.
+    /// Checks whether the thread is idle. The thread calls this function after it has slept.
     pub(super) fn slept(&self) {
         let Some(next_check) = self.next_check.get() else { return };
         let now = real_now();
@@ -61,7 +62,7 @@ impl IdleTrim {
         }
     }
 
-    /// Marks the thread as idle. Returns whether all threads are idle now.
+    /// Marks the thread as idle. Returns true if it was the last active thread.
     fn become_idle(&self) -> bool {
         self.next_check.take().is_some() && ACTIVE.fetch_sub(1, Ordering::Relaxed) == 1
     }

@@ -1,10 +1,10 @@
 //! The state of one I/O thread, and its loop.
 //!
-//! One turn: take the mail → poll the main future → run ready tasks → fire timers → one call into the driver that
-//! submits everything queued, sleeps if nothing is ready, and harvests all completions.
+//! One iteration of the loop: take the messages → poll the main future → run ready tasks → fire timers → one call
+//! that submits all queued operations, sleeps if nothing is ready, and harvests all completions.
 //!
-//! Tasks never outlive the thread's context: [`closing`](super::closing) ensures this when the loop ends, also if the
-//! main future panicked.
+//! No task outlives the [`Local`] of its thread: [`closing`](super::closing) drops all tasks when the loop ends, also
+//! after a panic of the main future.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -28,19 +28,20 @@ use crate::perturb;
 use crate::reactor::{Reactor, Wait};
 use crate::sim::Scheduler;
 
-/// How many tasks run before completions are checked again.
+/// The maximum number of tasks that run before completions are checked again.
 const BUDGET: usize = 256;
 
-/// How long a simulation that has nothing else to do waits for a socket whose peer may be outside the simulation.
+/// The time for which a simulation waits for a socket, if it has nothing else to do. The peer may be outside the
+/// simulation.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The mechanism by which an I/O thread executes operations and sleeps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Engine {
-    /// io_uring, or the fallback if io_uring is refused (logged once per process).
+    /// io_uring, or `Threads` if the kernel refuses io_uring (logged once per process).
     #[default]
     Auto,
-    /// io_uring; an error if it is refused.
+    /// io_uring; an error if the kernel refuses it.
     Uring,
     /// `poll` and a pool of blocking threads.
     Threads,
@@ -51,7 +52,7 @@ pub enum Engine {
 pub struct Config {
     /// Entries of the submission queue, rounded up to a power of two by the kernel.
     pub entries: u32,
-    /// How long to poll for completions before sleeping.
+    /// The time for which the thread polls for completions before it sleeps; `None`: it sleeps immediately.
     pub poll: Option<Duration>,
     /// The engine.
     pub engine: Engine,
@@ -65,7 +66,7 @@ impl Default for Config {
     }
 }
 
-/// The part of an I/O thread that only the thread itself uses.
+/// The part of an I/O thread that other threads cannot access.
 pub(crate) struct Local {
     pub(crate) shared: Arc<Shared>,
     pub(super) handle: RefCell<Weak<Handle>>,
@@ -74,7 +75,7 @@ pub(crate) struct Local {
     pub(crate) reactor: Reactor,
     pub(super) main: Arc<MainWaker>,
     pub(super) poll: Option<Duration>,
-    /// Only in simulation: decides order and time.
+    /// Decides order and time in a simulation; `None` outside a simulation.
     pub(crate) scheduler: Option<Scheduler>,
     pub(super) closing: Cell<bool>,
     pub(super) idle_trim: IdleTrim,
@@ -84,7 +85,7 @@ thread_local! {
     pub(super) static CURRENT: RefCell<Option<Rc<Local>>> = const { RefCell::new(None) };
 }
 
-/// Runs `f` with the current I/O thread. Returns `None` if the caller is not on one.
+/// Runs `f` with the current I/O thread. Returns `None` if the caller is not on an I/O thread.
 pub(crate) fn try_with<R>(f: impl FnOnce(&Rc<Local>) -> R) -> Option<R> {
     CURRENT.try_with(|current| current.borrow().as_ref().map(f)).ok().flatten()
 }
@@ -92,7 +93,7 @@ pub(crate) fn try_with<R>(f: impl FnOnce(&Rc<Local>) -> R) -> Option<R> {
 /// The current I/O thread.
 ///
 /// # Panics
-/// If the caller is not on one.
+/// If the caller is not on an I/O thread.
 pub(crate) fn current() -> Rc<Local> {
     match try_with(Rc::clone) {
         Some(local) => local,
@@ -125,10 +126,10 @@ impl Wake for MainWaker {
     }
 }
 
-/// Turns the current thread into an I/O thread until `f` completes. Tasks that exist then are dropped.
+/// Makes the current thread an I/O thread until `f` completes. The tasks that exist at this time are dropped.
 ///
 /// # Panics
-/// If the thread already is an I/O thread, if neither a ring nor the fallback can be created, or if `f` panics.
+/// If the thread already is an I/O thread, if the I/O thread cannot be created, or if `f` panics.
 pub fn block_on<F: Future>(f: F) -> F::Output {
     match block_on_with(Config::default(), f) {
         Ok(value) => value,
@@ -136,10 +137,11 @@ pub fn block_on<F: Future>(f: F) -> F::Output {
     }
 }
 
-/// [`block_on`] with a choice of engine.
+/// [`block_on`] with a configuration.
 ///
 /// # Errors
-/// If the ring cannot be created.
+/// If the I/O thread cannot be created: no io_uring ([`Engine::Uring`]), no descriptor, or
+/// [`MAX_IO_THREADS`](super::MAX_IO_THREADS) threads exist.
 ///
 /// # Panics
 /// If the thread already is an I/O thread, or if `f` panics.
@@ -163,7 +165,7 @@ pub(crate) fn simulate<F: Future>(scheduler: Scheduler, f: F) -> F::Output {
     entered.local.run(pin!(f))
 }
 
-/// Body of a started I/O thread: runs until no handle is left.
+/// The body of a started I/O thread. Returns when no handle to the thread is left.
 pub(crate) fn serve(
     config: &Config,
     ready: impl FnOnce(Arc<Shared>) -> Weak<Handle>,
@@ -210,7 +212,7 @@ impl Local {
         }
     }
 
-    /// In simulation, chance decides when the main future runs among the tasks.
+    /// Whether the main future runs before the ready tasks. In a simulation, the seed decides this.
     fn main_may_run(&self) -> bool {
         self.scheduler
             .as_ref()
@@ -229,8 +231,8 @@ impl Local {
         }
         if self.shared.mailbox.prepare_sleep() {
             perturb::point();
-            // The waker of the main future sets its flag before it reads the sleep flag, as a sender publishes its
-            // message first.
+            // The waker of the main future sets `woken` before it reads the sleep flag. The sleep flag is now set, so
+            // the check of `woken` below cannot miss a wake-up that rings no bell.
             let timer = self.timers.borrow().next_deadline();
             let wait = match [timer, self.idle_trim.deadline()].into_iter().flatten().min() {
                 _ if !self.is_idle() => Wait::No,
@@ -243,7 +245,7 @@ impl Local {
         }
     }
 
-    /// Polls for completions for a while before the thread sleeps. Returns true if there was something to do.
+    /// Polls for completions for the configured time before the thread sleeps. Returns true if there is work.
     fn spin(self: &Rc<Self>) -> bool {
         let Some(limit) = self.poll else { return false };
         let until = real_now().saturating_add(limit);
@@ -262,7 +264,7 @@ impl Local {
         self.tasks.ready.borrow().is_empty() && !self.main.woken.load(Ordering::Acquire)
     }
 
-    /// How many tasks are ready to run.
+    /// The number of tasks that are ready to run.
     pub(crate) fn ready_tasks(&self) -> usize {
         self.tasks.ready.borrow().len()
     }
@@ -287,7 +289,7 @@ impl Local {
         }
     }
 
-    /// One step of the simulation: one ready task, or else the next event in virtual time.
+    /// One step of the simulation: runs one ready task. If no task is ready, executes the next event in virtual time.
     fn simulated_turn(self: &Rc<Self>, scheduler: &Scheduler) {
         let ready = self.tasks.ready.borrow().len();
         if ready > 0 {
@@ -326,7 +328,8 @@ impl Local {
         self.fire_timers();
     }
 
-    /// Handles the messages of other threads. If one panics, the others are still handled.
+    /// Handles the messages of other threads. If the handling of a message panics, the other messages are still
+    /// handled.
     pub(crate) fn take_mail(self: &Rc<Self>) {
         for message in self.shared.mailbox.take() {
             match message {
@@ -342,22 +345,22 @@ impl Local {
 }
 
 /// Keeps `value` until all file operations in flight on this I/O thread have completed, then drops it on this thread.
-/// If nothing is in flight, or if the caller is not on an I/O thread, `value` is dropped at once.
+/// If no such operation is in flight, or if the caller is not on an I/O thread, `value` is dropped immediately.
 ///
-/// When a future is dropped, the operations that it has started continue on the host, which still reads from or
-/// writes to their files. So a value that marks something as in use (a count, an epoch, a lock) is kept until these
-/// operations have completed. It is also kept when the thread closes, because closing waits for the operations in
-/// flight.
+/// When a future is dropped, the operations that the future has started continue: the kernel still reads from or
+/// writes to their files. So a value that marks an object as in use (a count, an epoch, a lock) must exist until
+/// these operations have completed. This also holds when the thread closes, because closing waits for the operations
+/// in flight.
 ///
-/// Operations of other tasks are waited for as well. Operations on sockets and pipes, which may take for ever, are
-/// not.
+/// The value is also kept for the operations of other tasks. It is not kept for operations on sockets and pipes,
+/// because these may never complete.
 pub fn keep_until_settled<T: 'static>(value: T) {
     let mut value = Some(value);
     try_with(|local| value.take().and_then(|value| local.reactor.keep(Box::new(value))));
     drop(value);
 }
 
-/// A value that is kept when it is dropped; see [`keep_until_settled`].
+/// A wrapper that passes its value to [`keep_until_settled`] when it is dropped.
 #[derive(Debug)]
 pub struct UntilSettled<T: 'static>(Option<T>);
 
@@ -367,7 +370,7 @@ impl<T: 'static> UntilSettled<T> {
         UntilSettled(Some(value))
     }
 
-    /// Returns the value. For callers who know that no operation which the value guards is in flight.
+    /// Returns the value. The caller must know that no operation that the value guards is in flight.
     pub fn release(mut self) -> Option<T> {
         self.0.take()
     }
@@ -381,11 +384,11 @@ impl<T: 'static> Drop for UntilSettled<T> {
     }
 }
 
-/// Waits until the file operations in flight on this I/O thread have completed, including those whose futures were
-/// dropped. After that, the ranges of their files may be used for other purposes.
+/// Waits until the file operations in flight on this I/O thread have completed, including operations whose futures
+/// were dropped. After that, other operations may use the same ranges of the files.
 pub async fn settled() {
     let (sender, receiver) = oneshot::channel::<()>();
     keep_until_settled(sender);
-    // The sender was dropped.
+    // The receiver becomes ready because the sender is dropped.
     let _ = receiver.await;
 }

@@ -1,9 +1,9 @@
 //! The I/O thread: tasks, timers, wakers and the loop that drives them.
 //!
-//! [`local`] holds the state of the thread and its loop, [`closing`] its end, [`tasks`] the tasks, [`shared`] the
-//! part that other threads may access (the mailbox with its sleep flag), [`thread`] the handles, [`timer`] the clock.
-//! [`oneshot`] carries results between threads, [`offload`] runs data work on the worker pool, and [`idle_trim`] frees
-//! cached memory when the process is idle.
+//! [`local`] contains the state and the loop of the thread, [`closing`] the start and the end, [`tasks`] the tasks,
+//! [`thread`] the handles, and [`timer`] the clock. [`shared`] is the part that other threads may access; [`wake`] is
+//! the mailbox with the sleep flag. [`oneshot`] passes results between threads, [`offload`] runs work on worker
+//! threads, and [`idle_trim`] frees cached memory when the process is idle.
 
 pub(crate) mod atomics;
 mod closing;

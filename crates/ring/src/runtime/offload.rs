@@ -1,5 +1,5 @@
-//! Two pools of worker threads: one, sized to the number of cores, for data work (compress, encrypt, hash); one for
-//! blocking system calls.
+//! Three pools of worker threads. The first pool has one thread per core, for data work (compress, encrypt, hash).
+//! The second pool executes blocking system calls on files. The third pool waits for peers.
 
 use std::future::Future;
 use std::num::NonZero;
@@ -9,21 +9,21 @@ use super::pool::{Job, WorkerPool};
 use super::{local, oneshot};
 use crate::reactor::start_call;
 
-/// Bytes of stack of threads that only make system calls.
+/// Bytes of stack of a thread that only makes system calls.
 const SMALL_STACK: usize = 512 << 10;
 
 static DATA: WorkerPool = WorkerPool::new("oxblk-work", cores, 2 << 20);
-/// Threads that execute system calls on files; their number limits the queue depth of the `threads` backend.
+/// Threads that execute system calls on files. The number of threads limits the queue depth of the `threads` backend.
 pub(crate) static BLOCKING: WorkerPool = WorkerPool::new("oxblk-io", || 64, SMALL_STACK);
-/// Threads that wait for peers, possibly for long. They are a separate pool because a closing thread waits for its
-/// operations on files, which must not queue behind a peer.
+/// Threads that wait for peers, possibly for a long time. The pool is separate, because a closing thread waits for
+/// its operations on files, and these operations must not wait behind a slow peer.
 static WAITING: WorkerPool = WorkerPool::new("oxblk-wait", || 64, SMALL_STACK);
 
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 
-/// Maximum number of threads that [`offload`] uses: the number of cores unless set otherwise.
+/// Maximum number of threads that [`offload`] uses. The default is the number of cores.
 pub fn offload_threads() -> usize {
     DATA.limit()
 }
@@ -34,18 +34,18 @@ pub fn set_offload_threads(n: usize) {
     DATA.set_limit(n);
 }
 
-/// Runs `f` on the worker pool; inside [`sim::run`](crate::sim::run) `f` runs at once on the calling thread.
+/// Runs `f` on the worker pool; inside [`sim::run`](crate::sim::run) `f` runs immediately on the calling thread.
 ///
-/// The work starts at once and runs to completion even if the future is dropped. A panic in `f` resumes in the
-/// awaiting task.
+/// The work starts immediately and runs to completion even if the future is dropped. A panic in `f` resumes in the
+/// task that awaits the future.
 pub fn offload<T: Send + 'static>(
     f: impl FnOnce() -> T + Send + 'static,
 ) -> impl Future<Output = T> {
     run_on(&DATA, f)
 }
 
-/// Runs a blocking call on a file. It counts as an operation of the current I/O thread: [`settled`](super::settled) waits
-/// for it, and so does the thread before it ends.
+/// Runs a blocking call on a file. The call is an operation of the current I/O thread: [`settled`](super::settled)
+/// waits for the call, and the thread waits for it before it ends.
 ///
 /// # Panics
 /// If the caller is not on an I/O thread.
@@ -60,7 +60,7 @@ pub(crate) fn on_file<T: Send + 'static>(
     }
 }
 
-/// Runs a system call that may wait for a peer for long, and that a closing thread does not wait for.
+/// Runs a system call that may wait for a peer for a long time. A closing thread does not wait for the call.
 pub(crate) fn blocking<T: Send + 'static>(
     f: impl FnOnce() -> T + Send + 'static,
 ) -> impl Future<Output = T> {

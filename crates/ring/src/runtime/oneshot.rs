@@ -1,7 +1,7 @@
 //! Passes one value from one thread to another.
 //!
-//! The receiver may be a future on any executor or a plain thread that blocks. A panic is sent as a value and resumes
-//! where the result is awaited.
+//! The receiver is a future for any executor, or a thread that blocks. A panic is sent as a value, and resumes where
+//! the result is awaited.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -1,4 +1,4 @@
-//! Worker threads that take jobs from a queue. The pool starts threads on demand up to a limit.
+//! Worker threads that take jobs from a queue. The pool starts threads on demand, up to a limit.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ use crate::reactor::BlockingOp;
 pub(crate) enum Job {
     /// Any closure.
     Call(Box<dyn FnOnce() + Send>),
-    /// A blocking file operation whose memory is owned by its slot.
+    /// A blocking file operation. Its slot owns the memory.
     Io(BlockingOp),
 }
 
@@ -27,10 +27,11 @@ impl Job {
 
 struct State {
     jobs: VecDeque<Job>,
-    /// Number of threads, and number of those that wait for work.
+    /// Number of threads.
     threads: usize,
+    /// Number of threads that wait for a job.
     idle: usize,
-    /// Maximum number of threads; 0 until it is first needed.
+    /// Maximum number of threads; 0 until the limit is first used.
     limit: usize,
 }
 
@@ -96,8 +97,9 @@ impl WorkerPool {
         }
     }
 
-    /// Handles a thread that was counted but could not be started. If no thread exists at all, the jobs run here, so
-    /// that they are not lost: all jobs, because other callers may have relied on the thread that was counted.
+    /// Handles a thread that is included in `threads` but could not be started. If no other thread exists, the caller
+    /// runs all queued jobs, so that no job is lost. Other callers may have queued jobs because `threads` included
+    /// the missing thread.
     fn run_jobs_here(&self) {
         let mut state = self.lock();
         state.threads -= 1;
@@ -131,7 +133,7 @@ impl WorkerPool {
         }
         state.threads -= 1;
         drop(state);
-        // This thread may have consumed a notification meant for a waiting worker, so it passes one on.
+        // This thread may have received a notification for a new job. So it notifies another worker.
         self.work.notify_one();
     }
 }

@@ -1,11 +1,11 @@
 //! Checks whether the process has enough resources for another thread.
 //!
-//! The last free descriptors are reserved for files: an I/O thread that used them would keep the other threads from
-//! opening their files.
+//! The last free descriptors are reserved for files. If an I/O thread used them, other threads could not open their
+//! files.
 //!
-//! If the address space is limited (`ulimit -v`), the system may grant a thread its stack and have nothing left for
-//! the thread's next allocation. The standard library and the allocator then abort the process. So no thread is
-//! started in the last part of the address space.
+//! If the address space is limited (`ulimit -v`), a thread may get its stack, but then fail to allocate memory. In
+//! this case the standard library or the allocator aborts the process. So a thread is started only if enough address
+//! space is left.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -14,19 +14,20 @@ use std::thread::{Builder, JoinHandle};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::{Resource, getrlimit};
 
-/// Address space that must remain beside the stack of a new thread.
+/// Bytes of address space that must remain in addition to the stack of a new thread.
 const RESERVE: u64 = 128 << 20;
 
-/// Bytes of address space that the process may still map; `None` if there is no limit.
+/// Bytes of address space that the process may still map; `None` if there is no limit or the size of the process is
+/// unknown.
 fn address_space_left() -> Option<u64> {
     let limit = getrlimit(Resource::As).current?;
-    // The first field is the size in pages. If it cannot be read, the check is skipped.
+    // The first field is the size in pages. If the size cannot be read, the check is skipped.
     let sizes = std::fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = sizes.split_whitespace().next()?.parse().ok()?;
     Some(limit.saturating_sub(pages.saturating_mul(rustix::param::page_size() as u64)))
 }
 
-/// Descriptors that must remain after a new I/O thread has taken its own.
+/// Descriptors that must remain after a new I/O thread has opened its own descriptors.
 const RESERVED_DESCRIPTORS: u64 = 16;
 
 /// Checks whether enough descriptors are free for an I/O thread.
@@ -48,7 +49,7 @@ pub(super) fn check_descriptors() -> io::Result<()> {
 /// Starts a thread with a stack of `stack` bytes.
 ///
 /// # Errors
-/// `ENOMEM` if little of a limited address space is left; otherwise as `pthread_create(3)`.
+/// `ENOMEM` if too little of a limited address space is left; otherwise the errors of `pthread_create(3)`.
 pub(super) fn start_thread(
     name: String,
     stack: usize,

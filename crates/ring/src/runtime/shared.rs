@@ -1,5 +1,5 @@
-//! The part of an I/O thread that other threads may access: its mailbox, its bell (an eventfd that wakes it), and the
-//! table of all I/O threads.
+//! The part of an I/O thread that other threads may access: the mailbox, and the bell (an eventfd that wakes the
+//! thread). Also the table of all I/O threads.
 
 use std::any::Any;
 use std::io;
@@ -14,7 +14,7 @@ use super::wake::Mailbox;
 use crate::perturb;
 use crate::reactor::Key;
 
-/// The maximum number of I/O threads that a process may have at once.
+/// The maximum number of I/O threads that a process may have at the same time.
 pub const MAX_IO_THREADS: usize = 64;
 
 /// A message in the mailbox.
@@ -23,12 +23,12 @@ pub(crate) enum Message {
     Run(Runnable),
     /// A closure to run on the thread (it starts a task).
     Call(Box<dyn FnOnce() + Send>),
-    /// A blocking operation has completed with this result (negative errno).
+    /// A blocking operation has completed with this result (a count or a negative errno).
     Complete(Key, i32),
-    /// The last handle of a file was dropped: remove the file from the table of registered files. The file's id
-    /// becomes free for another file when all copies of the second field are dropped.
+    /// The last handle of a file was dropped: remove the file from the table of registered files. Another file may
+    /// use the id when all copies of the second field are dropped.
     Unregister(u32, Arc<dyn Any + Send + Sync>),
-    /// Only wakes the thread, which then checks a flag.
+    /// Only wakes the main future of the thread, which then checks a flag.
     Nudge,
 }
 
@@ -37,7 +37,7 @@ pub(crate) struct Shared {
     pub(crate) mailbox: Mailbox<Message>,
     bell: OwnedFd,
     index: usize,
-    /// No handle is left: the loop must end.
+    /// No handle of the thread is left, so the loop must end.
     pub(crate) stop: AtomicBool,
 }
 
@@ -79,8 +79,8 @@ impl Shared {
     }
 
     /// Puts a message in the mailbox and wakes the thread if it sleeps. If the thread has ended, the message is
-    /// dropped here. Dropping a call reports to its waiter that it will not run; a runnable is never among these
-    /// messages (see [`spawn`](super::spawn)).
+    /// dropped here. When a call is dropped, its waiter receives [`TaskGone`](super::TaskGone). A runnable is never
+    /// dropped here (see [`spawn`](super::spawn)).
     pub(crate) fn send(&self, message: Message) {
         match self.mailbox.push(message) {
             Ok(true) => {
@@ -92,7 +92,7 @@ impl Shared {
         }
     }
 
-    /// Wakes the thread if it sleeps, so that it sees something that the caller has published before.
+    /// Wakes the thread if it sleeps. The caller has changed a flag that the thread must check.
     pub(crate) fn nudge(&self) {
         perturb::point();
         if self.mailbox.must_ring() {
@@ -102,12 +102,12 @@ impl Shared {
 
     fn ring(&self) {
         let one = 1u64.to_ne_bytes();
-        // SAFETY: eight readable bytes. The write fails only if the counter is about to overflow; then the bell is
-        // readable anyway.
+        // SAFETY: eight readable bytes. The write fails only if the counter is about to overflow. In this case the
+        // bell is already readable.
         unsafe { libc::write(self.bell(), one.as_ptr().cast(), one.len()) };
     }
 
-    /// Makes the loop end.
+    /// Requests the loop to end.
     pub(crate) fn request_stop(&self) {
         self.stop.store(true, Ordering::Release);
         self.send(Message::Nudge);
@@ -141,7 +141,7 @@ pub fn thread_index() -> usize {
     }
 }
 
-/// The dense index of the current I/O thread; `None` if the caller is not on one.
+/// The dense index of the current I/O thread; `None` if the caller is not on an I/O thread.
 pub fn try_thread_index() -> Option<usize> {
     local::try_with(|local| local.shared.index())
 }

@@ -1,4 +1,4 @@
-//! Tasks of an I/O thread: starts them, and drops all of them when the thread ends.
+//! The tasks of an I/O thread: starts tasks, and drops all tasks when the thread ends.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -20,7 +20,7 @@ use crate::perturb;
 #[derive(Default)]
 pub(super) struct Tasks {
     pub(super) ready: RefCell<VecDeque<Runnable>>,
-    /// Wakers of all living tasks, so that they can be dropped when the loop ends.
+    /// Wakers of all living tasks, with which the tasks are dropped when the loop ends.
     living: RefCell<Living>,
 }
 
@@ -32,15 +32,15 @@ struct Living {
 }
 
 impl Tasks {
-    /// How many tasks exist.
+    /// The number of tasks that exist.
     pub(super) fn living(&self) -> usize {
         self.living.borrow().count
     }
 
-    /// Drops the tasks that are ready, and makes the other tasks ready. The caller repeats this while tasks are
-    /// living: a waker on another thread may hold a runnable and be about to send it.
+    /// Wakes all tasks, and drops the tasks that are ready. The caller repeats this while tasks exist, because a
+    /// waker on another thread may have a runnable that it has not yet sent.
     pub(super) fn drop_some(&self) {
-        // Waking a task puts its runnable in the queue; dropping that drops the future.
+        // Waking a task puts its runnable in the queue. Dropping the runnable drops the future.
         let wakers: Vec<Waker> =
             self.living.borrow_mut().wakers.iter_mut().filter_map(Option::take).collect();
         for waker in wakers {
@@ -54,7 +54,7 @@ impl Tasks {
     }
 }
 
-/// Counts a task as living while its future exists.
+/// Includes a task in `Living::count` while its future exists.
 struct LivingTask {
     local: Rc<Local>,
     id: usize,
@@ -84,14 +84,15 @@ impl Drop for LivingTask {
     }
 }
 
-/// A future whose destructor does not unwind: a panic there would make `async_task` abort the process.
+/// A future whose destructor does not unwind. If the destructor unwound, `async_task` would abort the process.
 struct Shielded<F>(ManuallyDrop<F>);
 
 impl<F: Future> Future for Shielded<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        // SAFETY: the future is pinned together with this value: it is never moved out, and it is dropped in place.
+        // SAFETY: the future is pinned together with this value: the future is never moved out, and is dropped in
+        // place.
         let inner = unsafe { self.map_unchecked_mut(|shielded| &mut *shielded.0) };
         inner.poll(cx)
     }
@@ -104,7 +105,7 @@ impl<F> Drop for Shielded<F> {
     }
 }
 
-/// Puts a task in the queue of its thread, or in the mailbox when the caller is on another one.
+/// Puts a task in the queue of its thread, or in the mailbox of its thread if the caller is on another thread.
 fn schedule(shared: &Arc<Shared>, task: Runnable) {
     let mut task = Some(task);
     try_with(|local| {
@@ -116,12 +117,13 @@ fn schedule(shared: &Arc<Shared>, task: Runnable) {
     });
     if let Some(task) = task {
         perturb::point();
-        // The mailbox is open: a thread closes it only when none of its tasks is left (see `spawn`).
+        // The mailbox is open, because a thread closes its mailbox only when none of its tasks is left (see `spawn`).
         shared.send(Message::Run(task));
     }
 }
 
-/// Starts a task on the current I/O thread. Dropping the handle cancels it; a panic resumes where the handle is awaited.
+/// Starts a task on the current I/O thread. Dropping the handle cancels the task. A panic of the task resumes where
+/// the handle is awaited.
 ///
 /// # Panics
 /// If the caller is not on an I/O thread.
@@ -138,11 +140,11 @@ pub fn spawn<F: Future + 'static>(future: F) -> Task<F::Output> {
         output
     };
     let schedule = move |task| schedule(&shared, task);
-    // SAFETY: the future is not `Send`, so its runnable must be run and dropped on this thread only. `schedule` puts
-    // it in this thread's queue or mailbox. Only this thread empties them, and it neither leaves its context nor
-    // closes its mailbox before all futures are dropped (`Entered`). A message that a closed mailbox refuses, and
-    // that the sender drops, is never a living task. The future and the schedule function are `'static`, and the
-    // latter is `Send + Sync`.
+    // SAFETY: the future is not `Send`, so its runnable must be run and dropped only on this thread. `schedule` puts
+    // the runnable in the queue or the mailbox of this thread. Only this thread empties the queue and the mailbox.
+    // The thread remains an I/O thread, and its mailbox open, until all futures are dropped (`Entered`). So a message
+    // that a closed mailbox refuses, and that the sender drops, is never a living task. The future and the schedule
+    // function are `'static`, and the schedule function is `Send + Sync`.
     let (task, handle) = unsafe {
         async_task::Builder::new().propagate_panic(true).spawn_unchecked(|()| body, schedule)
     };

@@ -14,17 +14,18 @@ use super::oneshot;
 use super::shared::{Message, Shared};
 use super::{room, tasks};
 
-/// Bytes of stack of a thread started here. It must be large, because a request is polled through a whole chain of
-/// images.
+/// Bytes of stack of a started I/O thread. The stack must be large, because the futures of a request are nested as
+/// deeply as the backing chain is long.
 const STACK: usize = 2 << 20;
 
-/// A handle to an I/O thread. When the last handle is dropped, the thread drops its tasks and ends.
+/// A handle to an I/O thread. When the last handle to a thread from [`IoThread::start`] is dropped, the thread drops
+/// its tasks and ends.
 #[derive(Clone)]
 pub struct IoThread(Arc<Handle>);
 
 pub(crate) struct Handle {
     shared: Arc<Shared>,
-    /// Only for threads started by [`IoThread::start`].
+    /// `None` for a thread in `block_on`, and after [`IoThread::join`].
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
     owned: bool,
 }
@@ -45,11 +46,12 @@ impl Drop for Handle {
 }
 
 impl IoThread {
-    /// Starts an I/O thread. Inside [`sim::run`](crate::sim::run) the handle refers to the one simulated thread.
+    /// Starts an I/O thread. Inside [`sim::run`](crate::sim::run), the handle refers to the simulated thread, and no
+    /// thread is started.
     ///
     /// # Errors
-    /// If the thread or its ring cannot be created: `ENOMEM` or `EMFILE` if limits on the address space or the number
-    /// of descriptors leave too little for it.
+    /// If the thread or its ring cannot be created: `ENOMEM` if too little address space is left, `EMFILE` if too few
+    /// descriptors are left.
     pub fn start(name: &str, config: Config) -> io::Result<IoThread> {
         if local::is_simulated() {
             let shared =
@@ -77,8 +79,8 @@ impl IoThread {
         Ok(IoThread(handle))
     }
 
-    /// Sends `f` to the thread and runs the future that `f` returns there. The work continues if the result is not
-    /// awaited.
+    /// Calls `f` on the thread, and runs there the future that `f` returns. The future also runs if the result is not
+    /// awaited. It is dropped if the thread ends first.
     pub fn spawn<F, Fut, T>(&self, f: F) -> Remote<T>
     where
         F: FnOnce() -> Fut + Send + 'static,
@@ -97,19 +99,19 @@ impl IoThread {
         Remote(receiver)
     }
 
-    /// The I/O thread that the caller is on; `None` if it is not on one.
+    /// The current I/O thread; `None` if the caller is not on an I/O thread.
     pub fn current() -> Option<IoThread> {
         local::try_with(|local| local.handle()).flatten().map(IoThread)
     }
 
-    /// The thread's dense index; see [`thread_index`](super::thread_index).
+    /// The dense index of the thread; see [`thread_index`](super::thread_index).
     pub fn index(&self) -> usize {
         self.0.shared.index()
     }
 
     /// Drops this handle and waits for the thread to end. The thread ends when no other handle is left.
     ///
-    /// Returns at once if the thread is in `block_on`, or if it is the calling thread.
+    /// Returns immediately if the thread is in `block_on`, or if it is the calling thread.
     pub fn join(self) {
         let slot = Arc::clone(&self.0.thread);
         drop(self);
@@ -128,7 +130,7 @@ impl fmt::Debug for IoThread {
     }
 }
 
-/// Turns a panic of the inner future into a value.
+/// Catches a panic of the inner future and returns the panic as a value.
 struct CatchUnwind<F>(Pin<Box<F>>);
 
 impl<F: Future> Future for CatchUnwind<F> {
@@ -154,18 +156,19 @@ impl fmt::Display for TaskGone {
 
 impl std::error::Error for TaskGone {}
 
-/// The result of a task on another thread; a future for any executor. Dropping it does not cancel the task.
+/// The result of a task on another thread, as a future for any executor. Dropping this value does not cancel the
+/// task.
 ///
 /// A panic of the task resumes where the result is awaited.
 #[must_use = "the task runs anyway, but its result and its panic are lost"]
 pub struct Remote<T>(oneshot::Receiver<T>);
 
 impl<T> Remote<T> {
-    /// Blocks the calling thread until the result is available. Not for I/O threads: their tasks would be blocked as
-    /// well.
+    /// Blocks the calling thread until the result is available. Do not call it on an I/O thread, because the tasks of
+    /// the thread would be blocked too.
     ///
     /// # Errors
-    /// [`TaskGone`] if the thread ended first.
+    /// [`TaskGone`] if the thread ended before the task completed.
     pub fn wait(self) -> Result<T, TaskGone> {
         settle(self.0.wait())
     }

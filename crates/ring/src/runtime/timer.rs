@@ -30,7 +30,7 @@ impl Timers {
     }
 }
 
-/// Monotonic time since the process first read the clock; virtual time inside [`sim::run`](crate::sim::run).
+/// Monotonic time since the first call in this process; virtual time inside [`sim::run`](crate::sim::run).
 pub fn now() -> Duration {
     local::try_with(|local| local.virtual_now()).flatten().unwrap_or_else(real_now)
 }
@@ -48,7 +48,7 @@ pub async fn sleep(d: Duration) {
     Sleep { deadline: now().saturating_add(d), armed: None }.await;
 }
 
-/// One timer; armed at its first poll, disarmed when dropped.
+/// One timer. It is armed at the first poll and disarmed when it is dropped.
 struct Sleep {
     deadline: Duration,
     armed: Option<(Rc<Local>, u64)>,
@@ -97,10 +97,10 @@ impl fmt::Display for Elapsed {
 
 impl std::error::Error for Elapsed {}
 
-/// Runs `f`, but drops it if it takes longer than `d`.
+/// Runs `f`, and drops `f` if it has not completed after `d`.
 ///
 /// # Errors
-/// [`Elapsed`] if the time limit passed first.
+/// [`Elapsed`] if `d` has passed before `f` completed.
 pub async fn timeout<F: Future>(d: Duration, f: F) -> Result<F::Output, Elapsed> {
     let mut f = pin!(f);
     let mut sleep = pin!(sleep(d));

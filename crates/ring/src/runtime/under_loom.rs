@@ -1,6 +1,6 @@
-//! The cross-thread parts under a model checker: the engine's own source files, compiled against loom's primitives,
-//! so that loom explores every interleaving (and every reordering that the memory orderings permit). A lost wake-up
-//! shows as a deadlock.
+//! Model tests of the code that threads share. The source files of the engine are compiled with the primitives of the
+//! model checker loom. Loom explores the interleavings of the threads (most models: with up to three preemptions) and
+//! the reorderings that the memory orderings permit. A lost wake-up appears as a deadlock.
 
 #![allow(dead_code, unreachable_pub, reason = "the models use a part of each file")]
 #![allow(clippy::duplicate_mod, reason = "the same files, against other primitives")]
@@ -37,7 +37,7 @@ use references::References;
 use returned::{Linked, Returned};
 use wake::Mailbox;
 
-/// Models the eventfd: a ring before the wait is not lost.
+/// Models the eventfd: a ring before the wait ends the wait.
 #[derive(Clone)]
 struct Bell(Arc<(Mutex<bool>, Condvar)>);
 
@@ -188,8 +188,7 @@ fn a_future_receives_a_result_and_learns_of_a_dropped_sender() {
     });
 }
 
-/// Takes the range on another thread and writes to the cell that it guards; loom reports an access that is not
-/// exclusive.
+/// Locks the range on another thread and writes to the cell. Loom reports an access that is not exclusive.
 fn write_under(
     lock: &Arc<RangeLock>,
     cell: &Arc<UnsafeCell<u32>>,
@@ -199,7 +198,7 @@ fn write_under(
     thread::spawn(move || {
         block_on(async {
             let guard = lock.lock(range).await;
-            // SAFETY: the lock makes this the only access; the model checks exactly that.
+            // SAFETY: the lock must exclude other accesses; the model checks this.
             cell.with_mut(|value| unsafe { *value += 1 });
             drop(guard);
         });
@@ -251,7 +250,7 @@ impl Linked for Piece {
     }
 }
 
-// SAFETY: only the holder of the piece uses the memory; the model checks exactly that.
+// SAFETY: only the holder of the piece uses the memory; the model checks this.
 unsafe impl Send for Piece {}
 // SAFETY: as above.
 unsafe impl Sync for Piece {}
@@ -291,7 +290,7 @@ fn pieces_returned_by_other_threads_all_come_back_with_their_written_data() {
                 back += piece.memory.with_mut(|memory| unsafe { std::mem::take(&mut *memory) });
             });
         };
-        // Take while the threads run, and again after they have ended.
+        // Take pieces while the threads run, and again after the threads have ended.
         take();
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         take();
@@ -299,28 +298,28 @@ fn pieces_returned_by_other_threads_all_come_back_with_their_written_data() {
     });
 }
 
-/// Counted memory that the last holder frees.
+/// Memory with a reference count. The holder of the last reference frees it.
 struct Counted {
     refs: References,
     memory: UnsafeCell<u32>,
 }
 
-// SAFETY: holders read; only a sole holder writes. The models check exactly that.
+// SAFETY: holders only read, and the only holder may write. The models check this.
 unsafe impl Send for Counted {}
 // SAFETY: as above.
 unsafe impl Sync for Counted {}
 
 impl Counted {
-    /// Creates several references, to be given to threads.
+    /// Creates memory with `holders` references.
     fn shared(holders: usize) -> Arc<Counted> {
         let counted = Counted { refs: References::one(), memory: UnsafeCell::new(1) };
         (1..holders).for_each(|_| counted.refs.add());
         Arc::new(counted)
     }
 
-    /// Reads, and drops a reference; the last holder writes. Returns whether it was the last.
+    /// Reads the memory and drops a reference. If it was the last reference, writes to the memory and returns true.
     fn read_and_release(&self) -> bool {
-        // SAFETY: nobody writes while this reference is counted.
+        // SAFETY: nobody writes while this reference exists.
         assert_eq!(self.memory.with(|memory| unsafe { *memory }), 1);
         let last = self.refs.release();
         if last {

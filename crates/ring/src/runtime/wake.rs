@@ -1,14 +1,14 @@
 //! The lock-free mailbox of an I/O thread, with the flag that marks the thread as asleep.
 //!
-//! Many threads push messages; the owner takes all of them at once. Before it blocks, the owner sets the sleep flag
-//! and then checks the mailbox again; a pusher publishes its message and then reads the flag. Both have a
-//! sequentially consistent fence between their two steps, so at least one of them sees the other's step: either the
-//! owner finds the message, or the pusher finds the flag and must ring the bell (exactly one pusher must). No wake-up
-//! is lost, and while the owner is awake no wake-up costs anything.
+//! Many threads push messages. The owner takes all messages with one atomic operation. Before the owner blocks, it
+//! sets the sleep flag and then checks the mailbox again. A pusher publishes its message and then reads the flag.
+//! Both have a sequentially consistent fence between the two steps. So either the owner finds the message, or the
+//! pusher finds the flag set and must ring the bell (exactly one pusher must do this). No wake-up is lost, and while
+//! the owner is awake, a push needs no system call.
 //!
-//! An owner that ends [closes](Mailbox::close) its mailbox: the head is then a mark that no exchange replaces, and a
-//! pusher that finds it gets its message back. One swap both closes the mailbox and takes the last messages, so each
-//! message is either taken by the owner or returned to its pusher, and none stays in a mailbox that nobody reads.
+//! When the owner ends, it [closes](Mailbox::close) the mailbox: the head then contains a mark that no exchange
+//! replaces. A pusher that finds the mark gets its message back. One swap closes the mailbox and takes the last
+//! messages. So each message is either taken by the owner or returned to its pusher.
 
 use std::ptr;
 
@@ -19,13 +19,13 @@ struct Node<T> {
     next: *mut Node<T>,
 }
 
-/// A mailbox with many producers whose single owner takes everything at once.
+/// A mailbox with many producers and one owner, which takes all messages together.
 pub(crate) struct Mailbox<T> {
     head: AtomicPtr<Node<T>>,
     sleeping: AtomicBool,
 }
 
-// SAFETY: nodes are reached only through the atomic head; the thread that swaps the head out owns the chain.
+// SAFETY: nodes are reached only through the atomic head. The thread that swaps the head out owns the chain.
 unsafe impl<T: Send> Send for Mailbox<T> {}
 // SAFETY: as above; a shared mailbox only moves whole `T`s between threads.
 unsafe impl<T: Send> Sync for Mailbox<T> {}
@@ -44,7 +44,7 @@ impl<T> Mailbox<T> {
         let mut head = self.head.load(Ordering::Relaxed);
         loop {
             if head == closed() {
-                // SAFETY: made above, and no exchange has published it.
+                // SAFETY: the node was made above, and no exchange has published it.
                 return Err(unsafe { Box::from_raw(node) }.value);
             }
             // SAFETY: only this thread has the node until the exchange publishes it.
@@ -59,8 +59,8 @@ impl<T> Mailbox<T> {
         Ok(self.must_ring())
     }
 
-    /// Whether the owner sleeps and this caller must wake it. Call it after publishing the data that the owner should
-    /// see.
+    /// Whether the owner sleeps and this caller must wake it. The caller must first publish the data that the owner
+    /// should see.
     #[must_use]
     pub(crate) fn must_ring(&self) -> bool {
         fence(Ordering::SeqCst);
@@ -80,8 +80,8 @@ impl<T> Mailbox<T> {
         Mail::of(self.head.swap(ptr::null_mut(), Ordering::Acquire))
     }
 
-    /// Owner: takes the last messages; later pushers get their messages back. The owner calls nothing else
-    /// afterwards.
+    /// Owner: closes the mailbox and takes the last messages. Pushers get their messages back from now on. The owner
+    /// makes no other call afterwards.
     pub(crate) fn close(&self) -> Mail<T> {
         Mail::of(self.head.swap(closed(), Ordering::Acquire))
     }
@@ -121,8 +121,8 @@ fn closed<T>() -> *mut Node<T> {
     ptr::without_provenance_mut(1)
 }
 
-/// Messages that were taken. Dropping it drops the messages not yet taken out of it, also if handling one of them
-/// panicked.
+/// A list of messages that were taken from the mailbox. Dropping the list drops the remaining messages, also after a
+/// panic in the handling of a message.
 pub(crate) struct Mail<T> {
     oldest: *mut Node<T>,
 }
@@ -148,7 +148,7 @@ impl<T> Iterator for Mail<T> {
         if self.oldest.is_null() {
             return None;
         }
-        // SAFETY: each node came from `Box::into_raw`, belongs to this chain and is visited once.
+        // SAFETY: each node comes from `Box::into_raw`, belongs to this chain and is visited once.
         let node = unsafe { Box::from_raw(self.oldest) };
         self.oldest = node.next;
         Some(node.value)

@@ -1,7 +1,7 @@
 //! [`Disk`]: a simulated disk with faults and power cuts.
 //!
-//! An operation takes effect when it completes, at a virtual time that the disk chooses. Writes in flight at a power
-//! cut may have reached the disk in part.
+//! An operation takes effect when it completes, at a virtual time that the disk chooses. Each sector of a write that
+//! is in flight at a power cut may have reached the disk or not. Other operations in flight have no effect.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,8 +18,8 @@ use crate::buf::IoVec;
 use crate::file::Extent;
 use crate::reactor::{Op, Payload, Slot};
 
-/// A simulated disk; cloning makes another handle to the same disk. Sectors have 512 bytes; a write past the end
-/// extends the disk.
+/// A simulated disk. A clone is another handle to the same disk. Sectors have 512 bytes. A write past the end extends
+/// the disk.
 #[derive(Clone)]
 pub struct Disk(Arc<Mutex<State>>);
 
@@ -42,7 +42,8 @@ pub(super) struct State {
 #[derive(Clone, Copy)]
 pub(crate) struct Started {
     id: u64,
-    /// Number of the last change when the operation started; a flush makes durable all changes up to it.
+    /// Number of the last change when the operation started. After a flush, all changes up to this number survive a
+    /// power cut.
     change: u64,
 }
 
@@ -71,12 +72,12 @@ impl Disk {
         Disk::with_media(seed, Media::with_len(size))
     }
 
-    /// A disk with this content, all of it durable.
+    /// A disk with this content, which survives a power cut.
     pub fn from_bytes(seed: u64, bytes: &[u8]) -> Disk {
         Disk::with_media(seed, Media::from_bytes(bytes))
     }
 
-    /// The content as a read would see it.
+    /// The content that reads return.
     pub fn bytes(&self) -> Vec<u8> {
         let state = self.lock();
         let mut bytes = vec![0; usize::try_from(state.media.len()).unwrap_or(0)];
@@ -94,7 +95,7 @@ impl Disk {
         self.len() == 0
     }
 
-    /// Sets the faults that happen from now on; rules count operations from here.
+    /// Replaces the faults. The rules count the operations that complete after this call.
     pub fn set_faults(&self, faults: Faults) {
         let mut state = self.lock();
         state.rules = faults.fail.iter().cloned().map(ArmedRule::new).collect();
@@ -102,22 +103,22 @@ impl Disk {
         state.faults = faults;
     }
 
-    /// Cuts the power once the disk has passed `n_writes` write boundaries in all (writes, zeroing, punching, changes
-    /// of size and flushes, each when it completes). Operations that are not complete then fail with `EIO`, and so do
-    /// all later ones.
+    /// Cuts the power when the disk has passed `n_writes` write boundaries since its creation. The completion of a
+    /// write, an `fallocate`, a change of size or a flush is a write boundary, even if the operation fails. After the
+    /// cut, all operations in flight and all new operations fail with `EIO`.
     pub fn cut_after(&self, n_writes: u64) {
         self.lock().cut_after = Some(n_writes);
     }
 
-    /// Keeps copies of the disk at up to `most` of the following write boundaries; each boundary has the same chance.
-    /// [`moments`](Disk::moments) returns the copies, which show what power cuts at these boundaries leave. So one
-    /// run covers many cuts.
+    /// Copies the disk before up to `most` of the following write boundaries, which are chosen at random with equal
+    /// probability. [`moments`](Disk::moments) returns the copies. A test gets the states after a power cut from each
+    /// copy ([`after_power_loss`](Disk::after_power_loss)), so one run covers many power cuts.
     pub fn keep_moments(&self, seed: u64, most: usize) {
         Disk::keep_common_moments(&[self], seed, most);
     }
 
-    /// Like [`keep_moments`](Disk::keep_moments), for disks that lose power together: at a chosen boundary of any of
-    /// them, all are copied.
+    /// Like [`keep_moments`](Disk::keep_moments), for disks that lose power together: at a chosen boundary of one of
+    /// the disks, all disks are copied.
     pub fn keep_common_moments(disks: &[&Disk], seed: u64, most: usize) {
         let handles = disks.iter().map(|disk| Arc::downgrade(&disk.0)).collect();
         let moments = Arc::new(Moments::new(handles, seed, most));
@@ -126,21 +127,21 @@ impl Disk {
         }
     }
 
-    /// The copies kept: the number of boundaries passed, and the disk at that time, including the writes in flight
-    /// that began before the next boundary.
+    /// The copies: the number of boundaries that the disk had passed, and the disk at that time with its writes in
+    /// flight.
     pub fn moments(&self) -> Vec<(u64, Disk)> {
         let common = self.common_moments().into_iter();
         common.filter_map(|(boundary, disks)| Some((boundary, disks.into_iter().next()?))).collect()
     }
 
-    /// The copies kept of several disks: the number of boundaries that the first disk had passed, and each disk at
-    /// that time.
+    /// The copies of several disks: the number of boundaries that the first disk had passed, and each disk at that
+    /// time.
     pub fn common_moments(&self) -> Vec<(u64, Vec<Disk>)> {
         let moments = self.lock().moments.clone();
         moments.map_or_else(Vec::new, |moments| moments.kept())
     }
 
-    /// An independent copy of this disk as it is now, and the number of boundaries that this disk has passed.
+    /// An independent copy of the disk in its present state, and the number of boundaries that the disk has passed.
     pub(super) fn keep(state: &Arc<Mutex<State>>) -> (u64, Disk) {
         let state = state.lock().unwrap_or_else(PoisonError::into_inner);
         let copy = Disk::with_media(state.boundaries, state.media.clone());
@@ -158,8 +159,8 @@ impl Disk {
         self.lock().is_cut()
     }
 
-    /// A possible state of the disk after a power cut now: the durable data, where each sector independently may have
-    /// any of its later versions.
+    /// A possible state of the disk after a power cut at this moment. Each sector independently has its durable
+    /// version or any later version, which may come from a write in flight.
     pub fn after_power_loss(&self, rng_seed: u64) -> Disk {
         let mut rng = Rng::new(rng_seed);
         let state = self.lock();
@@ -176,12 +177,12 @@ impl Disk {
         Disk::with_media(rng_seed, media.after_power_loss(Survivors::Any(&mut rng)))
     }
 
-    /// The disk after a power cut that lost everything that was not durable.
+    /// The disk after a power cut that loses everything that is not durable.
     pub fn after_power_loss_none(&self) -> Disk {
         Disk::with_media(0, self.lock().media.after_power_loss(Survivors::None))
     }
 
-    /// The disk after a power cut that lost nothing that had completed.
+    /// The disk after a power cut that loses only the operations in flight.
     pub fn after_power_loss_all(&self) -> Disk {
         Disk::with_media(0, self.lock().media.after_power_loss(Survivors::All))
     }
@@ -195,7 +196,7 @@ impl Disk {
         Ok(Extent { is_data, end })
     }
 
-    /// Records the start of an operation; returns how long it takes.
+    /// Records the start of an operation. Returns the record and the duration of the operation.
     pub(super) fn begin(&self, op: Op, payload: &Payload) -> (Started, Duration) {
         let mut state = self.lock();
         let id = state.next_id;
@@ -215,7 +216,7 @@ impl Disk {
         (Started { id, change: state.media.change() }, delay)
     }
 
-    /// Closes a handle: it changes nothing, but it may fail.
+    /// Simulates the close of a handle. The close changes nothing, but a rule may make it fail.
     pub(crate) fn close(&self) -> io::Result<()> {
         let rules = &mut self.lock().rules;
         let mut failures = rules.iter_mut().filter_map(|r| r.judge(FaultOp::Close, &(0..u64::MAX)));
@@ -232,7 +233,7 @@ impl Disk {
         if kind != FaultOp::Read
             && let Some(moments) = state.moments.clone()
         {
-            // Unlocked, because keeping copies locks several disks, and this one is among them.
+            // The disk is unlocked, because `pass` locks all disks of the group, including this disk.
             drop(state);
             moments.pass();
             state = self.lock();
@@ -285,7 +286,7 @@ impl State {
         self.cut_after.is_some_and(|n| self.boundaries >= n)
     }
 
-    /// How many bytes of a transfer are done.
+    /// The number of bytes that a transfer of `len` bytes completes: fewer than `len` with the probability `short`.
     fn amount(&mut self, len: usize, short: f64) -> usize {
         if len > 1 && self.rng.chance(short) { 1 + self.rng.index(len - 1) } else { len }
     }

@@ -1,9 +1,9 @@
-//! The sectors of a simulated disk, and which of their versions are durable.
+//! The sectors of a simulated disk, and the versions of each sector that a power cut may leave.
 //!
-//! `live` is the content that a read returns. For every sector that was changed since it last became durable,
-//! `pending` has all later versions in order. After a power cut, each sector independently is its durable version or
-//! any pending one; the same holds for the size. A flush makes durable the newest version that was complete when the
-//! flush began.
+//! Durable data survives a power cut. `live` is the content that reads return. `durable` is the content that has been
+//! flushed or written with FUA. `pending` contains, for each sector, all versions since the durable version, in
+//! order. After a power cut, each sector independently has its durable version or any pending version; the same holds
+//! for the size. A flush makes the newest version durable that was complete when the flush began.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::rng::Rng;
 pub(super) const SECTOR: u64 = 512;
 const SECTOR_LEN: usize = 512;
 
-/// Content of a sector, shared by the copies of a disk; `None` is a hole.
+/// Content of a sector, in memory that the copies of a disk share; `None` is a hole.
 type Sector = Option<Arc<[u8; SECTOR_LEN]>>;
 
 #[derive(Clone, Default)]
@@ -61,7 +61,7 @@ impl Media {
         self.len
     }
 
-    /// The number of the last change, recorded by a flush that begins now.
+    /// The number of the last change. A flush records this number when it begins.
     pub(super) fn change(&self) -> u64 {
         self.change
     }
@@ -95,7 +95,8 @@ impl Media {
         self.pending_len.push((self.change, len));
     }
 
-    /// Writes and extends. With `fua` the result is durable at once.
+    /// Writes, and extends the disk if necessary. With `fua` the written sectors and the size are durable
+    /// immediately.
     pub(super) fn write(&mut self, offset: u64, data: &[u8], fua: bool) {
         self.change += 1;
         let mut done = 0;
@@ -123,7 +124,7 @@ impl Media {
         }
     }
 
-    /// Zeroes a byte range; whole sectors become holes.
+    /// Zeroes a byte range. Complete sectors become holes.
     pub(super) fn zero(&mut self, offset: u64, len: u64, extend: bool) {
         self.change += 1;
         let end = offset.saturating_add(len);
@@ -152,7 +153,7 @@ impl Media {
     pub(super) fn truncate(&mut self, len: u64) {
         if len < self.len {
             self.zero(len, self.len - len, false);
-            // A sector that lies entirely behind the cut is removed even if the cut is not at a sector boundary.
+            // All sectors after the new end are removed, also if the new end is not at a sector boundary.
             let first = len.div_ceil(SECTOR);
             let beyond: Vec<u64> = self.live.range(first..).map(|(&n, _)| n).collect();
             for number in beyond {
@@ -245,7 +246,7 @@ impl Media {
     }
 }
 
-/// Sector number, offset within the sector, and the number of the `len` bytes at `offset` that lie in the sector.
+/// The sector that contains `offset`, the offset within the sector, and how many of `len` bytes lie in the sector.
 fn piece(offset: u64, len: usize) -> (u64, usize, usize) {
     let within = usize::try_from(offset % SECTOR).unwrap_or(0);
     (offset / SECTOR, within, len.min(SECTOR_LEN - within))

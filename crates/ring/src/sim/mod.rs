@@ -1,10 +1,10 @@
-//! Simulation for tests: a disk that fails on demand, and an executor whose runs depend on the seed alone.
+//! Simulation for tests: a disk with injected faults, and an executor whose runs depend only on the seed.
 //!
-//! [`run`] drives a future and its tasks with virtual time. Seeds decide which ready task runs next and how long each
-//! operation on a [`Disk`] takes. If nothing can make progress any more, `run` panics instead of hanging.
+//! [`run`] executes a future and its tasks with virtual time. Seeds decide which ready task runs next and how long
+//! each operation on a [`Disk`] takes. In a deadlock, `run` panics.
 //!
-//! [`Disk::cut_after`] cuts the power, and [`Disk::after_power_loss`] shows what is left: everything that was
-//! flushed; each sector independently may have any version written later.
+//! [`Disk::cut_after`] cuts the power, and [`Disk::after_power_loss`] returns a possible state of the disk after the
+//! cut. Each sector independently has the flushed version or any version that was written after the flush.
 
 mod disk;
 mod faults;
@@ -31,7 +31,7 @@ pub fn run<F: Future>(seed: u64, f: F) -> F::Output {
     local::simulate(Scheduler::new(seed), f)
 }
 
-/// Starts an operation on a simulated disk. Outside [`run`] it is executed at once.
+/// Starts an operation on a simulated disk. Outside [`run`] the operation is executed immediately.
 pub(crate) fn start(local: &Rc<Local>, disk: &Disk, op: Op, payload: Payload) -> Pending {
     let (started, delay) = disk.begin(op, &payload);
     let pending = Reactor::start_simulated(local, op, payload);

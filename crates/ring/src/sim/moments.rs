@@ -1,11 +1,12 @@
-//! Copies of disks at some of their write boundaries, so that a test of power cuts needs one run only.
+//! Copies of disks before some of their write boundaries, so that a test of power cuts needs only one run.
 
 use std::sync::{Mutex, PoisonError, Weak};
 
 use super::disk::{Disk, State};
 use super::rng::Rng;
 
-/// A uniform sample of the boundaries that disks have passed. The disks own it; it holds weak references to them.
+/// A uniform sample of the boundaries that disks have passed. The disks own the sample, which has weak references to
+/// the disks.
 pub(super) struct Moments {
     disks: Vec<Weak<Mutex<State>>>,
     most: usize,
@@ -24,8 +25,8 @@ impl Moments {
         Moments { disks, most, sample: Mutex::new(sample) }
     }
 
-    /// Called before a boundary is passed: copies the disks, possibly in place of an earlier copy. The caller holds
-    /// no disk's lock.
+    /// Records a boundary that a disk is about to pass. If the boundary is chosen, copies the disks, and replaces the
+    /// copies of an earlier boundary if `most` boundaries have copies. The caller must not hold the lock of a disk.
     pub(super) fn pass(&self) {
         let mut sample = self.sample.lock().unwrap_or_else(PoisonError::into_inner);
         sample.seen += 1;
@@ -44,7 +45,7 @@ impl Moments {
         }
     }
 
-    /// The copies kept, in order of the boundaries of the first disk.
+    /// The copies, in the order of the boundaries of the first disk.
     pub(super) fn kept(&self) -> Vec<(u64, Vec<Disk>)> {
         let sample = self.sample.lock().unwrap_or_else(PoisonError::into_inner);
         let mut kept = sample.kept.clone();

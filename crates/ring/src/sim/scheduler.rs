@@ -1,4 +1,4 @@
-//! Order and time of a simulation.
+//! The scheduler of a simulation: chooses the order of tasks, and keeps the virtual time and the events.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use super::disk::Started;
 use super::rng::Rng;
 use crate::reactor::{Key, Slot};
 
-/// A completion that is still to come.
+/// The future completion of an operation.
 pub(crate) struct Event {
     pub(crate) key: Key,
     pub(super) disk: Disk,
@@ -23,7 +23,7 @@ impl Event {
     }
 }
 
-/// Decides what happens next.
+/// Chooses the next task or event.
 pub(crate) struct Scheduler {
     now: Cell<Duration>,
     rng: RefCell<Rng>,
@@ -56,8 +56,8 @@ impl Scheduler {
         self.events.borrow_mut().insert((self.now().saturating_add(delay), number), event);
     }
 
-    /// Advances to the next event, or to the timer if that is earlier. `None` if the timer is next or nothing is
-    /// left.
+    /// Advances the virtual time to the next event, or to `timer` if `timer` is earlier. Returns the event; `None` if
+    /// the timer is earlier, or if there is no event.
     pub(crate) fn next_event(&self, timer: Option<Duration>) -> Option<Event> {
         let mut events = self.events.borrow_mut();
         let first = events.first_entry();

@@ -2,8 +2,9 @@
 //!
 //! Requests are queued in the order of their arrival. A request is granted as soon as no earlier request in the
 //! queue, granted or waiting, conflicts with it. Two requests conflict if they overlap and are not both shared. So
-//! overlapping requests are served first come first served, and disjoint requests never wait for each other. A
-//! dropped guard or a cancelled request leaves the queue and wakes the requests behind it that have become free.
+//! overlapping requests are granted in the order of their arrival, and disjoint requests never wait for each other.
+//! When a guard is dropped or a request is cancelled, its entry leaves the queue, and the waiting requests that no
+//! longer have a conflict are granted and woken.
 
 use std::future::Future;
 use std::ops::Range;
@@ -75,7 +76,7 @@ impl Queue {
     }
 }
 
-/// A fair lock on ranges, for exclusive or shared use. Works across threads and executors.
+/// A fair lock on ranges, for exclusive or shared use. It works across threads and executors.
 #[derive(Default)]
 pub struct RangeLock {
     queue: Mutex<Queue>,
@@ -116,7 +117,7 @@ impl RangeLock {
         Some(RangeGuard { lock: self, ticket })
     }
 
-    /// Whether no request holds or waits for anything.
+    /// Whether no range is locked and no request waits.
     pub fn is_idle(&self) -> bool {
         lock(&self.queue).entries.is_empty()
     }
@@ -124,7 +125,7 @@ impl RangeLock {
     fn leave(&self, ticket: u64) {
         let wakers = lock(&self.queue).leave(ticket);
         crate::perturb::point();
-        // A waker that panics must not keep the others from being woken.
+        // If a waker panics, the other requests are still woken.
         for waker in wakers {
             contained(|| waker.wake());
         }
@@ -156,7 +157,7 @@ impl Drop for RangeGuard<'_> {
     }
 }
 
-/// A request; it enters the queue at its first poll.
+/// A request, which enters the queue at its first poll.
 struct Acquire<'a> {
     lock: &'a RangeLock,
     request: Option<(Range<u64>, bool)>,

@@ -4,8 +4,8 @@ use crossbeam_utils::CachePadded;
 
 use crate::runtime::{MAX_IO_THREADS, try_thread_index};
 
-/// Names one copy of [`Sharded`] data. A thread may have another copy in each [`block_on`](crate::block_on), so code
-/// that counts up and later down stores the shard in between.
+/// Identifies one copy of [`Sharded`] data. The shard of a thread may change with each [`block_on`](crate::block_on).
+/// So code that increments a counter and decrements it later must store the shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard(usize);
 
@@ -21,7 +21,7 @@ impl Shard {
 pub struct Sharded<T>(Box<[CachePadded<T>]>);
 
 impl<T> Sharded<T> {
-    /// Makes every copy with `make`.
+    /// Calls `make` for each copy.
     pub fn new(mut make: impl FnMut() -> T) -> Sharded<T> {
         Sharded((0..=MAX_IO_THREADS).map(|_| CachePadded::new(make())).collect())
     }
@@ -31,7 +31,7 @@ impl<T> Sharded<T> {
         self.at(Shard::mine())
     }
 
-    /// The copy of a shard, for callers that must return to the same copy.
+    /// The copy of a shard, for callers that must access the same copy again.
     pub fn at(&self, shard: Shard) -> &T {
         &self.0[shard.0.min(MAX_IO_THREADS)]
     }

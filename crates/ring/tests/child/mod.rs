@@ -1,5 +1,5 @@
-//! Tests that take something from their process for good (a limit, a system call): each runs itself again as a child
-//! process, and only the child gives it up.
+//! Helpers for tests that lower a limit or forbid a system call, which a process cannot undo. Such a test runs itself
+//! again as a child process, and only the child changes its limits.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -9,7 +9,8 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, SeccompRule};
 /// Set in the child.
 const CHILD: &str = "OXBLK_TEST_CHILD";
 
-/// Runs the named test of this program as a child process, which must succeed; true in the child.
+/// Returns true in the child process. Otherwise runs the test `test` of this program as a child process, which must
+/// succeed, and returns false.
 pub fn is_child(test: &str) -> bool {
     if std::env::var_os(CHILD).is_some() {
         return true;

@@ -1,4 +1,4 @@
-//! A command line that is made from a seed.
+//! A command line that a seed determines.
 
 use crate::program::Tool;
 use crate::random::Random;
@@ -33,7 +33,7 @@ impl Case {
         }
     }
 
-    /// Returns the command line as a shell would take it.
+    /// Returns the command line in the form that a shell accepts.
     pub fn line(&self) -> String {
         let quoted = |word: &String| {
             let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:+,=%".contains(c);
@@ -47,7 +47,7 @@ impl Case {
         format!("{} {}", self.tool.qemu_name(), words.join(" "))
     }
 
-    /// Whether the command ends soon and needs little space with every tool. A preallocation of a huge size does not.
+    /// Whether the command ends soon and needs little space with every tool. This is false for a preallocation of a huge size.
     fn is_short(&self) -> bool {
         let huge =
             |word: &String| ["E", "99999", "4294967296"].iter().any(|size| word.contains(size));
@@ -128,7 +128,7 @@ fn img(random: &mut Random, command: &Command) -> Vec<String> {
     if random.one_in(30) {
         groups.push(vec!["extra".to_owned()]);
     }
-    // Options may be anywhere among the operands; the order of the operands does not change.
+    // Move options to random places among the operands. The order of the operands does not change.
     if random.one_in(3) && groups.len() > 1 {
         let from = usize::try_from(random.below(groups.len() as u64)).expect("an index");
         let group = groups.remove(from);

@@ -20,22 +20,22 @@ pub(super) struct Command {
     pub(super) main: &'static [&'static [&'static str]],
 }
 
-/// An option with both names and a value.
+/// An option with a letter, a word and a value.
 pub(super) const fn value(short: char, long: &'static str, kind: Kind) -> Opt {
     Opt { value: Some(kind), ..flag(short, long) }
 }
 
-/// An option with both names and no value.
+/// An option with a letter and a word, without a value.
 pub(super) const fn flag(short: char, long: &'static str) -> Opt {
     Opt { short: Some(short), ..self::long(long, None) }
 }
 
-/// An option with a long name alone.
+/// An option with a word only.
 pub(super) const fn long(long: &'static str, value: Option<Kind>) -> Opt {
     Opt { short: None, long: Some(long), value }
 }
 
-/// An option with a letter alone.
+/// An option with a letter only.
 pub(super) const fn short(letter: char, value: Option<Kind>) -> Opt {
     Opt { short: Some(letter), long: None, value }
 }

@@ -1,5 +1,5 @@
-//! The bytes of an image that are compared: all except the contents of free clusters and the zeroes behind the last cluster in
-//! use.
+//! The bytes of an image that are compared: all bytes except the contents of free clusters and the zeroes behind the last
+//! cluster in use.
 
 /// Returns the bytes of a file that are compared. All bytes of a file that is not a qcow2 image are compared.
 pub(super) fn significant(bytes: &[u8]) -> Vec<u8> {

@@ -12,7 +12,7 @@ static PATTERNS: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
     vec![
         // QEMU puts random digits into generated node names.
         (regex(r"#block[0-9]+"), "#blockN"),
-        // oxblk says what helps if O_DIRECT is refused.
+        // oxblk prints a hint if O_DIRECT is refused.
         (regex(r"(does not support O_DIRECT\n)Try cache.direct=off\n"), "$1"),
         // The text of `help` is oxblk's own.
         (regex(r"(?s)Usage: qemu-io \[OPTIONS\].*$"), "USAGE"),
@@ -24,7 +24,7 @@ static PATTERNS: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
     ]
 });
 
-/// Removes intended differences from the text; the texts of both sides go through this.
+/// Removes intended differences from the output of one side. Called for the outputs of both sides.
 pub(super) fn normalise(text: &str) -> String {
     let mut text = text.to_owned();
     for (pattern, with) in PATTERNS.iter() {
@@ -53,14 +53,14 @@ pub(super) fn bytes_may_differ(case: &Case) -> bool {
         case.arguments.iter().any(|word| parts.iter().any(|part| word.starts_with(part)))
     };
     match (case.tool, case.arguments.first().map_or("", String::as_str)) {
-        // The file holds the time of the snapshot. An applied snapshot gets a new L1 table.
+        // The file contains the time of the snapshot. A disk to which a snapshot is applied gets a new L1 table.
         (Tool::Img, "snapshot") => begins(&["-c", "-a"]),
         // Concurrent requests have no defined order.
         (Tool::Img, "bench") => begins(&["-w", "--w"]),
         // A repair by oxblk does not move bitmaps.
         (Tool::Img, "check") => has("m.qcow2") && begins(&["-r", "--r"]),
-        // In an image with bitmaps, refcount blocks of another width may lie elsewhere. A snapshot with zero clusters gets new
-        // tables when the image becomes version 2.
+        // In an image with bitmaps, refcount blocks of another width may have other offsets. A snapshot with zero clusters gets
+        // new tables when the image becomes version 2.
         (Tool::Img, "amend") => {
             has("refcount_bits") && has("m.qcow2")
                 || has("a.qcow2") && (has("compat=0.10") || has("compat=v2"))
@@ -129,7 +129,7 @@ fn lacks_backing(case: &Case) -> bool {
         && words.any(|word| word.starts_with("-F") || word.starts_with("--backing-f"))
 }
 
-/// Whether the tools are intended to act differently on this command line.
+/// Whether the two tools are intended to give different results for this command line.
 pub(super) fn is_meant(case: &Case) -> bool {
     let has = |part: &str| case.arguments.iter().any(|word| word.contains(part));
     match (case.tool, case.arguments.first().map_or("", String::as_str)) {
@@ -149,7 +149,7 @@ pub(super) fn is_meant(case: &Case) -> bool {
                 // Copy-on-read stores nothing where no image of the chain has data, and a map shows this.
                 || has("map")
                     && case.arguments.iter().any(|word| word == "-C" || word.starts_with("--cop"))
-                // QEMU has already removed the temporary file.
+                // QEMU fails, because it has already removed the temporary file.
                 || has("reopen") && has("-s")
         }
         _ => false,

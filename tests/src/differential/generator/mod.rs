@@ -1,9 +1,9 @@
 //! Command lines that are generated from tables of options and values, and run through QEMU's tools and through oxblk.
 //!
-//! A seed makes a [`Case`]: a command with some of its options, in any form that a user may write, and with good, bad or odd
-//! values. Both tools run the command line in directories with the same files. The output, the exit code and the bytes of every
-//! file afterwards must be the same. The module `meant` lists the intended differences; docs/differences.md explains each of
-//! them.
+//! A seed determines a [`Case`]: a command with some of its options, in any form that a user may write, and with good, bad or
+//! odd values. Both tools run the command line in directories with the same files. The output, the exit code and the bytes of
+//! every file after the run must be the same. The module `meant` lists the intended differences; docs/differences.md explains
+//! each of them.
 
 mod case;
 mod fixture;

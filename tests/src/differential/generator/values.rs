@@ -1,6 +1,6 @@
 //! Good, bad and odd values for options and operands, by kind.
 //!
-//! No value makes a tool work for long: numbers are small, or so large that the tools refuse them.
+//! Every value lets a tool end soon: numbers are small, or so large that the tools refuse them.
 
 /// The purpose of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub(super) enum Kind {
     Block,
     /// A file that may or may not exist.
     Image,
-    /// An image; most of the values name one with bitmaps.
+    /// An image, in most cases an image with bitmaps.
     WithBitmaps,
     /// A name for a new file.
     NewImage,

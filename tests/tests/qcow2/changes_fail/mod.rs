@@ -1,5 +1,6 @@
-//! Image-wide changes in which operations of the disk fail or the power is cut. The image must then be the old one or the new
-//! one, memory and disk must agree, flushed data must be kept, and only a power cut may leak clusters.
+//! Image-wide changes in which operations of the disk fail or the power is cut. After the failure, the image must be the old or
+//! the new image, the state in memory must equal the state on disk, flushed data must be kept, and only a power cut may leak
+//! clusters.
 
 pub(super) mod set;
 mod trial;
@@ -34,7 +35,7 @@ const OLD_VERSION: Kind = Kind::new("version 2", "cluster_size=4k,compat=0.10");
 const OLD_BACKED: Kind =
     Kind::new("version 2 over a longer backing file", "cluster_size=4k,compat=0.10").over_backing();
 
-/// The disk size after growth and after shrinking, in bytes. Both end within a cluster.
+/// The disk size after growth and after shrinking, in bytes. Both sizes end within a cluster.
 const LARGE: u64 = (1 << 20) + 512;
 const LITTLE: u64 = 196 * 512;
 
@@ -251,8 +252,8 @@ fn amending_the_size_and_the_refcount_width_may_fail_at_any_operation() {
     }
 }
 
-/// Shrinks the disk and changes the refcount width; the n-th operation fails. A failure leaves the old image, or an image of the
-/// new size whose error says so. In both cases the retry makes the new image.
+/// Shrinks the disk and changes the refcount width; the n-th operation fails. After a failure, the image is the old image, or
+/// has the new size and the error reports this. In both cases the retry makes the new image.
 async fn shrunk_with_a_fault(image: &set::Set, (old, new): (&Held, &Held), nth: u64) -> bool {
     let what = format!("operation {nth} fails");
     let options = format!("size={LITTLE},refcount_bits=8");
@@ -293,7 +294,7 @@ async fn shrunk_with_a_fault(image: &set::Set, (old, new): (&Held, &Held), nth: 
     let now = Held::by(&tried, &what).await;
     assert!(now.active == new.active, "{what}: not the new contents");
     assert_eq!(now.info, new.info, "{what}");
-    // An image that has stopped cannot store its bitmaps.
+    // An image that refuses all writes cannot store its bitmaps.
     let lost = has_stopped && now.bitmaps.is_empty();
     assert!(
         lost || now.bitmaps == new.bitmaps,
@@ -327,7 +328,7 @@ fn shrinking_by_an_amend_that_fails_later_leaves_a_valid_image() {
     }
 }
 
-/// Cancels a change of size at some moment. Other tasks continue to use the image.
+/// Cancels a change of size at a given moment. Other tasks continue to use the image.
 async fn given_up(image: &set::Set, moment: u64, size: u64) -> bool {
     let what = format!("size {size} cancelled at moment {moment}");
     let tried = image.copy();
@@ -335,7 +336,7 @@ async fn given_up(image: &set::Set, moment: u64, size: u64) -> bool {
     let node = backend.node().unwrap();
     let resize = node.driver().resize().unwrap().resize(size, Preallocation::Off);
     let time = std::time::Duration::from_micros(moment * 100);
-    // The driver is called directly, since core would run a cancelled change to completion.
+    // Call the driver directly, because core runs a cancelled change to completion.
     let finished = oxblk_ring::timeout(time, resize).await.is_ok();
     oxblk_ring::settled().await;
     let mut written = Vec::new();
@@ -499,7 +500,7 @@ fn a_reopen_for_writing_never_overwrites_what_another_program_wrote_meanwhile() 
         let flags = oxblk_core::WriteFlags::empty();
         let fill = |byte: u8, len: usize| oxblk_ring::IoBuf::from(vec![byte; len]);
         let first = image.open().await.unwrap();
-        // These requests free clusters and search for free ones.
+        // These requests free clusters and search for free clusters.
         first.write(200 << 10, fill(1, 4096), flags).await.unwrap();
         first.discard(0, 65536).await.unwrap();
         first.flush().await.unwrap();
@@ -507,7 +508,7 @@ fn a_reopen_for_writing_never_overwrites_what_another_program_wrote_meanwhile() 
         let second = image.open().await.unwrap();
         second.write(0, fill(2, 65536), flags).await.unwrap();
         second.close().await.unwrap();
-        // The other program has changed L2 entries and refcounts only, which this one reads again.
+        // The other program has changed only L2 entries and refcounts, which the first program reads again.
         first.reopen(Options::from_dotted("read-only=off", None).unwrap()).await.unwrap();
         first.write(210 << 10, fill(3, 16384), flags).await.unwrap();
         let now = contents_of(&first).await;
@@ -521,7 +522,8 @@ fn a_reopen_for_writing_never_overwrites_what_another_program_wrote_meanwhile() 
     });
 }
 
-/// Changes an image that another program has open read-only. That program must then refuse to write to it.
+/// Changes an image that another program has open read-only. After the change, the other program must refuse to open the image
+/// for writing.
 async fn refuses_to_write_after(image: &set::Set, what: &str, change: impl AsyncFn(&Backend)) {
     let flags = WriteFlags::empty();
     let first = image.open().await.unwrap();
@@ -538,7 +540,7 @@ async fn refuses_to_write_after(image: &set::Set, what: &str, change: impl Async
     assert_eq!(refused.raw_errno(), Errno::BUSY, "{what}: {refused}");
     let text = refused.to_string();
     assert!(text.contains("Image was changed while it was open read-only"), "{what}: {text}");
-    // It stays read-only, and it writes nothing, also not when it is closed.
+    // The image stays read-only, and nothing is written to it, also not by the close.
     assert!(first.is_read_only(), "{what}");
     first.write(0, vec![3; 512].into(), flags).await.unwrap_err();
     first.close().await.unwrap();
@@ -568,13 +570,13 @@ fn an_image_whose_header_cannot_get_its_old_size_back_refuses_writes() {
     let old = sim::run(1, Held::by(&image, "before"));
     sim::run(1, async {
         let backend = image.open().await.unwrap();
-        // The truncation of the data file fails. So does the second write to the header, which would restore the old size.
+        // The truncation of the data file fails. The second write to the header, which restores the old size, fails too.
         let data = image.data.as_ref().unwrap();
         let faults = |rule| Faults { fail: vec![rule], ..Faults::default() };
         data.set_faults(faults(fails(FaultOp::Truncate, None, None)));
         image.disk.set_faults(faults(fails(FaultOp::Write, Some(2), Some(24..48))));
         backend.resize(LITTLE, Preallocation::Off).await.unwrap_err();
-        // Memory has the old size, and the header has the new one.
+        // The size in memory is the old size, and the size in the header is the new size.
         backend.write(0, vec![7; 512].into(), WriteFlags::empty()).await.unwrap_err();
         drop(backend.close().await);
         image.disks().iter().for_each(|disk| disk.set_faults(Faults::default()));

@@ -17,7 +17,7 @@ use oxblk_tests::sim_image::check_sound;
 
 static DRIVERS: DriverTable = &[QCOW2, &SimFactory];
 
-/// Size of the disk before any change, in bytes. It ends within a cluster.
+/// Size of the disk before any change, in bytes. The disk ends within a cluster.
 pub(in super::super) const OLD: u64 = 588 * 512;
 /// Size of the backing file, in bytes.
 const BACKING: usize = 2 << 20;
@@ -28,9 +28,9 @@ pub(in super::super) struct Kind {
     pub(in super::super) name: &'static str,
     /// Options of `qemu-img create`.
     pub(in super::super) create: &'static str,
-    /// Command lines of tools that change the new image, each a program and its arguments.
+    /// Command lines that change the new image. Each command line is a program and its arguments.
     pub(in super::super) steps: &'static [&'static [&'static str]],
-    /// Whether it has a backing file that is longer than the image.
+    /// Whether the image has a backing file that is longer than the image.
     pub(in super::super) backing: bool,
 }
 
@@ -109,7 +109,7 @@ impl Set {
         self.map(|disk| Disk::from_bytes(7, &disk.bytes()))
     }
 
-    /// Returns the same image on other disks: first its own, then that of the data file.
+    /// Returns the same image on other disks: first the disk of the image, then the disk of the data file.
     pub(in super::super) fn on(&self, disks: &[Disk]) -> Self {
         Self { disk: disks[0].clone(), data: disks.get(1).cloned(), ..self.clone() }
     }
@@ -150,7 +150,7 @@ impl Set {
         self.open_as(OpenFlags { check: true, ..OpenFlags::default() }).await
     }
 
-    /// Asserts that the driver's check finds no corruption. It may find leaks only if `leaks` is set.
+    /// Asserts that the driver's check finds no corruption, and no leaks unless `leaks` is set.
     pub(in super::super) async fn assert_sound(&self, leaks: bool, what: &str) {
         let backend = self.open_for_check().await.unwrap_or_else(|error| panic!("{what}: {error}"));
         check_sound(&backend, leaks, what).await;
@@ -161,7 +161,7 @@ impl Set {
     pub(in super::super) fn check_by_qemu(&self) -> (i32, String) {
         let directory = scratch::in_memory();
         std::fs::write(directory.path().join("image"), self.disk.bytes()).unwrap();
-        // The backing file that the image names does not exist on the host.
+        // The backing file of the image does not exist on the host.
         let name =
             r#"json:{"driver":"qcow2","backing":null,"file":{"driver":"file","filename":"image"}}"#;
         let reply = Program::new("qemu-img").args(["check", name]);
@@ -175,7 +175,7 @@ impl Set {
 pub(in super::super) struct Held {
     pub(in super::super) active: Vec<u8>,
     pub(in super::super) snapshots: Vec<(String, Vec<u8>)>,
-    /// The dirty ranges of each bitmap. An inconsistent bitmap is left out.
+    /// The dirty ranges of each bitmap that is not inconsistent.
     pub(in super::super) bitmaps: BTreeMap<String, Vec<u64>>,
     /// The options that can be amended.
     pub(in super::super) info: String,
@@ -203,12 +203,12 @@ pub(in super::super) fn bitmaps(disk: &Backend) -> BTreeMap<String, Vec<u64>> {
 }
 
 impl Held {
-    /// Examines a copy of the image, which is opened for writing.
+    /// Opens a copy of the image for writing, and returns its contents.
     pub(in super::super) async fn by(image: &Set, what: &str) -> Self {
         Self::of(image).await.unwrap_or_else(|error| panic!("{what}: {error}"))
     }
 
-    /// As [`Held::by`]. Returns an error if the image cannot be opened.
+    /// Does the same as [`Held::by`], but returns an error if the image cannot be opened.
     pub(in super::super) async fn of(image: &Set) -> Result<Self> {
         let copy = image.copy();
         let backend = copy.open().await?;

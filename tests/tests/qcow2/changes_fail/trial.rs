@@ -1,5 +1,5 @@
-//! One change of one image. Every operation of the disk fails in turn, once and permanently, and the power is cut at every
-//! write boundary.
+//! Tests one change of one image: every operation of the disk fails, once or together with all later operations, and the power
+//! is cut at every write boundary.
 
 use oxblk_core::{Backend, Errno, Result, WriteFlags};
 use oxblk_ring::sim::{self, FailRule, FaultOp, Faults};
@@ -14,7 +14,7 @@ const SECTOR: usize = 512;
 pub(super) enum Left {
     /// The old contents.
     Old,
-    /// The old contents, except that bytes behind this offset may read as zeroes.
+    /// The old contents, but bytes behind this offset may read as zeroes.
     ZeroedFrom(usize),
 }
 
@@ -89,7 +89,7 @@ impl<C: AsyncFn(&Backend) -> Result<()>> Trial<'_, C> {
             && new.info == now.info
     }
 
-    /// Sets faults: the n-th operation of the image's own disk fails.
+    /// Makes the n-th operation of the image's own disk fail. Without `once`, all later operations fail too.
     fn arm(image: &Set, nth: u64, errno: i32, once: bool) {
         let rule = FailRule { op: FaultOp::Any, nth: Some(nth), range: None, errno, once };
         image.disk.set_faults(Faults { fail: vec![rule], ..Faults::default() });
@@ -99,17 +99,18 @@ impl<C: AsyncFn(&Backend) -> Result<()>> Trial<'_, C> {
         image.disks().iter().for_each(|disk| disk.set_faults(Faults::default()));
     }
 
-    /// One operation fails. The change must have happened completely or not at all, and its result must say which. The image
-    /// stays in use.
+    /// Makes one operation fail. The change must have happened completely or not at all, and its result must be correct. The
+    /// image stays in use.
     fn fail_once(&self, image: &Set, old: &Held, new: &Held, errno: i32) {
         let mut fine = 0;
         for nth in 1.. {
             let what = format!("{}: operation {nth} fails with {errno}", self.name());
             let failed = sim::run(nth, self.try_failing_once(image, old, new, (nth, errno), &what));
             fine = if failed { 0 } else { fine + 1 };
-            // The driver compensates for some failures.
+            // Some failures do not make the change fail. After 12 such failures in a row, all operations of the change have
+            // been tried.
             if fine == 12 {
-                // On a full disk there may be another way.
+                // With `ENOSPC`, the driver may have another way to make the change.
                 assert!(nth > fine || errno == Errno::NOSPC, "{what}: nothing fails");
                 return;
             }
@@ -140,7 +141,7 @@ impl<C: AsyncFn(&Backend) -> Result<()>> Trial<'_, C> {
             }
             let bits = bitmaps(&backend);
             assert!(bits == if failed { &old.bitmaps } else { &new.bitmaps }.clone(), "{what}");
-            // Data that is written and flushed now must survive any later event.
+            // Data that is written and flushed here must survive all later events.
             backend.write(0, IoBuf::from(vec![7; SECTOR]), WriteFlags::empty()).await.unwrap();
             backend.flush().await.unwrap_or_else(|error| panic!("{what}: {error}"));
             let cut = tried.map(oxblk_ring::sim::Disk::after_power_loss_none);
@@ -165,7 +166,7 @@ impl<C: AsyncFn(&Backend) -> Result<()>> Trial<'_, C> {
             tried.assert_sound(self.left != Left::Old, what).await;
         }
         let mut now = Held::by(&tried, what).await;
-        // The bitmaps also have the write in between.
+        // The bitmaps have also recorded the write of this test.
         if !new.bitmaps.is_empty() {
             assert_eq!(now.bitmaps.len(), new.bitmaps.len(), "{what}: a bitmap is lost");
             now.bitmaps.clear();
@@ -174,7 +175,7 @@ impl<C: AsyncFn(&Backend) -> Result<()>> Trial<'_, C> {
         failed
     }
 
-    /// All operations fail from some moment on. Afterwards the image must be the old one or the new one.
+    /// Makes all operations from the n-th on fail. After the failure, the image must be the old or the new image.
     fn fail_for_good(&self, image: &Set, old: &Held, new: &Held) {
         for nth in 1.. {
             let what = format!("{}: all fails from operation {nth} on", self.name());
@@ -194,7 +195,7 @@ impl<C: AsyncFn(&Backend) -> Result<()>> Trial<'_, C> {
         }
     }
 
-    /// The power is cut at each write boundary.
+    /// Cuts the power at each write boundary.
     fn cut(&self, image: &Set, old: &Held, new: &Held) {
         let done = image.copy();
         let moments = sim::run(1, async {
@@ -223,7 +224,7 @@ impl<C: AsyncFn(&Backend) -> Result<()>> Trial<'_, C> {
     }
 
     /// Runs `qemu-img check` on an image after a power cut. The image must have at worst leaks, or be dirty and pass the check
-    /// once it has been opened.
+    /// after it has been opened.
     fn check_by_qemu(&self, left: &Set, what: &str) {
         let (code, text) = left.check_by_qemu();
         let dirty = word(left, 72) & 1 == 1;

@@ -1,4 +1,4 @@
-//! The rows of the matrix. There are few of them, but each pair of values of two options is in one.
+//! The rows of the matrix. The number of rows is small, but each allowed pair of values of two options is in a row.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -42,8 +42,8 @@ impl Row {
         Some(self.value(ENCRYPTION)).filter(|format| !format.is_empty())
     }
 
-    /// Whether a new image of qemu-img reads as noise, since qemu-img allocates zeroes in the file and the guest reads them
-    /// decrypted.
+    /// Whether a new image of qemu-img does not read as zeroes: qemu-img preallocates zeroes in the file, and zeroes do not
+    /// decrypt to zeroes.
     pub(crate) fn begins_as_noise(&self) -> bool {
         let preallocated = self.0[PREALLOCATION] != 0 || self.value(DATA).contains("raw");
         self.encryption().is_some() && preallocated
@@ -53,7 +53,7 @@ impl Row {
         let mut all = Vec::new();
         for (option, (name, values)) in OPTIONS.iter().enumerate() {
             let value = self.value(option);
-            // The first value is the default. It is left out, so that the tools choose it by themselves.
+            // The first value is the default. Omit this value, so that the tools use their own default.
             if self.0[option] == 0 || (!with_files && option == BACKING) {
                 continue;
             }
@@ -111,7 +111,7 @@ fn pairs_of(row: &Row) -> impl Iterator<Item = Pair> + '_ {
         .flat_map(move |a| (a + 1..OPTIONS.len()).map(move |b| ((a, row.0[a]), (b, row.0[b]))))
 }
 
-/// Returns all images that the format allows, with each option's values in turn.
+/// Returns all allowed combinations of values.
 fn possible() -> Vec<Row> {
     let mut all = vec![Row([0; OPTIONS.len()])];
     for (option, (_, values)) in OPTIONS.iter().enumerate() {
@@ -130,7 +130,7 @@ fn possible() -> Vec<Row> {
     all
 }
 
-/// Returns rows that contain every possible pair. Each next row is the one with the most pairs that are still missing.
+/// Returns rows that contain every possible pair. Each added row is the row with the most missing pairs.
 pub(crate) fn rows() -> Vec<Row> {
     let possible = possible();
     let mut missing: BTreeSet<Pair> = possible.iter().flat_map(pairs_of).collect();

@@ -179,7 +179,7 @@ pub(super) struct Arguments {
     pub(super) share: bool,
     pub(super) rate: Option<u64>,
     pub(super) parallel: usize,
-    /// Writes need not be in the order of the disk.
+    /// Writes may be in any order.
     pub(super) out_of_order: bool,
     pub(super) offload: bool,
     pub(super) salvage: bool,
@@ -192,7 +192,7 @@ pub(super) struct Arguments {
 }
 
 impl Arguments {
-    /// The cache mode of the target; `None` if its name is unknown, which is an error once the target is opened.
+    /// The cache mode of the target. `None` if the name of the mode is unknown: opening the target then fails.
     pub(super) fn target_mode(&self) -> Option<Cache> {
         self.target_cache.as_deref().map_or(Some(Cache::Unsafe), Cache::parse)
     }
@@ -207,7 +207,7 @@ impl Arguments {
 #[derive(Debug, Default)]
 struct Given {
     source_cache: Option<String>,
-    /// `-S` is among the options.
+    /// `-S` was given.
     sparse: bool,
     bitmaps: bool,
     skip_broken: bool,
@@ -259,7 +259,7 @@ fn sparse(text: &str) -> Result<u64, Refusal> {
     Ok(bytes)
 }
 
-/// Refuses options that exclude one another, in the order in which QEMU reports them.
+/// Refuses options that exclude one another. The order of the tests is QEMU's.
 fn check(context: &Context, read: &mut Arguments) -> Step {
     let clash = |message: &str| Err(context.failed(message));
     if read.given.skip_broken && !read.given.bitmaps {

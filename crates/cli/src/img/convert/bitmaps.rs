@@ -18,7 +18,7 @@ fn persistent(image: &Backend) -> Result<Vec<Arc<DirtyBitmap>>, Error> {
     Ok(all.iter().rev().filter(|bitmap| bitmap.is_persistent()).cloned().collect())
 }
 
-/// Checks whether the source's bitmaps can be copied. This happens before the target is created.
+/// Checks whether the source's bitmaps can be copied. Called before the target is created.
 pub(super) fn check_source(context: &Context, source: &Backend, skip_broken: bool) -> Step {
     if !supports_bitmaps(source).map_err(|error| context.error(&error))? {
         return Err(context.failed("Source lacks bitmap support"));
@@ -44,7 +44,7 @@ pub(super) fn check_target(context: &Context, target: &Backend) -> Step {
     Err(context.failed(format_args!("Format driver '{format}' does not support bitmaps")))
 }
 
-/// Copies the bitmaps. They are added after the data is copied, so that they do not record the writes of the copy.
+/// Copies the bitmaps. Called after the data was copied, so that the new bitmaps do not record the writes of the copy.
 pub(super) async fn copy(
     context: &Context,
     source: &Backend,
@@ -63,7 +63,8 @@ pub(super) async fn copy(
     Ok(())
 }
 
-/// Adds the copy of a bitmap to the target and fills it. Each change is a control operation of the graph, as for `img bitmap`.
+/// Adds the copy of a bitmap to the target and merges the contents of `bitmap` into the copy. Each change is a control
+/// operation of the graph, as for `img bitmap`.
 async fn copy_one(context: &Context, bitmap: &DirtyBitmap, target: &Backend) -> Step {
     let name = bitmap.name();
     let failed = |what: &str, error: &Error| {

@@ -75,7 +75,7 @@ async fn convert(
         outcome = job.run(&sources).await;
     }
     for source in sources {
-        // The sources were only read, so an error on closing them is ignored.
+        // The sources were opened read-only, so an error of the close is ignored.
         drop(source.close().await);
     }
     outcome
@@ -118,8 +118,8 @@ impl Job<'_> {
         closed.map_err(|error| self.context.error(&error))
     }
 
-    /// Removes the target after a signal if this run created it, and reports what remains. An incomplete image cannot be
-    /// distinguished from a complete one.
+    /// Removes the target after a signal if this run created it, and reports what remains. An incomplete image cannot
+    /// be distinguished from a complete image.
     fn report_stop(&self, created: Option<Created>) {
         let (percent, target) = (self.progress.percent(), &self.arguments.target);
         let removal = created.map_or(Ok(Removal::Kept), Created::remove);
@@ -152,8 +152,8 @@ impl Job<'_> {
     async fn copy(&self, sources: &[Backend], target: &target::Target) -> Step {
         let Arguments { compress, sparse, salvage, offload, rate, out_of_order, .. } =
             *self.arguments;
-        // An existing target is overwritten in place, with zeroes where the sources have no data. Emptying it first would
-        // free its space on the host and then allocate the same space again.
+        // An existing target is overwritten in place, with zeroes where the sources have no data. Emptying the target
+        // first would free its space on the host, and the copy would allocate the same space again.
         let options = CopyOptions {
             parallel: self.arguments.parallel,
             sparse,
@@ -196,7 +196,7 @@ impl Job<'_> {
     }
 }
 
-/// Passes progress on to the display, and warns about salvaged ranges.
+/// Passes the progress of the engine to [`Progress`], and warns about salvaged ranges.
 struct ProgressObserver {
     program: Program,
     quiet: bool,

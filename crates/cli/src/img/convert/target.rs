@@ -1,4 +1,5 @@
-//! The target of `img convert`: this creates it if requested, opens it, and determines its properties before the copy.
+//! The target of `img convert`. This module creates the target (unless `-n` is given), opens the target, and determines
+//! its properties before the copy.
 
 use oxblk_core::create::Created;
 use oxblk_core::{
@@ -15,7 +16,7 @@ pub(super) struct Target {
     pub(super) backend: Backend,
     /// The target reads as zeroes everywhere.
     pub(super) is_zero: bool,
-    /// The size in bytes of the target's backing file, if the copy relies on that file for data that it does not copy.
+    /// The size in bytes of the target's backing file, if the copy leaves out data that this file contains.
     pub(super) backing: Option<u64>,
     /// The target's file, if this run has created it.
     pub(super) created: Option<Created>,
@@ -35,7 +36,7 @@ pub(super) async fn prepare(
     let made = if arguments.create {
         create(context, arguments, graph, sources, size).await?
     } else {
-        // An existing target keeps its backing file. `-B` and `-F` do not change it.
+        // An existing target keeps its backing file: `-B` and `-F` do not change the image.
         if arguments.backing.is_some() {
             check_relied_on(context, arguments, sources)?;
         }
@@ -45,7 +46,7 @@ pub(super) async fn prepare(
     let backend = match open(context, arguments, graph, opening).await {
         Ok(backend) => backend,
         Err(exit) => {
-            // Remove the new image, since the copy into it cannot start.
+            // Remove the new image, because the copy into it cannot start.
             if let Some(created) = created {
                 created.remove_incomplete(&arguments.target);
             }
@@ -81,7 +82,7 @@ fn check_backing(
     Ok(())
 }
 
-/// Refuses options with which a copy cannot rely on the target's backing file.
+/// Refuses options that cannot be combined with a backing file of the target.
 fn check_relied_on(context: &Context, arguments: &Arguments, sources: &[Backend]) -> Step {
     if sources.len() > 1 {
         return Err(context.failed("Having a backing file for the target makes no sense when concatenating multiple input images"));
@@ -95,14 +96,14 @@ fn check_relied_on(context: &Context, arguments: &Arguments, sources: &[Backend]
     Ok(())
 }
 
-/// Properties of a target that was created.
+/// Properties of the target that [`prepare`] knows before the target is open.
 #[derive(Default)]
 struct Made {
-    /// The target has a backing file.
+    /// The copy relies on a backing file: the new target has one, or `-B` was given with `-n`.
     has_backing: bool,
     /// The options needed to open the target.
     opening: Options,
-    /// The new file.
+    /// The file, if this run has created it.
     created: Option<Created>,
 }
 
@@ -134,7 +135,7 @@ async fn create(
         if options.is_encrypted() {
             return Err(context.failed("Compression and encryption not supported at the same time"));
         }
-        // Every format that can compress has this option.
+        // Every format that can write compressed clusters has this option.
         if !options.knows("compression_type") {
             return Err(context.failed("Compression not supported for this file format"));
         }
@@ -155,8 +156,8 @@ async fn create(
     Ok(Made { has_backing: backing.is_some(), opening, created: Some(created) })
 }
 
-/// The options needed to open the new image: its secrets and, with `--untrusted`, the backing and data file that the
-/// command line names.
+/// The options needed to open the new image: its secrets and, with `--untrusted`, the backing file and the data file of
+/// the command line.
 fn opening(
     arguments: &Arguments,
     graph: &Graph,

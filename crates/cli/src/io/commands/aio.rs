@@ -1,4 +1,4 @@
-//! `aio_read`, `aio_write` and `aio_flush`: requests that run while further commands run.
+//! `aio_read`, `aio_write` and `aio_flush`: requests that are in flight while the next commands run.
 
 use oxblk_core::{Backend, Error, WriteFlags, ZeroFlags, strerror};
 use oxblk_ring::{IoBuf, IoBufMut};
@@ -49,7 +49,7 @@ pub(in crate::io) const WRITE: &[Flag<Writing>] = &[
     letters::zeroes(|a| &mut a.zeroes),
 ];
 
-/// `-i`. The arguments after it are not parsed: `store` sets a flag and ends the parsing.
+/// `-i`. The arguments after `-i` are not parsed: `store` sets a flag and ends the parsing.
 const fn invalid<A>(store: fn(&mut A) -> Stored) -> Flag<A> {
     Flag::switch_with(short('i'), "count an invalid request, and execute nothing", store)
 }

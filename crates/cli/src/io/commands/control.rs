@@ -51,7 +51,7 @@ pub(in crate::io) async fn sleep(_session: &Session, call: Call<'_>) -> Outcome 
             oxblk_ring::sleep(Duration::from_millis(milliseconds)).await;
             Outcome::Done
         }
-        // A number out of range is accepted and does not sleep.
+        // A number out of range is accepted, but the command does not sleep.
         Err(SizeError::OutOfRange) => Outcome::Done,
         _ => {
             out(format_args!("{text} is not a valid number\n"));

@@ -5,7 +5,7 @@ use crate::flags::spec::{Value, short};
 use crate::flags::{Flag, Stored};
 use crate::io::numbers;
 
-/// `-C`: prints a report that programs read.
+/// `-C`: prints a machine-readable report.
 pub(super) const fn numbers_only<A>(field: fn(&mut A) -> &mut bool) -> Flag<A> {
     Flag::switch(short('C'), "print numbers only", field)
 }
@@ -25,7 +25,7 @@ pub(super) const fn fua<A>(field: fn(&mut A) -> &mut bool) -> Flag<A> {
     Flag::switch(short('f'), "the data is durable when the write completes (FUA)", field)
 }
 
-/// `-u`: zeroes may be discarded.
+/// `-u`: with `-z`, the range may be unmapped.
 pub(super) const fn unmap<A>(field: fn(&mut A) -> &mut bool) -> Flag<A> {
     Flag::switch(short('u'), "with -z, the zeroes may be discarded", field)
 }
@@ -35,7 +35,7 @@ pub(super) const fn zeroes<A>(field: fn(&mut A) -> &mut bool) -> Flag<A> {
     Flag::switch(short('z'), "write zeroes", field)
 }
 
-/// `-P` of a read: the byte that the data must consist of.
+/// `-P` of a read: the expected value of every byte of the data.
 pub(super) const fn expected<A>(store: fn(&mut A, String) -> Stored) -> Flag<A> {
     Flag::value(
         short('P'),
@@ -55,7 +55,7 @@ pub(super) fn bytes(text: &str) -> Result<u64, Refusal> {
     numbers::bytes(text).ok_or_else(Refusal::printed)
 }
 
-/// Parses a byte to fill buffers with.
+/// Parses the value of a pattern byte.
 pub(super) fn pattern(text: &str) -> Result<u8, Refusal> {
     numbers::pattern(text).ok_or_else(Refusal::printed)
 }

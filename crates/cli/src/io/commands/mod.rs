@@ -23,7 +23,7 @@ pub(super) struct Call<'a> {
     arguments: &'a [&'a str],
 }
 
-/// Commands of qemu-io that are not implemented: breakpoints and zones, with all their names.
+/// Commands of qemu-io that are not implemented (breakpoints and zones), with their aliases.
 const ABSENT: &[&str] = &[
     "break",
     "remove_break",
@@ -43,7 +43,7 @@ const ABSENT: &[&str] = &[
     "zrs",
 ];
 
-/// Runs one line.
+/// Runs the command of one line.
 pub(super) async fn run(session: &Session, line: &str) -> Outcome {
     let words: Vec<&str> = line.split(' ').filter(|word| !word.is_empty()).collect();
     let Some((name, arguments)) = words.split_first() else { return Outcome::Done };
@@ -88,7 +88,7 @@ fn count_fits(command: &Command, name: &str, given: usize) -> bool {
 }
 
 impl Call<'_> {
-    /// Prints how the command is used.
+    /// Prints the usage of the command.
     fn misused(&self) -> Outcome {
         out(format_args!("{}\n", self.command.line()));
         Outcome::Failed

@@ -75,7 +75,7 @@ fn options(options: &mut Options, text: &str) -> Stored {
     Ok(())
 }
 
-/// The changes that `reopen` is to make.
+/// The changes that `reopen` makes.
 #[derive(Default)]
 pub(in crate::io) struct Changes {
     options: Options,
@@ -92,7 +92,7 @@ impl Changes {
     }
 }
 
-/// `reopen`: changes the options of the open image. If that fails, the image keeps its old options.
+/// `reopen`: changes the options of the open image. If the reopen fails, the image keeps its old options.
 pub(in crate::io) async fn reopen(session: &Session, call: Call<'_>) -> Outcome {
     let Some(open) = session.current() else { return Outcome::Failed };
     let mut changes = Changes::default();

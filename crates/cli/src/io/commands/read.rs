@@ -68,20 +68,20 @@ pub(in crate::io) struct Reading {
     sub_range: bool,
 }
 
-/// What a read checks and prints.
+/// The options of a read about checking and printing the data.
 #[derive(Debug, Clone, Copy, Default)]
 pub(in crate::io) struct Shown {
     pub(super) for_machines: bool,
     pub(super) quiet: bool,
     pub(super) dump: bool,
     pub(super) pattern: Option<u8>,
-    /// The start of the range to check in the buffer, and its length; `None`: up to the end.
+    /// The start and the length of the range to check in the buffer. `None`: up to the end of the buffer.
     pub(super) check_from: u64,
     pub(super) check_len: Option<u64>,
 }
 
 impl Shown {
-    /// The part of a buffer to be checked against the pattern; `None`: it is not inside the buffer.
+    /// The part of a buffer that is compared with the pattern. `None`: this part is not inside the buffer.
     fn checked<'b>(&self, data: &'b [u8]) -> Option<&'b [u8]> {
         let from = usize::try_from(self.check_from).ok()?;
         let rest = data.get(from..)?;
@@ -91,7 +91,7 @@ impl Shown {
         }
     }
 
-    /// Checks and prints the data that was read. Returns whether it matches the pattern.
+    /// Checks and prints the data that was read. Returns whether the data matches the pattern.
     pub(super) fn show(&self, data: &[u8], offset: u64, timer: Timer) -> bool {
         let mut well = true;
         if let (Some(pattern), Some(part)) = (self.pattern, self.checked(data))
@@ -195,7 +195,7 @@ pub(super) fn length(text: &str) -> Option<u64> {
     Some(len)
 }
 
-/// Parses the lengths of a request with several parts, and returns their sum.
+/// Parses the lengths of a request with several parts, and returns the sum of the lengths.
 pub(super) fn total(lengths: &[String]) -> Option<u64> {
     let mut total = 0_u64;
     for text in lengths {

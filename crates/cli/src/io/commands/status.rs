@@ -44,7 +44,7 @@ pub(in crate::io) async fn info(session: &Session, _call: Call<'_>) -> Outcome {
     Outcome::Done
 }
 
-/// The layout of the image: that of the node or, if the node passes requests on, that of its child.
+/// The layout of the image: the layout of the node or, if the node is a filter, the layout of its child.
 fn layout_of(node: &Node) -> ImageInfo {
     match node.child(ChildIdx::FILE) {
         Some(file) if node.factory().passes_permissions() => layout_of(&file),
@@ -52,8 +52,8 @@ fn layout_of(node: &Node) -> ImageInfo {
     }
 }
 
-/// The length of the range with the same allocation status as `offset`, and whether it is allocated. Backing files do not
-/// count.
+/// The length of the range from `offset` on with one allocation status, and whether this range is allocated. Data of
+/// backing files does not count as allocated.
 async fn allocation(backend: &Backend, offset: u64, len: u64) -> Result<(u64, bool), Error> {
     let len = len.min(backend.size().saturating_sub(offset)).min(STEP);
     if len == 0 {
@@ -84,7 +84,7 @@ pub(in crate::io) async fn map(session: &Session, _call: Call<'_>) -> Outcome {
             }
         }
         if at.saturating_add(len) >= size {
-            // The tools count whole sectors, also for the last range.
+            // QEMU's tools print whole sectors, also for the last range.
             len = in_sectors(size).saturating_sub(at);
         }
         let what = if allocated { "    allocated" } else { "not allocated" };

@@ -90,7 +90,7 @@ pub(in crate::io) struct Options {
 }
 
 impl Options {
-    /// The message about the first pair of options that exclude each other.
+    /// The message about the first pair of options that exclude each other, in QEMU's order.
     fn clash(&self) -> Option<&'static str> {
         let contents = [self.zeroes, self.pattern.is_some(), self.source.is_some()];
         if self.vm_state && self.zeroes {
@@ -267,7 +267,7 @@ pub(in crate::io) async fn truncate(session: &Session, call: Call<'_>) -> Outcom
     let Some(operands) = operands else { return Outcome::Failed };
     // Words after the size are ignored, as in QEMU.
     let size = operands.first().map_or("", String::as_str);
-    // QEMU's message names the first argument after getopt(3) has put the options in front of the operands.
+    // QEMU's message contains the first argument after getopt(3) has moved the options in front of the operands.
     let is_option = |word: &&&str| word.starts_with('-') && word.len() > 1;
     let named = call.arguments.iter().find(is_option).copied().unwrap_or(size);
     let Some(size) = bytes_named(size, named) else { return Outcome::Failed };

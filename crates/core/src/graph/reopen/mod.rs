@@ -1,12 +1,12 @@
-//! Reopen: several nodes get new options, either all of them or none.
+//! Reopens nodes with new options: either all nodes of a reopen change or none of them.
 //!
-//! 1. Plan: the given nodes, and below them the nodes that a parent opened implicitly, because those follow the parent's cache
-//!    mode and writability. Parents come before their children.
+//! 1. Plan the changes: of the given nodes, and of the nodes below that a parent opened implicitly, because these nodes
+//!    follow the parent's cache mode and writability. Parents come before their children.
 //! 2. Take the control locks of all these nodes (see [`crate::control`]), and drain all backends that reach them. Take the
 //!    control locks of the other nodes that store their data and metadata. Flush the nodes that become read-only.
 //! 3. Every driver prepares.
-//! 4. Exchange the backing files that the options replace. Update permissions for the new state, also those of the backend
-//!    that reopens its root. Have the protocols take or release their locks.
+//! 4. Exchange the backing files that the options replace. Update permissions for the new state, also those of the
+//!    backend that reopens its root. Protocols take or release their locks.
 //! 5. Every driver commits, children first, so that a parent that writes during its commit finds its file writable.
 //!
 //! A failure up to and including step 4 undoes the earlier steps; step 5 cannot fail. Once all nodes are drained, the
@@ -35,8 +35,8 @@ pub struct ReopenRequest {
     pub node: Arc<Node>,
     /// The new options of the node, including generic ones.
     pub options: Options,
-    /// Options that are not mentioned stay unchanged. Without `keep`, they return to their defaults, and a node that
-    /// can have a backing file must mention it.
+    /// With `keep`, options that are not mentioned stay unchanged. Without `keep`, they return to their defaults, and
+    /// the options of a node that can have a backing file must mention `backing`.
     pub keep: bool,
 }
 
@@ -71,8 +71,8 @@ impl Graph {
         self.reopen_planned(control, requests, None).await
     }
 
-    /// Reopens the root node of `backend`, whose permissions on the node follow: it releases write and resize
-    /// permission on a node that becomes read-only, and takes them on one that becomes writable.
+    /// Reopens the root node of `backend`. If the node becomes read-only, the backend releases its write and resize
+    /// permission. If the node becomes writable, the backend takes both permissions.
     pub(crate) async fn reopen_root(&self, backend: &Backend, options: Options) -> Result<()> {
         let control = self.reopening().acquire().await;
         let root = backend.root()?;
@@ -92,7 +92,7 @@ impl Graph {
         for request in requests {
             let base = if request.keep { request.node.flags() } else { defaults(&request.node) };
             plan.node(Change { request, base })?;
-            // Iterative, because a backing chain may be long.
+            // The planning is iterative, because a backing chain may be long.
             while let Some(change) = plan.below.pop() {
                 plan.node(change)?;
             }
@@ -122,7 +122,7 @@ impl Graph {
         .await
     }
 
-    /// Waits for exclusive use of all nodes. A node may have been closed meanwhile.
+    /// Waits for exclusive use of all nodes. Fails if a node was closed during the wait.
     async fn exclusive_on_all(&self, nodes: &[Planned]) -> Result<Vec<Exclusive>> {
         let mut exclusive = Vec::new();
         for planned in nodes {
@@ -145,7 +145,7 @@ impl RootUser {
     /// Plans the permissions of the root edge. The caller has exclusive use of the nodes.
     ///
     /// # Errors
-    /// When the backend has been closed meanwhile.
+    /// When the backend was closed while the reopen waited for the nodes.
     fn plan(self, nodes: &[Planned]) -> Result<NewPermissions> {
         let root = self.backend.root()?;
         if !Arc::ptr_eq(&root, &self.root) {
@@ -194,7 +194,7 @@ async fn change(
         Ok(replaced) => replaced,
         Err(error) => {
             for planned in &nodes {
-                // The edges have their former state, so the former permissions cannot conflict.
+                // The former edges have been restored, so the former permissions cannot conflict.
                 if let Err(error) = planned.node.refresh_permissions() {
                     tracing::warn!(%error, "cannot restore permissions");
                 }
@@ -261,7 +261,7 @@ impl Plan<'_> {
         };
         let flags = settings.flags.clone();
         self.nodes.push(Planned { node: Arc::clone(node), settings });
-        // The list is used as a stack: the first child is planned first.
+        // `below` is used as a stack, so the first child is pushed last.
         for (child, option) in children.into_iter().rev() {
             if option.is_none() && child == ChildIdx::BACKING && !keep && may_have_backing(node) {
                 let text = format!("backing is missing for '{}'", node.name());
@@ -319,7 +319,8 @@ impl Plan<'_> {
     }
 }
 
-/// Takes out the option that names a child. For a driver without backing files, `backing` is an option of its own.
+/// Takes out the option that describes a child. If the driver does not support backing files, `backing` stays among the
+/// driver's options.
 fn take_child(options: &mut Options, node: &Node, child: ChildIdx) -> Option<Value> {
     if child == ChildIdx::BACKING && !node.factory().supports_backing() {
         return None;
@@ -327,7 +328,7 @@ fn take_child(options: &mut Options, node: &Node, child: ChildIdx) -> Option<Val
     options.take(child.name())
 }
 
-/// Whether a node has a backing file, or would open one if its options did not mention it.
+/// Whether a node has a backing file, or would open one if its options did not mention `backing`.
 fn may_have_backing(node: &Node) -> bool {
     node.factory().supports_backing()
         && (node.children().has(ChildIdx::BACKING)
@@ -341,7 +342,7 @@ fn cannot_replace(child: ChildIdx) -> Error {
     ))
 }
 
-/// The flags of a child that its parent opened implicitly.
+/// The new flags of a child that its parent opened implicitly.
 fn inherit(child_flags: &OpenFlags, child: ChildIdx, parent: &OpenFlags) -> OpenFlags {
     let mut flags = child_flags.clone();
     flags.direct = parent.direct;

@@ -1,7 +1,7 @@
-//! Backing files that a reopen removes, exchanges or adds.
+//! Removes, exchanges or adds backing files during a reopen.
 //!
 //! The edges of all nodes change in one step, while no request is in flight above them, and before permissions are
-//! updated. They can be restored until the reopen commits.
+//! updated. The old edges can be restored until the reopen commits.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ pub(super) struct Replacement {
     pub(super) new: Option<Arc<Node>>,
 }
 
-/// The exchanged edges. Dropping this without [`Replaced::keep`] restores the old edges.
+/// The exchanged edges. Dropping this value without [`Replaced::keep`] restores the old edges.
 pub(super) struct Replaced {
     undo: Vec<(Arc<Node>, Option<Arc<Edge>>)>,
 }
@@ -24,11 +24,12 @@ impl Replaced {
     /// Exchanges the edges.
     ///
     /// # Errors
-    /// When a node would be below itself. Nothing has changed then.
+    /// When a node would be below itself, or when a new edge conflicts with another user. After an error, nothing has
+    /// changed.
     pub(super) fn make(replacements: &[Replacement]) -> Result<Self> {
         let mut replaced = Self { undo: Vec::new() };
-        // All old edges are removed first: an old edge could otherwise be part of a cycle that does not exist
-        // afterwards.
+        // All old edges are removed first. Otherwise an old edge could be part of a cycle that the new graph does not
+        // contain.
         for Replacement { parent, .. } in replacements {
             let old = parent.children().set(ChildIdx::BACKING, None);
             if let Some(old) = &old {
@@ -70,7 +71,8 @@ impl Drop for Replaced {
     }
 }
 
-/// The edge takes no permission yet: permissions are updated for all edges together.
+/// Makes `new` the backing file of `parent`. The new edge takes no permission yet: the permissions of all edges are
+/// updated together.
 fn attach(parent: &Arc<Node>, new: &Arc<Node>) -> Result<()> {
     if super::super::drain::is_below(new, parent) {
         return Err(Error::invalid(format!(

@@ -1,13 +1,13 @@
-//! The JSON dialect of QEMU: standard JSON, except that strings may have single quotes, and that an object may not
-//! contain a key twice. Errors are reported in QEMU's words.
+//! Parses the JSON dialect of QEMU: standard JSON, except that strings may have single quotes, and that a duplicate key
+//! in an object is an error. Error messages have QEMU's wording.
 //!
 //! | file | concern |
 //! |---|---|
-//! | `token` | characters to tokens |
+//! | `token` | splitting the text into tokens |
 //! | `text` | strings and their escape sequences |
 //!
-//! The tokens of a value are collected until its brackets are closed, and are parsed only then. So a character that is
-//! not part of a token is reported before an earlier error of the grammar.
+//! The tokens of a value are collected until its brackets are closed, and then parsed. So a character that belongs to
+//! no token is reported even if a syntax error precedes it.
 
 mod text;
 mod token;
@@ -41,7 +41,8 @@ fn fault<T>(text: impl std::fmt::Display) -> Result<T> {
     Err(Error::invalid(format!("JSON parse error, {text}")))
 }
 
-/// Returns the tokens up to the one that closes the brackets of the first; `None` at the end of the text.
+/// Returns the tokens of the next value. If the value begins with a bracket, the last token is the closing bracket.
+/// `None` at the end of the text.
 fn tokens_of_a_value<'t>(tokens: &mut Tokens<'t>) -> Option<Result<Vec<Token<'t>>>> {
     let mut found = Vec::new();
     let (mut braces, mut brackets) = (0_usize, 0_usize);
@@ -70,7 +71,7 @@ fn tokens_of_a_value<'t>(tokens: &mut Tokens<'t>) -> Option<Result<Vec<Token<'t>
     (!found.is_empty()).then_some(Ok(found))
 }
 
-/// Parses the tokens of one value. They nest no deeper than [`MAX_DEPTH`].
+/// Parses the tokens of one value. The nesting is not deeper than [`MAX_DEPTH`].
 struct Parser<'t> {
     tokens: Peekable<IntoIter<Token<'t>>>,
 }

@@ -1,4 +1,4 @@
-//! Strings of JSON: the text between the quotes, with its escape sequences.
+//! Decodes JSON strings: the text between the quotes, with its escape sequences.
 
 use super::fault;
 use crate::{Result, names};
@@ -43,8 +43,8 @@ fn unescape<'s>(sequence: &'s str, text: &mut String) -> Result<&'s str> {
     Ok(chars.as_str())
 }
 
-/// As [`unescape`], for a character that is given as one or two UTF-16 units. `sequence` begins with the digits of the
-/// first unit.
+/// Like [`unescape`], for a character that is written as one or two UTF-16 units. `sequence` begins with the digits of
+/// the first unit.
 fn unicode<'s>(sequence: &'s str, text: &mut String) -> Result<&'s str> {
     let (first, mut rest) = unit(sequence);
     let mut units = vec![first];

@@ -1,4 +1,4 @@
-//! Tokens of JSON: splitting a text into tokens, without interpreting them.
+//! Splits a JSON text into tokens, without interpreting them.
 
 /// A token with its text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,7 +13,8 @@ pub(super) enum Token<'t> {
     Text(&'t str),
 }
 
-/// Splits a text into tokens. An incomplete token, and a character that begins no token, are returned as an error.
+/// Splits a text into tokens. An incomplete token is returned as an error, and so is a character with which no token
+/// can begin.
 pub(super) struct Tokens<'t> {
     rest: &'t str,
 }

@@ -1,8 +1,8 @@
-//! Replacing zero clusters for version 2, which has none. Where no backing file would become visible, they become unallocated.
-//! Elsewhere they become data.
+//! Replacing zero clusters for a downgrade to version 2, which does not have zero clusters.
 //!
-//! Ordinary writes replace them, so a power cut at any point leaves a disk with the same contents and fewer zero clusters.
-//! `snapshots::expand` replaces the zero clusters of snapshots.
+//! A zero cluster becomes unallocated if no backing file would become visible. Otherwise it becomes a data cluster that
+//! contains zeroes. Ordinary writes and discards do this, so a power cut at any point leaves a disk with the same contents
+//! and fewer zero clusters. `snapshots::expand` replaces the zero clusters of snapshots.
 
 use oxblk_core::{Error, Result, run_all};
 use oxblk_ring::IoBuf;
@@ -11,14 +11,14 @@ use super::Qcow2;
 use crate::qcow2::clusters::ReleaseReason;
 use crate::qcow2::mapping::Extent;
 
-/// Number of zero bytes per write.
+/// Number of zero bytes per write. Larger clusters are written with one write each.
 const PIECE: u64 = 1 << 20;
-/// Number of these writes in flight.
+/// Maximum number of these writes in flight.
 const IN_FLIGHT: usize = 4;
 
 impl Qcow2 {
-    /// Refuses a downgrade if version 2 cannot store a snapshot: it does not store a snapshot's disk size, so that size must be
-    /// `size`, and it limits the size of VM state.
+    /// Refuses a downgrade if version 2 cannot store a snapshot. Version 2 does not store the disk size of a snapshot, so this
+    /// disk size must be `size`. Version 2 also limits the size of the VM state.
     pub(super) async fn check_snapshots_for_downgrade(&self, size: u64) -> Result<()> {
         if self.snapshots.snapshots_fit_version_2(size).await? {
             return Ok(());
@@ -26,7 +26,7 @@ impl Qcow2 {
         Err(Error::unsupported("Internal snapshots prevent downgrade of image"))
     }
 
-    /// Replaces all zero clusters, in the active state and in the snapshots.
+    /// Replaces all zero clusters that the active L1 table and the snapshots map.
     pub(super) async fn expand_zero_clusters(&self, progress: &dyn Fn(u64, u64)) -> Result<()> {
         let over_backing = self.facts.header().backing_file.is_some();
         let reach = self.geometry.cluster_size() << self.geometry.l2_bits();
@@ -52,7 +52,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Replaces a run of zero clusters by data, or makes them unallocated.
+    /// Replaces a run of zero clusters with data clusters, or makes the zero clusters unallocated.
     async fn expand(&self, from: u64, to: u64, over_backing: bool) -> Result<()> {
         // Unallocated clusters behind the end of the disk read as zeroes even with a backing file.
         let end = if over_backing { to.min(self.facts.size()).max(from) } else { from };

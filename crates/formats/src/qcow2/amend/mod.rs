@@ -8,16 +8,17 @@
 //! 3. grow the disk, if its size increases;
 //! 4. for a downgrade to version 2: replace the zero clusters (`downgrade`);
 //! 5. shrink the disk, if its size decreases: this cannot be undone;
-//! 6. write refcounts of another width beside the old ones (`clusters/width`), then write the header that names them and has
+//! 6. write refcounts of another width to new clusters (`clusters/width`), then write the header that refers to them and has
 //!    the final version.
 //!
-//! If step 4, 5 or 6 fails, a disk that has grown gets its old size back. If step 6 fails after the disk has shrunk, the error
-//! says so.
+//! If step 4, 5 or 6 fails, a disk that has grown is shrunk to its old size. If step 6 fails after the disk has shrunk, the
+//! error says so.
 //!
-//! Refcounts are not lazy during these steps. Afterwards, also after a failure, they are lazy again.
+//! Lazy refcounts are off during these steps. After the amend, the old setting applies again, unless the amend has changed it.
+//! This is also so after a failure.
 //!
-//! The state in memory belongs to the old version and refcount width. So the open image fails all further requests once either
-//! has changed.
+//! After a change of the version or of the refcount width, the state in memory is out of date. So the image fails all further
+//! requests until it is opened again.
 
 mod downgrade;
 
@@ -119,7 +120,7 @@ impl Wanted {
         self.refcount_bits.map(|bits| refcount_order(Some(bits))).transpose()
     }
 
-    /// Refuses impossible changes. If several options are wrong, the error is the one that QEMU reports.
+    /// Refuses impossible changes. If several options are wrong, the reported error is the same as in QEMU.
     fn check(&self, header: &Header) -> Result<()> {
         let version = self.version.unwrap_or(header.version);
         let fault = |text: &'static str| Err(Error::invalid(text));
@@ -209,7 +210,8 @@ impl Qcow2 {
         amended.map(drop)
     }
 
-    /// Amends the image with lazy refcounts turned off. Returns whether refcounts will be lazy, if the request says it.
+    /// Amends the image with lazy refcounts turned off. Returns the new value of the option `lazy_refcounts`, if the request
+    /// contains it.
     async fn amend_eagerly(&self, request: AmendRequest) -> Result<Option<bool>> {
         self.facts.check_writable()?;
         let wanted = Wanted::read(request.options)?;
@@ -233,19 +235,19 @@ impl Qcow2 {
         }
         let finished = self.finish_amend(&steps, old_size, &*request.progress).await;
         if finished.is_err() {
-            // The image stays in use. The bitmaps may have been stored already, so they are marked as in use again.
+            // The image stays open. The bitmaps may have been stored already, so they are marked as in use again.
             self.bitmaps.use_bitmaps().await;
             self.shrink_back(old_size).await;
         }
         finished?;
         if steps.upgrade || steps.downgrade || steps.order.is_some() {
-            // The state in memory belongs to the old version or width: the image must be opened again.
+            // The state in memory has the old version or refcount width: the image must be opened again.
             self.facts.stop_for(Replaced::Amend);
         }
         Ok(wanted.lazy_refcounts)
     }
 
-    /// Refuses changes that the image does not allow, before anything changes. No metadata is dirty.
+    /// Refuses changes that the image does not allow, before anything changes. The caller has written all dirty metadata.
     async fn plan_steps(&self, wanted: &Wanted, header: &Header) -> Result<Steps> {
         let version = wanted.version.unwrap_or(header.version);
         let steps = Steps {
@@ -273,7 +275,7 @@ impl Qcow2 {
             return Err(Error::invalid(NOT_ENCRYPTED));
         };
         let file = self.facts.file()?;
-        // The header lock prevents moving the LUKS header meanwhile.
+        // While the header lock is held, a compaction does not move the LUKS header.
         let _turn = self.facts.hold_header().await;
         encryption.change_keys(&file, options, force).await
     }
@@ -300,7 +302,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Shrinks a disk that has grown to its old size, because a later step has failed.
+    /// Shrinks the disk to its old `size` if it has grown. The amend has failed after the growth.
     async fn shrink_back(&self, size: u64) {
         if size < self.facts.size()
             && self.facts.check_usable().is_ok()
@@ -310,8 +312,8 @@ impl Qcow2 {
         }
     }
 
-    /// Makes steps 4 to 6: replaces zero clusters for a downgrade, shrinks the disk, writes refcounts of another width, and writes
-    /// the final header.
+    /// Executes steps 4 to 6: replaces zero clusters for a downgrade, shrinks the disk, writes refcounts of another width, and
+    /// writes the final header.
     async fn finish_amend(
         &self,
         steps: &Steps,
@@ -386,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn options_are_read_and_wrong_ones_refused() {
+    fn options_are_parsed_and_invalid_options_are_refused() {
         let wanted = read(&[("compat", "v2"), ("size", "0"), ("refcount_bits", "64")]).unwrap();
         assert_eq!((wanted.version, wanted.size), (Some(2), None));
         assert_eq!(wanted.refcount_order().unwrap(), Some(6));

@@ -1,7 +1,7 @@
-//! The bitmaps extension of the header, which names the bitmap directory.
+//! Changing the bitmaps extension of the header. The extension contains the offset of the bitmap directory.
 //!
-//! Header changes are first planned and then carried out, so that a caller learns before any write whether the header
-//! has space for the extension. Each write is flushed before the next one starts.
+//! `plan` computes the writes, and `carry_out` executes them. So a header without space for the extension is reported
+//! before anything is written. Each write is flushed before the next write starts.
 
 use oxblk_core::{Edge, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
@@ -10,8 +10,8 @@ use super::super::layout::{
     Autoclear, BitmapsExtension, Header, HeaderWrite, change_bitmaps_extension, field_offsets,
 };
 
-/// Plans the writes that make the header of the image in `file` name the directory `new`. With `None` the header names
-/// no directory afterwards.
+/// Plans the writes that make the header of the image in `file` refer to the directory `new`. With `None`, the header
+/// refers to no directory after these writes.
 ///
 /// # Errors
 /// As the file reports; [`oxblk_core::ErrorKind::NoSpace`] when the header has no space for the extension.
@@ -25,10 +25,10 @@ pub(in super::super) async fn plan(
     change_bitmaps_extension(&head, new)
 }
 
-/// Carries out the writes of [`plan`], and flushes each of them.
+/// Executes the writes of [`plan`], and flushes each of them.
 ///
 /// # Errors
-/// As the file reports. After an error it is unknown which directory the header names.
+/// As the file reports. After an error, it is unknown whether the header refers to the old or to the new directory.
 pub(in super::super) async fn carry_out(file: &Edge, writes: Vec<HeaderWrite>) -> Result<()> {
     for HeaderWrite { offset, bytes } in writes {
         file.write(offset, IoBuf::from(bytes), WriteFlags::empty()).await?;
@@ -37,7 +37,8 @@ pub(in super::super) async fn carry_out(file: &Edge, writes: Vec<HeaderWrite>) -
     Ok(())
 }
 
-/// Clears the autoclear bit of bitmaps durably: until the extension is changed, the bitmaps count as inconsistent.
+/// Clears the autoclear bit of bitmaps, and flushes. Until [`carry_out`] sets the bit again, the bitmaps count as
+/// inconsistent.
 ///
 /// # Errors
 /// As the file reports.

@@ -1,4 +1,4 @@
-//! New metadata clusters that are written and counted, but not yet referred to.
+//! New metadata clusters that are written and have refcounts, but to which no metadata refers yet.
 //!
 //! Unless [`Fresh::keep`] is called, dropping [`Fresh`] frees these clusters, so that a change that fails halfway leaks
 //! nothing.
@@ -18,7 +18,7 @@ pub(super) struct Fresh<'a> {
 }
 
 impl<'a> Fresh<'a> {
-    /// Starts without clusters.
+    /// Makes an empty set of clusters.
     pub(super) fn new(bitmaps: &'a Bitmaps) -> Self {
         Self { bitmaps, clusters: RoaringTreemap::new(), kept: false }
     }
@@ -46,8 +46,8 @@ impl<'a> Fresh<'a> {
         Ok(clusters)
     }
 
-    /// Writes `bytes` to new contiguous clusters, and returns the number of the first one. The rest of the last cluster
-    /// keeps its old contents.
+    /// Writes `bytes` to new contiguous clusters, and returns the number of the first cluster. The part of the last cluster
+    /// behind `bytes` keeps its old contents.
     pub(super) async fn put_together(&mut self, bytes: Vec<u8>) -> Result<u64> {
         let geometry = self.bitmaps.geometry;
         let count = geometry.clusters_for(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
@@ -69,12 +69,12 @@ impl<'a> Fresh<'a> {
         self.bitmaps.clusters.note_metadata(start << geometry.cluster_bits, bytes);
     }
 
-    /// The number after the highest cluster number.
+    /// The highest cluster number plus one, or 0 if there are no clusters.
     pub(super) fn end(&self) -> u64 {
         self.clusters.max().map_or(0, |last| last.saturating_add(1))
     }
 
-    /// Makes the clusters and their refcounts durable. From then on, metadata may refer to the clusters.
+    /// Writes the refcounts of the clusters, and flushes. After this, metadata may refer to the clusters.
     pub(super) async fn settle(&self) -> Result<()> {
         self.bitmaps.clusters.write_back_refcounts().await?;
         self.bitmaps.facts.file()?.flush().await

@@ -1,7 +1,7 @@
-//! The on-disk flag "in use" of bitmaps, and its handling in a reopen.
+//! Setting the on-disk flag "in use" of bitmaps when an image is opened or becomes writable.
 //!
-//! The flag is durable before the first request can change a bitmap. After a power cut, a bitmap with this flag is
-//! inconsistent.
+//! The flag is written and flushed before the first request can change a bitmap. After a power cut, a bitmap with this
+//! flag is inconsistent.
 
 use oxblk_core::{Error, Result, WriteFlags};
 use oxblk_ring::IoBuf;
@@ -11,8 +11,9 @@ use super::Bitmaps;
 use super::Stored;
 
 impl Bitmaps {
-    /// Marks bitmaps as in use, durably: the usable ones, and the enabled ones that are unusable and so miss the
-    /// guest's writes. The flags of an entry lie within one sector. No bitmap changes before all flags are durable.
+    /// Marks bitmaps as in use, and flushes. Usable bitmaps are marked, and also enabled bitmaps that are unusable and so
+    /// do not record the guest's writes. A torn write is harmless: the flags of an entry lie within one sector, and no
+    /// bitmap changes before all flags are flushed.
     pub(super) async fn mark_bitmaps_in_use(&self) -> Result<()> {
         let _turn = self.changing.lock().await;
         let state = self.state().clone();
@@ -20,7 +21,7 @@ impl Bitmaps {
         let mut marked = state.directory.stored.clone();
         let mut changed = false;
         let live = state.live_by_name();
-        // Usable bitmaps and enabled ones may change while the image is written to.
+        // Usable bitmaps and enabled bitmaps may be out of date after a write to the image.
         let changes = |stored: &Stored| {
             live.contains_key(&*stored.entry.name())
                 || stored.entry.flags.contains(BitmapFlags::AUTO)
@@ -44,8 +45,9 @@ impl Bitmaps {
         Ok(())
     }
 
-    /// Marks the bitmaps as in use when the image has become writable, or stays writable because a reopen failed. The
-    /// marks are durable before the next request. If they cannot be written, the image accepts no more writes.
+    /// Marks the bitmaps as in use when the image has become writable, or stays writable because a reopen or an amend has
+    /// failed. The marks are flushed before the next request. If the marks cannot be written, the image fails all further
+    /// requests.
     pub(in super::super) async fn use_bitmaps(&self) {
         if let Err(error) = self.mark_bitmaps_in_use().await {
             tracing::error!("qcow2: the bitmaps cannot be marked as in use: {error}");

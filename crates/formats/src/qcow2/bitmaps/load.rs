@@ -20,7 +20,7 @@ use super::super::layout::{
 use super::Bitmaps;
 use super::{State, Stored};
 
-/// Budget in bytes for the bitmap data that "all ones" entries of an image stand for.
+/// Maximum number of bytes of bitmap data that all "all ones" entries of an image may represent together.
 pub(super) const ONES: u64 = 256 << 20;
 /// Bytes of bitmap data that are read ahead.
 const READ_AHEAD: u64 = 4 << 20;
@@ -43,7 +43,7 @@ pub(in super::super) async fn read_directory(
 }
 
 impl Bitmaps {
-    /// Reads the bitmaps of the image, and marks them as in use if it is writable.
+    /// Reads the bitmaps of the image, and marks them as in use if the image is writable.
     pub(in crate::qcow2) async fn load_bitmaps(&self) -> Result<Vec<Arc<DirtyBitmap>>> {
         let place = self.state().directory.place;
         let Some(place) = place else { return Ok(Vec::new()) };
@@ -88,7 +88,7 @@ impl Bitmaps {
         Ok(all)
     }
 
-    /// Loads one bitmap: its location in the image, and its contents if it is usable.
+    /// Loads one bitmap: its clusters in the image, and its contents if the bitmap is usable.
     async fn load_bitmap(
         &self,
         file: &Edge,

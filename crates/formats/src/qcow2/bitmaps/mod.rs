@@ -1,32 +1,33 @@
-//! Persistent dirty bitmaps ("Bitmaps").
+//! Persistent dirty bitmaps (section "Bitmaps" of the qcow2 specification).
 //!
 //! | file | concern |
 //! |---|---|
 //! | `load` | reading directory, tables and data; finding unusable bitmaps |
 //! | `in_use` | setting the in-use flag on disk |
-//! | `store` | writing the bitmaps when the image is closed, and removing one |
+//! | `store` | writing the bitmaps when the image is closed, and removing a bitmap |
 //! | `unchanged` | closing a compacted image without rewriting its unchanged bitmaps |
 //! | `relocate` | moving bitmaps to lower clusters |
-//! | `fresh` | new clusters that are not referred to yet |
-//! | `extension` | the header extension that names the directory |
+//! | `fresh` | new clusters to which no metadata refers yet |
+//! | `extension` | the header extension that contains the offset of the directory |
 //!
-//! [`Bitmaps`] knows [`Facts`] and [`Clusters`]. It does not use the tables of the guest disk. `Bitmaps::changing` is taken
+//! [`Bitmaps`] uses [`Facts`] and [`Clusters`]. It does not use the tables of the guest disk. `Bitmaps::changing` is taken
 //! before all other locks of the image: one change of the stored bitmaps, or one step of a compaction, runs at a time.
 //!
-//! Core tracks writes in the bitmaps that [`PersistentBitmaps::load`] returned. Before the node accepts requests, each
-//! bitmap is durably marked as in use on disk.
+//! Core tracks writes in the bitmaps that `PersistentBitmaps::load` returned. Before a writable node accepts requests, these
+//! bitmaps are marked as in use on disk, and the marks are flushed.
 //!
 //! When the image is closed or becomes read-only, the bitmaps are stored in this order:
 //!
-//! 1. Data, tables and directory are written to new clusters, and the clusters are counted.
-//! 2. One write to the header names the new directory.
+//! 1. Data, tables, directory and the refcounts of their new clusters are written and flushed.
+//! 2. The header is changed to refer to the new directory.
 //! 3. The old clusters are freed.
 //!
-//! After a compaction, bitmaps that are unchanged on disk stay in place. If all bitmaps are unchanged, only their
-//! in-use flags are cleared in place.
+//! After a compaction, bitmaps that equal their copy on disk stay in place. If this holds for all bitmaps, only their flags
+//! are changed, in place.
 //!
-//! So the header always names a directory whose bitmaps are either in use, or complete and no longer changing. After a
-//! power cut, clusters may be leaked, and the bitmaps that were in use are inconsistent.
+//! So the header refers to a directory whose bitmaps are either marked as in use, or complete and no longer changing. After a
+//! power cut, clusters may be leaked, and the bitmaps that were in use are inconsistent. There is one exception: if a bitmap
+//! is removed on a file without free space, the directory is overwritten in place.
 //!
 //! A bitmap whose entry, table or data is broken is loaded as inconsistent too. When such a bitmap is removed, its
 //! clusters are freed only if no other metadata uses any of them.
@@ -68,7 +69,7 @@ pub(super) struct Bitmaps {
     /// Held while the bitmaps on disk change. It is taken before all other locks of the image.
     changing: AsyncMutex<()>,
     state: Mutex<State>,
-    /// The image was compacted: unchanged bitmaps are not moved to new clusters when they are stored.
+    /// The image was compacted, so bitmaps that equal their copy on disk stay in place when they are stored.
     stay: AtomicBool,
 }
 
@@ -123,14 +124,14 @@ impl Stored {
 }
 
 impl State {
-    /// The node's usable bitmaps by name. An image may have tens of thousands.
+    /// The node's usable bitmaps by name. A map is needed because an image may have tens of thousands of bitmaps.
     fn live_by_name(&self) -> HashMap<&str, &Arc<DirtyBitmap>> {
         self.live.iter().map(|live| (live.name(), live)).collect()
     }
 }
 
 impl Bitmaps {
-    /// The bitmaps that the header names, before the directory is loaded.
+    /// The state before the directory is loaded: only the location of the directory is known, from the header.
     pub(super) fn new(facts: Arc<Facts>, clusters: Arc<Clusters>) -> Self {
         let place = facts.header().extensions.bitmaps;
         let directory = Directory { place, ..Directory::default() };
@@ -154,7 +155,7 @@ impl Bitmaps {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that the image was compacted: unchanged bitmaps stay in place when they are stored.
+    /// Notes that the image was compacted: bitmaps that equal their copy on disk stay in place when they are stored.
     pub(super) fn stay(&self) {
         self.stay.store(true, Relaxed);
     }
@@ -172,8 +173,8 @@ impl Bitmaps {
         (!stored.is_empty()).then(|| stored.iter().map(Stored::info).collect())
     }
 
-    /// Notes that other metadata uses these clusters. Bitmaps and a directory that also use one of them have no
-    /// clusters of their own from now on, so that removing them frees nothing.
+    /// Notes that other metadata uses the clusters `others`. If a bitmap or the directory uses one of them too, its own set
+    /// of clusters is cleared, so that its removal frees no cluster.
     pub(super) fn disown(&self, others: &RoaringTreemap) {
         let directory = &mut self.state().directory;
         let all = directory.stored.iter_mut().map(|stored| &mut stored.clusters);
@@ -213,7 +214,7 @@ impl Bitmaps {
         let live = self.state().live.clone();
         for bitmap in live {
             if let Err(error) = bitmap.resize(size) {
-                // The caller checked before that a resize is possible. Core marks a bitmap that was not resized.
+                // The caller has checked that a resize is possible. Core marks a bitmap that was not resized as inconsistent.
                 tracing::warn!("qcow2: bitmap '{}' was not resized: {error}", bitmap.name());
             }
         }
@@ -264,7 +265,7 @@ impl Bitmaps {
         Ok(())
     }
 
-    /// Takes over a bitmap, which is stored when the image is closed.
+    /// Adds a bitmap. It is stored in the image when the image is closed.
     pub(super) fn take_in(&self, bitmap: &Arc<DirtyBitmap>) -> Result<()> {
         self.check_can_store(bitmap.name(), bitmap.map().granularity())?;
         self.state().live.push(Arc::clone(bitmap));

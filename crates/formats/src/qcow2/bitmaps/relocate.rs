@@ -1,8 +1,8 @@
 //! Moving bitmaps towards the front of the file.
 //!
-//! Only the bitmaps on disk move, whatever their state: a bitmap that is marked as in use keeps the mark. Copies of the
-//! data, a new table and a new directory are written, counted and made durable first. Then the header names the new
-//! directory.
+//! Only the copies of the bitmaps on disk move. A bitmap that is marked as in use keeps the mark. First, copies of the data,
+//! a new table and a new directory are written with their refcounts, and flushed. Then the header is changed to refer to the
+//! new directory.
 
 use oxblk_core::{Error, Result};
 use oxblk_ring::IoBufMut;
@@ -17,9 +17,9 @@ use super::fresh::Fresh;
 const AT_ONCE: u64 = 1 << 20;
 
 impl Bitmaps {
-    /// Moves the bitmap or the directory that uses `cluster`, the last cluster in use, to lower clusters. Of the bitmap
-    /// data, only clusters from `end` on move. Returns the number of clusters that moved, 0 if there is no space, and
-    /// `None` if no movable bitmap uses `cluster`. The caller holds the guard of
+    /// Moves the bitmap or the directory that uses `cluster`, the last cluster in use, to lower clusters. Data clusters of
+    /// the bitmap before the cluster `end` stay in place. Returns the number of clusters that moved, 0 if there is no space,
+    /// and `None` if no movable bitmap or directory uses `cluster`. The caller holds the guard of
     /// [`Bitmaps::hold`](super::Bitmaps::hold).
     pub(in super::super) async fn move_bitmaps(
         &self,
@@ -29,7 +29,7 @@ impl Bitmaps {
         let directory = self.state().directory.clone();
         let Some(place) = directory.place else { return Ok(None) };
         let owner = directory.stored.iter().position(|one| one.clusters.contains(cluster));
-        // If the directory shares clusters, its old clusters cannot be freed.
+        // If other metadata uses a cluster of the directory, the old clusters of the directory cannot be freed.
         if directory.clusters.is_empty()
             || (owner.is_none() && !directory.clusters.contains(cluster))
         {
@@ -50,7 +50,7 @@ impl Bitmaps {
             old |= &(&bitmap.clusters - &moved.clusters);
             *bitmap = moved;
         }
-        // The new directory needs space after the copies are placed.
+        // The copies have used free clusters. Check that there is still space for the new directory.
         self.clusters.scan_up_to(cluster).await?;
         if fresh.end() > cluster || !room(place.directory_size) {
             return Ok(Some(0));

@@ -20,10 +20,10 @@ const AT_ONCE: u64 = 1 << 20;
 
 impl Bitmaps {
     /// Writes the bitmaps that are in use, and clears their in-use flags. The caller ensures that no request changes
-    /// them during the call, nor afterwards until they are marked again.
+    /// a bitmap during the call. After the call, no request may change a bitmap before the bitmaps are marked as in use again.
     ///
     /// # Errors
-    /// As the file reports. The bitmaps are still marked as in use then.
+    /// As the file reports. After an error, the in-use flags on disk may be set or cleared.
     pub(in super::super) async fn store_bitmaps(&self) -> Result<()> {
         let _turn = self.changing.lock().await;
         if self.facts.is_read_only() || !self.facts.is_usable() {
@@ -46,7 +46,7 @@ impl Bitmaps {
                 new.push(stored.clone());
                 continue;
             };
-            // A bitmap that cannot be read from disk is written anew.
+            // A bitmap that cannot be read from disk is written again, to new clusters.
             if stays && self.is_as_stored(stored, bitmap).await.unwrap_or(false) {
                 new.push(Stored { entry: finished(&stored.entry, bitmap), ..stored.clone() });
                 continue;
@@ -71,8 +71,8 @@ impl Bitmaps {
         self.switch_to(fresh, new, &old).await
     }
 
-    /// Writes one bitmap to new clusters. Returns `None` if the bitmap does not fit the disk; its old copy stays marked
-    /// as in use.
+    /// Writes one bitmap to new clusters. Returns `None` if the bitmap does not fit the disk. Its old copy on disk then stays
+    /// marked as in use.
     async fn store_bitmap(
         &self,
         fresh: &mut Fresh<'_>,
@@ -142,8 +142,9 @@ impl Bitmaps {
         Ok((table, clusters))
     }
 
-    /// Writes a directory with the entries `stored`, makes the header name it, and frees the clusters `old`. All
-    /// clusters that `stored` refers to are in `fresh`, or were in use before.
+    /// Writes a directory with the entries `stored`, changes the header to refer to this directory, and frees the clusters
+    /// `old`. All clusters that `stored` refers to are in `fresh`, or were in use before. Without entries, the header refers
+    /// to no directory.
     pub(super) async fn switch_to(
         &self,
         mut fresh: Fresh<'_>,
@@ -169,7 +170,7 @@ impl Bitmaps {
         let writes = plan(&file, &self.facts.header(), new.place.as_ref()).await?;
         let named = self.facts.stop_unless_known(carry_out(&file, writes)).await;
         drop(turn);
-        // If the write failed, the header may name either directory. So both stay allocated.
+        // If the write failed, the header may refer to the old or to the new directory. So both stay allocated.
         fresh.keep();
         named?;
         self.state().directory = new;
@@ -177,7 +178,7 @@ impl Bitmaps {
         Ok(())
     }
 
-    /// Removes all bitmaps with this name from the image, whatever their state.
+    /// Removes all bitmaps with this name from the image, also unusable bitmaps.
     ///
     /// # Errors
     /// As the file reports.
@@ -203,8 +204,8 @@ impl Bitmaps {
         Ok(())
     }
 
-    /// Writes a shorter directory over the old one, for an image without free space. A power cut during this may lose
-    /// the other bitmaps.
+    /// Writes a shorter directory over the old directory, for an image without free space. A power cut before the last write
+    /// may lose the other bitmaps.
     async fn shrink_directory(&self, mut new: Directory, old: &RoaringTreemap) -> Result<()> {
         let Some(place) = &mut new.place else { return Ok(()) };
         let file = self.facts.file()?;

@@ -1,7 +1,7 @@
-//! Bitmaps whose copy on disk equals the bitmap in memory.
+//! Finding bitmaps whose copy on disk equals the bitmap in memory.
 //!
-//! When such an image is closed, only the in-use flags are cleared, and the rest of the file does not change. This
-//! keeps a compacted image compact.
+//! When a compacted image is closed, such bitmaps stay in place, and only their flags in the directory change. So the image
+//! stays compact. A reopen also compares the bitmaps on disk with the bitmaps in memory.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use super::load::{ONES, read_directory};
 /// Bytes of bitmap data that are read ahead.
 const READ_AHEAD: u64 = 1 << 20;
 
-/// The entry of a bitmap that is no longer in use.
+/// The directory entry of a bitmap without the in-use flag. The flag "auto" is set if the bitmap records writes.
 pub(super) fn finished(entry: &BitmapEntry, bitmap: &DirtyBitmap) -> BitmapEntry {
     let mut entry = entry.clone();
     entry.flags.remove(BitmapFlags::IN_USE);
@@ -83,18 +83,17 @@ impl Bitmaps {
                 map.serialize(start, len, &mut here)?;
                 Ok(there.get(..bytes) == Some(&here[..]))
             }
-            // "All ones" entries are not compared. The bitmap is written anew.
+            // "All ones" entries are not compared. The bitmap is written to new clusters.
             _ => Ok(false),
         }
     }
 
-    /// Writes the directory in place. `stored` differs from the directory on disk in flags alone, and the flags of an
-    /// entry lie within one sector. A torn write is harmless, because each bitmap is valid with and without the in-use
-    /// flag.
+    /// Writes the directory in place. `stored` differs from the directory on disk only in flags, and the flags of an entry
+    /// lie within one sector. A torn write is harmless, because each bitmap is valid with and without the in-use flag.
     pub(super) async fn change_flags(&self, stored: Vec<Stored>) -> Result<()> {
         let Some(place) = self.state().directory.place else { return Ok(()) };
         let bytes = encode_bitmap_directory(stored.iter().map(|stored| &stored.entry));
-        // If the write fails, it may still have reached the disk. So the bitmaps count as unmarked, and are marked
+        // A failed write may still have reached the disk. So the bitmaps count as not in use, and the flags are written
         // again before the next request.
         self.state().directory.stored = stored;
         let file = self.facts.file()?;
@@ -121,7 +120,7 @@ impl Bitmaps {
         let live_by_name = state.live_by_name();
         for entry in &entries {
             let Some(live) = live_by_name.get(&*entry.name()) else { continue };
-            // Equal entries do not prove equal data: another program may have changed it.
+            // Equal entries do not prove equal data: another program may have changed the data.
             let table = self.read_bitmap_table(file, entry).await?;
             let there = self.read_bitmap(file, entry, &table, &mut ones).await;
             let here = live.map();

@@ -1,12 +1,13 @@
-//! Checking persistent bitmaps ("Bitmaps"): counting the clusters that they refer to, and finding broken bitmaps.
+//! Checking persistent bitmaps (section "Bitmaps" of the qcow2 specification): counting the clusters that they refer to,
+//! and finding broken bitmaps.
 //!
-//! A bitmap whose entry or table is broken has no usable contents, and QEMU refuses to open an image that has one.
+//! A bitmap whose entry or table is broken has no usable contents. QEMU refuses to open an image that has such a bitmap.
 //! [`Fix::All`](oxblk_core::check::Fix::All) removes such a bitmap from the directory. If the directory cannot be
-//! parsed, the repair removes it from the header. The clusters of removed bitmaps are leaked at that moment, and the
+//! parsed, the repair removes the directory from the header. The clusters of removed bitmaps are then leaked, and the
 //! repair of leaks frees them.
 //!
 //! The autoclear bit of bitmaps is cleared before the directory changes, and set again when the directory is complete.
-//! A power cut in between loses the remaining bitmaps.
+//! A power cut between these two writes loses the remaining bitmaps.
 
 use std::collections::{HashMap, HashSet};
 
@@ -23,7 +24,7 @@ use crate::qcow2::refscan::Claim;
 
 /// How the repair changes the bitmap directory.
 pub(super) enum NewDirectory {
-    /// The header no longer names a directory.
+    /// The header no longer refers to a directory.
     Dropped,
     /// The directory contains only these entries.
     Of(BitmapsExtension, Vec<BitmapEntry>),
@@ -60,7 +61,7 @@ impl Checker<'_> {
     }
 
     /// Notes that the repair writes a directory with these entries. The references to clusters that the shorter
-    /// directory does not need are removed.
+    /// directory does not need are removed from the counts.
     fn leave_in_directory(&mut self, place: BitmapsExtension, kept: Vec<BitmapEntry>) {
         let directory_size = kept.iter().map(BitmapEntry::encoded_len).sum();
         let count = u32::try_from(kept.len()).unwrap_or(u32::MAX);
@@ -196,7 +197,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Writes the changed directory that the count has decided on, durably.
+    /// Writes the new directory, if [`Self::count_bitmaps`] found that it must change, and flushes. If other structures use
+    /// the clusters of the directory, the directory is removed instead.
     pub(super) async fn write_new_bitmaps(&mut self) -> Result<()> {
         let Some(new) = self.new_bitmaps.take() else { return Ok(()) };
         let (place, kept) = match new {
@@ -214,7 +216,7 @@ impl Checker<'_> {
         carry_out(self.file, plan(self.file, self.header, place.as_ref()).await?).await
     }
 
-    /// Whether only the directory refers to its clusters.
+    /// Whether no other structure uses the clusters of the directory.
     fn is_alone(&self, place: &BitmapsExtension) -> bool {
         let first = self.geometry.cluster_index(place.directory_offset);
         let count = self.geometry.clusters_for(place.directory_size);

@@ -45,7 +45,7 @@ impl Checker<'_> {
                     entry.0
                 );
                 self.tell_copied(&finding, repair);
-                // Do not change an invalid entry: the word may belong to something else.
+                // Do not change an invalid entry: the L1 table may overlap with other data.
                 if repair && entry.reserved() == 0 && self.geometry.is_aligned(entry.raw_offset()) {
                     let at = self.header.l1_offset.saturating_add(index.saturating_mul(8));
                     self.patch(at, entry.0 ^ COPIED).await?;

@@ -1,5 +1,5 @@
 //! Finding invalid L2 entries: host offsets that are not aligned to a cluster, and subcluster bitmaps that contradict
-//! their entry.
+//! their L2 entry.
 
 use oxblk_core::check::Fix;
 
@@ -80,8 +80,8 @@ impl Checker<'_> {
     }
 
     /// Whether to skip a compressed cluster because it has a subcluster bitmap. Such a cluster is reported. A check
-    /// does not count its references; a repair counts them, because all readers ignore the bitmap and the data must not
-    /// be freed.
+    /// does not count the references of such a cluster. A repair counts these references, because all readers ignore the
+    /// bitmap and the data must not be freed.
     pub(super) fn has_stray_bitmap(&mut self, index: u64, at: u64, both: ExtendedEntry) -> bool {
         if both.bitmap == Subclusters::NONE {
             return false;

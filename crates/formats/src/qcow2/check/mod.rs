@@ -1,28 +1,28 @@
-//! Checking and repairing an image: does each refcount equal the number of references to its cluster?
+//! Checking and repairing an image. The refcount of each cluster must equal the number of references to the cluster.
 //!
-//! The check reads the file alone and ignores the caches of an open image. The caller writes the caches back first.
+//! The check reads only the file and ignores the caches of an open image. The caller writes the caches back first.
 //!
 //! 1. [`walk`] counts the references that the tables contain, in a sparse map ([`References`]). A table with several
-//!    references is read once, and its entries are counted that many times.
-//! 2. [`refcounts`] compares the counts with the refcounts on disk. A refcount that is too low is a corruption, and one
+//!    references is read once, and each of its entries counts as that many references.
+//! 2. [`refcounts`] compares the counts with the refcounts on disk. A refcount that is too low is a corruption. A refcount
 //!    that is too high is a leak.
-//! 3. [`copied`] reports entries with a wrong copied flag. It walks the active tables again, so it runs only if steps 1
-//!    and 2 found a suspect entry.
-//! 4. [`repair`] repairs the findings that `fix` allows. If the old refcount structures are unusable, it calls
-//!    [`rebuild`] to write new ones.
+//! 3. [`copied`] reports entries with a wrong copied flag. This step reads the active tables again, so it runs only if
+//!    steps 1 and 2 found a suspect entry.
+//! 4. [`repair`] repairs the findings that `fix` allows. If the old refcount structures are unusable, [`rebuild`] writes
+//!    new structures.
 //!
 //! Tables and refcount blocks are read in parallel and parsed on all cores. Findings are reported and counted on one
 //! thread, in the order of the tables.
 //!
-//! Memory is bounded. The map needs one byte for each referenced cluster if these are contiguous, and some hundred
-//! bytes if they are scattered. The image decides the length of a read only for tables whose limits [`Header`] has
-//! checked. References past the end of the file are reported, and not counted.
+//! Memory is bounded. The map needs one byte for each referenced cluster if the clusters are contiguous, and some hundred
+//! bytes if they are scattered. A value in the image determines the length of a read only if [`Header`] has checked the
+//! limits of this value. References past the end of the file are reported, and not counted.
 //!
 //! A repair frees clusters only if all references are known. If a pointer in the header seems wrong, clusters that seem
-//! to leak may belong to the metadata that the pointer should name ([`named`]). Then the repair raises refcounts, and
-//! changes nothing else. If the refcount width in the header seems wrong ([`width`]), the repair changes nothing.
+//! to be leaked may belong to the metadata to which the pointer should refer ([`named`]). Then the repair raises refcounts,
+//! and changes no tables. If the refcount width in the header seems wrong ([`width`]), the repair changes nothing.
 //!
-//! The wording and the counts of the findings are those of `qemu-img check`.
+//! The findings have the same wording and the same counts as in `qemu-img check`.
 
 mod bitmaps;
 mod copied;
@@ -85,7 +85,7 @@ struct Checker<'a> {
     /// Clusters behind the end of the file to which metadata refers. A repair does not use them.
     beyond: RoaringTreemap,
     refcount_table: Vec<u64>,
-    /// Refcount table indices with a broken entry, so that the refcounts of their block are unknown.
+    /// Refcount table indices with a broken entry, so that the refcounts of the block are unknown.
     broken_blocks: HashSet<u64>,
     /// Whether one of the broken blocks was already reported.
     broken_block_told: bool,
@@ -109,7 +109,7 @@ struct Checker<'a> {
     patches: Vec<(u64, u64)>,
     /// The bitmap directory that the repair writes, if it must change.
     new_bitmaps: Option<bitmaps::NewDirectory>,
-    /// The snapshot table that replaces the one of the image.
+    /// The snapshot table with which the repair replaces the table of the image.
     repaired_table: Option<RepairedTable>,
     /// Clusters whose refcounts change because another structure is repaired. These changes are not reported.
     untold: BTreeSet<u64>,
@@ -119,11 +119,11 @@ struct Checker<'a> {
     unfit_blocks: HashSet<u64>,
     /// Some references may be unknown, so nothing is freed.
     unseen: bool,
-    /// A pointer in the header seems wrong, so the repair does not change tables either.
+    /// A pointer in the header seems wrong, so no table is changed and nothing is freed.
     misled: bool,
     /// The refcount width in the header seems wrong, so nothing is repaired.
     wrong_width: bool,
-    /// An entry of the snapshot table is invalid, or its L1 table shares clusters.
+    /// An entry of the snapshot table is invalid, or the L1 table of a snapshot shares clusters with another structure.
     broken_snapshots: bool,
     /// Why references may be unknown.
     doubts: Vec<String>,
@@ -133,7 +133,7 @@ struct Checker<'a> {
     l1_flags_alone: bool,
     /// An L1 entry refers to a cluster that does not contain an L2 table.
     no_l2_table: bool,
-    /// Structures that the header and the snapshot table name: offset, length, and kind.
+    /// Structures to which the header and the snapshot table refer: offset, length, and kind.
     named: Vec<(u64, u64, &'static str)>,
 }
 
@@ -143,7 +143,7 @@ impl<'a> Checker<'a> {
         let clusters = geometry.clusters_for(file.size());
         let report = CheckReport {
             total_clusters: geometry.clusters_for(header.size),
-            // The header cluster is in use, whatever its refcount.
+            // The header cluster is in use, even if its refcount is 0.
             image_end_offset: geometry.cluster_size(),
             ..CheckReport::default()
         };
@@ -237,7 +237,7 @@ impl<'a> Checker<'a> {
         self.report.corruptions_fixed = self.report.corruptions_fixed.saturating_add(1);
     }
 
-    /// Notes that a range, whose reference was just counted, belongs to the refcount structures.
+    /// Notes that a range belongs to the refcount structures. The caller has counted the reference to this range.
     fn note_structure(&mut self, offset: u64, bytes: u64) {
         let end = offset.saturating_add(bytes);
         if bytes > 0 && offset < self.clusters.saturating_mul(self.geometry.cluster_size()) {

@@ -1,17 +1,19 @@
 //! Checking whether the pointers in the header are plausible.
 //!
 //! If a pointer or a length in the header is wrong, the check misses a table or a part of it. The clusters that this
-//! table refers to then look like leaked clusters, but to free them would destroy data. So nothing is freed if
+//! table refers to then look like leaked clusters, but freeing them would destroy data. So nothing is freed if
 //!
 //! - a pointer does not lead to the expected structure, for example to a LUKS header with its magic, or to a valid
 //!   bitmap directory;
-//! - the clusters of the structure have refcount 0, or something else uses them too;
-//! - another snapshot seems to follow the last one: its L1 table has a refcount, and nothing refers to it;
+//! - the clusters of the structure have refcount 0, or another structure uses them too;
+//! - another entry seems to follow the last entry of the snapshot table: the L1 table of this further entry has a refcount,
+//!   but no known reference;
 //! - two header fields contradict each other;
 //! - an entry of the snapshot table is invalid, or has fewer L1 entries than its disk needs;
 //! - the refcount width in the header seems wrong ([`super::width`]).
 //!
-//! A snapshot table with an invalid entry is written anew only if no cluster leaks, so that no snapshot is lost.
+//! A snapshot table with an invalid entry is replaced only if the image has no leak and no corruption, so that no snapshot
+//! is lost.
 
 use oxblk_core::check::Fix;
 use oxblk_ring::IoBufMut;
@@ -22,7 +24,7 @@ use crate::qcow2::layout::{CryptoHeader, L1Entry, Snapshot, parse_snapshot};
 
 /// Start of a LUKS header: the magic, then version 1.
 const LUKS_MARK: &[u8] = b"LUKS\xba\xbe\0\x01";
-/// Byte offset of the field in a LUKS header that gives the first sector of the payload.
+/// Byte offset of the field in a LUKS header that contains the first sector of the payload.
 const LUKS_PAYLOAD: usize = 104;
 /// Bytes that are read to find out whether another snapshot table entry follows.
 const ENTRY: usize = 4096;
@@ -54,8 +56,8 @@ impl Checker<'_> {
         self.misled = true;
     }
 
-    /// Notes that the header may give a wrong offset for a structure. A bitmap directory can be dropped anyway: the
-    /// image cannot be opened with it, and the clusters of its bitmaps keep their refcounts.
+    /// Notes that the header may contain a wrong offset of a structure. A repair may nevertheless remove a broken bitmap
+    /// directory: QEMU cannot open the image with it, and the clusters of its bitmaps keep their refcounts.
     fn lies_elsewhere(&mut self, what: &str, finding: &str) {
         match what {
             "bitmap directory" => self.not_seen(finding),
@@ -63,8 +65,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Checks the structures that the header names. This runs when all references are counted, except those of bitmaps
-    /// and refcount structures.
+    /// Checks the structures to which the header refers. The caller has counted all references, except those of bitmaps and
+    /// refcount structures.
     pub(super) async fn check_what_header_names(&mut self, snapshots: &Snapshots) {
         let l1_bytes = u64::from(self.header.l1_entries).saturating_mul(8);
         self.named.push((self.header.l1_offset, l1_bytes, "L1 table"));
@@ -156,8 +158,8 @@ impl Checker<'_> {
         !snapshot.id.is_empty() && in_place
     }
 
-    /// The number of L1 entries that the disk of a snapshot and its VM state need. A size that the entry does not give
-    /// counts as 0.
+    /// The number of L1 entries that the disk of a snapshot and its VM state need. If the entry contains no disk size, the
+    /// disk size counts as 0.
     fn l1_entries_of(&self, snapshot: &Snapshot) -> u64 {
         let entries = |bytes| self.geometry.l1_entries_for(bytes).unwrap_or(u64::MAX);
         let disk = snapshot.size.map_or(0, entries);
@@ -184,8 +186,8 @@ impl Checker<'_> {
         crate::qcow2::layout::refcount_get(&block, at, order).is_some_and(|count| count > 0)
     }
 
-    /// Finds a header of version 3 whose version field was changed to 2. Its extensions are ignored, so references may
-    /// be missing.
+    /// Finds a header of version 3 whose version field was changed to 2. The extensions of such a header are ignored, so
+    /// references may be missing.
     async fn check_version(&mut self) {
         if self.header.version >= 3 {
             return;
@@ -201,8 +203,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Checks that the clusters of each named structure have a refcount and no other user. If the refcounts must be
-    /// rebuilt, they prove nothing and are not used.
+    /// Checks that the clusters of each structure in `named` have a refcount, and that no other structure uses them. If the
+    /// refcounts must be rebuilt, they are unreliable and are not checked.
     pub(super) async fn check_named_ranges(&mut self) {
         let mut block = None;
         for (offset, bytes, what) in std::mem::take(&mut self.named) {
@@ -248,8 +250,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Whether the active L1 table seems misplaced in a cluster that it shares. With [`Fix::All`], sharing is accepted
-    /// if the table is valid and the other user is guest data.
+    /// Whether the offset or length of the active L1 table seems wrong, because another structure also uses the cluster
+    /// `cluster` of the table. With [`Fix::All`], this is accepted if the table is valid and the other structure is guest data.
     async fn is_misplaced_l1(&self, cluster: u64) -> bool {
         if self.structure.contains(&cluster) {
             return true;

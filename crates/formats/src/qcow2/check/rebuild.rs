@@ -1,8 +1,8 @@
 //! Rebuilding all refcounts, for an image whose refcount table or blocks cannot be repaired in place.
 //!
 //! The new table and blocks are written to clusters without references, inside the file or behind its end, and never over
-//! the old ones. So the image does not change until one write makes the header name the new table. The clusters of the
-//! old structures are free afterwards.
+//! the old table and blocks. So the image does not change until one write makes the header refer to the new table. After
+//! this write, the clusters of the old structures are free.
 //!
 //! If some references may be unknown, no cluster inside the file counts as free. Each cluster then gets the higher
 //! value of its old refcount and its counted references. If the old refcount is unknown too, the cluster counts as in
@@ -43,7 +43,7 @@ struct Room {
 }
 
 impl Checker<'_> {
-    /// Writes new refcount structures and makes the header name them.
+    /// Writes new refcount structures and makes the header refer to them.
     pub(super) async fn rebuild_refcounts(&mut self) -> Result<()> {
         let layout = self.lay_out()?;
         // From here on, the old structures have no references. They are not overwritten, because the new clusters were
@@ -117,8 +117,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Chooses a cluster for the block of each table index that has none. A new block may need a further block that
-    /// counts it.
+    /// Chooses a cluster for each refcount block in `indices` that is not in `blocks` yet. A new block may need a further
+    /// block, which contains the refcount of the new block.
     fn place_blocks(
         &mut self,
         blocks: &mut BTreeMap<u64, u64>,
@@ -185,8 +185,8 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// Fills a new block with the refcounts of the old block. Without an old block, all clusters of the file count as
-    /// in use.
+    /// Fills a new block with the refcounts of the old block. If there is no readable old block, all clusters of the file
+    /// count as in use.
     async fn keep_old_refcounts(&self, index: u64, block: &mut IoBufMut) {
         let per_block = self.geometry.refcounts_per_block();
         let known =
@@ -224,8 +224,8 @@ impl Checker<'_> {
         self.file.write(offset, table.into(), WriteFlags::empty()).await
     }
 
-    /// Makes the header name the new table. Offset and length are adjacent and lie within one sector, so this is one
-    /// atomic write.
+    /// Makes the header refer to the new table. The fields for offset and length are adjacent and lie within one sector, so
+    /// one atomic write changes both.
     async fn name_table(&self, layout: &Layout) -> Result<()> {
         let offset = layout.table << self.geometry.cluster_bits;
         let clusters = u32::try_from(layout.table_clusters).unwrap_or(u32::MAX);

@@ -14,7 +14,8 @@ use super::Checker;
 use crate::qcow2::layout::{RefcountTableEntry, refcount_get};
 use crate::qcow2::refscan::{Agreement, References, Referred, read_tables};
 
-/// Result of a worker for one refcount block: the agreement with the counts, or the block itself if they differ.
+/// Result of a worker for one refcount block: the agreement with the counted references, or the block itself if a refcount
+/// differs.
 type Seen = Result<Agreement, IoBufMut>;
 
 impl Checker<'_> {
@@ -23,7 +24,7 @@ impl Checker<'_> {
         let (per_block, order) =
             (self.geometry.refcounts_per_block(), self.geometry.refcount_order);
         let end = self.clusters_counted();
-        // The workers share the counts. This thread needs them only for blocks that differ.
+        // The workers share the counts. This thread needs the counts only for blocks that differ.
         let references = Arc::new(std::mem::take(&mut self.references));
         let counted = Arc::clone(&references);
         let look = move |index: &u64, block: IoBufMut| -> Seen {
@@ -72,8 +73,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Number of clusters in the file. It includes a cluster past the end of the file if that has a reference, because
-    /// the file need not be padded.
+    /// Number of clusters to compare: the clusters of the file, and the cluster behind the end of the file if it has a
+    /// reference. As in QEMU, a reference may exceed the end of the file by less than a cluster.
     pub(super) fn clusters_counted(&self) -> u64 {
         let past_end = self.references.get(self.clusters).count() > 0;
         self.clusters.saturating_add(u64::from(past_end))
@@ -94,7 +95,7 @@ impl Checker<'_> {
         blocks
     }
 
-    /// Compares clusters that have no refcount block, or a broken one.
+    /// Compares clusters that have no refcount block, or a broken block.
     fn compare_without_block(&mut self, references: &References, range: Range<u64>) {
         if range.is_empty() {
             return;

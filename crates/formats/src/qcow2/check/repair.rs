@@ -1,14 +1,14 @@
 //! Repairing the faults that a check found.
 //!
-//! The order ensures that a crash makes nothing worse:
+//! With this order, a crash during the repair does not make the image worse:
 //!
 //! 1. Replace faulty table entries, and the bitmap directory if it is faulty.
-//! 2. Raise refcounts that are too low.
+//! 2. Raise refcounts that are too low. Then make the header refer to the repaired snapshot table, if there is one.
 //! 3. Free leaked clusters.
 //! 4. Correct copied flags.
 //!
-//! Each step is durable before the next one starts. If refcounts cannot be repaired in place, [`super::rebuild`] writes
-//! new refcount structures.
+//! Each step is written and flushed before the next step starts. If refcounts cannot be repaired in place,
+//! [`super::rebuild`] writes new refcount structures.
 //!
 //! A failure does not stop the other repairs. If some references may be unknown, because something could not be read or
 //! a pointer in the header seems wrong, no refcount is lowered: at worst, clusters stay leaked.
@@ -54,8 +54,8 @@ impl Checker<'_> {
             self.note(FindingKind::Repair, "Rebuilding refcount structure");
             if let Err(error) = self.rebuild_refcounts().await {
                 self.failed(&format!("ERROR failed to rebuild the refcounts: {error}"));
-                // Raise the refcounts that have an entry in the old structures. Do not lower any: the old structures
-                // may overlap.
+                // Raise the refcounts that have an entry in the old structures. Do not lower any refcount: the old
+                // structures may overlap.
                 self.raise_refcounts().await?;
                 self.complete = false;
             }

@@ -15,7 +15,7 @@ static DRIVERS: DriverTable = &[&file::FILE];
 
 type Fault = (&'static str, fn(&mut Image));
 
-/// No fault changes the guest's data.
+/// The faults to repair. None of them changes the guest's data.
 const FAULTS: &[Fault] = &[
     ("a refcount too low", |image| image.set_refcount(7, 0)),
     ("no refcounts at all", |image| (0..8).for_each(|cluster| image.set_refcount(cluster, 0))),
@@ -25,7 +25,7 @@ const FAULTS: &[Fault] = &[
     ("reserved bits in the table", |image| image.put(TABLE, offset(BLOCK) | 1)),
     ("a block that two entries share", |image| image.put(TABLE + 8, offset(BLOCK))),
     ("data in the cluster of the refcount block", |image| {
-        // One more guest cluster, whose L2 entry names the cluster of the refcount block.
+        // One more guest cluster, whose L2 entry refers to the cluster of the refcount block.
         image.put(L2 + 24, L2Entry::data(offset(BLOCK)).0);
     }),
     ("leaked clusters", |image| {
@@ -198,7 +198,7 @@ fn a_full_disk_does_not_prevent_repairs_that_need_no_space() {
     assert_eq!(
         refcount_get(block, 100 - 64, 6),
         Some(1),
-        "a repair that needs no space was not made"
+        "the refcount was not raised although this needs no space"
     );
     disk.set_faults(Faults::default());
     let report = checked(&disk, Fix::All).unwrap();
@@ -252,8 +252,8 @@ fn a_rebuild_with_unknown_references_does_not_lower_refcounts() {
 #[test]
 fn an_image_with_wrong_copied_flags_stays_marked_dirty() {
     let mut image = Image::good(4);
-    // The header names a LUKS header in the first data cluster, where none is. So the repair raises the refcount of this
-    // cluster and changes no table.
+    // The header refers to a LUKS header in the first data cluster, but the cluster contains none. So the repair raises the
+    // refcount of this cluster and changes no table.
     image.bytes[35] = 2;
     image.put(104, 0x0537_be77_0000_0010);
     image.put(112, offset(DATA));

@@ -1,10 +1,10 @@
-//! Replacing a broken snapshot table by a repaired one.
+//! Replacing a broken snapshot table with a repaired table.
 //!
-//! The order of the writes keeps a valid table at any moment:
+//! With this order of writes, the header refers to the old table or to the complete new table at any moment:
 //!
 //! 1. The new table is written to clusters without references, and references to these clusters are counted.
 //! 2. The refcounts are repaired.
-//! 3. One write makes the header name the new table.
+//! 3. One write makes the header refer to the new table.
 //! 4. The references to the clusters of the old table are removed, so that the repair frees them.
 
 use oxblk_core::{Errno, Error, Result, WriteFlags};
@@ -14,13 +14,13 @@ use super::snapshots::Snapshots;
 use crate::qcow2::layout::{MAX_SNAPSHOT_TABLE_BYTES, encode_snapshot, field_offsets};
 use crate::qcow2::refscan::Claim;
 
-/// A snapshot table that replaces the one of the image.
+/// A snapshot table that replaces the table of the image.
 pub(super) struct RepairedTable {
     table: Vec<u8>,
     count: u32,
     /// Number of faults in the old table.
     faults: u64,
-    /// Clusters of the old table: the first one, and their number.
+    /// Clusters of the old table: the first cluster, and their number.
     old: (u64, u64),
     /// Byte offset of the new table, once it is written.
     place: Option<u64>,
@@ -106,7 +106,8 @@ impl Checker<'_> {
         leaking.unwrap_or(behind)
     }
 
-    /// Makes the header name the new table, and removes the references to the clusters of the old table.
+    /// Makes the header refer to the new table, and removes the references to the clusters of the old table. If a cluster of
+    /// the new table has no refcount, the table is not replaced.
     pub(super) async fn name_snapshots(&mut self) -> Result<()> {
         let Some(repaired) = self.repaired_table.take() else { return Ok(()) };
         let Some(offset) = repaired.place else { return Ok(()) };

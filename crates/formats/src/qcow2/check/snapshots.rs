@@ -1,4 +1,4 @@
-//! Reading the snapshot table ("Snapshots") of an image that may be broken.
+//! Reading the snapshot table of an image that may be broken (section "Snapshots" of the qcow2 specification).
 
 use oxblk_core::check::{FindingKind, Fix};
 use oxblk_core::{Errno, Error, Result};
@@ -18,7 +18,7 @@ pub(super) struct Snapshots {
     pub(super) list: Vec<Snapshot>,
     /// Length of the snapshot table in bytes.
     pub(super) table_bytes: u64,
-    /// Number of faults that disappear when the table is written anew.
+    /// Number of faults that are repaired when the table is replaced.
     pub(super) faults: u64,
 }
 
@@ -100,7 +100,7 @@ impl Checker<'_> {
         Ok(snapshots)
     }
 
-    /// Reads the entry at `offset`. Returns it with its length in the table, and with its excess extra data, if any.
+    /// Reads the entry at `offset`. Returns the entry, its length in the table, and its excess extra data, if any.
     async fn read_entry(&self, offset: u64) -> Result<(Snapshot, u64, Option<Excess>)> {
         let head = self.read_or_zeroes(offset, SNAPSHOT_HEAD).await?;
         let excess = Excess::of(&head);
@@ -158,7 +158,7 @@ impl Checker<'_> {
         Error::from_errno(error.raw_errno())
     }
 
-    /// Whether the offset and the size of a snapshot's L1 table are valid. If not, this is reported.
+    /// Whether the offset and the size of a snapshot's L1 table are valid. If not, a corruption is reported.
     pub(super) fn has_l1_in_place(&mut self, snapshot: &Snapshot) -> bool {
         let Snapshot { id, name, l1_offset, l1_entries, .. } = snapshot;
         if !self.geometry.is_aligned(*l1_offset) {

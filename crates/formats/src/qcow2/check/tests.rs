@@ -28,7 +28,7 @@ pub(super) struct Image {
 }
 
 impl Image {
-    /// Header, refcount table and block, L1, L2, two data clusters, and one with compressed data.
+    /// A valid image: header, refcount table and block, L1 and L2 table, two data clusters, and a cluster with compressed data.
     pub(super) fn good(order: u32) -> Self {
         let mut image = Self { bytes: vec![0; 8 * CLUSTER], order };
         image.put(0, 0x5146_49fb_0000_0003);
@@ -56,7 +56,7 @@ impl Image {
         image
     }
 
-    /// Adds a snapshot, whose L1 table is empty.
+    /// Adds a snapshot with an empty L1 table.
     pub(super) fn with_snapshot(&mut self) {
         self.bytes.resize(SNAPSHOTS + 2 * CLUSTER, 0);
         (8..10).for_each(|cluster| self.set_refcount(cluster, 1));
@@ -157,7 +157,7 @@ fn a_refcount_that_is_too_low_is_a_corruption() {
 }
 
 #[test]
-fn a_table_with_several_references_counts_its_entries_that_many_times() {
+fn entries_of_a_table_with_several_references_count_several_times() {
     let (report, said) = Image::spoiled(|image| {
         image.bytes[39] = 3;
         image.put(L1 + 8, L1Entry::new(offset(L2)).0);

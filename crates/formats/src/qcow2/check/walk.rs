@@ -1,6 +1,6 @@
 //! Counting the references that the tables of an image contain.
 //!
-//! The walk covers the header, the L1 and L2 tables of the active state and of the snapshots, the snapshot table, the
+//! The walk covers the header, the L1 and L2 tables of the active disk state and of the snapshots, the snapshot table, the
 //! LUKS header, the bitmaps, and the refcount structures. An L2 table with several references is read once. Only active
 //! tables count for the statistics and for the copied flags.
 
@@ -60,7 +60,7 @@ impl<'a> Checker<'a> {
         }
         let size = self.geometry.cluster_size();
         let end = offset.saturating_add(bytes);
-        // The file may end inside its last cluster, because it need not be padded.
+        // The file may end inside its last cluster, because it does not have to be padded.
         if end >= self.file.size().saturating_add(size) {
             if self.fix != Fix::Nothing {
                 let end = self.geometry.clusters_for(end);
@@ -107,7 +107,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Walks the active L1 table, then those of the snapshots.
+    /// Walks the active L1 table and the L1 tables of the snapshots.
     async fn walk_l1_tables(&mut self, snapshots: &[Snapshot]) -> Result<()> {
         let active = (self.header.l1_offset, u64::from(self.header.l1_entries));
         self.refer(active.0, active.1.saturating_mul(8), 1, Claim::None);
@@ -156,8 +156,8 @@ impl<'a> Checker<'a> {
         })
     }
 
-    /// The entries of an L1 table. Empty if the table lies past the end of the file, which is already reported, or if
-    /// it cannot be read, which is reported here.
+    /// The entries of an L1 table. There are none if the table lies past the end of the file, which is already reported, or
+    /// if the table cannot be read, which is reported here.
     async fn read_l1(&mut self, (offset, entries): Place) -> Vec<u64> {
         if offset >= self.file.size() {
             return Vec::new();
@@ -171,7 +171,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Walks the active tables. L2 tables that snapshots share with the active state are removed from `inactive` and
+    /// Walks the active tables. L2 tables that snapshots share with the active L1 table are removed from `inactive` and
     /// counted here.
     async fn walk_active(
         &mut self,
@@ -218,8 +218,8 @@ impl<'a> Checker<'a> {
         Ok(())
     }
 
-    /// Finds L1 entries with flags but without an offset. This driver treats them as empty, but QEMU uses the header as
-    /// their L2 table.
+    /// Finds L1 entries with flags but without an offset. This driver treats such an entry as unallocated, but QEMU uses the
+    /// header cluster as its L2 table.
     fn find_flags_alone(&mut self, l1_offset: u64, l1: &[u64]) {
         for (index, entry) in (0_u64..).zip(l1) {
             if *entry == 0 || L1Entry(*entry).raw_offset() != 0 {
@@ -260,7 +260,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Counts the references of the L2 table at `place`, which has `times` references itself. `usage` is given for
+    /// Counts the references of the L2 table at `place`. The table itself has `times` references. `usage` is present only for
     /// active tables.
     fn walk_l2(
         &mut self,
@@ -358,7 +358,7 @@ impl<'a> Checker<'a> {
         self.note_structure(offset, bytes);
     }
 
-    /// Counts the references to the refcount table, and to the refcount blocks that it names.
+    /// Counts the references to the refcount table, and to the refcount blocks in its entries.
     async fn count_refcount_structures(&mut self) -> Result<()> {
         let size = self.geometry.cluster_size();
         let bytes = u64::from(self.header.refcount_table_clusters).saturating_mul(size);
@@ -416,7 +416,7 @@ pub(super) struct Usage {
     allocated: u64,
     compressed: u64,
     fragmented: u64,
-    /// Host offset of the next cluster if it is not fragmented; 0 before the first cluster.
+    /// Host offset of the next cluster if the clusters are contiguous; 0 before the first cluster.
     next: u64,
 }
 

@@ -1,11 +1,11 @@
 //! Checking whether the refcount width in the header is plausible.
 //!
-//! With a wrong width, refcounts seem too high or zero. If a repair lowered them, it would free clusters that are in
-//! use as soon as the header is correct again.
+//! With a wrong width, refcounts seem too high or zero. If a repair lowered these refcounts, clusters in use would be free as
+//! soon as the header is correct again.
 //!
 //! The first refcount block contains the refcounts of the first clusters for every width. If another width matches the
-//! counted references there much better, the width in the header is doubtful. Then nothing is repaired. The exception
-//! is [`Fix::All`] when all references are known: it writes all refcounts with the width of the header.
+//! counted references of these clusters much better, the width in the header is doubtful. Then nothing is repaired. The
+//! exception is [`Fix::All`] when all references are known: it writes all refcounts with the width of the header.
 
 use oxblk_core::check::Fix;
 
@@ -16,7 +16,7 @@ use crate::qcow2::layout::{RefcountTableEntry, refcount_get};
 const ORDERS: std::ops::RangeInclusive<u32> = 0..=6;
 
 impl Checker<'_> {
-    /// Notes if the width is doubtful. The caller has compared the counts with the refcounts before.
+    /// Notes if the width is doubtful. The caller has already compared the counts with the refcounts.
     pub(super) async fn check_width(&mut self) {
         let faults = self.report.leaks > 0 || self.report.corruptions > 0;
         let rewritten = self.fix == Fix::All && self.complete;
@@ -41,7 +41,7 @@ impl Checker<'_> {
         }
         let block = self.read_block(offset).await.ok()?;
         let misfits = |order| {
-            // A block contains at least this many refcounts, whatever their width.
+            // A block contains at least this many refcounts, for every width.
             let clusters = (self.geometry.cluster_size() / 8).min(self.clusters);
             let misfit = |cluster: &u64| {
                 refcount_get(&block, *cluster, order) != Some(self.references.get(*cluster).count())

@@ -1,4 +1,4 @@
-//! Reserving host clusters for the other owners, and what they report about the file's layout.
+//! Reserving host clusters for the other owners, and recording what these owners report about the layout of the file.
 
 use oxblk_core::Result;
 
@@ -23,18 +23,18 @@ impl Clusters {
         Ok(self.allocator.has_run_below(self.geometry.clusters_for(bytes), cluster))
     }
 
-    /// Whether a write-back cycle must run before clusters are allocated: many references were dropped, or some were and free
-    /// clusters are needed soon.
+    /// Whether a write-back cycle must run before clusters are allocated. This is so if many references were dropped, or if any
+    /// reference was dropped and the file is nearly full.
     pub(in crate::qcow2) async fn needs_write_back(&self) -> Result<bool> {
         let dropped = self.dropped.len();
         Ok(dropped > MANY_DROPPED || dropped > 0 && self.is_nearly_full().await?)
     }
 
     /// Reserves `count` contiguous host clusters that the caller will use, or fewer if the file cannot grow. If cluster
-    /// `behind` is free, takes the free clusters from there on, even if they are fewer than `count`. Missing refcount blocks
+    /// `behind` is free, takes the free clusters from `behind` on, even if they are fewer than `count`. Missing refcount blocks
     /// for these clusters are created immediately. So a new refcount block lies directly behind the clusters, as in images that
-    /// QEMU writes. If the refcount table moves because of this, the reservation is repeated, because the old table's clusters
-    /// have become free.
+    /// QEMU writes. If the refcount table moves because of this, the reservation is repeated, because the clusters of the old
+    /// table have become free.
     pub(in crate::qcow2) async fn reserve_to_use_behind(
         &self,
         behind: Option<u64>,
@@ -53,27 +53,27 @@ impl Clusters {
         }
     }
 
-    /// Records that a range of the file holds metadata. Clusters of it are never allocated.
+    /// Records that a range of the file contains metadata. Clusters of this range are never allocated.
     pub(in crate::qcow2) fn note_metadata(&self, offset: u64, bytes: u64) {
         self.allocator.note_metadata(offset, bytes);
     }
 
-    /// The range no longer holds metadata.
+    /// Records that a range of the file no longer contains metadata.
     pub(in crate::qcow2) fn forget_metadata(&self, offset: u64, bytes: u64) {
         self.allocator.forget_metadata(offset, bytes);
     }
 
-    /// Forgets all places of metadata apart from the header's. The caller notes the current places.
+    /// Forgets all ranges with metadata except the header cluster. The caller records the current ranges.
     pub(in crate::qcow2) fn forget_all_metadata(&self) {
         self.allocator.forget_all_metadata();
     }
 
-    /// Whether any cluster of a range of the file holds metadata.
+    /// Whether any cluster of a range of the file contains metadata.
     pub(in crate::qcow2) fn is_metadata(&self, offset: u64, bytes: u64) -> bool {
         self.allocator.is_metadata(offset, bytes)
     }
 
-    /// Restarts the search for free clusters at the front.
+    /// Restarts the search for free clusters at the front of the file.
     pub(in crate::qcow2) fn rewind(&self) {
         self.allocator.rewind();
     }
@@ -84,12 +84,12 @@ impl Clusters {
         self.allocator.has_run_below(count, limit)
     }
 
-    /// Call this when the file was truncated in front of this cluster. The clusters from here on read as zeroes again.
+    /// Call this when the file was truncated in front of `cluster`. The clusters from `cluster` on read as zeroes again.
     pub(in crate::qcow2) fn note_cut_off(&self, cluster: u64) {
         self.allocator.note_cut_off(cluster);
     }
 
-    /// Forgets which clusters are free, and where compressed data ends, because another program may have written the image.
+    /// Forgets which clusters are free, and where compressed data ends, because another program may have changed the image.
     /// The node is drained.
     pub(in crate::qcow2) fn forget_free(&self) {
         if let Ok(file) = self.file() {

@@ -1,16 +1,16 @@
 //! The free map: which host clusters may be allocated.
 //!
-//! When the map has no suitable free clusters, `Clusters::scan_next` fills it from the next refcount block. The lowest
+//! When the map has no suitable free clusters, `Clusters::scan_next` adds clusters of the next refcount block. The lowest
 //! clusters come first, so that images stay compact. The search for free clusters begins behind the clusters that were
 //! allocated last. When a cluster below that position becomes free, the search restarts at that cluster. Gaps that were too
-//! small for a request are skipped until then, or until the image is opened again, as in QEMU. [`Allocator::rewind`] restarts
-//! the search at the front.
+//! small for a request stay unused until such a restart, or until the image is opened again, as in QEMU.
+//! [`Allocator::rewind`] restarts the search at the front of the file.
 //!
 //! A cluster is in one of these states:
 //!
 //! - **free**: the cluster is in the map;
-//! - **reserved**: handed out as a [`Reserved`]. A [`Reserved`] that is dropped frees its clusters immediately if no write to
-//!   them has begun. Otherwise it quarantines them;
+//! - **reserved**: an operation owns the cluster in a [`Reserved`]. A [`Reserved`] that is dropped frees its clusters
+//!   immediately if no write to them has begun. Otherwise the clusters are quarantined;
 //! - **in use**: its refcount is not 0;
 //! - **quarantined**: freed, but a request that started before may still use the cluster. The cluster becomes free once the
 //!   epoch in which it was freed has passed.
@@ -42,13 +42,13 @@ struct Map {
     quarantined: VecDeque<Quarantined>,
     /// The search for free clusters begins here.
     next: u64,
-    /// Clusters below this have been scanned.
+    /// Clusters below this number have been scanned.
     scanned: u64,
-    /// Clusters from here on have never been written and read as zeroes.
+    /// Clusters from this number on have never been written and read as zeroes.
     untouched: u64,
-    /// Clusters from here on lay behind the end of the file when it was opened or last truncated.
+    /// Clusters from this number on lay behind the end of the file when the file was opened or last truncated.
     new_from: u64,
-    /// Clusters that hold metadata.
+    /// Clusters that contain metadata.
     metadata: RoaringTreemap,
 }
 
@@ -61,7 +61,8 @@ pub(super) struct Allocator {
     pub(super) scanning: AsyncMutex<()>,
 }
 
-/// First cluster of the file from which on all clusters read as zeroes.
+/// The first cluster that lies completely behind the end of the file. This cluster and all later ones read as zeroes. The
+/// result is `u64::MAX` if the file cannot grow.
 fn untouched(geometry: Geometry, file: &Edge) -> u64 {
     if file.node().limits().grows {
         file.size().div_ceil(geometry.cluster_size())
@@ -87,15 +88,15 @@ impl Allocator {
         Self { geometry, map: Mutex::new(map), epochs, scanning: AsyncMutex::new(()) }
     }
 
-    /// Call this when the file may have become longer. The new part may hold data, so it no longer counts as untouched.
+    /// Call this when the file may have become longer. The new part may contain data, so it no longer counts as untouched.
     pub(super) fn note_file_size(&self, file: &Edge) {
         let untouched = untouched(self.geometry, file);
         let mut map = self.lock();
         map.untouched = map.untouched.max(untouched);
     }
 
-    /// Forgets which clusters are free: another program may have used them meanwhile. The node is drained, so no request uses
-    /// quarantined clusters.
+    /// Forgets which clusters are free, because another program may have changed the image. The node is drained, so no request
+    /// uses quarantined clusters.
     pub(super) fn forget_free(&self) {
         let mut map = self.lock();
         map.free.clear();
@@ -114,29 +115,29 @@ impl Allocator {
         first..end
     }
 
-    /// Records that a range of the file holds metadata. Clusters of it are never allocated.
+    /// Records that a range of the file contains metadata. Clusters of this range are never allocated.
     pub(super) fn note_metadata(&self, offset: u64, bytes: u64) {
         self.lock().metadata.insert_range(self.clusters(offset, bytes));
     }
 
-    /// The range no longer holds metadata.
+    /// Records that a range of the file no longer contains metadata.
     pub(super) fn forget_metadata(&self, offset: u64, bytes: u64) {
         self.lock().metadata.remove_range(self.clusters(offset, bytes));
     }
 
-    /// Forgets all places of metadata apart from the header's. The caller notes the current places.
+    /// Forgets all ranges with metadata except the header cluster. The caller records the current ranges.
     pub(super) fn forget_all_metadata(&self) {
         self.lock().metadata = RoaringTreemap::from_iter([0]);
     }
 
-    /// Whether any cluster of a range of the file holds metadata.
+    /// Whether any cluster of a range of the file contains metadata.
     pub(super) fn is_metadata(&self, offset: u64, bytes: u64) -> bool {
         let range = self.clusters(offset, bytes);
         self.lock().metadata.range_cardinality(range) > 0
     }
 
-    /// Reserves up to `count` contiguous clusters that end at or before `limit`. Returns `None` when the map has no free
-    /// cluster there.
+    /// Reserves up to `count` contiguous clusters that end at or before `limit`. Returns `None` when the search finds no free
+    /// cluster before `limit`.
     pub(super) fn take(&self, count: u64, limit: u64) -> Result<Option<Reserved<'_>>> {
         let mut map = self.lock();
         let Some((start, len)) = map.find(1, limit) else { return Ok(None) };
@@ -179,12 +180,12 @@ impl Allocator {
         self.take_at(start, end.saturating_sub(start).min(count))
     }
 
-    /// Restarts the search for free clusters at the front.
+    /// Restarts the search for free clusters at the front of the file.
     pub(super) fn rewind(&self) {
         self.lock().next = 0;
     }
 
-    /// Takes free clusters out of the map.
+    /// Removes free clusters from the map and reserves them. Fails if one of them contains metadata.
     fn carve(&self, map: &mut Map, start: u64, count: u64) -> Result<Reserved<'_>> {
         map.remove(start, count);
         let end = start.saturating_add(count);
@@ -218,7 +219,7 @@ impl Allocator {
         })
     }
 
-    /// Call this when the file was truncated in front of this cluster. The clusters from here on read as zeroes again.
+    /// Call this when the file was truncated in front of `cluster`. The clusters from `cluster` on read as zeroes again.
     pub(super) fn note_cut_off(&self, cluster: u64) {
         let mut map = self.lock();
         map.untouched = map.untouched.min(cluster);
@@ -255,7 +256,7 @@ impl Allocator {
     }
 
     /// Quarantines clusters whose refcount became 0. They become free when the epoch has passed. The caller holds
-    /// [`Self::scanning`] from before the refcount change until this returns.
+    /// [`Self::scanning`] from before the refcount change until this function returns.
     pub(super) fn rest(&self, run: Quarantined) {
         self.lock().quarantined.push_back(run);
     }
@@ -310,7 +311,7 @@ impl Map {
         }
     }
 
-    /// Takes a range out of the free runs.
+    /// Removes a range from the free runs.
     fn remove(&mut self, start: u64, len: u64) {
         let end = start.saturating_add(len);
         let overlapping: Vec<(u64, u64)> = self
@@ -357,7 +358,7 @@ impl Map {
     }
 }
 
-/// Host clusters that are handed out, but not yet counted in a refcount.
+/// Host clusters that an operation has reserved, and whose refcounts are not raised yet.
 pub(in crate::qcow2) struct Reserved<'a> {
     allocator: &'a Allocator,
     start: u64,
@@ -382,13 +383,13 @@ impl<'a> Reserved<'a> {
         self.untouched
     }
 
-    /// Call this before the first write to the clusters. If this is dropped afterwards, a write may still be in flight. So the
-    /// drop quarantines the clusters until all current requests have ended.
+    /// Call this before the first write to the clusters. If the [`Reserved`] is dropped after this call, a write may still be
+    /// in flight. So the drop quarantines the clusters until all current requests have ended.
     pub(in crate::qcow2) fn begin_write(&mut self) {
         self.written = true;
     }
 
-    /// Marks the clusters as in use: dropping no longer frees them.
+    /// Marks the clusters as in use: they are not freed when the [`Reserved`] is dropped.
     pub(in crate::qcow2) fn keep(mut self) {
         self.count = 0;
     }
@@ -416,7 +417,7 @@ impl Drop for Reserved<'_> {
         }
         let (cluster, count) = (self.start, self.count);
         if self.written {
-            // The clusters were scanned before they were handed out, so no scan can find them free.
+            // The clusters were scanned before they were reserved, so no scan can find them free.
             let epoch = self.allocator.epochs.current();
             self.allocator.rest(Quarantined { epoch, cluster, count, discard: false });
         } else {

@@ -1,7 +1,7 @@
-//! Making refcount blocks.
+//! Creating refcount blocks.
 //!
-//! A new block is durable before the refcount table refers to it. The refcount of its own cluster lies in this block, or in a
-//! block that exists already.
+//! A new block is written and flushed before the refcount table refers to it. The refcount of the block's own cluster lies in
+//! the new block, or in a block that exists already.
 
 use std::sync::atomic::Ordering::Acquire;
 

@@ -1,4 +1,4 @@
-//! Queries over ranges of host clusters: which of them are in use.
+//! Finding out which host clusters of a range are in use.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -19,7 +19,7 @@ impl Clusters {
         blocks.chain(first..first.saturating_add(table.clusters)).collect()
     }
 
-    /// Calls `visit` with each cluster of a range that is in use and its refcount, in ascending order.
+    /// Calls `visit` with the number and the refcount of each cluster in use in `range`, in ascending order.
     pub(super) async fn visit_in_use(
         &self,
         range: Range<u64>,

@@ -1,4 +1,4 @@
-//! Raising refcounts. Missing refcount blocks are made.
+//! Raising refcounts. Missing refcount blocks are created.
 
 use oxblk_core::Result;
 use oxblk_ring::perturb::point;
@@ -9,8 +9,8 @@ use super::counted::{Counted, Counting};
 use super::dropped::ReleaseReason;
 
 impl Clusters {
-    /// Adds one reference to each host cluster from `*at` up to `end`, and advances `*at`. If this fails or is cancelled,
-    /// exactly the clusters before `*at` have been counted.
+    /// Adds one reference to each host cluster from `*at` up to `end`, and advances `*at`. If this fails or is cancelled, a
+    /// reference was added to exactly the clusters before `*at`.
     async fn add_up_to(&self, at: &mut u64, end: u64) -> Result<()> {
         while *at < end {
             let position = self.position(*at)?;
@@ -36,11 +36,10 @@ impl Clusters {
         Ok(())
     }
 
-    /// Counts one reference to each cluster of a run whose contents have been written. `was` is the release reason if the
-    /// references are dropped again.
+    /// Adds one reference to each cluster of a reserved run. `was` is the release reason if the references are dropped again.
     ///
     /// # Errors
-    /// As the file reports. The run is then freed.
+    /// As the file reports. The clusters are then freed.
     pub(in crate::qcow2) async fn count<'a>(
         &'a self,
         run: Reserved<'a>,
@@ -51,7 +50,7 @@ impl Clusters {
         counting.finish(counted)
     }
 
-    /// Counts `times` further references to a cluster that is in use.
+    /// Adds `times` further references to a cluster that is in use.
     ///
     /// # Errors
     /// As the file reports, or when the refcount would exceed its maximum. The references are then dropped again.

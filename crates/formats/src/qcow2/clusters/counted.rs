@@ -1,11 +1,12 @@
 //! Clusters whose refcount is raised, but to which no table refers yet.
 //!
-//! An operation first raises the refcount of a cluster and then writes a reference to it. It may fail or be cancelled in
-//! between. [`Counted`] owns the added references until the caller reports that tables refer to the clusters. A [`Counted`]
-//! that is dropped earlier passes its references to the list of dropped references (see `dropped`), and the next write-back
-//! cycle lowers the refcounts. So such an operation leaks nothing, and a counted cluster never becomes free too early.
+//! An operation first raises the refcount of a cluster and then writes a reference to the cluster. The operation may fail or be
+//! cancelled between these two steps. [`Counted`] owns the added references until the operation reports that tables refer to
+//! the clusters. A [`Counted`] that is dropped before this report passes its references to the list of dropped references (see
+//! `dropped`), and the next write-back cycle lowers the refcounts. So such an operation leaks no cluster, and a cluster with a
+//! raised refcount never becomes free too early.
 //!
-//! All code that raises refcounts of new clusters in the cache does it here.
+//! All code that raises refcounts of new clusters in the cache uses [`Counted`].
 
 use oxblk_core::Result;
 
@@ -13,25 +14,25 @@ use super::Clusters;
 use super::allocator::Reserved;
 use super::dropped::ReleaseReason;
 
-/// Host clusters with the same number of references each, which this value owns.
+/// Owns references to a run of host clusters, the same number for each cluster.
 pub(in crate::qcow2) struct Counted<'a> {
     pub(super) clusters: &'a Clusters,
     pub(super) start: u64,
     pub(super) count: u64,
-    /// References of each cluster.
+    /// Number of owned references to each cluster.
     pub(super) times: u64,
     pub(super) was: ReleaseReason,
 }
 
 impl Counted<'_> {
-    /// Call this when a table refers to the first `count` clusters: dropping no longer releases them.
+    /// Call this when a table refers to the first `count` clusters. The drop of the [`Counted`] then keeps their references.
     pub(in crate::qcow2) fn keep_first(&mut self, count: u64) {
         let count = count.min(self.count);
         self.start = self.start.saturating_add(count);
         self.count = self.count.saturating_sub(count);
     }
 
-    /// Call this when a table refers to all clusters: dropping releases nothing.
+    /// Call this when a table refers to all clusters. All references are then kept.
     pub(in crate::qcow2) fn keep(mut self) {
         self.count = 0;
     }
@@ -48,7 +49,7 @@ impl Drop for Counted<'_> {
 }
 
 impl Clusters {
-    /// As [`Self::count`], for clusters whose refcount blocks exist. So this never makes a refcount block.
+    /// As [`Self::count`], for clusters whose refcount blocks exist. This function never creates a refcount block.
     pub(super) async fn count_in_place<'a>(
         &'a self,
         run: Reserved<'a>,
@@ -64,18 +65,18 @@ impl Clusters {
         counting.finish(Ok(()))
     }
 
-    /// Takes over one reference to a cluster that was counted already.
+    /// Takes ownership of one reference that was already added to the refcount of `cluster`.
     pub(super) fn own_counted(&self, cluster: u64, was: ReleaseReason) -> Counted<'_> {
         Counted { clusters: self, start: cluster, count: 1, times: 1, was }
     }
 }
 
-/// A run whose clusters are being counted, one after the other. If this is dropped because counting failed or was cancelled,
-/// the counted references are dropped, and the uncounted clusters are freed.
+/// A run whose refcounts are being raised, one cluster after the other. If [`Counting`] is dropped because the operation failed
+/// or was cancelled, the added references are dropped, and the remaining clusters are freed.
 pub(super) struct Counting<'a> {
     clusters: &'a Clusters,
     run: Option<Reserved<'a>>,
-    /// The first cluster that has not been counted.
+    /// The first cluster whose refcount has not been raised.
     pub(super) at: u64,
     /// The end of the run.
     pub(super) end: u64,
@@ -88,7 +89,7 @@ impl<'a> Counting<'a> {
         Self { clusters, run: Some(run), at, end, was }
     }
 
-    /// Ends the counting. If it failed, frees the clusters that were not counted.
+    /// Returns the added references. If `outcome` is an error, drops the added references and frees the remaining clusters.
     pub(super) fn finish(mut self, outcome: Result<()>) -> Result<Counted<'a>> {
         if let Err(error) = outcome {
             if let Some(rest) = self.stop() {
@@ -105,7 +106,7 @@ impl<'a> Counting<'a> {
         Ok(Counted { clusters, start, count, times: 1, was })
     }
 
-    /// Drops the references that have been counted. Returns the clusters that were not counted.
+    /// Drops the added references. Returns the remaining clusters, whose refcounts have not been raised.
     fn stop(&mut self) -> Option<Reserved<'a>> {
         let mut run = self.run.take()?;
         let counted = self.at.saturating_sub(run.start());

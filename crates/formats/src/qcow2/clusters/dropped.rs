@@ -1,8 +1,8 @@
-//! References to host clusters that are gone, and whose refcounts a write-back cycle lowers later.
+//! The list of dropped references: host clusters that have lost a reference, but whose refcounts are not lowered yet.
 //!
-//! A refcount is lowered only after the disk no longer refers to the cluster (see `metadata/write_back`). Until then the lost
-//! references are in the list [`DroppedList`]. The list also receives references that were counted, but that no table refers to
-//! because the operation failed or was cancelled (see `counted`).
+//! A write-back cycle lowers a refcount only after the disk no longer refers to the cluster (see `metadata/write_back`). Until
+//! then the dropped references are in [`DroppedList`]. The list also contains references that were added to a refcount, but
+//! that no table contains, because the operation failed or was cancelled (see `counted`).
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -14,7 +14,7 @@ pub(in crate::qcow2) struct Dropped {
     pub(in crate::qcow2) was: ReleaseReason,
 }
 
-/// Why a reference to a host cluster was released, or what the cluster held.
+/// Why a reference to a host cluster was released, or what the cluster contained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::qcow2) enum ReleaseReason {
     /// Guest data.
@@ -23,7 +23,7 @@ pub(in crate::qcow2) enum ReleaseReason {
     Discarded,
     /// Guest data behind the end of the disk.
     CutOff,
-    /// Guest data of a snapshot, or of the active state that was replaced when a snapshot was applied.
+    /// Guest data of a snapshot, or of the active disk state that was replaced when a snapshot was applied.
     Snapshot,
     /// An L1 table or an L2 table, or other metadata.
     Table,
@@ -38,7 +38,7 @@ impl DroppedList {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds one reference of each of `count` host clusters.
+    /// Adds one dropped reference for each of the `count` host clusters from `cluster` on.
     pub(in crate::qcow2) fn push(&self, cluster: u64, count: u64, was: ReleaseReason) {
         let mut list = self.lock();
         if let Some(last) = list.last_mut()

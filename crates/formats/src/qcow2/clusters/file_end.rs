@@ -22,8 +22,8 @@ impl Clusters {
         file.resize(end, Preallocation::Off).await
     }
 
-    /// Truncates the file behind its last cluster in use. Core has drained the node, and all metadata is durable, so nothing on
-    /// disk refers to the truncated part.
+    /// Truncates the file behind its last cluster in use. Core has drained the node, and all metadata is written and flushed,
+    /// so nothing on disk refers to the truncated part.
     ///
     /// # Errors
     /// As the file reports. The image is valid nevertheless.

@@ -1,6 +1,6 @@
 //! Growing the refcount table, and freeing old metadata.
 //!
-//! A new table is written and counted, durably, before the header names it.
+//! A new table and its refcounts are written and flushed before the header refers to the table.
 
 use std::sync::atomic::Ordering::{Acquire, Release};
 
@@ -15,7 +15,7 @@ use crate::qcow2::facts::header::exchange;
 use crate::qcow2::layout::{Geometry, MAX_REFCOUNT_TABLE_BYTES, field_offsets};
 
 impl Clusters {
-    /// Moves the refcount table to a larger place, so that it has an entry for `block`. The block will lie in `cluster`.
+    /// Replaces the refcount table with a larger table that has an entry for `block`. The block will lie in `cluster`.
     ///
     /// The new table lies in the range of a refcount block that does not exist yet, as in images that QEMU writes.
     pub(super) async fn grow_table(&self, block: u64, cluster: u64) -> Result<()> {
@@ -44,11 +44,11 @@ impl Clusters {
     }
 
     /// Writes missing refcount blocks from cluster `start` on, and a new table behind them. The blocks cover all clusters from
-    /// `start` up to `clusters` clusters behind the table. Reserves the `reserved` clusters directly behind the table and
-    /// returns them. Returns `None`, and writes nothing, if the clusters from `start` on are not free.
+    /// `start` up to `clusters` clusters behind the table. Reserves and returns the `reserved` clusters directly behind
+    /// the table. Returns `None`, and writes nothing, if the clusters from `start` on are not free.
     ///
-    /// The new table and these blocks are written in one run of clusters and made durable. Only then does the header refer to
-    /// the table.
+    /// The new table and these blocks are written to one run of clusters and flushed. After that, the header is changed to
+    /// refer to the table.
     async fn write_table(
         &self,
         start: u64,
@@ -59,7 +59,7 @@ impl Clusters {
         let cluster_size = self.geometry.cluster_size();
         let old_entries = self.table_entries.load(Acquire);
         let old_offset = self.table_offset.load(Acquire);
-        // The new table also has entries for the existing blocks of later clusters.
+        // The new table also keeps the entries of all existing refcount blocks, even for clusters behind the new table.
         let least = self.blocks().last().map_or(0, |last| last.saturating_add(1));
         let blocks_end = blocks_for(self.geometry, start.saturating_add(clusters), least, growth);
         let wanted = match growth {
@@ -91,7 +91,7 @@ impl Clusters {
         file.write(self.host(table_start), table, WriteFlags::empty()).await?;
         let before = table_fields(old_offset, old_entries.saturating_mul(8) / cluster_size)?;
         let after = table_fields(self.host(table_start), table_clusters)?;
-        // The new blocks contain the refcounts of their own range. Other clusters are counted in existing blocks.
+        // The new blocks contain the refcounts of their own range. Existing blocks contain the refcounts of the other clusters.
         let (mut new, mut counted) = (Vec::new(), Vec::new());
         while run.count() > 0 {
             let at = run.start();
@@ -154,10 +154,11 @@ impl Clusters {
         self.allocator.note_metadata(self.host(table_start), entries.saturating_mul(8));
     }
 
-    /// Frees the clusters of an old table. Nothing on disk refers to it any more, and no request reads it.
+    /// Frees the clusters of an old table. Nothing on disk refers to the table any more, and no request reads it.
     ///
     /// # Errors
-    /// `Corrupt` if a cluster has no refcount. If a refcount cannot be read, a later write-back cycle lowers it.
+    /// `Corrupt` if the refcount of a cluster is already 0, or its refcount block does not exist. If a refcount cannot be read,
+    /// a later write-back cycle lowers it.
     pub(in crate::qcow2) async fn free_table(&self, offset: u64, bytes: u64) -> Result<()> {
         self.allocator.forget_metadata(offset, bytes);
         let first = offset >> self.geometry.cluster_bits;
@@ -170,7 +171,7 @@ impl Clusters {
         outcome
     }
 
-    /// Removes the reference to a cluster of metadata that nothing refers to any more, and quarantines the cluster.
+    /// Lowers the refcount of a metadata cluster that is no longer used. If the refcount becomes 0, the cluster is quarantined.
     ///
     /// # Errors
     /// As [`Self::free_table`].
@@ -196,12 +197,13 @@ impl Clusters {
 enum Growth {
     /// The entries that are needed.
     Exact,
-    /// More entries than needed, so that the table need not grow again soon.
+    /// More entries than needed, so that the table does not have to grow again soon.
     Spare,
 }
 
-/// The number of refcount blocks that cover `clusters` clusters, the blocks themselves, and the refcount table. The table has
-/// an entry for each block, and at least `least` entries.
+/// The number of refcount blocks that are needed for the refcounts of `clusters` clusters, of the blocks themselves, and of the
+/// refcount table. The table has an entry for each block, and at least `least` entries. With [`Growth::Spare`], the blocks also
+/// suffice for a table that is half as large again.
 fn blocks_for(geometry: Geometry, clusters: u64, least: u64, growth: Growth) -> u64 {
     let counted = |clusters: u64| {
         let (mut blocks, mut table) = (0_u64, 0_u64);

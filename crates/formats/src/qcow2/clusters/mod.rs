@@ -5,25 +5,25 @@
 //! | `allocator` | the free map, and the quarantine of freed clusters |
 //! | `overlaps` | clusters that several metadata structures use |
 //! | `dropped` | the list of references whose refcounts are lowered later |
-//! | `table` | the refcount table: its place and its entries |
+//! | `table` | the refcount table: its offset and its entries |
 //! | `slices` | refcounts in cached slices of refcount blocks; writing dirty slices |
 //! | `census` | which clusters of a range are in use |
 //! | `reserve` | taking clusters out of the free map, which is filled from the refcount blocks |
-//! | `counted` | references that are counted, but that no table contains yet |
-//! | `growth`, `blocks` | growing the refcount table; making refcount blocks |
+//! | `counted` | references that are added to a refcount, but that no table contains yet |
+//! | `growth`, `blocks` | growing the refcount table; creating refcount blocks |
 //! | `count` | raising refcounts |
 //! | `release` | lowering refcounts, and freeing clusters after their quarantine |
 //! | `allocate`, `tail` | reservations for the other owners; the places of compressed clusters |
 //! | `file_end` | completing and truncating the end of the file |
 //! | `moving`, `width` | moving refcount structures, for a compaction; writing refcounts of another width |
 //!
-//! A file uses the files above it. [`Clusters`] knows [`Facts`] and no other owner.
+//! A file uses the files above it. [`Clusters`] uses [`Facts`] and no other owner.
 //!
 //! Refcounts are changed in the cache only ([`Clusters::count`], [`Clusters::lower`]) and reach the disk with
-//! [`Clusters::write_back_refcounts`]. They may be written at any time: an increment is made before its reference is written,
-//! and a decrement only after the reference is gone from the disk. So refcounts on disk are never too low (except with lazy
-//! refcounts, which mark the image dirty). Each step of making a refcount block or a larger refcount table is durable before
-//! the next step refers to it.
+//! [`Clusters::write_back_refcounts`]. Dirty refcounts may be written at any time: a refcount is raised before the reference is
+//! written, and lowered only after the reference is gone from the disk. So refcounts on disk are never too low (except with
+//! lazy refcounts, which mark the image dirty). When a refcount block or a larger refcount table is created, each step is
+//! written and flushed before the next step refers to it.
 //!
 //! Locks, in the order in which they are taken: `Tail::turn`, `growing`, `Allocator::scanning`, `writing`; then short mutexes
 //! (the free map, the list of dropped references), never held across I/O.
@@ -76,13 +76,13 @@ pub(in crate::qcow2) struct Clusters {
     table_entries: AtomicU64,
     cache: Arc<SliceCache>,
     slice_bytes: u64,
-    /// Held while refcount blocks are made, and while the refcount table moves.
+    /// Held while refcount blocks are created, and while the refcount table moves.
     growing: AsyncMutex<()>,
     /// Held while dirty refcount slices are written.
     writing: AsyncMutex<()>,
     barrier: WriteBarrier,
     allocator: Allocator,
-    /// References that are gone, and whose refcounts are lowered later.
+    /// Dropped references, whose refcounts are lowered later.
     dropped: DroppedList,
     /// Which metadata structures overlap.
     overlaps: Overlaps,

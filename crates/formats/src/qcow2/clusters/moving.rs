@@ -1,7 +1,7 @@
 //! Moving refcount blocks and the refcount table, and removing refcount blocks whose refcounts are all 0.
 //!
-//! A copy of a block is durable and counted before the refcount table refers to it. The refcount of the old cluster is lowered
-//! after the table has changed durably. So a crash leaks clusters at worst.
+//! A copy of a block and the refcount of its cluster are written and flushed before the refcount table refers to the copy. The
+//! refcount of the old cluster is lowered after the changed table entry is flushed. So a crash leaks clusters at worst.
 //!
 //! Core has drained the node, and no refcount slice is dirty.
 
@@ -22,13 +22,13 @@ impl Clusters {
         self.blocks().into_iter().find(|block| self.block_offset(*block) == offset)
     }
 
-    /// Moves a block from `cluster` to a free cluster in front of it. Removes the block instead if all its refcounts are 0,
-    /// apart from the one of its own cluster. Returns the number of freed clusters. They are quarantined until the
-    /// current requests have ended.
+    /// Moves a block from `cluster` to a free cluster in front of it. If all refcounts of the block are 0, apart from the
+    /// refcount of its own cluster, the block is removed instead. Returns the number of freed clusters. The freed clusters are
+    /// quarantined until the current requests have ended.
     ///
     /// # Errors
-    /// As the file reports. The image accepts no further requests if the table entry is in an unknown state afterwards:
-    /// refcounts that are in only one of the two blocks would be lost if the entry names the other.
+    /// As the file reports. If the value of the table entry on disk is unknown after the error, the image accepts no further
+    /// requests: a refcount that is in only one of the two blocks would be lost if the entry refers to the other block.
     pub(in crate::qcow2) async fn move_block(&self, block: u64, cluster: u64) -> Result<u64> {
         let epoch = self.facts.epochs().current();
         let bytes = self.read_block(cluster).await?;
@@ -78,7 +78,7 @@ impl Clusters {
         })
     }
 
-    /// Removes a block from the table. If another block holds the refcount of its cluster, that refcount is lowered afterwards.
+    /// Removes a block from the table. Then lowers the refcount of its cluster, if another block contains this refcount.
     async fn give_up_block(&self, block: u64, cluster: u64, epoch: u64) -> Result<u64> {
         if !self.cache().clear() {
             return Err(Error::new(ErrorKind::Busy, "refcounts are in use").errno(Errno::BUSY));
@@ -103,14 +103,14 @@ impl Clusters {
         Ok(1)
     }
 
-    /// Moves the table to free clusters in front of it. Returns the number of freed clusters, which is 0 if there is no free
-    /// run there. Core has drained the node, and no refcount slice is dirty.
+    /// Moves the table to free clusters in front of it. Returns the number of freed clusters, which is 0 if no free run in
+    /// front of the table is long enough. Core has drained the node, and no refcount slice is dirty.
     ///
-    /// The new table is written and counted, durably, before the header names it.
+    /// The new table and its refcounts are written and flushed before the header refers to the table.
     ///
     /// # Errors
-    /// As the file reports. The image accepts no further requests if it is unknown afterwards which of the two tables the
-    /// header names: an entry that is in only one of them would be lost if the header names the other.
+    /// As the file reports. If it is unknown after the error to which of the two tables the header refers, the image accepts no
+    /// further requests: an entry that is in only one table would be lost if the header refers to the other table.
     pub(in crate::qcow2) async fn move_table(&self) -> Result<u64> {
         let old = self.table_place();
         self.allocator.rewind();
@@ -121,7 +121,7 @@ impl Clusters {
             return Ok(0);
         }
         run.begin_write();
-        // This may create a refcount block, and so add an entry to the table.
+        // The new references may require a new refcount block, which adds an entry to the table.
         let counted = self.count(run, ReleaseReason::Table).await?;
         self.write_back().await?;
         let growing = self.growing.lock().await;

@@ -1,6 +1,7 @@
-//! Host clusters that several metadata structures use, and the refusal of writes to them.
+//! Recording the host clusters that several metadata structures use, and refusing writes to these clusters.
 //!
-//! `metadata/overlap` computes the overlaps. The allocator never causes one: it does not allocate metadata clusters.
+//! `metadata/overlap` computes the overlaps. The allocator never causes an overlap, because it does not allocate metadata
+//! clusters.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -65,7 +66,7 @@ impl Overlaps {
 }
 
 impl Clusters {
-    /// Refuses a write of the structure `own` to a range of the file if a protected structure lies there too.
+    /// Refuses a write of the structure `own` to a range of the file if a protected structure also uses a cluster of the range.
     ///
     /// # Errors
     /// `Corrupt`; the image is then marked corrupt.

@@ -1,7 +1,7 @@
 //! Releasing references to host clusters, and freeing clusters after their quarantine.
 //!
-//! A reference that is gone is first added to the list of dropped references (see `dropped`). A write-back cycle lowers its
-//! refcount when the disk no longer refers to the cluster. A cluster whose refcount reaches 0 is quarantined (see `allocator`).
+//! A dropped reference is first added to a list (see `dropped`). A write-back cycle lowers the refcount of the cluster when the
+//! disk no longer contains the reference. A cluster whose refcount reaches 0 is quarantined (see `allocator`).
 
 use std::collections::VecDeque;
 
@@ -17,12 +17,12 @@ use crate::qcow2::facts::run_options::Modes;
 use crate::qcow2::layout::{L2Entry, L2Kind};
 
 impl Clusters {
-    /// Frees the quarantined clusters whose epoch has passed. Discards them on the host first where that is required.
+    /// Frees the quarantined clusters whose epoch has passed. Clusters that must be discarded on the host are discarded first.
     pub(in crate::qcow2) async fn recycle(&self) -> Result<()> {
         if !self.allocator.has_resting() {
             return Ok(());
         }
-        // Otherwise a scan would find the clusters that are being discarded as free.
+        // Without this lock, a scan would find clusters free that are still being discarded.
         let _turn = self.allocator.scanning.lock().await;
         let woken = self.allocator.wake(self.facts.epochs());
         if woken.is_empty() {
@@ -45,9 +45,9 @@ impl Clusters {
         Ok(())
     }
 
-    /// Lowers the refcounts of references that are gone from the disk, and removes them from the list. A reference whose
-    /// refcount cannot be read stays in the list. A refcount that is 0 already is no error: the data is durable, and a check
-    /// repairs such refcounts.
+    /// Lowers the refcounts for the references in `dropped`, which the disk no longer contains, and removes these references
+    /// from the list. A reference whose refcount cannot be read stays in the list. A refcount that is already 0 is not an
+    /// error: the guest's data is on the disk, and a check repairs such refcounts.
     ///
     /// `check_release` gets the byte offset of a cluster of guest data, and refuses to free protected metadata.
     pub(in crate::qcow2) async fn lower(
@@ -109,7 +109,7 @@ impl Clusters {
         Ok(())
     }
 
-    /// Hands the references of the entries `old` to the write-back. Their slices are already marked dirty.
+    /// Passes the references of the entries `old` to the write-back. The caller has marked the slices of these entries dirty.
     pub(in crate::qcow2) fn drop_entries(&self, old: &[L2Entry], was: ReleaseReason) {
         if self.geometry.data_file {
             // Clusters of a data file have no refcounts.
@@ -129,12 +129,12 @@ impl Clusters {
         }
     }
 
-    /// Hands one reference of each of `count` host clusters to the write-back.
+    /// Passes one reference to each of the `count` host clusters from `cluster` on to the write-back.
     pub(in crate::qcow2) fn drop_clusters(&self, cluster: u64, count: u64, was: ReleaseReason) {
         self.dropped.push(cluster, count, was);
     }
 
-    /// Passes one reference of each cluster to the write-back, which lowers the refcounts.
+    /// Passes one reference to each of these clusters to the write-back, which lowers the refcounts.
     pub(in crate::qcow2) fn drop_table_clusters(&self, clusters: &RoaringTreemap) {
         for cluster in clusters {
             self.drop_clusters(cluster, 1, ReleaseReason::Table);
@@ -164,8 +164,8 @@ impl Clusters {
         self.dropped.restore(rest);
     }
 
-    /// Quarantines clusters whose refcount became 0 on disk. No further compressed data is placed there. The caller holds the
-    /// guard of [`Self::lock_scanning`] from before the change of the refcount.
+    /// Quarantines clusters whose refcount became 0 on disk. No further compressed data is placed in these clusters. The caller
+    /// has held the guard of [`Self::lock_scanning`] since before the refcount changed.
     pub(in crate::qcow2) fn quarantine(&self, cluster: u64, count: u64, was: ReleaseReason) {
         let (epoch, discard) = (self.facts.epochs().current(), self.passes_discard(was));
         self.tail.leave_run(cluster, count, self.geometry.cluster_bits);
@@ -189,9 +189,9 @@ impl Clusters {
     }
 }
 
-/// Clusters whose quarantine has ended and that are being discarded on the host, in order. If this is dropped early, the
-/// remaining clusters are quarantined again. The host may still be discarding the first of them; the cancelled request stays in
-/// the epoch until that discard has ended.
+/// Clusters whose quarantine has ended and that are being discarded on the host, in order. If [`Woken`] is dropped before all
+/// are discarded, the remaining clusters are quarantined again. The host may still be discarding the first of them. The
+/// cancelled request holds its epoch guard until that discard has ended.
 struct Woken<'a> {
     clusters: &'a Clusters,
     runs: VecDeque<Quarantined>,
@@ -221,7 +221,8 @@ fn merge(mut runs: Vec<Quarantined>) -> Vec<Quarantined> {
     merged
 }
 
-/// Clusters that lost a reference although their refcounts were 0. They are reported together when this is dropped.
+/// Clusters that lost a reference although their refcounts were 0. One log message reports all of them when the value is
+/// dropped.
 #[derive(Default)]
 struct Missing {
     first: Option<u64>,

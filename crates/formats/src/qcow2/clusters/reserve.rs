@@ -12,7 +12,7 @@ use super::allocator::Reserved;
 const FEW_FREE: u64 = 4096;
 
 impl Clusters {
-    /// The first cluster behind the end of a file that cannot grow.
+    /// The first cluster behind the end of a file that cannot grow. `u64::MAX` if the file can grow.
     fn limit(&self) -> Result<u64> {
         let file = self.file()?;
         Ok(match file.node().limits().grows {
@@ -21,7 +21,7 @@ impl Clusters {
         })
     }
 
-    /// Whether the file cannot grow and has few free clusters. Scans refcount blocks until it has found enough of them.
+    /// Whether the file cannot grow and has few free clusters. Scans refcount blocks until enough free clusters are found.
     pub(super) async fn is_nearly_full(&self) -> Result<bool> {
         let limit = self.limit()?;
         if limit == u64::MAX {
@@ -38,7 +38,7 @@ impl Clusters {
     }
 
     /// Reserves host clusters with `take`. The argument of `take` is the cluster before which the reserved run must end. If the
-    /// file cannot grow, this uses the gaps that the search has skipped before it uses clusters behind the end of the file.
+    /// file cannot grow, gaps that the search has skipped are reserved before clusters behind the end of the file.
     async fn reserve_with<'a>(
         &'a self,
         take: impl Fn(u64) -> Result<Option<Reserved<'a>>>,
@@ -74,15 +74,15 @@ impl Clusters {
     }
 
     /// Reserves up to `count` contiguous host clusters, preferably from `behind` on, so that data is contiguous. If cluster
-    /// `behind` is free, takes the free clusters from there, even if they are fewer. Otherwise takes a run of `count` clusters.
-    /// Takes a shorter run only if the file cannot grow and has no such run.
+    /// `behind` is free, takes the free clusters from `behind` on, even if they are fewer than `count`. Otherwise takes a run
+    /// of `count` clusters, or a shorter run if the file cannot grow and has no run of `count` clusters.
     pub(super) async fn reserve_run_behind(
         &self,
         behind: Option<u64>,
         count: u64,
     ) -> Result<Reserved<'_>> {
         let limit = self.limit()?;
-        // The number comes from an L2 entry. A cluster far behind the end of the file is no place for data.
+        // `behind` comes from an L2 entry. A cluster far behind the end of the file is not used for data.
         let end = self.geometry.cluster_index(self.file()?.size()).saturating_add(1);
         if let Some(start) = behind.filter(|start| *start <= end) {
             let count = count.min(limit.saturating_sub(start));
@@ -105,8 +105,8 @@ impl Clusters {
         }
     }
 
-    /// Scans the next refcount block and reports its free clusters to the allocator. Blocks that do not exist are scanned
-    /// together, up to the one of cluster `reach`.
+    /// Scans the next refcount block and reports its free clusters to the allocator. Contiguous blocks that do not exist are
+    /// scanned together, up to the block of cluster `reach`.
     async fn scan_next(&self, reach: u64) -> Result<()> {
         let _turn = self.allocator.scanning.lock().await;
         let per_block = self.geometry.refcounts_per_block();

@@ -77,8 +77,8 @@ impl Clusters {
         }
     }
 
-    /// Adds one reference to a host cluster if the cluster is in use and its refcount is below the maximum. Returns whether it
-    /// added one.
+    /// Adds one reference to a host cluster if the cluster is in use and its refcount is below the maximum. Returns whether a
+    /// reference was added.
     pub(super) async fn share(&self, cluster: u64) -> Result<bool> {
         let position = self.position(cluster)?;
         let Some(slice) = self.slice(&position).await? else { return Ok(false) };
@@ -111,7 +111,7 @@ impl Clusters {
         Ok(self.refcount_in(&slice, &position))
     }
 
-    /// Removes one reference from a host cluster and returns the number that is left.
+    /// Removes one reference from a host cluster and returns the new refcount.
     pub(super) async fn drop_one(&self, cluster: u64) -> Result<u64> {
         let position = self.position(cluster)?;
         let Some(slice) = self.slice(&position).await? else {
@@ -141,7 +141,7 @@ impl Clusters {
         }
     }
 
-    /// Writes all dirty refcounts to the file. They are durable after the file's next flush.
+    /// Writes all dirty refcounts to the file, without a flush.
     pub(in crate::qcow2) async fn write_back(&self) -> Result<()> {
         // Two writes of one slice must not be reordered.
         let _turn = self.writing.lock().await;
@@ -150,7 +150,7 @@ impl Clusters {
             return Ok(());
         }
         if self.facts.disabled().load(Acquire) {
-            // The blocks on disk may not be those that the table in memory names.
+            // The image has stopped. Its refcount table on disk may refer to other blocks than the table in memory.
             return Err(Error::from_errno(Errno::IO));
         }
         let file = self.file()?;
@@ -197,7 +197,7 @@ impl Clusters {
             .map_err(|_| Error::corrupt("refcount out of bounds"))
     }
 
-    /// Writes the dirty refcounts. If this finds a corruption, marks the image corrupt.
+    /// Writes the dirty refcounts, without a flush. If an overlap is found, the image is marked corrupt.
     ///
     /// # Errors
     /// As the file reports, or when a refcount block overlaps with protected metadata.

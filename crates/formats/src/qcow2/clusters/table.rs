@@ -1,4 +1,4 @@
-//! The refcount table: reading it, its place, and its entries.
+//! The refcount table: its offset and size, its entries, and reading the table.
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering::{Acquire, Release};
@@ -62,7 +62,7 @@ impl Clusters {
     /// The file offset of an entry of the refcount table.
     ///
     /// # Errors
-    /// `Corrupt` if the table overlaps protected metadata, so that it must not be written.
+    /// `Corrupt` if the table overlaps with protected metadata, so that the table must not be written.
     pub(super) fn table_entry_place(&self, block: u64) -> Result<u64> {
         let table = self.table_place();
         let start = self.geometry.cluster_index(table.offset);
@@ -80,7 +80,7 @@ impl Clusters {
         self.table.get_or_make(block).store(offset, Release);
     }
 
-    /// Replaces the refcount table in memory by the one that the header names. No refcount slice is dirty.
+    /// Replaces the refcount table in memory with the table on disk to which `header` refers. No refcount slice is dirty.
     pub(in crate::qcow2) async fn reload(&self, header: &Header) -> Result<()> {
         for index in 0..self.table_entries.load(Acquire) {
             if let Some(entry) = self.table.get(index) {

@@ -1,9 +1,10 @@
-//! The places of compressed clusters: streams are packed one after another.
+//! Allocating space for compressed clusters. The compressed streams are packed one after another.
 //!
 //! Streams begin at any byte. The refcount of a host cluster is the number of streams that touch it. A stream may continue in
-//! the next host cluster if that cluster is contiguous. [`Tail`] is the position of the next stream. Its lock is held for the
-//! allocation and the refcount updates, not for compressing or writing. A new stream joins a host cluster only while the
-//! cluster is in use: once all its streams are freed, the cluster belongs to the allocator.
+//! the next host cluster if the next cluster was allocated directly behind. [`Tail`] is the position of the next stream. Its
+//! lock is held for the allocation and the refcount updates, not for compressing or writing. A new stream is added to a host
+//! cluster only while the cluster is in use. After all streams of a cluster are freed, the allocator may reserve the cluster
+//! again.
 
 use std::sync::atomic::{
     AtomicU64,
@@ -18,7 +19,7 @@ use super::Clusters;
 use super::counted::Counted;
 use super::dropped::ReleaseReason;
 
-/// The position of the next compressed cluster: behind the last stream, in the rest of its host cluster.
+/// The position of the next compressed cluster: behind the last stream, in the unused part of its host cluster.
 #[derive(Debug, Default)]
 pub(super) struct Tail {
     /// Held while a stream is placed.
@@ -33,13 +34,13 @@ impl Tail {
         self.next.load(Acquire) >> cluster_bits == cluster
     }
 
-    /// Call this before a host cluster is quarantined. No further stream is placed there.
+    /// Call this before a host cluster is quarantined. No further stream is placed in this cluster.
     pub(super) fn leave(&self, cluster: u64, cluster_bits: u32) {
         let there = |next: u64| (next >> cluster_bits == cluster).then_some(0);
         let _ = self.next.fetch_update(AcqRel, Acquire, there);
     }
 
-    /// The next stream goes to a new host cluster.
+    /// Forgets the position, so that the next stream goes to a new host cluster.
     pub(super) fn forget(&self) {
         self.next.store(0, Release);
     }
@@ -53,10 +54,10 @@ impl Tail {
 }
 
 impl Clusters {
-    /// Counts one more reference to the host cluster of the tail. Returns `None` if the cluster is no longer the tail's: all
-    /// its streams may have been freed, and the cluster may hold something else by now. Code that frees the cluster calls
-    /// [`Tail::leave`] before the cluster can be reused. So if the tail is unchanged after the reference was counted, the
-    /// cluster is still valid.
+    /// Adds one reference to the host cluster of the tail, which is at `next`. Returns `None` if the tail has left this
+    /// cluster: all streams of the cluster may have been freed, and the cluster may already contain other data. Code that frees
+    /// the cluster calls [`Tail::leave`] before the cluster can be reused. So if the tail is unchanged after the reference was
+    /// added, the cluster is still valid.
     async fn share_tail(&self, next: u64) -> Result<Option<Counted<'_>>> {
         let cluster = next >> self.geometry.cluster_bits;
         if !self.share(cluster).await? {
@@ -67,8 +68,8 @@ impl Clusters {
         Ok(Some(shared).filter(|_| self.tail.next.load(Acquire) == next))
     }
 
-    /// Allocates `len` bytes (less than a cluster) and counts one reference to each host cluster that they touch. Runs
-    /// `before_reserving` if a new cluster is needed, before it is reserved.
+    /// Allocates `len` bytes (less than a cluster) and adds one reference to each host cluster that they touch. If a new
+    /// cluster is needed, runs `before_reserving` before the cluster is reserved.
     pub(in crate::qcow2) async fn place_compressed(
         &self,
         len: u64,
@@ -101,7 +102,7 @@ impl Clusters {
     }
 }
 
-/// The place of a stream, and the references to its host clusters, to which no entry refers yet.
+/// The place of a stream to which no L2 entry refers yet, and the references to its host clusters.
 pub(in crate::qcow2) struct Placed<'a> {
     /// Byte offset in the file.
     pub(in crate::qcow2) host: u64,
@@ -112,7 +113,7 @@ pub(in crate::qcow2) struct Placed<'a> {
 }
 
 impl Placed<'_> {
-    /// Call this when an entry refers to the stream.
+    /// Call this when an L2 entry refers to the stream.
     pub(in crate::qcow2) fn keep(self) {
         self.shared.into_iter().chain(self.new).for_each(Counted::keep);
     }

@@ -1,8 +1,8 @@
 //! Writing refcounts of another width.
 //!
-//! A new refcount table and new refcount blocks are written into free clusters, beside the old ones. One write to the header
-//! replaces the old structures by the new ones. So the new refcounts count the new structures and not the old ones. A power cut
-//! leaves the old or the new refcounts, without a leak.
+//! A new refcount table and new refcount blocks are written to free clusters. The old structures do not change. One write to
+//! the header then replaces the old table with the new table. The new refcounts include the clusters of the new structures, but
+//! not the clusters of the old structures. So a power cut leaves the old or the new refcounts, without a leak.
 //!
 //! Only one refcount block is in memory at a time. Memory use is proportional to the number of refcount blocks.
 
@@ -15,13 +15,13 @@ use super::Clusters;
 use super::allocator::Reserved;
 use crate::qcow2::layout::{MAX_REFCOUNT_TABLE_BYTES, refcount_max, refcount_set};
 
-/// New refcounts that are durable on disk, but to which the header does not refer yet.
+/// New refcounts that are written and flushed, but to which the header does not refer yet.
 pub(in crate::qcow2) struct NewRefcounts<'a> {
-    /// Binary logarithm of their width in bits.
+    /// Binary logarithm of the refcount width in bits.
     pub(in crate::qcow2) order: u32,
-    /// Byte offset of their table.
+    /// Byte offset of the new refcount table.
     pub(in crate::qcow2) table_offset: u64,
-    /// Clusters of their table.
+    /// Number of clusters of the new refcount table.
     pub(in crate::qcow2) table_clusters: u32,
     held: Vec<Reserved<'a>>,
 }
@@ -141,8 +141,8 @@ impl Clusters {
         }
     }
 
-    /// Reserves a block for each table index that has none. The cluster of a new block may need a further block for its own
-    /// refcount.
+    /// Reserves a cluster for each refcount block in `indices` that is not in `layout` yet. The cluster of a new block may need
+    /// a further block for its own refcount.
     async fn place_blocks<'a>(
         &'a self,
         layout: &mut Layout<'a>,

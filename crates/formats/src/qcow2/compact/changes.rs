@@ -1,4 +1,4 @@
-//! Making L2 entries on disk refer to the copies, and dropping the references to the originals.
+//! Making L2 entries on disk refer to the copies of moved clusters, and dropping the references to the originals.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,8 @@ const TABLES: usize = 16;
 /// New words for entries of an L2 table: index, old word, new word.
 type Patches = Vec<(u64, u64, u64)>;
 
-/// Copies that are written and counted, but not yet referred to. If this is dropped, the references to the copies are dropped.
+/// Copies that are written and have refcounts, but to which no L2 entry refers yet. If [`Changes`] is dropped, the references
+/// to the copies are dropped.
 #[derive(Default)]
 pub(super) struct Changes<'a> {
     tables: BTreeMap<u64, Patches>,
@@ -30,12 +31,12 @@ pub(super) struct Changes<'a> {
 }
 
 impl<'a> Changes<'a> {
-    /// Takes over references to a copy, until the entries are changed.
+    /// Takes ownership of the references to a copy, until the entries are changed.
     pub(super) fn own(&mut self, counted: Counted<'a>) {
         self.counted.push(counted);
     }
 
-    /// Plans to replace these entries by `new`. Each entry then drops a reference to `count` clusters from `first` on.
+    /// Plans to replace these entries with `new`. Each entry then drops a reference to `count` clusters from `first` on.
     pub(super) fn add(&mut self, entries: &[EntryAt], new: L2Entry, first: u64, count: u64) {
         for at in entries {
             self.tables.entry(at.table).or_default().push((at.index, at.entry.0, new.0));
@@ -66,8 +67,8 @@ impl<'a> Changes<'a> {
 }
 
 impl Compaction<'_> {
-    /// Makes the copies and their refcounts durable, then the entries that refer to them. Then it passes the references
-    /// to the originals to the write-back, which lowers the refcounts.
+    /// Flushes the copies and their refcounts. Then writes and flushes the L2 entries that refer to the copies. Then passes
+    /// the references to the originals to the write-back, which lowers the refcounts.
     pub(super) async fn switch_over(&self, changes: Changes<'_>) -> Result<()> {
         let file = self.facts.file()?;
         self.clusters.write_back_refcounts().await?;

@@ -1,12 +1,13 @@
 //! Moving the LUKS header of an encrypted image to lower clusters.
 //!
-//! The copy is written, counted and durable before the extension of the image header names it. A change of passwords
-//! takes the header lock, and changes the LUKS header that the extension names. The move copies the LUKS header while it
-//! holds this lock.
+//! The copy and its refcounts are written and flushed before the extension of the image header refers to the copy. A change
+//! of passwords takes the header lock, and changes the LUKS header to which the extension refers. The move also holds this
+//! lock while it copies the LUKS header.
 //!
-//! A LUKS header that the image header does not name is overwritten with zeroes before its clusters are freed: the old
-//! one after the move, or the copy if the move fails. Otherwise a password that is erased later could still open the
-//! disk with it. After a crash in between, it stays in leaked clusters until a repair.
+//! A LUKS header that is no longer in use is overwritten with zeroes before its clusters are freed. This is the old LUKS
+//! header after the move, or the copy if the move fails. Without this, a password could still unlock the disk with the unused
+//! LUKS header after the password was erased from the active LUKS header. If the machine crashes before the unused LUKS header
+//! is overwritten, it stays in leaked clusters. A repair frees these clusters without overwriting them.
 
 use std::ops::Range;
 
@@ -18,7 +19,7 @@ use super::super::facts::run_options::Modes;
 use super::super::layout::CryptoHeader;
 use super::Compaction;
 
-/// The maximum length of a LUKS header that is moved. With eight key slots it is a few MiB long.
+/// The maximum length of a LUKS header that is moved. With eight key slots, a LUKS header is a few MiB long.
 const MOST: u64 = 16 << 20;
 
 impl Compaction<'_> {
@@ -39,7 +40,7 @@ impl Compaction<'_> {
         }
         let file = self.facts.file()?;
         let len = usize::try_from(old.length).unwrap_or(0);
-        // The new clusters are counted before key material is written to them.
+        // The new clusters have refcounts before key material is written to them.
         let (offset, counted) = self.metadata.store_unnamed_table(vec![0; len]).await?;
         let turn = self.facts.hold_header().await;
         let copied = async {
@@ -54,7 +55,7 @@ impl Compaction<'_> {
         };
         if let Err(error) = copied.await {
             if self.facts.check_usable().is_err() {
-                // It is unknown whether the image header names the copy.
+                // It is unknown whether the image header refers to the copy.
                 counted.keep();
             } else if let Err(left) = wipe(&file, offset, len).await {
                 counted.keep();
@@ -105,7 +106,7 @@ impl Compaction<'_> {
     }
 }
 
-/// Overwrites key material with zeroes, durably.
+/// Overwrites key material with zeroes, and flushes.
 async fn wipe(file: &Edge, offset: u64, len: usize) -> Result<()> {
     file.write(offset, IoBuf::zeroes(len), WriteFlags::empty()).await?;
     file.flush().await

@@ -13,12 +13,12 @@
 //! | `release` | truncating the file and punching holes |
 //!
 //! Compaction works from the end of the file to its start. A cluster moves only if all its references are known, that
-//! is, if the number of known references equals its refcount. Other clusters, for example leaked ones, stay. Compaction
+//! is, if the number of known references equals its refcount. Other clusters, for example leaked clusters, stay. Compaction
 //! ends at such a cluster, because moving clusters in front of it would not shorten the file.
 //!
-//! A crash at any point causes leaks at worst. A copy is durable and counted before the first reference to it is
-//! written. The refcount of the original is lowered after the last reference to it has been replaced on disk. In
-//! between, some references lead to the copy and some to the original, and both have the same contents.
+//! A crash at any point causes leaks at worst. A copy and its refcount are written and flushed before the first reference
+//! to the copy is written. The refcount of the original is lowered after the last reference to the original has been
+//! replaced on disk. Until then, some references may refer to the copy and some to the original. Both have the same contents.
 
 mod changes;
 mod luks;
@@ -57,7 +57,7 @@ pub(super) struct Compaction<'a> {
 }
 
 impl<'a> Compaction<'a> {
-    /// A step on the image that these owners belong to.
+    /// Prepares a step on the image of these owners.
     pub(super) fn new(
         facts: &'a Facts,
         clusters: &'a Clusters,
@@ -77,7 +77,7 @@ impl Compaction<'_> {
         // Bitmaps are added and removed without draining the node.
         let _bitmaps = self.bitmaps.hold().await;
         if self.clusters.have_overlaps() {
-            // Moving a cluster would free it, although other metadata also uses it.
+            // Moving a cluster would free the original, although other metadata also uses the original.
             return Err(Error::corrupt("metadata lies on other metadata: the image needs a check"));
         }
         self.metadata.settle_metadata().await?;
@@ -95,8 +95,8 @@ impl Compaction<'_> {
         Ok(Step { moved: bytes, left: left.saturating_sub(bytes), obstacle: moved.obstacle })
     }
 
-    /// Moves clusters of the window, highest first, until one must stay. `packed_end` is the number of clusters that
-    /// the file would have without gaps.
+    /// Moves clusters of the window, highest first, until it reaches a cluster that must stay. `packed_end` is the number of
+    /// clusters that the file would have without gaps.
     async fn move_window(&self, window: &[u64], packed_end: u64) -> Result<Moved> {
         let mut sources = self.sources_of(window).await?;
         let mut chosen = self.choose(&mut sources).await?;

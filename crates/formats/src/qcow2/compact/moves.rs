@@ -1,7 +1,7 @@
 //! Choosing the clusters that move, and moving guest data and L2 tables.
 //!
-//! Each move copies the cluster, counts the copy, changes every reference, and then drops the references to the
-//! original.
+//! Each move copies the cluster, raises the refcount of the copy, changes every reference, and then drops the references
+//! to the original.
 
 use oxblk_core::{Result, WriteFlags, run_all};
 use oxblk_ring::{IoBuf, IoBufMut};
@@ -20,7 +20,7 @@ const AT_ONCE: u64 = 4 << 20;
 /// A cluster, and all entries that refer to it.
 type Source = (u64, Vec<EntryAt>);
 
-/// The clusters at the end of a window for which every reference is known.
+/// The clusters of a window that can move, because every reference to them is known.
 #[derive(Default)]
 pub(super) struct Chosen {
     /// Guest data, in the order of the new locations.
@@ -32,7 +32,7 @@ pub(super) struct Chosen {
 }
 
 impl Chosen {
-    /// Leaves out the clusters in front of a cluster that stays.
+    /// Removes the clusters in front of a cluster that stays.
     pub(super) fn keep_behind(&mut self, stays: u64) {
         self.data.retain(|(cluster, _)| *cluster > stays);
         self.tables.retain(|cluster| *cluster > stays);
@@ -40,7 +40,8 @@ impl Chosen {
 }
 
 impl Compaction<'_> {
-    /// Takes clusters from the start of the window, up to the first one with unknown references.
+    /// Chooses the clusters that can move. Begins with the last cluster of the file, and stops at the first cluster with
+    /// unknown references.
     pub(super) async fn choose(&self, sources: &mut Referrers) -> Result<Chosen> {
         let mut chosen = Chosen::default();
         for cluster in &sources.window {
@@ -110,7 +111,7 @@ impl Compaction<'_> {
 
     async fn copy_data(&self, source: &Source, run: &mut Reserved<'_>) -> Result<()> {
         let (cluster, entries) = source;
-        // If all entries read as zeroes, there is nothing to copy. If one entry reads the data, it must be copied.
+        // If all entries have the zero flag, there is nothing to copy. If any entry reads the data, the data must be copied.
         let reads = |at: &&EntryAt| {
             let kind = at.entry.kind(self.geometry, self.facts.version());
             !matches!(kind, Ok(L2Kind::Zero { .. }))
@@ -153,7 +154,7 @@ impl Compaction<'_> {
                 self.repoint(at, at.entry.moved_to(new << bits)).await?;
             }
         }
-        // Makes the new L1 entries durable. This must happen before the old tables are dropped.
+        // Write and flush the new L1 entries before the references to the old tables are dropped.
         self.metadata.write_back(true).await?;
         for (cluster, _, places) in &placed {
             for _ in *places {

@@ -4,7 +4,7 @@
 //!
 //! Several pieces share a host cluster, and a piece may span several host clusters. So a batch of clusters at the end
 //! of the file becomes free only if all pieces that touch it move. This includes pieces that begin in a cluster in
-//! front of the batch; that cluster then loses a reference.
+//! front of the batch. The cluster in front of the batch then loses a reference.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -22,8 +22,9 @@ use super::sources::{EntryAt, references};
 
 /// Bytes of the clusters that are freed in one batch.
 const AT_ONCE: u64 = 4 << 20;
-/// Sectors that one copy moves, and number of concurrent copies.
+/// Number of sectors in one copy.
 const COPY: u64 = (256 << 10) / SECTOR;
+/// Number of concurrent copies.
 const COPIES: usize = 16;
 
 /// The compressed data of one guest cluster, as the L2 entry describes it.
@@ -76,8 +77,8 @@ fn take_from(pieces: &mut Pieces, lowest: u64, geometry: Geometry) -> Vec<(Piece
 }
 
 impl Compaction<'_> {
-    /// Moves the pieces in `clusters` (last first) if all their references are known. Returns the clusters that stay,
-    /// if any. `pieces` contains every piece that touches `clusters`.
+    /// Moves the pieces in `clusters` (last first) if all references to the pieces are known. Returns the clusters that
+    /// stay, if any. `pieces` contains every piece that touches `clusters`.
     pub(super) async fn move_packed<'a>(
         &'a self,
         clusters: &[u64],
@@ -163,8 +164,8 @@ impl Compaction<'_> {
         Ok(true)
     }
 
-    /// Counts the references to clusters that pieces were copied to. Clusters that are not in `runs` were counted with earlier
-    /// pieces.
+    /// Adds the references to the clusters to which pieces were copied. Clusters that are not in `runs` already have a
+    /// refcount, because they contain earlier pieces.
     async fn count_packed<'a>(
         &'a self,
         runs: Vec<Reserved<'a>>,

@@ -1,11 +1,11 @@
 //! Placing compressed data in new clusters, one piece behind the other. This module only computes sectors; it does no
 //! I/O.
 //!
-//! The L2 entry of compressed data gives the first byte and the number of sectors, but not the last byte. So data moves
+//! The L2 entry of compressed data contains the first byte and the number of sectors, but not the last byte. So data moves
 //! by whole sectors: its offset within the first sector and its number of sectors do not change.
 //!
-//! Adjacent pieces mostly share a sector. They stay adjacent, and the shared sector is copied once. If the next free
-//! cluster lies elsewhere, the shared sector is copied for each piece.
+//! Adjacent pieces usually share a sector. They stay adjacent, and the shared sector is copied once. If the next free
+//! cluster is not adjacent, the shared sector is copied for each piece.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -24,7 +24,7 @@ pub(super) struct Span {
     pub(super) len: u64,
 }
 
-/// Where there is space for a piece.
+/// The place where a piece fits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Room {
     /// In the current clusters.
@@ -49,13 +49,14 @@ pub(super) struct Packing {
     /// Whether the last span lies in the current clusters.
     open: bool,
     spans: Vec<Span>,
-    /// References of each new cluster: all of them, and the ones that [`Self::take`] has not returned yet.
+    /// Number of references to each new cluster. `counts` has all references, `fresh` only the references that [`Self::take`]
+    /// has not returned yet.
     counts: BTreeMap<u64, u64>,
     fresh: BTreeMap<u64, u64>,
 }
 
 impl Packing {
-    /// Starts without clusters. A cluster has `per_cluster` sectors and at most `most` references.
+    /// Begins without clusters. A cluster has `per_cluster` sectors and at most `most` references.
     pub(super) fn new(per_cluster: u64, most: u64) -> Self {
         Self {
             per_cluster: per_cluster.max(1),
@@ -83,8 +84,8 @@ impl Packing {
         place / self.per_cluster..=last / self.per_cluster
     }
 
-    /// Where there is space for a piece with `references` references. `piece` is its sectors at the old location. The
-    /// caller passes pieces in the order of their first sectors.
+    /// The place where a piece with `references` references fits. `piece` contains its sectors at the old location.
+    /// The caller passes pieces in the order of their first sectors.
     pub(super) fn room(&self, piece: &Range<u64>, references: u64) -> Room {
         let place = self.place(piece);
         let counted = |cluster: u64| self.counts.get(&cluster).copied().unwrap_or(0);
@@ -99,7 +100,7 @@ impl Packing {
         }
     }
 
-    /// Number of clusters that a piece needs if it shares none.
+    /// Number of clusters that a piece needs if it shares no cluster with other pieces.
     pub(super) fn clusters_for(&self, piece: &Range<u64>) -> u64 {
         length(piece).div_ceil(self.per_cluster)
     }
@@ -146,7 +147,7 @@ impl Packing {
     }
 
     /// Returns the spans to copy, and the references of the new clusters, for all pieces since the last call.
-    /// Afterwards, the order of the pieces may start anew.
+    /// The next piece after this call may have any first sector.
     pub(super) fn take(&mut self) -> (Vec<Span>, BTreeMap<u64, u64>) {
         self.open = false;
         let at_hand = self.run.start / self.per_cluster;

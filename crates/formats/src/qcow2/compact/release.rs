@@ -10,10 +10,10 @@ const HOLES: usize = 4096;
 
 impl Compaction<'_> {
     /// Truncates the file behind the last used cluster if `from` is 0, and punches holes from the byte offset `from`
-    /// on. Returns the byte offset at which to continue, if holes are left.
+    /// on. Returns the byte offset at which the next call must continue, if there are more holes to punch.
     pub(in crate::qcow2) async fn release_space(&self, from: u64) -> Result<Option<u64>> {
         self.facts.check_writable()?;
-        // A change of bitmaps counts its clusters in memory first, so they would look free on disk.
+        // A change of bitmaps first raises the refcounts of its clusters in memory, so these clusters would look free on disk.
         let _bitmaps = self.bitmaps.hold().await;
         self.metadata.settle_metadata().await?;
         self.bitmaps.stay();

@@ -1,4 +1,4 @@
-//! Finding all references to the clusters of a window: the L1 and L2 entries of the active state and of the snapshots.
+//! Finding all references to the clusters of a window: the L1 and L2 entries of the active disk state and of the snapshots.
 //!
 //! A window has a bounded number of clusters, but each may have very many references. If the entries exceed a limit
 //! while they are collected, the window becomes shorter.
@@ -49,7 +49,7 @@ pub(super) fn references(entries: &[EntryAt]) -> u64 {
 /// The references to the clusters of a window.
 #[derive(Default)]
 pub(super) struct Referrers {
-    /// The clusters, last first. These are fewer than requested, possibly none, if there are too many references.
+    /// The clusters, last first. If there are too many references, these are fewer clusters than requested, or none.
     pub(super) window: Vec<u64>,
     /// References to uncompressed clusters of guest data, by cluster.
     pub(super) entries: HashMap<u64, Vec<EntryAt>>,
@@ -130,7 +130,7 @@ impl Compaction<'_> {
     /// All L2 tables by their offset, with the L1 entries that refer to them.
     async fn all_tables(&self) -> Result<BTreeMap<u64, Vec<TableAt>>> {
         let mut l1s = vec![(None, self.mapping.active_l1())];
-        // L1 tables that do not overlap are together no longer than the file.
+        // If the L1 tables do not overlap, the sum of their lengths is not more than the length of the file.
         let mut room = self.facts.file()?.size() / 8;
         for snapshot in self.metadata.snapshot_list().await? {
             snapshot.check_l1(self.geometry)?;
@@ -164,7 +164,7 @@ impl Compaction<'_> {
         let mut found = Referrers { window: window.to_vec(), ..Referrers::default() };
         let Some(lowest) = window.last().copied() else { return Ok(found) };
         if self.facts.data_child() != ChildIdx::FILE {
-            // No guest data lies in this file.
+            // The data file contains the guest data, so no L2 entry refers to a cluster of this file.
             return Ok(found);
         }
         let file = self.facts.file()?;

@@ -37,14 +37,14 @@ impl Compaction<'_> {
         Ok(Moved { clusters: moved, obstacle })
     }
 
-    /// Moves the bitmap data in clusters from `packed_end` on. If there is no space for that, it moves only the data
-    /// that must move so that `cluster` becomes free.
+    /// Moves the bitmap data in clusters from `packed_end` on. If there is not enough space, moves only the data that must
+    /// move so that `cluster` becomes free.
     async fn move_bitmap_or_less(&self, cluster: u64, packed_end: u64) -> Result<Option<u64>> {
         let moved = self.bitmaps.move_bitmaps(cluster, packed_end).await?;
         if moved != Some(0) {
             return Ok(moved);
         }
-        // Frees the clusters that the failed attempt has allocated.
+        // Free the clusters that the failed attempt has allocated.
         self.metadata.settle_metadata().await?;
         self.bitmaps.move_bitmaps(cluster, cluster).await
     }

@@ -18,7 +18,7 @@ impl Used {
         self.0.len()
     }
 
-    /// Number of clusters that must move if all used clusters were packed at the start of the file.
+    /// Number of used clusters that would have to move so that all used clusters are contiguous at the start of the file.
     pub(super) fn boundary(&self) -> u64 {
         let count = self.0.len();
         count.saturating_sub(self.0.range_cardinality(0..count))
@@ -34,8 +34,8 @@ impl Used {
         self.0.max().map_or(0, |last| last.saturating_add(1))
     }
 
-    /// The free runs between used clusters, from cluster `from` on. Each is its first cluster and the cluster behind
-    /// it.
+    /// The free runs between used clusters, from cluster `from` on. Each item is the first cluster of a run and the cluster
+    /// behind the run.
     pub(super) fn gaps(&self, from: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
         let mut next = from;
         let mut used = self.0.iter();

@@ -11,7 +11,7 @@ use super::super::create_options::rejected;
 use super::super::layout::CryptMethod;
 use super::key_needed;
 
-/// Default for the time in milliseconds that opening a key slot takes.
+/// Default for the time in milliseconds that unlocking a key slot takes.
 pub(super) const ITER_TIME: u64 = 2000;
 
 /// The requested encryption of a new image.
@@ -22,14 +22,14 @@ pub enum Wanted {
     No,
     /// The obsolete AES format.
     Aes {
-        /// The secret that contains the password.
+        /// ID of the secret object that contains the password.
         secret: Option<String>,
     },
     /// The LUKS format.
     Luks {
         /// Parameters of the LUKS header.
         recipe: Recipe,
-        /// The secret that contains the password.
+        /// ID of the secret object that contains the password.
         secret: Option<String>,
     },
 }
@@ -38,7 +38,7 @@ impl Wanted {
     /// Takes `encryption` and `encrypt.*` out of the options.
     ///
     /// # Errors
-    /// When an option is invalid or conflicts with another option. The messages are those of QEMU's tools.
+    /// When an option is invalid or conflicts with another option. The messages are the same as in QEMU's tools.
     pub fn take(options: &mut Options) -> Result<Self> {
         let mut encrypt = take_encrypt(options)?;
         let mut format = encrypt.take_str("format")?;
@@ -86,7 +86,7 @@ impl Wanted {
     /// The password that the secret contains; `None` without encryption.
     ///
     /// # Errors
-    /// When the secret does not exist or is not valid text. The messages are those of QEMU's tools.
+    /// When the secret does not exist or is not valid text. The messages are the same as in QEMU's tools.
     pub(in super::super) fn password(&self, secrets: &Secrets) -> Result<Option<Secret>> {
         match self {
             Self::No => Ok(None),
@@ -122,7 +122,7 @@ impl Wanted {
     }
 }
 
-/// Takes the encryption options out of `options`, nested or with dotted keys, and removes their prefix.
+/// Takes the encryption options out of `options`, nested or with dotted keys, and removes the prefix `encrypt.` of their names.
 fn take_encrypt(options: &mut Options) -> Result<Options> {
     let mut encrypt = options.take_options("encrypt").unwrap_or_default();
     let flat: Vec<String> =
@@ -167,7 +167,7 @@ fn take_recipe(encrypt: &mut Options) -> Result<Recipe> {
     Ok(Recipe { suite, hash, iter_time })
 }
 
-/// Takes the time for key derivation. A negative time counts as a very long one, which key derivation refuses.
+/// Takes the time for key derivation. A negative time counts as a very long time, which key derivation refuses.
 pub(super) fn take_iter_time(encrypt: &mut Options) -> Result<Option<u64>> {
     let time = encrypt.take_signed("iter-time", "encrypt.iter-time")?;
     Ok(time.map(i64::cast_unsigned))

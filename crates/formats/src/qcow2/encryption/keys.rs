@@ -1,10 +1,10 @@
 //! Changing the passwords of a LUKS image: adding them to key slots, and erasing them.
 //!
-//! After a power cut at any moment, at least one key slot still opens the disk. A slot becomes active on disk only
-//! after its key material is durable. The key material of the last active slot is overwritten only if the user
-//! requested exactly that.
+//! After a power cut at any moment, at least one key slot still unlocks the disk, unless the user forces the erasure of all
+//! active slots. A slot becomes active on disk only after its key material is flushed. While the only active slot is
+//! overwritten with a new password, a spare slot contains the key.
 //!
-//! Erasing a slot overwrites its key material first, so that after a crash the erased password cannot open the disk.
+//! Erasing a slot overwrites its key material first, so that after a crash the erased password cannot unlock the disk.
 
 use oxblk_core::{Edge, Errno, Error, Options, Result, Secrets, WriteFlags};
 use oxblk_crypto::luks::{self, SLOTS, Slot};
@@ -27,20 +27,20 @@ const STATE: usize = 4;
 pub enum Change {
     /// Adds a password.
     Add {
-        /// The secret that contains the new password.
+        /// ID of the secret object that contains the new password.
         new_secret: String,
-        /// The secret with a current password. The default is the secret that the image was opened with.
+        /// ID of the secret object with a current password. The default is the secret with which the image was opened.
         old_secret: Option<String>,
         /// The key slot to use. The default is the first free slot.
         slot: Option<usize>,
-        /// The time in milliseconds that opening the slot should take.
+        /// The time in milliseconds that unlocking the slot should take.
         iter_time: u64,
     },
-    /// Erases a slot, all slots that a password opens, or a slot if a password opens it.
+    /// Erases a slot, all slots that a password unlocks, or a slot if a password unlocks it.
     Erase {
         /// The slot to erase.
         slot: Option<usize>,
-        /// The secret that contains the password.
+        /// ID of the secret object that contains the password.
         old_secret: Option<String>,
     },
 }
@@ -49,7 +49,7 @@ impl Change {
     /// Takes the options with the prefix `encrypt.`, which the caller has removed.
     ///
     /// # Errors
-    /// In the words of QEMU's tools.
+    /// When an option is wrong or missing. The messages are the same as in QEMU's tools.
     pub fn take(encrypt: &mut Options) -> Result<Self> {
         let state = encrypt.take_str("state")?;
         let (new_secret, old_secret) =
@@ -89,9 +89,9 @@ fn check_slot(slot: i64) -> Result<usize> {
     })
 }
 
-/// Changes the passwords of the image in `file`, and returns the new LUKS header. `opened_with` is the secret that the
-/// image was opened with. `force` allows operations that may make the disk unreadable for ever: overwriting an active
-/// slot, and erasing the last active slot.
+/// Changes the passwords of the image in `file`, and returns the new LUKS header. `opened_with` is the ID of the secret
+/// object with which the image was opened. `force` allows operations that may make the disk permanently unreadable:
+/// overwriting an active slot, and erasing the last active slot.
 ///
 /// # Errors
 /// With the messages of QEMU's tools, or as the file reports.
@@ -303,7 +303,7 @@ impl Slots<'_> {
         self.write(luks::Header::slot_offset(index), slot.encode().to_vec()).await
     }
 
-    /// Writes bytes of the LUKS header durably.
+    /// Writes bytes of the LUKS header, and flushes.
     async fn write(&self, offset: u64, bytes: Vec<u8>) -> Result<()> {
         let end = offset.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
         if end > self.place.length {

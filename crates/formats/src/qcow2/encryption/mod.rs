@@ -1,10 +1,10 @@
 //! Encryption of guest data.
 //!
-//! A LUKS header inside the image describes the encryption ("Full disk encryption header pointer"). The obsolete AES
-//! format has no such header and uses the password as the key. Guest data is encrypted in sectors of 512 bytes. The
-//! initialisation vector is derived from the sector number in the file with LUKS, and from the sector number on the
-//! guest disk with the obsolete format. Metadata and compressed clusters are not encrypted. This driver writes no
-//! compressed clusters to an encrypted image, but other programs do.
+//! A LUKS header inside the image describes the encryption (section "Full disk encryption header pointer" of the qcow2
+//! specification). The obsolete AES format has no such header and uses the password as the key. Guest data is encrypted in
+//! sectors of 512 bytes. With LUKS, the initialisation vector is derived from the sector number in the file. With the
+//! obsolete format, it is derived from the sector number on the guest disk. Metadata and compressed clusters are not
+//! encrypted. This driver writes no compressed clusters to an encrypted image, but other programs do.
 //!
 //! | | |
 //! |---|---|
@@ -13,10 +13,11 @@
 //! | `keys` | adding and erasing passwords |
 //! | `create` | encryption options of new images, and their LUKS header |
 //!
-//! Invariant: every cluster that a data entry refers to contains ciphertext. So a new cluster is always written
-//! completely, because zeroes in the file would decrypt to noise.
+//! Invariant: this driver writes ciphertext to every uncompressed cluster before an L2 entry without the zero flag refers
+//! to the cluster. So a new cluster is always written completely, because zeroes in the file do not decrypt to zeroes. The
+//! preallocated clusters of a new image are an exception: with LUKS, they contain no ciphertext, as in images of QEMU.
 //!
-//! For `info` and `check` an image opens without its key. Its guest data cannot be read then.
+//! `info`, and `check` without a key secret, open an image without its key. Its guest data cannot be read then.
 
 pub mod create;
 pub mod keys;
@@ -34,20 +35,20 @@ use super::layout::CryptMethod;
 
 pub(super) use open::{Given, open};
 
-/// Error message if the options do not name the secret with the password.
+/// Error message if the options do not contain the ID of the secret with the password.
 const KEY_NEEDED: &str = "Parameter 'encrypt.key-secret' is required for cipher";
 const SECTOR: u64 = oxblk_crypto::SECTOR as u64;
 
 /// The encryption of an open image.
 pub(super) struct Encryption {
     method: CryptMethod,
-    /// The LUKS header. Absent if it is broken and the image was opened for a check.
+    /// The LUKS header. Absent for AES, and if the header is broken and the image was opened for a check without a key secret.
     luks: Mutex<Option<luks::Header>>,
     /// Absent if the image was opened without its key.
     cipher: Option<Arc<SectorCipher>>,
-    /// The secret that the image was opened with.
+    /// The ID of the secret object with which the image was opened (`encrypt.key-secret`).
     key_secret: Option<String>,
-    /// The secrets that options may name.
+    /// The secret objects to which options can refer.
     secrets: Secrets,
 }
 
@@ -64,7 +65,7 @@ impl Encryption {
         self.cipher.as_ref().ok_or_else(key_needed)
     }
 
-    /// The secret that the image was opened with.
+    /// The ID of the secret object with which the image was opened.
     pub(super) fn key_secret(&self) -> Option<&str> {
         self.key_secret.as_deref()
     }
@@ -85,7 +86,7 @@ impl Encryption {
         Ok(())
     }
 
-    /// The LUKS header, if there is a readable one.
+    /// The LUKS header, if the image has one and it is readable.
     fn luks_header(&self) -> Option<luks::Header> {
         self.luks.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -25,7 +25,7 @@ impl Given {
     /// Takes `encrypt.*` out of the options.
     ///
     /// # Errors
-    /// When an option is unknown. The message is that of QEMU's tools.
+    /// When an option is unknown. The message is the same as in QEMU's tools.
     pub(in super::super) fn take(options: &mut Options) -> Result<Self> {
         let Some(mut encrypt) = options.take_options("encrypt") else { return Ok(Self::default()) };
         let given = Self {
@@ -38,10 +38,10 @@ impl Given {
         }
     }
 
-    /// Refuses settings that differ from those that the image was opened with.
+    /// Refuses a key secret that differs from the key secret with which the image was opened.
     ///
     /// # Errors
-    /// When the options name another secret.
+    /// When the options contain the ID of another secret.
     pub(in super::super) fn require_same(&self, encryption: Option<&Encryption>) -> Result<()> {
         let known = encryption.and_then(Encryption::key_secret);
         match (encryption, self.key_secret.as_deref()) {
@@ -76,8 +76,8 @@ impl Given {
 /// encrypted.
 ///
 /// # Errors
-/// When the options do not match the image, the LUKS header is broken, or the password opens no slot. The messages are
-/// those of QEMU's tools.
+/// When the options do not match the image, the LUKS header is broken, or the password unlocks no slot. The messages are
+/// the same as in QEMU's tools.
 pub(in super::super) async fn open(
     context: &OpenContext,
     file: &Edge,
@@ -88,7 +88,7 @@ pub(in super::super) async fn open(
     if header.crypt_method == CryptMethod::None {
         return Ok(None);
     }
-    // `info` and `check` need no key, and `check` also works on an image with a broken LUKS header.
+    // `info` and `check` need no key. `check` without a key also works on an image with a broken LUKS header.
     let look_only = context.flags.no_io || (context.flags.check && given.key_secret.is_none());
     let place = header.extensions.crypto;
     let luks = match place {
@@ -140,7 +140,7 @@ pub(super) async fn read_luks_header(file: &Edge, place: CryptoHeader) -> Result
     Ok(luks::Header::parse(&bytes)?)
 }
 
-/// Finds the slot that `password` opens, and the master key. The slots are tried one after the other on a worker
+/// Finds the slot that `password` unlocks, and the master key. The slots are tried one after the other on a worker
 /// thread.
 pub(super) async fn unlock(
     file: &Edge,
@@ -157,7 +157,7 @@ pub(super) async fn unlock(
     Ok(None)
 }
 
-/// The master key, if `password` opens the slot.
+/// The master key, if `password` unlocks the slot.
 pub(super) async fn unlock_slot(
     file: &Edge,
     place: CryptoHeader,

@@ -2,11 +2,12 @@
 //!
 //! The I/O thread itself encrypts and decrypts small requests, because this takes less time than passing them to a
 //! worker. Large requests are split into pieces for the worker pool, so that all cores share the work and the I/O
-//! thread is not blocked. A write needs memory for the ciphertext. This memory is bounded for each request, whatever
-//! its length.
+//! thread is not blocked. A write needs memory for the ciphertext. This memory is bounded for each request, also for long
+//! requests.
 //!
-//! Core ensures that guest requests consist of whole sectors. Requests for VM state need not, so they are extended to
-//! whole sectors with a read-modify-write. They come one at a time, so no other write interferes.
+//! Core ensures that guest requests consist of whole sectors. Requests for VM state may begin and end inside a sector, so
+//! they are extended to whole sectors with a read-modify-write. Only one request for VM state runs at a time, so no other
+//! write interferes.
 
 use std::sync::Arc;
 
@@ -74,7 +75,7 @@ impl Encryption {
         Ok((skip, decrypt(self.cipher()?, self.sector(guest, host), around).await?))
     }
 
-    /// Writes a range that does not consist of whole sectors. No other request may write to these sectors meanwhile.
+    /// Writes a range that does not consist of whole sectors. No other request may write to these sectors during this call.
     async fn write_within(&self, child: &Edge, guest: u64, host: u64, data: IoBuf) -> Result<()> {
         let (skip, mut around) = self.read_around(child, guest, host, data.len()).await?;
         let place = around.get_mut(skip..).and_then(|rest| rest.get_mut(..data.len()));
@@ -108,7 +109,7 @@ impl Encryption {
         let steps = split_shared(data, STEP).map(|(at, data)| Box::pin(one(at, data)));
         let mut steps = stream::iter(steps).buffer_unordered(STEPS);
         let mut outcome = Ok(());
-        // Wait for all steps even after an error, so that no write is in flight when this returns.
+        // Wait for all steps even after an error, so that no write is in flight when this function returns.
         while let Some(done) = steps.next().await {
             outcome = outcome.and(done);
         }

@@ -9,7 +9,8 @@ use crate::qcow2::layout::Incompatible;
 
 impl Facts {
     /// Handles metadata that contradicts itself. The first call logs an error. If the image is writable, the first call also
-    /// marks the image corrupt, and every later request fails. Returns the error for the request that found the corruption.
+    /// makes all later requests fail, and marks the image corrupt (in version 3). Returns the error for the request that found
+    /// the corruption.
     pub(in crate::qcow2) async fn mark_corrupt(&self, text: &str, offset: u64) -> Error {
         let error = Error::corrupt(text.to_owned()).at(offset);
         if self.signalled.swap(true, Relaxed) {

@@ -1,4 +1,4 @@
-//! Which child holds guest data: the image file, or a separate data file.
+//! Which child contains the guest data: the image file, or a separate data file.
 
 use oxblk_core::{ChildIdx, Result};
 
@@ -6,7 +6,7 @@ use super::Facts;
 use super::run_options::Modes;
 
 impl Facts {
-    /// The child that holds uncompressed guest data.
+    /// The child that contains uncompressed guest data.
     #[inline]
     pub(in crate::qcow2) fn data_child(&self) -> ChildIdx {
         if self.geometry.data_file { ChildIdx::DATA } else { ChildIdx::FILE }
@@ -18,7 +18,7 @@ impl Facts {
         self.geometry.data_file && self.modes().contains(Modes::RAW_DATA)
     }
 
-    /// Whether a new image reads as zeroes. A new image with a raw data file reads as that file does.
+    /// Whether a new image reads as zeroes. A new image with a raw data file has the contents of that file.
     pub(in crate::qcow2) fn new_data_is_zero(&self) -> bool {
         let data = self.children.get(ChildIdx::DATA);
         !self.has_raw_data() || data.is_some_and(|data| data.node().limits().has_zero_init)
@@ -32,7 +32,7 @@ impl Facts {
         }
     }
 
-    /// The end of a write that ends at `end`. With a data file, nothing is written behind the end of the disk.
+    /// Limits the end of a write. With a data file, nothing is written behind the end of the disk.
     pub(in crate::qcow2) fn end_of_data(&self, end: u64) -> u64 {
         if self.geometry.data_file { end.min(self.size()) } else { end }
     }

@@ -5,14 +5,15 @@
 //! cut may then leave some of its sectors unwritten. So [`write_whole`] uses an intermediate header that fits in one sector:
 //!
 //! 1. write a copy of the old backing file's name behind the end of both the old and the new header;
-//! 2. write the old header in its shortest form to sector 0; behind the sector, it refers only to that copy;
+//! 2. write the old header in its shortest form to sector 0; this form needs nothing behind sector 0 except the copy;
 //! 3. write the part of the new header behind sector 0;
 //! 4. write sector 0 of the new header;
 //! 5. overwrite the copy with zeroes.
 //!
-//! Each step is durable before the next one begins. So a power cut leaves the old header or the new one. If only sector 0
-//! changes, step 4 alone suffices. The shortest form of an old header may be longer than a sector (because of a long data file
-//! name, or unknown extensions). Such a header is replaced in one write, which a power cut may tear.
+//! Each step is written and flushed before the next step begins. So a power cut leaves the old header or the new header. If
+//! only sector 0 changes, step 4 alone suffices. The shortest form of an old header may be longer than a sector (because of a
+//! long data file name, or unknown extensions), or the first cluster may have no space for the copy. Then the header is
+//! replaced in one write, which a power cut may tear.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Release};
@@ -27,14 +28,14 @@ use crate::qcow2::read_ahead::read_ahead;
 
 /// Unit that the disk writes completely or not at all, in bytes.
 const SECTOR: usize = 512;
-/// Size of the first read of the header and its extensions. It usually covers all of them.
+/// Size of the first read of the header. This is usually enough for the header and all its extensions.
 const HEAD: u64 = 64 << 10;
 
-/// The header as it was last read or written. While the image is open, its table sizes and table offsets may be out of date;
-/// the owners of the tables hold them.
+/// The header as it was last read or written. While the image is open, its table sizes and table offsets may be out of date:
+/// the owners of the tables have the current values.
 pub(in crate::qcow2) struct HeaderState {
     now: RwLock<Arc<Header>>,
-    /// Held while more than one table pointer is written, and while passwords are changed.
+    /// Held while parts of the header other than single table pointers are written, and while passwords are changed.
     turn: AsyncMutex<()>,
 }
 
@@ -61,19 +62,20 @@ impl Facts {
         read_header(&file).await
     }
 
-    /// Replaces the header in memory by one that was read again.
+    /// Replaces the header in memory with `header`, which was read from the disk again.
     pub(in crate::qcow2) fn adopt_header(&self, header: Header) {
         self.header.set(header);
     }
 
-    /// Takes the header lock. While it is held, other tasks write at most table pointers in the header.
+    /// Takes the header lock. While the lock is held, other tasks change only table pointers in the header.
     pub(in crate::qcow2) async fn hold_header(&self) -> MutexGuard<'_, ()> {
         self.header.turn.lock().await
     }
 
-    /// Applies `change` to the header, its extensions and the backing file's name, and writes them durably. A power cut leaves
-    /// the old or the new version. Everything that the new header refers to must already be durable. A growing refcount table
-    /// changes its pointer in the header, so the caller holds the header lock and the lock of the refcount table.
+    /// Applies `change` to the header, its extensions and the backing file's name, and writes and flushes them. A power cut
+    /// leaves the old or the new header (see the module's text for an exception). All structures to which the new header refers
+    /// must already be flushed. A growing refcount table changes its pointer in the header, so the caller holds the header lock
+    /// and the lock of the refcount table.
     ///
     /// # Errors
     /// As [`Header::encode`], before anything is written; as the file reports.
@@ -107,7 +109,7 @@ impl Facts {
         Ok(())
     }
 
-    /// Sets or clears incompatible features, durably.
+    /// Sets or clears bits of incompatible features in the header, and flushes.
     pub(in crate::qcow2) async fn set_incompatible(
         &self,
         bits: Incompatible,
@@ -146,11 +148,11 @@ impl Facts {
         stop_unless_known(named, &self.disabled).await
     }
 
-    /// Changes a field of the header from `old` to `new`, durably.
+    /// Changes a field of the header from `old` to `new`, and flushes.
     ///
     /// # Errors
-    /// As the file reports. The field then holds `old` again, durably. If restoring `old` fails too, the image accepts no
-    /// further writes.
+    /// As the file reports. After an error, `old` is written and flushed again. If this fails too, the image accepts no further
+    /// requests.
     pub(in crate::qcow2) async fn exchange_header_field(
         &self,
         offset: u64,
@@ -177,8 +179,8 @@ impl Facts {
         self.write_header_field(field_offsets::AUTOCLEAR, &known.bits().to_be_bytes()).await
     }
 
-    /// The adjacent header fields of the active state: size, encryption, L1 entries and L1 offset. They lie within one
-    /// sector.
+    /// The adjacent header fields that describe the active disk state: size, encryption, L1 entries and L1 offset. They lie
+    /// within one sector.
     pub(in crate::qcow2) fn active_fields(&self, size: u64, entries: u32, offset: u64) -> Vec<u8> {
         let mut fields = size.to_be_bytes().to_vec();
         fields.extend(self.header().crypt_method.number().to_be_bytes());
@@ -206,8 +208,8 @@ pub(in crate::qcow2) async fn read_header(file: &Edge) -> Result<Header> {
 }
 
 /// Runs `named`, which changes a pointer on disk. Sets `stop` if `named` fails or is cancelled, so that nothing more is written
-/// to the image. The pointer may then have its old or its new value. Later changes in only one of the two structures would be
-/// lost if the pointer names the other.
+/// to the image. The pointer may then have its old or its new value. A later change in only one of the two structures would be
+/// lost if the pointer refers to the other structure.
 pub(in crate::qcow2) async fn stop_unless_known<T>(
     named: impl Future<Output = Result<T>>,
     stop: &AtomicBool,
@@ -220,8 +222,8 @@ pub(in crate::qcow2) async fn stop_unless_known<T>(
     outcome
 }
 
-/// Exists while the value of a pointer on disk is unknown. If this is dropped before [`Self::known`], because the task was
-/// cancelled halfway, it sets `stop`. Otherwise requests would continue with the old value.
+/// Exists while the value of a pointer on disk is unknown. If it is dropped before [`Self::known`] is called, because the
+/// change has failed or was cancelled, `stop` is set. Without this, requests would continue with the old value of the pointer.
 struct UntilKnown<'a>(Option<&'a AtomicBool>);
 
 impl<'a> UntilKnown<'a> {
@@ -242,11 +244,11 @@ impl Drop for UntilKnown<'_> {
     }
 }
 
-/// Changes a pointer at `offset` in the file from `old` to `new`, durably.
+/// Changes a pointer at `offset` in the file from `old` to `new`, and flushes.
 ///
 /// # Errors
-/// As the file reports. After a failed write or flush, the disk may hold either value. So `old` is written once more. If that
-/// succeeds, the pointer has the value `old`. If it fails, `stop` is set.
+/// As the file reports. After a failed write or flush, the disk may contain either value. So `old` is written and flushed. If
+/// this succeeds, the pointer has the value `old`. Otherwise `stop` is set.
 pub(in crate::qcow2) async fn exchange(
     file: &Edge,
     offset: u64,
@@ -273,7 +275,7 @@ pub(in crate::qcow2) async fn exchange(
     Err(error)
 }
 
-/// Replaces the header `old`, which is in the file, by `new`; see the module's text for the steps.
+/// Replaces the header `old`, which is in the file, with `new`. The module's text describes the steps.
 ///
 /// # Errors
 /// As [`Header::encode`], before anything is written; as the file reports.
@@ -311,8 +313,8 @@ pub(in crate::qcow2) async fn write_whole(file: &Edge, old: &Header, new: &Heade
     Ok(())
 }
 
-/// The header's shortest form, padded to a sector, and the backing file's name, which must be written at `free`. `None` if the
-/// short header does not fit in a sector, or the name does not fit in the first cluster.
+/// The header's shortest form, padded to a sector, and the backing file's name, which the caller must write at `free`. `None`
+/// if the short header does not fit in a sector, or the name does not fit in the first cluster.
 fn shorten(header: &Header, free: usize) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
     let name = header.backing_file.as_ref().map(|name| names::to_bytes(name).into_owned());
     let end = free.checked_add(name.as_ref().map_or(0, Vec::len))?;

@@ -1,18 +1,18 @@
-//! The state that all owners of an image share: its geometry, its children, its header, its runtime options, its size, and
-//! whether it accepts requests.
+//! The state of an open image that all its owners share: geometry, children, header, runtime options, size, and whether the
+//! image accepts requests.
 //!
 //! | file | concern |
 //! |---|---|
 //! | `run_options` | runtime options of an open image |
 //! | `stopped` | whether an open image accepts requests, and why not |
-//! | `data_file` | which child holds guest data |
-//! | `header` | the header in memory, and changing it on disk so that a power cut leaves the old or the new one |
-//! | `corruption` | handling metadata that contradicts itself |
+//! | `data_file` | which child contains the guest data |
+//! | `header` | the header in memory; changing the header on disk so that a power cut leaves the old header or the new one |
+//! | `corruption` | reporting inconsistent metadata, and marking the image corrupt |
 //!
-//! A file uses the files above it. [`Facts`] knows no other owner. All owners hold a reference to it, so it contains what each
-//! of them needs: reporting a corruption, and refusing requests after one.
+//! A file uses the files above it. [`Facts`] uses no other owner. All owners have a reference to `Facts`, so it also contains
+//! the functions that each owner needs: reporting a corruption, and refusing requests after a corruption.
 //!
-//! Lock: `HeaderState::turn`. It is held while a task writes more of the header than one table pointer.
+//! Lock: `HeaderState::turn`. A task holds it while it writes more of the header than one table pointer, or changes passwords.
 
 mod corruption;
 mod data_file;
@@ -33,7 +33,7 @@ use header::HeaderState;
 use run_options::Modes;
 use stopped::ReplacedBy;
 
-/// Disk sizes are multiples of this many bytes.
+/// The size of the disk that requests see is a multiple of this number of bytes.
 const SECTOR: u64 = 512;
 
 /// The state of an open image that all its owners share.
@@ -46,12 +46,12 @@ pub(super) struct Facts {
     read_only: AtomicBool,
     /// Size of the disk in bytes, as in the header.
     size: AtomicU64,
-    /// Set when a writable image was found corrupt, or when the value of a pointer on disk is unknown after an I/O error. Every
-    /// request then fails.
+    /// If set, every request fails. Examples of causes: a writable image was found corrupt, the value of a header field on disk
+    /// is unknown after an I/O error, a repair or an amend replaces metadata, a reopen could not make the image writable.
     disabled: AtomicBool,
     /// Why requests fail, if a repair or an amend is the cause.
     replaced: ReplacedBy,
-    /// Corruption has already been reported. It is reported once.
+    /// A corruption was reported already. Only the first one is reported.
     signalled: AtomicBool,
     /// The runtime options.
     modes: AtomicU32,
@@ -99,7 +99,7 @@ impl Facts {
         &self.children
     }
 
-    /// The child that holds the image file.
+    /// The child that is the image file.
     pub(super) fn file(&self) -> Result<Arc<Edge>> {
         self.children.require(ChildIdx::FILE)
     }
@@ -109,7 +109,7 @@ impl Facts {
         &self.epochs
     }
 
-    /// Sets the size of the disk in bytes. The header on disk has it already.
+    /// Sets the size of the disk in bytes, in memory only.
     pub(super) fn set_size(&self, size: u64) {
         self.size.store(size, Release);
     }
@@ -135,12 +135,12 @@ impl Facts {
         &self.disabled
     }
 
-    /// The next corruption is reported again, although one was reported before.
+    /// After this call, the next corruption is reported even if an earlier one was reported.
     pub(super) fn report_again(&self) {
         self.signalled.store(false, Relaxed);
     }
 
-    /// The size of the disk as the header gives it. It may end within a sector.
+    /// The size of the disk in bytes as the header contains it. This size is not always a multiple of the sector size.
     #[inline]
     pub(super) fn size_in_header(&self) -> u64 {
         self.size.load(Acquire)

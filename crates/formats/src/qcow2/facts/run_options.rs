@@ -1,11 +1,11 @@
 //! Runtime options of an open image. A reopen can change them, and they are not stored in the image.
 //!
-//! - `lazy-refcounts`: refcounts stay in memory until the image is closed. The dirty bit of the header is set before the disk
-//!   gets a reference to a cluster whose refcount is not on disk. It is cleared when all refcounts are on disk. A writable open
-//!   of a dirty image rebuilds its refcounts.
+//! - `lazy-refcounts`: write-back cycles do not write refcounts; closing the image writes them. The dirty bit of the header is
+//!   set before the disk gets a reference to a cluster whose refcount is not on disk. The bit is cleared when all refcounts are
+//!   on disk. Opening a dirty image for writing rebuilds its refcounts.
 //! - `pass-discard-*`, `discard-no-unref`: which freed clusters are discarded on the host, and whether discarded clusters are
 //!   freed at all.
-//! - `cache-clean-interval`: the time after which unused slices of the caches are dropped (see `cache`).
+//! - `cache-clean-interval`: the time after which unused slices of the caches are dropped (see `slice_cache`).
 //! - `overlap-check`: which metadata structures are protected from writes that overlap them (see `metadata/overlap`).
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
@@ -22,17 +22,17 @@ bitflags::bitflags! {
     /// The effective runtime options.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub(in crate::qcow2) struct Modes: u32 {
-        /// Refcounts are written when the image is closed.
+        /// Refcounts are written when the image is closed, not in each write-back cycle.
         const LAZY = 1;
         /// Clusters that the guest discards are discarded on the host.
         const PASS_REQUEST = 1 << 1;
-        /// Freed clusters of snapshots and of replaced states are discarded on the host.
+        /// Clusters that are freed by an operation on snapshots, or by emptying the image, are discarded on the host.
         const PASS_SNAPSHOT = 1 << 2;
-        /// All other freed clusters are discarded on the host.
+        /// Other freed clusters are discarded on the host. Clusters behind the end of a shrunk disk are always discarded.
         const PASS_OTHER = 1 << 3;
         /// Discarded clusters stay allocated.
         const NO_UNREF = 1 << 4;
-        /// The data file is a valid raw image. Not an option, but a bit of the header.
+        /// The data file is a valid raw image. This is a bit of the header, not an option.
         const RAW_DATA = 1 << 5;
         const MAIN_HEADER = 1 << 8;
         const ACTIVE_L1 = 1 << 9;
@@ -43,18 +43,18 @@ bitflags::bitflags! {
         const INACTIVE_L1 = 1 << 14;
         const INACTIVE_L2 = 1 << 15;
         const BITMAP_DIRECTORY = 1 << 16;
-        /// Structures that can be checked in constant time.
+        /// The template `constant` of `overlap-check`: structures that can be checked in constant time.
         const CONSTANT = Self::MAIN_HEADER.bits() | Self::ACTIVE_L1.bits()
             | Self::REFCOUNT_TABLE.bits() | Self::SNAPSHOT_TABLE.bits()
             | Self::BITMAP_DIRECTORY.bits();
-        /// Structures that can be checked without I/O.
+        /// The template `cached` of `overlap-check`: structures that can be checked without I/O.
         const CACHED = Self::CONSTANT.bits() | Self::ACTIVE_L2.bits()
             | Self::REFCOUNT_BLOCK.bits() | Self::INACTIVE_L1.bits();
         const EVERYTHING = Self::CACHED.bits() | Self::INACTIVE_L2.bits();
     }
 }
 
-/// The switches of `overlap-check`.
+/// The suboptions of `overlap-check`, each with its structure.
 pub(in crate::qcow2) const STRUCTURES: [(&str, Modes); 9] = [
     ("main-header", Modes::MAIN_HEADER),
     ("active-l1", Modes::ACTIVE_L1),
@@ -67,7 +67,7 @@ pub(in crate::qcow2) const STRUCTURES: [(&str, Modes); 9] = [
     ("bitmap-directory", Modes::BITMAP_DIRECTORY),
 ];
 
-/// The names of structures, as in messages.
+/// The names of structures, for messages.
 pub(in crate::qcow2) fn structure_names(structures: Modes) -> String {
     let named = STRUCTURES.iter().filter(|(_, one)| structures.contains(*one));
     let written_out = |name: &str| match name.rsplit_once('-') {
@@ -215,8 +215,8 @@ impl Facts {
 }
 
 impl Facts {
-    /// Whether clusters that the guest discards stay allocated. This does not concern clusters of a data file, each of which
-    /// belongs to one guest cluster anyway.
+    /// Whether clusters that the guest discards stay allocated. Never true with a data file, because each of its clusters
+    /// belongs to one guest cluster.
     pub(in crate::qcow2) fn keeps_discarded(&self) -> bool {
         self.modes().contains(Modes::NO_UNREF) && !self.geometry.data_file
     }

@@ -1,7 +1,7 @@
 //! Whether an open image accepts requests, and why not.
 //!
-//! The flag `Facts::disabled` stops all requests. This file makes the error that such requests get: it says why the image has
-//! stopped, and what the user can do. The errno is `EIO`, as in QEMU.
+//! The flag `Facts::disabled` stops all requests. This file makes the error of these requests. The error says why the image
+//! accepts no requests, and what the user can do. The errno is `EIO`, as in QEMU.
 
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering::Relaxed;
@@ -28,7 +28,7 @@ impl Facts {
         self.disable();
     }
 
-    /// The error of all requests of an image that has stopped.
+    /// The error of every request to an image that accepts no requests.
     fn stopped(&self) -> Error {
         let text = match self.replaced.0.get() {
             Some(Replaced::Repair) => {
@@ -48,7 +48,7 @@ impl Facts {
         Error::from_errno(Errno::IO).reword(text)
     }
 
-    /// Refuses requests after a corruption.
+    /// Refuses a request if the image accepts no requests.
     pub(in crate::qcow2) fn check_usable(&self) -> Result<()> {
         if !self.is_usable() {
             return Err(self.stopped());
@@ -56,7 +56,7 @@ impl Facts {
         Ok(())
     }
 
-    /// Refuses writes to a read-only image, and requests after a corruption.
+    /// Refuses a write if the image is read-only or accepts no requests.
     pub(in crate::qcow2) fn check_writable(&self) -> Result<()> {
         if self.is_read_only() {
             return Err(Error::new(ErrorKind::ReadOnly, "Image is read-only"));

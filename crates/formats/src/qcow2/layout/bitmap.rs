@@ -1,7 +1,8 @@
 //! Persistent bitmaps: the directory, the tables, and their entries ("Bitmaps").
 //!
 //! Parsing a directory returns all its entries, also those whose bitmap cannot be used. Such an entry is preserved unchanged,
-//! and [`BitmapEntry::fault`] reports why it is unusable. Only a directory whose entry boundaries cannot be found is an error.
+//! and [`BitmapEntry::fault`] reports why its bitmap cannot be used. Parsing fails only if the boundaries of the entries cannot
+//! be found, or if the number of entries is wrong.
 
 use std::borrow::Cow;
 
@@ -12,13 +13,13 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{BadEntry, Geometry};
 
-/// Most bitmaps that QEMU accepts.
+/// Largest number of bitmaps that QEMU accepts.
 pub const MAX_BITMAPS: u32 = 65_535;
 /// Largest bitmap directory that QEMU accepts, in bytes.
 pub const MAX_BITMAP_DIRECTORY: u64 = MAX_BITMAPS as u64 * 1024;
 /// Largest amount of data of one bitmap that QEMU accepts, in bytes.
 pub const MAX_BITMAP_BYTES: u64 = 0x2000_0000;
-/// Most entries of a bitmap table that QEMU accepts.
+/// Largest number of entries of a bitmap table that QEMU accepts.
 const MAX_TABLE_ENTRIES: u32 = 0x800_0000;
 
 /// The only type of bitmap that the format defines.
@@ -26,7 +27,7 @@ const DIRTY_TRACKING: u8 = 1;
 
 /// Bits 9 to 55 of a table entry: the offset.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-/// Bit 0 of a table entry without an offset: all ones.
+/// Bit 0 of a table entry without an offset: all bits of this cluster of bitmap data are one.
 const ONES: u64 = 1;
 
 bitflags::bitflags! {
@@ -122,6 +123,7 @@ impl BitmapEntry {
         let known = BitmapFlags::IN_USE | BitmapFlags::AUTO | BitmapFlags::EXTRA_DATA_COMPATIBLE;
         let fits = (MIN_GRANULARITY..=MAX_GRANULARITY).contains(&self.granularity().unwrap_or(0))
             && (1..=MAX_NAME).contains(&self.name.len())
+            && !self.name.starts_with(&[0])
             && known.contains(self.flags)
             && (!self.flags.contains(BitmapFlags::EXTRA_DATA_COMPATIBLE) || !self.extra.is_empty())
             && self.kind == DIRTY_TRACKING
@@ -156,7 +158,7 @@ impl BitmapEntry {
         out.resize(out.len().next_multiple_of(8), 0);
     }
 
-    /// The entry at the start of `bytes`, and what follows it.
+    /// The entry at the start of `bytes`, and the bytes behind the entry. `None` if `bytes` is too short.
     fn parse(bytes: &[u8]) -> Option<(Self, &[u8])> {
         let (raw, rest) = RawEntry::read_from_prefix(bytes).ok()?;
         let extra_size = usize::try_from(raw.extra_size.get()).ok()?;
@@ -187,6 +189,9 @@ pub fn parse_bitmap_directory(bytes: &[u8], count: u32) -> Result<Vec<BitmapEntr
     let mut entries = Vec::new();
     let mut rest = bytes;
     while !rest.is_empty() {
+        if rest.len() < size_of::<RawEntry>() {
+            return Err(Error::invalid("Broken bitmap directory"));
+        }
         if u32::try_from(entries.len()).unwrap_or(u32::MAX) == count {
             return Err(Error::invalid("More bitmaps found than specified in header extension"));
         }
@@ -214,7 +219,7 @@ pub fn bitmap_bytes(size: u64, granularity: u64) -> u64 {
     size.div_ceil(granularity.max(1)).div_ceil(8)
 }
 
-/// The contents or the place of a cluster of bitmap data ("Bitmap table").
+/// The contents or the location of a cluster of bitmap data ("Bitmap table").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BitmapData {
     /// Not stored: all bits are zero.

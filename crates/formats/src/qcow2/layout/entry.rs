@@ -2,8 +2,8 @@
 //! management").
 //!
 //! An entry type wraps the raw number. The methods that return a checked offset fail unless the offset is aligned to clusters.
-//! Reserved bits of L1 and L2 entries have no effect, as in QEMU; a check reports them. L2 entries are decoded on every request,
-//! so the common case takes only a few branches.
+//! Reserved bits of L1 and L2 entries have no effect, as in QEMU; a check reports them. L2 entries are decoded on every
+//! request, so the common case takes only a few branches.
 
 use std::fmt;
 
@@ -23,21 +23,21 @@ const L1_RESERVED: u64 = 0x7f00_0000_0000_01ff;
 const L2_RESERVED: u64 = 0x3f00_0000_0000_01fe;
 /// Reserved bits of a refcount table entry.
 const REFCOUNT_TABLE_RESERVED: u64 = 0x1ff;
-/// Host offsets are below this.
+/// Host offsets are below this number.
 const MAX_OFFSET: u64 = 1 << 56;
-/// Compressed data is counted in sectors of this many bytes.
+/// The length of compressed data is stored in sectors of this many bytes.
 const SECTOR: u64 = 512;
 
 /// Why an entry is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadEntry {
-    /// Bits that must be zero are set. Holds the entry.
+    /// Bits that must be zero are set. Contains the entry.
     Reserved(u64),
-    /// The offset is not a multiple of the cluster size. Holds the offset in bytes.
+    /// The offset is not a multiple of the cluster size. Contains the offset in bytes.
     Unaligned(u64),
-    /// The zero flag is set in a version 2 image. Holds the entry.
+    /// The zero flag is set in a version 2 image. Contains the entry.
     ZeroBeforeVersion3(u64),
-    /// A subcluster is both allocated and zero, or it is allocated in an unallocated cluster. Holds the bitmap.
+    /// A subcluster is both allocated and zero, or it is allocated in an unallocated cluster. Contains the bitmap.
     Subclusters(u64),
 }
 
@@ -138,8 +138,8 @@ impl L2Entry {
     /// Unallocated.
     pub const EMPTY: Self = Self(0);
 
-    /// Decodes the entry, in an image of `version`. For an extended entry, this decodes only the first word: `Data` is a
-    /// cluster of which any subclusters may be in use, and `Zero` does not occur.
+    /// Decodes the entry, in an image of `version`. For an extended entry, this decodes only the first word. `Data` then means
+    /// that the cluster is allocated; all, some or none of its subclusters have data. `Zero` is never returned.
     ///
     /// # Errors
     /// When the entry is invalid.
@@ -238,7 +238,7 @@ impl L2Entry {
         Self(host & OFFSET | COPIED | ZERO)
     }
 
-    /// An entry for `len` bytes of compressed data at `host`. `None` if the descriptor cannot express that.
+    /// An entry for `len` bytes of compressed data at `host`. `None` if the entry cannot store this offset or length.
     pub fn compressed(geometry: Geometry, host: u64, len: u64) -> Option<Self> {
         let offset_bits = compressed_offset_bits(geometry);
         let last = host.checked_add(len.checked_sub(1)?)?;

@@ -1,7 +1,7 @@
 //! Header extensions ("Header extensions" and the sections after it).
 //!
-//! The extensions follow the header in the first cluster. They end at the backing file's name or at the end of the cluster. All
-//! lengths are checked against this area, so the parsed data is never larger than a cluster.
+//! The extensions follow the header in the first cluster. They end at an end marker, at the backing file's name, or at the end
+//! of the cluster. The length of each extension is checked against this area, so the parsed data fits in a cluster.
 
 use oxblk_core::{Error, Result, names};
 use zerocopy::FromBytes;
@@ -36,7 +36,7 @@ pub enum FeatureKind {
     Compatible,
     /// A program that does not know the feature must clear the bit when it writes.
     Autoclear,
-    /// A kind that this version does not know.
+    /// A kind that this implementation does not know.
     Other(u8),
 }
 
@@ -139,11 +139,12 @@ pub struct Extensions {
     pub feature_names: Vec<FeatureName>,
     /// Name of the external data file.
     pub data_file: Option<String>,
-    /// The bitmap directory. `None` if the autoclear bit says that it is not consistent.
+    /// The bitmap directory. `None` if the image has no bitmaps extension, if the autoclear bit says that the extension is not
+    /// consistent, or if the extension has a fault.
     pub bitmaps: Option<BitmapsExtension>,
-    /// The image has a bitmaps extension, but the autoclear bit says that it is not consistent.
+    /// The image has a bitmaps extension, but the autoclear bit says that the extension is not consistent.
     pub bitmaps_outdated: bool,
-    /// The fault of the bitmaps extension. `bitmaps` is then `None`.
+    /// The fault of the bitmaps extension, if it has one. `bitmaps` is then `None`.
     pub bitmaps_fault: Option<String>,
     /// The place of the LUKS header.
     pub crypto: Option<CryptoHeader>,
@@ -167,11 +168,11 @@ impl Extensions {
         Ok(extensions)
     }
 
-    /// Parses only the feature name table, as far as it can be read. It is used in the error message of an image with unknown
-    /// features.
+    /// Parses only the feature name table, as far as it can be read. The names are used in the error message for an image with
+    /// unknown features.
     pub(super) fn names_only(area: &[u8]) -> Vec<FeatureName> {
         let mut extensions = Self::default();
-        // Extensions behind a broken one cannot be found. The names before it are still usable.
+        // Extensions behind a broken extension cannot be found. A feature name table in front of it is still usable.
         let _ = extensions.walk(area, |extensions, magic, data| {
             if magic == FEATURE_NAMES {
                 extensions.feature_names = parse_names(data);
@@ -234,7 +235,7 @@ impl Extensions {
         Ok(())
     }
 
-    /// A fault is only recorded here, because a check must be able to read and repair such an image.
+    /// Parses the bitmaps extension. A fault is only recorded, because a check must be able to open and repair the image.
     /// [`super::Header::require_bitmaps`] reports the fault.
     fn take_bitmaps(&mut self, data: &[u8], context: &Context) {
         match parse_bitmaps(data, context) {
@@ -247,7 +248,7 @@ impl Extensions {
     }
 
     /// Appends the extensions to `out` in the order in which QEMU writes them, the end marker last. Version 3 images with large
-    /// enough clusters get the names of all known features. The names in the old table are not preserved.
+    /// enough clusters get the names of all known features. Names that were read from the image are not written.
     pub(super) fn encode(&self, out: &mut Vec<u8>, version: u32, geometry: Geometry) {
         self.encode_parts(out, version >= 3 && geometry.cluster_size() > NO_NAMES_UP_TO);
     }
@@ -285,7 +286,7 @@ fn put(out: &mut Vec<u8>, magic: u32, data: &[u8]) {
     out.extend(magic.to_be_bytes());
     out.extend(u32::try_from(data.len()).unwrap_or(u32::MAX).to_be_bytes());
     out.extend(data);
-    // The length of the data is rounded up, not its end offset, because a header need not end at a multiple of 8.
+    // Only the length of the data is rounded up. Its end offset may be unaligned, because a header can have any length.
     let padding = data.len().next_multiple_of(8) - data.len();
     out.resize(out.len() + padding, 0);
 }

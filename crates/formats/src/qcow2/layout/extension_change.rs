@@ -1,12 +1,12 @@
 //! Changing the bitmaps extension in the header of an open image.
 //!
-//! A power cut may happen between any two sectors of a write. So a change is a list of writes, and each write must be durable
+//! A power cut may happen between any two sectors of a write. So a change is a list of writes, and each write must be flushed
 //! before the next one begins. If a power cut tears one of these writes, the header is still valid, and everything apart from
 //! bitmaps is unchanged. The bitmaps extension is then the old one, the new one, or marked as not consistent (autoclear bit 0
 //! is not set).
 //!
-//! If the extension exists already and lies within one sector, the change is one write. The header then names the old directory
-//! or the new one at any time. This is the case for headers that QEMU and this program write.
+//! If the extension exists already and its data lies within one sector, the change is one write. The header then always refers
+//! to the old directory or to the new one. This is the case for most headers that QEMU and this program write.
 
 use oxblk_core::{Errno, Error, Result};
 use zerocopy::FromBytes;
@@ -38,7 +38,7 @@ pub struct HeaderWrite {
     pub bytes: Vec<u8>,
 }
 
-/// A chain of header extensions as it lies in the first cluster.
+/// The header extensions in the first cluster.
 struct Chain {
     /// Offset of the bitmaps extension, and the length of its data.
     bitmaps: Option<(usize, usize)>,
@@ -46,8 +46,8 @@ struct Chain {
     end: usize,
 }
 
-/// The writes that make the header name the bitmap directory `new`, or no directory. `head` is the first cluster of a version 3
-/// image.
+/// Returns the writes that make the header refer to the bitmap directory `new`, or to no directory. `head` is the first cluster
+/// of a version 3 image.
 ///
 /// # Errors
 /// [`oxblk_core::ErrorKind::NoSpace`] when the first cluster has no free space for the extension.
@@ -68,7 +68,7 @@ pub fn change_bitmaps_extension(
 }
 
 struct Change {
-    /// The cluster after the writes so far.
+    /// The first cluster after all `writes`.
     head: Vec<u8>,
     writes: Vec<HeaderWrite>,
 }
@@ -142,7 +142,8 @@ impl Change {
         self.set_consistent(true);
     }
 
-    /// Writes the extension over the end marker, with a new end marker behind it.
+    /// Writes the extension over the end marker, with a new end marker behind it. If the backing file's name lies there, the
+    /// name is first copied behind the new end marker.
     fn insert(&mut self, end: usize, new: &BitmapsExtension) -> Result<()> {
         let no_room =
             || Error::from_errno(Errno::NOSPC).prefix("The header has no room for bitmaps");
@@ -174,8 +175,8 @@ impl Change {
         Ok(())
     }
 
-    /// As [`Self::insert`], if the header with the extension and the moved backing file's name fits in one sector. Returns
-    /// `None` if it does not fit.
+    /// As [`Self::insert`], with one write of a header that contains the extension and the moved backing file's name. Returns
+    /// `None` if this header does not fit in one sector.
     fn insert_at_once(&mut self, end: usize, new: &BitmapsExtension) -> Option<()> {
         let (name, len) = self.backing_name()?;
         let name = self.head.get(name..name.saturating_add(len))?.to_vec();
@@ -198,8 +199,8 @@ impl Change {
         self.set_consistent(false);
         let last = at.saturating_add(HEAD).saturating_add(len.next_multiple_of(8)) >= end;
         if last {
-            // Zeroes are an end marker. The bytes behind the extension may belong to the backing file's name, so they are not
-            // changed.
+            // Zeroes are an end marker. Bytes behind the extension are not changed, because they may belong to the backing
+            // file's name.
             self.write(at, vec![0; end.saturating_sub(at)]);
         }
     }

@@ -1,4 +1,4 @@
-//! Tests of the writes, with a power cut at every point.
+//! Tests of the writes that change the bitmaps extension. Every possible torn write is tested.
 
 use super::super::{Compression, Extensions, Geometry, Header, Incompatible};
 use super::*;
@@ -42,10 +42,10 @@ fn parse(head: &[u8]) -> Header {
     Header::parse(head, 1 << 30).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Carries out the writes. For each write, checks the header after every subset of its sectors.
+/// Applies the writes. For each write, checks the header for every subset of sectors that a power cut can leave written.
 fn carry_out(start: &[u8], new: Option<&BitmapsExtension>) -> Vec<u8> {
     let before = parse(start);
-    let writes = change_bitmaps_extension(start, new).expect("there is room");
+    let writes = change_bitmaps_extension(start, new).expect("the extension fits");
     let mut now = start.to_vec();
     for (number, write) in writes.iter().enumerate() {
         let at = usize::try_from(write.offset).unwrap();
@@ -125,7 +125,7 @@ fn an_extension_in_front_of_others_stays_but_is_not_valid() {
         header.extensions.unknown = vec![(0x1234_5678, vec![5; 20])];
     });
     let without = carry_out(&start, None);
-    // The extension is then reused.
+    // The next change reuses the extension.
     carry_out(&without, Some(&NEW));
 }
 
@@ -143,7 +143,7 @@ fn a_backing_name_directly_behind_the_extension_is_not_changed() {
         header.extensions.bitmaps = Some(OLD);
         header.backing_file = Some("name".to_owned());
     });
-    // There is no end marker: the chain ends where the name begins.
+    // There is no end marker: the extensions end where the name begins.
     let offset = u64::from_be_bytes(start[8..16].try_into().unwrap());
     let at = usize::try_from(offset).unwrap();
     start[8..16].copy_from_slice(&(offset - 8).to_be_bytes());

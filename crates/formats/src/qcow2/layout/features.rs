@@ -3,7 +3,8 @@
 use super::extension::{FeatureKind, FeatureName};
 
 bitflags::bitflags! {
-    /// Features that must be understood to open the image. Unknown bits are preserved.
+    /// Features that a program must support to open the image. Unknown bits are kept in the parsed value, for the error
+    /// message.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
     pub struct Incompatible: u64 {
         /// Refcounts may be inconsistent: the image was not closed.
@@ -12,7 +13,7 @@ bitflags::bitflags! {
         const CORRUPT = 2;
         /// Guest clusters lie in an external data file.
         const DATA_FILE = 4;
-        /// Compressed clusters are not zlib.
+        /// Compressed clusters use another method than zlib.
         const COMPRESSION = 8;
         /// L2 entries are 128 bits wide and describe subclusters.
         const EXTENDED_L2 = 16;
@@ -33,7 +34,8 @@ bitflags::bitflags! {
 }
 
 bitflags::bitflags! {
-    /// Features that a writer which does not know them must clear. Unknown bits are preserved.
+    /// Autoclear bits: a program that writes to the image must clear each bit that it does not know. The parsed value contains
+    /// unknown bits.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
     pub struct Autoclear: u64 {
         /// The bitmaps extension is consistent.
@@ -72,8 +74,8 @@ pub(super) const NAMES: [(FeatureKind, u8, &str); 8] = [
     (FeatureKind::Autoclear, 1, "raw external data"),
 ];
 
-/// Describes the incompatible features in `unknown` as QEMU does: features with a name in `table` by this name, the others as
-/// one number.
+/// Describes the incompatible features in `unknown` as QEMU does: a feature with a name in `table` by this name, all other
+/// features together as one number.
 pub(super) fn describe_unknown(unknown: Incompatible, table: &[FeatureName]) -> String {
     let mut left = unknown.bits();
     let mut names: Vec<String> = Vec::new();

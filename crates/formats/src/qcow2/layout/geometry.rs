@@ -84,21 +84,21 @@ impl Geometry {
         (self.cluster_size() << 3) >> (self.refcount_order & 63)
     }
 
-    /// Number of L1 entries that map `size` bytes. `None` if it exceeds `i32::MAX`, because no implementation reads such a
-    /// table.
+    /// Number of L1 entries that map `size` bytes. `None` if the number exceeds `i32::MAX`, because no implementation reads
+    /// such a table.
     pub fn l1_entries_for(self, size: u64) -> Option<u64> {
         let bytes_per_entry = 1u64.checked_shl(self.l1_shift())?;
         let entries = size.div_ceil(bytes_per_entry);
         (entries <= 0x7fff_ffff).then_some(entries)
     }
 
-    /// The offset within its cluster.
+    /// The distance of `offset` from the start of its cluster, in bytes.
     #[inline]
     pub fn offset_in_cluster(self, offset: u64) -> u64 {
         offset & (self.cluster_size() - 1)
     }
 
-    /// The start of the cluster that holds `offset`.
+    /// The start of the cluster that contains `offset`.
     #[inline]
     pub fn cluster_start(self, offset: u64) -> u64 {
         offset & !(self.cluster_size() - 1)
@@ -110,7 +110,7 @@ impl Geometry {
         self.offset_in_cluster(offset) == 0
     }
 
-    /// The number of the cluster that holds `offset`.
+    /// The number of the cluster that contains `offset`.
     #[inline]
     pub fn cluster_index(self, offset: u64) -> u64 {
         offset >> (self.cluster_bits & 63)

@@ -5,7 +5,7 @@ use super::extension::END;
 use super::raw::{RawHeader, V2_LENGTH, V3_LENGTH};
 
 /// Number of bytes from the start of an image that contain its header, all extensions, and the backing file's name. `head` is
-/// the part of the image that has been read so far. If the result is greater than the length of `head`, more must be read.
+/// the part of the image that was read already. If the result is greater than the length of `head`, more must be read.
 /// Otherwise [`super::Header::parse`] has all the bytes that it needs.
 pub fn header_extent(head: &[u8]) -> u64 {
     let have = head.len() as u64;
@@ -82,7 +82,7 @@ mod tests {
         assert_eq!(header_extent(&head(&extension)), 112 + 8 + 16 + 8);
         extension.extend([0; 24]);
         assert_eq!(header_extent(&head(&extension)), 112 + 8 + 16 + 8);
-        // An extension that does not fit in the cluster ends the walk.
+        // An extension that does not fit in the cluster ends the search.
         assert_eq!(header_extent(&head(&[1, 2, 3, 4, 0, 1, 0, 0])), 120);
     }
 

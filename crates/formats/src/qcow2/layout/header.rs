@@ -1,8 +1,8 @@
 //! The image header ("Header"): parsed with every check that does not need I/O, and encoded.
 //!
 //! The checks are made in the order in which QEMU makes them, so that an image with several faults gets the same message. Some
-//! checks depend on how the image is opened (a corrupt image opened for writing, a missing refcount table). They are separate
-//! `require_*` methods, which the driver calls.
+//! checks depend on how the image is opened (a corrupt image opened for writing, a missing refcount table). These checks are
+//! separate `require_*` methods, which the driver calls.
 
 use oxblk_core::{Errno, Error, Result, names};
 use zerocopy::byteorder::big_endian::U32;
@@ -17,7 +17,7 @@ use super::{Autoclear, Compatible, Extensions, Geometry, Incompatible, features}
 pub const MAX_L1_BYTES: u64 = 32 << 20;
 /// Largest refcount table that is accepted, in bytes.
 pub const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
-/// Most snapshots that are accepted.
+/// Largest number of snapshots that is accepted.
 pub const MAX_SNAPSHOTS: u32 = 65_536;
 
 /// Longest backing file name, in bytes.
@@ -106,7 +106,7 @@ pub struct Header {
     pub incompatible: Incompatible,
     /// Features that may be ignored.
     pub compatible: Compatible,
-    /// Features whose bits a program that does not know them clears when it writes.
+    /// Autoclear features: a program that writes to the image clears the bits that it does not know.
     pub autoclear: Autoclear,
     /// Length of the header as it was read, in bytes. [`Header::encode`] computes a new length.
     pub header_length: u32,
@@ -125,11 +125,11 @@ fn fault<T>(message: impl Into<std::borrow::Cow<'static, str>>) -> Result<T> {
 }
 
 impl Header {
-    /// Reads the header at the start of an image of `file_size` bytes. `head` has as many bytes as [`header_extent`] asks for,
+    /// Reads the header at the start of an image of `file_size` bytes. `head` has as many bytes as [`header_extent`] returns,
     /// or all bytes of a shorter file. The missing bytes of a shorter file count as zeroes.
     ///
     /// # Errors
-    /// When the image is not qcow2, breaks the format, or uses an unsupported feature. The text is that of QEMU's tools.
+    /// When the image is not qcow2, violates the format, or uses an unsupported feature. The text is that of QEMU's tools.
     pub fn parse(head: &[u8], file_size: u64) -> Result<Self> {
         let raw = RawHeader::from_head(head);
         let geometry = check_identity(&raw)?;
@@ -208,7 +208,7 @@ impl Header {
     /// Refuses an image without a refcount table. Only `check` may open such an image.
     ///
     /// # Errors
-    /// With the text of QEMU's tools.
+    /// The text of the error is that of QEMU's tools.
     pub fn require_refcounts(&self) -> Result<()> {
         if self.refcount_table_clusters == 0 {
             return fault("Image does not contain a reference count table");
@@ -219,7 +219,7 @@ impl Header {
     /// Refuses an image with a broken bitmaps extension. Only `check` may open such an image.
     ///
     /// # Errors
-    /// With the text of QEMU's tools.
+    /// The text of the error is that of QEMU's tools.
     pub fn require_bitmaps(&self) -> Result<()> {
         match &self.extensions.bitmaps_fault {
             Some(text) => fault(text.clone()),
@@ -230,7 +230,7 @@ impl Header {
     /// Refuses an image whose snapshot table has an invalid offset or size. Only `check` may open such an image.
     ///
     /// # Errors
-    /// With the text of QEMU's tools.
+    /// The text of the error is that of QEMU's tools.
     pub fn require_snapshots(&self) -> Result<()> {
         check_table(
             self.geometry,
@@ -245,7 +245,7 @@ impl Header {
     /// Refuses to write to an image that is marked corrupt.
     ///
     /// # Errors
-    /// With the text of QEMU's tools.
+    /// The text of the error is that of QEMU's tools.
     pub fn require_writable(&self) -> Result<()> {
         if self.incompatible.contains(Incompatible::CORRUPT) {
             return Err(Error::new(
@@ -261,7 +261,7 @@ impl Header {
     /// longer than a cluster.
     ///
     /// # Errors
-    /// [`oxblk_core::ErrorKind::NoSpace`] when they do not fit into a cluster,
+    /// [`oxblk_core::ErrorKind::NoSpace`] when the result does not fit into a cluster,
     /// [`oxblk_core::ErrorKind::Invalid`] when the backing file's name is longer than 1023 bytes.
     pub fn encode(&self) -> Result<Vec<u8>> {
         let mut out = self.fixed_part(0);
@@ -284,7 +284,7 @@ impl Header {
     }
 
     /// Encodes the header in its shortest form: with all extensions apart from the feature name table. The backing file's name
-    /// is not included; it lies at `name_offset`.
+    /// is not included; the header refers to the name at `name_offset`.
     pub fn encode_short(&self, name_offset: u64) -> Vec<u8> {
         let mut out = self.fixed_part(name_offset);
         self.extensions.encode_without_names(&mut out);
@@ -343,7 +343,7 @@ struct Cluster<'a> {
 }
 
 impl Cluster<'_> {
-    /// Up to `len` bytes from `offset`. The end of the cluster limits them.
+    /// The bytes `offset..offset + len`, or fewer if the cluster ends before.
     fn part(&self, offset: u64, len: u64) -> Vec<u8> {
         let start = offset.min(self.size);
         let len = len.min(self.size - start);

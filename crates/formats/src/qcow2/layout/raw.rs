@@ -8,9 +8,9 @@ pub(super) const MAGIC: u32 = 0x5146_49fb;
 
 /// Header length of version 2 images, in bytes.
 pub(super) const V2_LENGTH: u32 = 72;
-/// Least header length of version 3 images, in bytes.
+/// Smallest header length of version 3 images, in bytes.
 pub(super) const V3_MIN_LENGTH: u32 = 104;
-/// Header length that this implementation writes for version 3, in bytes.
+/// Length in bytes of the version 3 header fields that this implementation knows and writes.
 pub(super) const V3_LENGTH: u32 = 112;
 
 /// The image header ("Header" and "Additional fields").
@@ -47,7 +47,7 @@ pub(super) struct RawHeader {
     pub(super) incompatible_features: U64,
     /// Version 3: features that may be ignored.
     pub(super) compatible_features: U64,
-    /// Version 3: features whose bits must be cleared by a writer that does not know them.
+    /// Version 3: autoclear bits. A program that writes to the image clears the bits that it does not know.
     pub(super) autoclear_features: U64,
     /// Version 3: binary logarithm of the refcount width in bits.
     pub(super) refcount_order: U32,

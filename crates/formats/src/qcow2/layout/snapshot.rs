@@ -40,7 +40,7 @@ const _: () = {
     assert!(offset_of!(RawSnapshot, extra_size) == 36);
 };
 
-/// An internal snapshot. [`parse_snapshot`] does not check the place of its L1 table; see [`Snapshot::check_l1`].
+/// An internal snapshot. [`parse_snapshot`] does not check the offset and the size of its L1 table; see [`Snapshot::check_l1`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     /// Byte offset of its L1 table.
@@ -87,10 +87,10 @@ impl Snapshot {
     }
 }
 
-/// Encodes an entry, including padding. Its extra data begins with the fields that version 3 requires.
+/// Encodes an entry, including padding. Its extra data begins with the VM state size and, if it is known, the disk size.
 pub fn encode_snapshot(snapshot: &Snapshot) -> Vec<u8> {
     let mut extra = snapshot.vm_state_size.to_be_bytes().to_vec();
-    // An entry of an old version stores no disk size. Its extra data is not extended then.
+    // An entry of a version 2 image may have no disk size. Its extra data is then not extended.
     if let Some(size) = snapshot.size {
         extra.extend(size.to_be_bytes());
     }
@@ -118,7 +118,7 @@ pub fn encode_snapshot(snapshot: &Snapshot) -> Vec<u8> {
 }
 
 /// Parses the entry at the start of `bytes`. Returns the entry and its length in bytes, including padding. Returns `None` if
-/// `bytes` end before the entry does.
+/// `bytes` is shorter than the entry.
 ///
 /// # Errors
 /// When the entry's extra data is longer than accepted.

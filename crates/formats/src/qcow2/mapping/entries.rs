@@ -1,4 +1,4 @@
-//! L2 entries: which of them are invalid, and the errors for those.
+//! Detecting invalid L2 entries, and reporting them as corruptions.
 
 use oxblk_core::Error;
 
@@ -14,8 +14,8 @@ fn hex(number: u64) -> String {
 }
 
 impl Mapping {
-    /// Whether the L2 entry of the guest cluster at `guest` is invalid with a data file: its host offset differs from the guest
-    /// offset, or it is compressed.
+    /// Whether the image has a data file and the L2 entry of the guest cluster at `guest` is therefore invalid: its host offset
+    /// differs from the guest offset, or the entry is compressed.
     #[inline]
     pub(in crate::qcow2) fn is_misplaced(&self, guest: u64, kind: L2Kind) -> bool {
         self.geometry.data_file
@@ -37,13 +37,13 @@ impl Mapping {
         host_of(old).is_some_and(|host| host_of(new) == Some(host))
     }
 
-    /// The host offset of an entry if it is invalid because this offset is not aligned.
+    /// The host offset of an uncompressed entry, if this offset is not aligned.
     fn unaligned_host(&self, entry: L2Entry) -> Option<u64> {
         let host = entry.raw_offset();
         (!entry.is_compressed() && !self.geometry.is_aligned(host)).then_some(host)
     }
 
-    /// Handles an invalid entry with the text of QEMU's tools.
+    /// Reports the invalid L2 entry of the guest offset `offset` as a corruption, with the text of QEMU's tools.
     pub(in crate::qcow2) async fn bad_entry(&self, offset: u64, entry: u64) -> Error {
         let text = if let Some(host) = self.unaligned_host(L2Entry(entry)) {
             let table = self.l1_entry(self.l1_index(offset)).raw_offset();

@@ -1,14 +1,14 @@
-//! The answers of a lookup.
+//! The results of a lookup in the L2 tables.
 
 /// The kind of the first `len` bytes of a range of the guest disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::qcow2) enum Extent {
-    /// Data at `host` in the file. `owned`: only this image's active state refers to it.
+    /// Data at `host` in the file. `owned`: the copied flag is set, so no snapshot refers to the cluster.
     Data { host: u64, len: u64, owned: bool },
-    /// Reads as zeroes. `host`: the place in its preallocated cluster, if any. `owned`: only this image's active state refers
-    /// to that cluster.
+    /// Reads as zeroes. `host`: the offset in the preallocated cluster, if there is one. `owned`: no snapshot refers to that
+    /// cluster; always false for subclusters.
     Zero { len: u64, host: Option<u64>, owned: bool },
-    /// Reads as the backing file does. `host`: the place that is preallocated for its data.
+    /// Reads as the backing file does. `host`: the offset of the space that is preallocated for the data, if there is any.
     Unallocated { len: u64, host: Option<u64> },
     /// Part of one compressed cluster, which is stored in `stored` bytes from `host` on.
     Compressed { host: u64, stored: u64, len: u64 },
@@ -25,7 +25,7 @@ impl Extent {
     }
 }
 
-/// Why the cache alone has no answer.
+/// Why a lookup in the cache has no result.
 pub(in crate::qcow2) enum Miss {
     /// The slice is not cached, or is being changed.
     Absent,

@@ -31,12 +31,13 @@ impl Mapping {
         self.l1_entries.load(Acquire)
     }
 
-    /// Sets an L1 entry and marks it dirty, atomically. So a thread that sees the new entry and then flushes also writes it.
+    /// Sets an L1 entry and marks it dirty under one lock. So a thread that sees the new entry and then flushes also writes the
+    /// entry.
     pub(in crate::qcow2) fn set_l1_entry(&self, index: u64, entry: L1Entry) {
         set_and_note(&self.l1, &self.l1_dirty, index, entry);
     }
 
-    /// The L1 table of the active state.
+    /// A copy of the active L1 table.
     pub(in crate::qcow2) fn active_l1(&self) -> Vec<L1Entry> {
         (0..self.l1_entries()).map(|index| self.l1_entry(index)).collect()
     }
@@ -59,13 +60,13 @@ impl Mapping {
         self.l1_offset.load(Acquire)
     }
 
-    /// Call this when the header names another L1 table with the same entries, and perhaps more behind them.
+    /// Call this when the header refers to a new L1 table. The new table has the same entries and possibly more behind them.
     pub(in crate::qcow2) fn set_l1_place(&self, offset: u64, entries: u64) {
         self.l1_offset.store(offset, Release);
         self.l1_entries.store(entries, Release);
     }
 
-    /// Replaces all L1 entries, which are not dirty, and drops all slices. Core has drained the node.
+    /// Replaces all L1 entries and drops all slices. No entry may be dirty. Core has drained the node.
     pub(in crate::qcow2) fn replace_l1(
         &self,
         l1: impl IntoIterator<Item = L1Entry>,
@@ -84,7 +85,7 @@ impl Mapping {
         self.set_l1_place(offset, entries);
     }
 
-    /// Sets all L1 entries to 0. They are read again afterwards.
+    /// Sets all L1 entries to 0. The caller reads the L1 table again afterwards.
     pub(in crate::qcow2) fn forget_l1(&self) {
         for index in 0..self.l1_entries() {
             self.l1.get_or_make(index).store(0, Release);
@@ -107,7 +108,7 @@ impl Mapping {
         for (index, word) in (0_u64..).zip(table.chunks_exact(8)) {
             let entry = L1Entry(word.try_into().map_or(0, u64::from_be_bytes));
             let table = entry.l2_offset(self.geometry);
-            // An entry without an offset refers to no table, even if it has flags. In memory it is like an empty entry.
+            // An entry without an offset refers to no table, even if it has flags. In memory, this entry is 0.
             if table == Ok(None) {
                 continue;
             }
@@ -119,7 +120,7 @@ impl Mapping {
         Ok(())
     }
 
-    /// Takes the dirty L1 entries, with the values that they have now. They count as clean afterwards.
+    /// Returns the dirty L1 entries with their current values, and marks them clean.
     pub(in crate::qcow2) fn take_dirty_l1(&self) -> BTreeMap<u64, L1Entry> {
         let mut notes = lock(&self.l1_dirty);
         std::mem::take(&mut *notes).into_iter().map(|at| (at, self.l1_entry(at))).collect()
@@ -131,7 +132,7 @@ impl Mapping {
     }
 }
 
-/// Sets the entry and its dirty note under one lock, so that no cycle takes the notes between the two.
+/// Sets the entry and adds its index to the notes under one lock. So no write-back cycle takes the notes between these steps.
 fn set_and_note(
     entries: &Radix<AtomicU64>,
     notes: &Mutex<BTreeSet<u64>>,
@@ -160,7 +161,7 @@ mod tests {
         let (entries, notes) = (Radix::default(), Mutex::default());
         let seen = || entries.get(7).is_some_and(|entry: &AtomicU64| entry.load(Acquire) != 0);
         std::thread::scope(|scope| {
-            // This thread holds the notes without the entry's note, so no thread may see the entry yet.
+            // While this thread holds the lock of the notes, the entry cannot be noted. So no thread may see the entry yet.
             let taking = lock(&notes);
             scope.spawn(|| set_and_note(&entries, &notes, 7, L1Entry::new(65536)));
             let begin = Instant::now();

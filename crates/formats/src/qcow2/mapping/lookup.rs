@@ -1,11 +1,11 @@
 //! Mapping guest offsets to extents with the L2 tables.
 //!
-//! [`Mapping::lookup`] answers from the cache alone, without a lock. `metadata/slices` loads missing slices.
+//! [`Mapping::lookup`] uses only the cache and takes no lock. `metadata/slices` loads missing slices.
 //!
 //! An extended L2 entry has two words. A reader that combines an old word with a new one would get a wrong answer: data where
 //! none was written, or the backing file instead of a compressed cluster. So writers change both words under
-//! `Pinned::begin_change`. A lookup that overlaps a change has no answer and is repeated. The copies of slices for the disk
-//! are made in the same way.
+//! `Pinned::begin_change`. A lookup that runs during a change has no result and is repeated. Write-back cycles copy slices in
+//! the same way.
 
 use std::sync::atomic::{AtomicU64, Ordering::Acquire};
 
@@ -37,7 +37,8 @@ impl Mapping {
         })
     }
 
-    /// The extent that starts at word `index`. The end of the slice and the end of the range limit it.
+    /// The extent that starts at `offset`, whose entry is at word `index`. The extent ends at the end of the slice or of the
+    /// range at the latest.
     fn scan(
         &self,
         words: &[AtomicU64],

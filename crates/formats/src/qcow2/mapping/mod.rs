@@ -3,17 +3,18 @@
 //! | file | concern |
 //! |---|---|
 //! | `l1` | L1 entries, and which of them are dirty |
-//! | `extent`, `entries` | the answers of a lookup; invalid L2 entries |
-//! | `slices` | the numbers of slices, their places in the file, and loading them |
+//! | `extent`, `entries` | the results of a lookup; invalid L2 entries |
+//! | `slices` | the numbers of slices, their offsets in the file, and loading them |
 //! | `subclusters` | extended L2 entries, and extents of subclusters |
-//! | `lookup` | extents of clusters; the map of the fast path |
+//! | `lookup` | looking up extents of clusters in the cache |
 //!
-//! A file uses the files above it. [`Mapping`] knows [`Facts`] and no other owner. It does not allocate, and it writes nothing
-//! to the file: `metadata` does both.
+//! A file uses the files above it. [`Mapping`] uses [`Facts`] and no other owner. `Mapping` neither allocates clusters nor
+//! writes to the file: `metadata` does both.
 //!
-//! Invariant: an L1 entry that a task can see is either on disk or marked dirty. So a flush that starts later writes it.
+//! Invariant: an L1 entry that a task can see is on disk, marked dirty, or taken by a running write-back cycle. So a flush that
+//! starts after the task has seen the entry also writes the entry.
 //!
-//! A lookup takes no lock. The only lock is the mutex of the dirty L1 entries. It is never held across I/O.
+//! A lookup takes no lock. The only lock of this module is the mutex of the dirty L1 entries. It is never held across I/O.
 
 mod entries;
 mod extent;
@@ -50,7 +51,7 @@ pub(super) struct Mapping {
 }
 
 impl Mapping {
-    /// A mapping without L1 entries, whose table of `l1_entries` entries lies at `l1_offset`. `l2`: the cache for slices of
+    /// A mapping whose L1 table, of `l1_entries` entries at `l1_offset`, has not been read yet. `l2`: the cache for slices of
     /// `slice_words` words.
     pub(super) fn new(
         facts: Arc<Facts>,

@@ -1,4 +1,4 @@
-//! Slices of L2 tables: their numbers, their places in the file, and their cache.
+//! Slices of L2 tables: their numbers, their offsets in the file, and their cache.
 
 use oxblk_core::{Error, Result};
 use oxblk_ring::IoBufMut;
@@ -37,8 +37,8 @@ impl Mapping {
     /// Reads a slice from the file. The caller prevents other tasks from loading it concurrently.
     ///
     /// The table's offset is looked up only here, because no task can change the entries of a slice while it is being loaded.
-    /// An offset from an earlier lookup may be stale: it may belong to a table that is shared with a snapshot. Meanwhile the
-    /// image may have copied that table, changed the copy and dropped it from the cache.
+    /// An offset from an earlier lookup may be stale, if the table at that offset is shared with a snapshot. Since that lookup,
+    /// another task may have copied the table and changed the copy, and the changed slice may have left the cache.
     pub(in crate::qcow2) async fn read_slice(&self, slice: u64, offset: u64) -> Result<IoBufMut> {
         let place = self.slice_place(slice).await?;
         let place = place.ok_or_else(|| Error::corrupt("the L2 table is gone").at(offset))?;
@@ -52,7 +52,7 @@ impl Mapping {
         self.l2.pin(slice)
     }
 
-    /// Pins a slice. Loads it with `load` if it is not cached. `None`: all slices are dirty or pinned.
+    /// Pins a slice. Loads the slice with `load` if it is not cached. `None`: all cached slices are dirty or pinned.
     pub(in crate::qcow2) async fn load<L>(
         &self,
         slice: u64,
@@ -64,12 +64,12 @@ impl Mapping {
         self.l2.get(slice, load).await
     }
 
-    /// Copies of the dirty slices, for the disk.
+    /// Returns copies of the dirty slices for a write-back, and marks the slices clean.
     pub(in crate::qcow2) fn take_dirty_slices(&self) -> Vec<DirtyCopy<'_>> {
         self.l2.take_dirty()
     }
 
-    /// Drops all cached slices. Returns whether none is left.
+    /// Drops all cached slices that are neither dirty nor pinned. Returns whether these were all slices.
     pub(in crate::qcow2) fn clear(&self) -> bool {
         self.l2.clear()
     }

@@ -1,5 +1,5 @@
-//! Extended L2 entries in slices, and extents of subclusters. Unlike extents of clusters, an extent may begin or end inside a
-//! cluster.
+//! Extended L2 entries in slices, and extents of subclusters. An extent of subclusters may end at any subcluster, also inside
+//! a cluster.
 
 use std::sync::atomic::{AtomicU64, Ordering::Acquire};
 
@@ -32,8 +32,8 @@ pub(in crate::qcow2) fn same_host(a: L2Entry, b: L2Entry) -> bool {
 }
 
 impl Mapping {
-    /// The extent that starts at `offset`, whose entry is at word `index`. It ends with the slice or the range at the
-    /// latest.
+    /// The extent that starts at `offset`, whose entry is at word `index`. The extent ends at the end of the slice or of the
+    /// range at the latest.
     pub(super) fn scan_subclusters(
         &self,
         words: &[AtomicU64],

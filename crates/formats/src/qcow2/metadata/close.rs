@@ -1,4 +1,4 @@
-//! Bringing the image on disk up to date: when it is closed, and before and after the steps of a compaction.
+//! Writing all metadata to disk: when the image is closed, and in each step of a compaction.
 
 use oxblk_core::{Edge, Errno, Error, ErrorKind, Result};
 

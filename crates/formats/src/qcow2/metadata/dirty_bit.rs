@@ -1,10 +1,10 @@
 //! The dirty bit of the header of an open image. A set bit says that refcounts on disk may be wrong, and causes a repair when
 //! the image is opened next.
 //!
-//! The bit is set durably before refcounts on disk become too low (lazy refcounts), and during a change of snapshots. It is
-//! cleared when all refcounts are on disk. A write that fails may have reached the disk nevertheless. So [`DirtyBit`] forgets
-//! the value before each write, and knows it again only after the write and its flush have succeeded. While the value is
-//! unknown, the bit is written again before anything relies on it.
+//! The bit is set and flushed before refcounts on disk become too low (lazy refcounts), and before a change of snapshots. It is
+//! cleared when all refcounts are on disk. A write that fails may still have reached the disk. So [`DirtyBit`] is unknown from
+//! the start of each write until the write and its flush have succeeded. While the value is unknown, the bit is written again
+//! before the image relies on its value.
 
 use std::sync::atomic::{
     AtomicU8,
@@ -21,7 +21,8 @@ const CLEAR: u8 = 0;
 const UNKNOWN: u8 = 1;
 const SET: u8 = 2;
 
-/// The value of the dirty bit on disk, as far as it is known. Clear in an image that was just opened for writing.
+/// What is known about the dirty bit on disk. The bit is clear in an image that was just opened for writing, because a dirty
+/// image is repaired first.
 #[derive(Debug, Default)]
 pub(in crate::qcow2) struct DirtyBit(AtomicU8);
 
@@ -49,18 +50,19 @@ impl DirtyBit {
 }
 
 impl Metadata {
-    /// Call this after a repair. It has completed what was left unfinished, and has cleared the dirty bit on disk.
+    /// Call this after a repair, which has cleared the dirty bit on disk. The repair has also corrected what a failed change of
+    /// snapshots left inconsistent.
     pub(in crate::qcow2) fn note_repair(&self) {
         self.dirty_bit.was_cleared();
         self.clear_unfinished();
     }
 
-    /// Sets the dirty bit, durably, unless it is known to be set.
+    /// Sets the dirty bit and flushes it, unless it is known to be set.
     pub(super) async fn postpone_refcounts(&self) -> Result<()> {
         if self.dirty_bit.is_set() { Ok(()) } else { self.write_dirty_bit(true).await }
     }
 
-    /// Writes all refcounts durably, then clears the dirty bit. The dirty bit stays set if a change of snapshots did not
+    /// Writes and flushes all refcounts, then clears the dirty bit. The dirty bit stays set if a change of snapshots did not
     /// complete.
     pub(super) async fn write_postponed(&self) -> Result<()> {
         if self.dirty_bit.is_clear() && !self.facts.modes().contains(Modes::LAZY) {
@@ -73,7 +75,7 @@ impl Metadata {
         self.write_dirty_bit(false).await
     }
 
-    /// Sets or clears the dirty bit, durably. Version 2 has no such bit.
+    /// Sets or clears the dirty bit and flushes it. Does nothing in version 2, which has no dirty bit.
     pub(in crate::qcow2) async fn set_dirty(&self, dirty: bool) -> Result<()> {
         if self.facts.version() < 3 {
             return Ok(());

@@ -1,7 +1,7 @@
 //! Changing L2 entries of one word in cached slices.
 //!
-//! Callers hold the guest range lock on the clusters of these entries. A slice is marked dirty after its entries have changed,
-//! and only then are the old references dropped. So a write-back cycle that releases them also writes the slice.
+//! Callers hold the guest range lock on the clusters of these entries. A slice is marked dirty before the references of its old
+//! entries are dropped. So a write-back cycle that lowers the refcounts of these references also writes the slice.
 
 use std::sync::atomic::Ordering::Acquire;
 
@@ -16,8 +16,9 @@ use crate::qcow2::layout::{ExtendedEntry, L2Entry, L2Kind};
 const AT_ONCE: u64 = 1 << 16;
 
 impl Metadata {
-    /// Sets the L2 entries of `count` guest clusters from `guest` on to the results of `entry`. Hands their old references to
-    /// the write-back. If this fails, the clusters of `counted` that have no entry yet are handed to the write-back too.
+    /// Sets the L2 entries of `count` guest clusters from `guest` on to the results of `entry`. Passes the references of the
+    /// old entries to the write-back, which lowers their refcounts. On an error, also passes the clusters of `counted` that no
+    /// entry refers to yet.
     pub(in crate::qcow2) async fn link(
         &self,
         guest: u64,
@@ -59,9 +60,9 @@ impl Metadata {
         Ok(())
     }
 
-    /// Replaces the L2 entries of whole clusters by the results of `change`. Its arguments are the kind of the entry, whether
-    /// the active state owns the cluster, and whether the image has a backing file. `None` keeps the entry. The caller holds
-    /// the range lock.
+    /// Replaces the L2 entries of whole clusters by the results of `change`. The arguments of `change` are the kind of the
+    /// entry, whether its copied flag is set, and whether the image has a backing file. `None` keeps the entry. The caller
+    /// holds the range lock.
     pub(in crate::qcow2) async fn change_entries(
         &self,
         from: u64,
@@ -86,8 +87,8 @@ impl Metadata {
         Ok(())
     }
 
-    /// If `change` would change nothing in this slice, returns the guest offset where the next slice begins. A shared L2 table
-    /// need not be copied then.
+    /// If `change` would change no entry of this slice, returns the guest offset at which the caller continues. The caller then
+    /// does not copy a shared L2 table.
     async fn unchanged_slice(
         &self,
         at: u64,
@@ -116,7 +117,7 @@ impl Metadata {
         Ok(Some(next))
     }
 
-    /// Changes the entries of one slice and returns where the next one begins.
+    /// Changes the entries of one slice. Returns the guest offset at which the caller continues.
     async fn change_slice(
         &self,
         at: u64,

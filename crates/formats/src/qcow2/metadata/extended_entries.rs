@@ -1,7 +1,7 @@
 //! Changing extended L2 entries in cached slices.
 //!
-//! Callers hold the guest range lock on the clusters of these entries. Lookups hold no lock. For them, the two words of an
-//! entry change atomically (see `mapping/lookup`).
+//! Callers hold the guest range lock on the clusters of these entries. Lookups take no lock: they see either both old words or
+//! both new words of an entry (see `mapping/lookup`).
 
 use oxblk_core::{ChildIdx, Result};
 use oxblk_ring::perturb::point;
@@ -37,9 +37,9 @@ impl Metadata {
         }
     }
 
-    /// Replaces the entries of `count` guest clusters from `guest` on by the results of `change`. The clusters that the
-    /// old entries referred to are passed to the write-back, which lowers their refcounts. If this fails, the same
-    /// happens to the clusters of `counted` that no entry refers to. The caller holds the range lock.
+    /// Replaces the entries of `count` guest clusters from `guest` on by the results of `change`. Passes the references of the
+    /// old entries to the write-back, which lowers their refcounts. On an error, also passes the clusters of `counted` that no
+    /// entry refers to yet. The caller holds the range lock.
     pub(in crate::qcow2) async fn link_extended(
         &self,
         guest: u64,
@@ -77,7 +77,7 @@ impl Metadata {
         Ok(())
     }
 
-    /// Replaces the entries of whole clusters by the results of `change`.
+    /// Replaces the entries of whole clusters by the results of `change`. `None` keeps the entry.
     pub(in crate::qcow2) async fn change_extended(
         &self,
         from: u64,
@@ -102,7 +102,7 @@ impl Metadata {
         Ok(())
     }
 
-    /// Changes the entries of one slice. Returns the guest offset at which the next slice begins.
+    /// Changes the entries of one slice. Returns the guest offset at which the caller continues.
     async fn change_extended_slice(
         &self,
         from: u64,

@@ -1,4 +1,4 @@
-//! Rewriting the complete header of an open image, with the locks that this needs.
+//! Rewriting the complete header of an open image, under the locks of the header and of the refcount table.
 
 use oxblk_core::Result;
 use oxblk_ring::MutexGuard;
@@ -7,7 +7,7 @@ use super::Metadata;
 use crate::qcow2::layout::Header;
 
 impl Metadata {
-    /// As [`Facts::replace_header`](super::facts::Facts::replace_header). Takes the locks.
+    /// As [`Facts::replace_header`](super::facts::Facts::replace_header). Takes both locks.
     pub(in crate::qcow2) async fn rewrite_header(
         &self,
         change: impl FnOnce(&mut Header),

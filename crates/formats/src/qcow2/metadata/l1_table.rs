@@ -1,7 +1,7 @@
-//! Growing the L1 table by moving it to a larger place. Core has drained the node.
+//! Replacing the L1 table by a larger copy. Core has drained the node.
 //!
-//! The new table and its refcounts are durable before one write to the header makes it the active table. So a crash leaves the
-//! old table or the new one, and leaks clusters at worst.
+//! The new table and its refcounts are written and flushed. Then one write to the header makes the new table the active one. So
+//! a crash leaves the old table or the new one, and leaks clusters at worst.
 
 use oxblk_core::{Errno, Error, Result, WriteFlags};
 use oxblk_ring::IoBufMut;
@@ -14,13 +14,13 @@ use crate::qcow2::layout::{MAX_L1_BYTES, field_offsets};
 const SECTOR: u64 = 512;
 
 impl Metadata {
-    /// Moves the L1 table to a larger place if a disk of `size` bytes needs more entries than the table has.
+    /// Replaces the L1 table by a larger one if a disk of `size` bytes needs more entries than the table has.
     pub(in crate::qcow2) async fn grow_l1(&self, size: u64) -> Result<()> {
         let grown = self.grow_l1_to(self.geometry.l1_entries_for(size)).await;
         grown.map_err(|error| error.prefix("Failed to grow the L1 table"))
     }
 
-    /// Moves the L1 table to a larger place if it has fewer than `entries` entries. `None` stands for a number that overflows.
+    /// Replaces the L1 table by a larger one if it has fewer than `entries` entries. `None` stands for a number that overflows.
     pub(in crate::qcow2) async fn grow_l1_to(&self, entries: Option<u64>) -> Result<()> {
         let needed = entries.filter(|entries| entries.saturating_mul(8) <= MAX_L1_BYTES);
         let needed = needed.ok_or_else(|| Error::from_errno(Errno::FBIG))?;
@@ -37,7 +37,7 @@ impl Metadata {
         let offset = run.start() << self.geometry.cluster_bits;
         let len = usize::try_from(clusters << self.geometry.cluster_bits)
             .map_err(|_| Error::from_errno(Errno::FBIG))?;
-        // If the clusters were never written, the last part of the last cluster stays a hole. The file may end inside it.
+        // If the clusters were never written, the last part of the last cluster stays a hole. The file may end in this hole.
         let written = match run.is_untouched() {
             true => {
                 usize::try_from(bytes.next_multiple_of(SECTOR)).map_or(len, |most| len.min(most))

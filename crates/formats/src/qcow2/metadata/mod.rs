@@ -1,8 +1,8 @@
-//! The metadata of an image as a whole: writing it back in an order that survives a crash, and changing its tables.
+//! Writing metadata back in an order that survives a crash, and changing L2 tables, the L1 table and the snapshot table.
 //!
 //! | file | concern |
 //! |---|---|
-//! | `snapshot_table` | the place of the snapshot table, and reading it |
+//! | `snapshot_table` | the location of the snapshot table, and reading the table |
 //! | `overlap` | metadata that overlaps other metadata |
 //! | `dirty_bit` | the dirty bit of the header: lazy refcounts, changes of snapshots |
 //! | `header` | rewriting the complete header |
@@ -16,14 +16,15 @@
 //!
 //! A file uses the files above it.
 //!
-//! [`Metadata`] knows [`Facts`], [`Clusters`] and [`Mapping`], which know nothing of each other. It is the only owner that
-//! writes L2 tables and L1 entries of the active state while requests run.
+//! [`Metadata`] uses [`Facts`], [`Clusters`] and [`Mapping`]. `Clusters` and `Mapping` do not use each other. While requests
+//! run, only `Metadata` writes active L2 tables and L1 entries.
 //!
-//! Invariant: a reference is on disk only after the cluster that it refers to and the refcount of that cluster. A refcount is
-//! lowered only after the reference is gone from the disk.
+//! Invariant: a reference is on disk only after the cluster that it refers to and the refcount of that cluster. (With lazy
+//! refcounts, the dirty bit is on disk instead of the refcount.) A refcount is lowered only after the reference is gone from
+//! the disk.
 //!
 //! Locks, in the order in which they are taken: `tables` (making an L2 table), `writing_back` (one write-back cycle at a time).
-//! Of the locks of [`Clusters`], `Tail::turn` is taken before these, and all others after them.
+//! Of the locks of [`Clusters`], `Tail::turn` is taken before these two, and all others after them.
 
 mod close;
 mod dirty_bit;
@@ -66,7 +67,7 @@ pub(super) struct Metadata {
     /// Held during a write-back cycle.
     writing_back: AsyncMutex<()>,
     barrier: WriteBarrier,
-    /// The place of the snapshot table.
+    /// The location of the snapshot table.
     snapshots: Mutex<SnapshotTable>,
     dirty_bit: DirtyBit,
     /// A change of snapshots did not complete. The image stays marked dirty, so that the next writable open repairs it.

@@ -1,9 +1,9 @@
-//! `overlap-check`: refuses metadata writes to clusters that also hold other metadata.
+//! `overlap-check`: refuses metadata writes to clusters that also contain other metadata.
 //!
-//! Metadata clusters are never allocated for something else (see `clusters/allocator`). So structures overlap only if another
-//! program wrote the image so. The overlaps are computed when the image is opened for writing. A write to a structure that
-//! overlaps a protected structure is refused, and the image is marked corrupt. Guest data writes to metadata clusters, and
-//! freeing them as guest data, are refused in the same way.
+//! Metadata clusters are never allocated for another purpose (see `clusters/allocator`). So structures overlap only in an image
+//! that another program has written. The overlaps are computed when the image is opened for writing. A write to a structure
+//! that overlaps a protected structure is refused, and the image is marked corrupt. Writing guest data to a metadata cluster,
+//! and freeing such a cluster as guest data, are refused in the same way.
 
 use std::collections::BTreeMap;
 
@@ -58,7 +58,7 @@ impl Metadata {
         let snapshots = self.snapshot_table();
         claims.add(Modes::SNAPSHOT_TABLE, run(snapshots.offset, snapshots.bytes));
         claims.add(Modes::INACTIVE_L1, inactive);
-        // L2 tables that the active state shares with snapshots are never written in place, so they are left out.
+        // L2 tables that the active L1 table shares with snapshots are never written in place, so they are left out.
         let tables = (0..self.mapping.l1_entries()).map(|index| self.mapping.l1_entry(index));
         let tables = tables.filter(|entry| entry.copied()).filter_map(|entry| {
             entry.l2_offset(self.geometry).ok().flatten().map(|at| self.geometry.cluster_index(at))
@@ -70,7 +70,7 @@ impl Metadata {
     /// As [`Self::find_overlaps`], for an image that has become writable. Reads the snapshots' L1 tables first.
     ///
     /// # Errors
-    /// As the file reports.
+    /// The errors of the file.
     pub(in crate::qcow2) async fn note_overlaps(&self) -> Result<()> {
         let file = self.facts.file()?;
         let inactive = self.note_snapshots(&file).await?;
@@ -78,7 +78,7 @@ impl Metadata {
         Ok(())
     }
 
-    /// Whether a range of the file holds protected metadata, which must not be used for guest data.
+    /// Whether a range of the file contains protected metadata, which must not be used for guest data.
     pub(super) fn is_protected(&self, offset: u64, bytes: u64) -> bool {
         if !self.clusters.is_metadata(offset, bytes) {
             return false;
@@ -87,12 +87,12 @@ impl Metadata {
         protected.contains(Modes::CACHED) || self.structures_in(offset, bytes).intersects(protected)
     }
 
-    /// The names of the structures in a range of the file that holds metadata.
+    /// The names of the structures in a range of the file that contains metadata.
     pub(super) fn overlapped(&self, offset: u64, bytes: u64) -> String {
         structure_names(self.structures_in(offset, bytes))
     }
 
-    /// The structures that lie in a range of the file that holds metadata.
+    /// The structures in a range of the file that contains metadata.
     pub(in crate::qcow2) fn structures_in(&self, offset: u64, bytes: u64) -> Modes {
         let end = offset.saturating_add(bytes);
         let overlaps = |start: u64, len: u64| start < end && offset < start.saturating_add(len);

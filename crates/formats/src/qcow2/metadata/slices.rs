@@ -1,6 +1,7 @@
-//! Cached slices of L2 tables that are not in memory yet, and the extents that they describe.
+//! Loading slices of L2 tables into the cache, and looking up extents in them.
 //!
-//! A slice of a writable image is checked before it is cached. If the cache is full, a write-back cycle makes slices clean.
+//! A slice of a writable image is checked before it is cached. If all slices in the cache are dirty or pinned, a write-back
+//! cycle makes slices clean, so that they can be replaced.
 
 use oxblk_core::Result;
 use oxblk_ring::IoBufMut;
@@ -31,7 +32,7 @@ impl Metadata {
         }
     }
 
-    /// As [`Self::extent`]. The inner error is an entry that is invalid.
+    /// As [`Self::extent`]. The inner error is the invalid entry.
     async fn extent_or_entry(&self, offset: u64, len: u64) -> Result<Result<Extent, u64>> {
         let mut tries = 0_u32;
         loop {
@@ -73,8 +74,8 @@ impl Metadata {
         Ok(bytes)
     }
 
-    /// Refuses a slice whose entries map guest clusters to clusters that hold metadata. In a writable image, a write in place
-    /// would overwrite the metadata. So such a slice is never cached.
+    /// Refuses a slice whose entries map guest clusters to clusters that contain metadata. In a writable image, a write in
+    /// place would overwrite the metadata. So such a slice is never cached.
     async fn check_slice(&self, bytes: &[u8]) -> Result<()> {
         if self.facts.is_read_only() || self.geometry.data_file {
             return Ok(());

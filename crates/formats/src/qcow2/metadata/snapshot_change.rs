@@ -1,7 +1,7 @@
 //! Replacing the snapshot table.
 //!
-//! A table is never changed in place. A new table is written and durable before one write makes the header name it, and the old
-//! table is freed afterwards.
+//! A table is never changed in place. A new table is written and flushed. Then one write makes the header refer to the new
+//! table, and the old table is freed.
 
 use oxblk_core::{Errno, Error, Result};
 
@@ -13,8 +13,8 @@ use crate::qcow2::layout::{
 };
 
 impl Metadata {
-    /// Writes a new table durably, makes the header name it, and frees the old one. The caller ensures that all
-    /// clusters that the new table refers to are durable.
+    /// Writes and flushes a new table, makes the header refer to it, and frees the old table. The caller ensures that all
+    /// clusters that the new table refers to were written and flushed.
     pub(in crate::qcow2) async fn store_snapshots(&self, list: &[Snapshot]) -> Result<()> {
         let place = self.write_snapshots(list).await?;
         self.name_snapshots(place).await
@@ -47,7 +47,7 @@ impl Metadata {
         }
     }
 
-    /// Writes a new table durably. The header does not name it yet.
+    /// Writes and flushes a new table. The header does not refer to this table yet.
     pub(in crate::qcow2) async fn write_snapshots(
         &self,
         list: &[Snapshot],
@@ -65,10 +65,10 @@ impl Metadata {
         Ok(place)
     }
 
-    /// Makes the header name a table from [`Self::write_snapshots`], and frees the old one.
+    /// Makes the header refer to a table from [`Self::write_snapshots`], and frees the old table.
     ///
     /// # Errors
-    /// As the file reports. The old table stays in use, and the new one is freed.
+    /// The errors of the file. The old table stays in use, and the new table is freed.
     pub(in crate::qcow2) async fn name_snapshots(&self, place: SnapshotTable) -> Result<()> {
         let fields = |place: SnapshotTable| {
             [&place.count.to_be_bytes()[..], &place.offset.to_be_bytes()[..]].concat()

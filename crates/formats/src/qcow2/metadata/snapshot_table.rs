@@ -1,4 +1,4 @@
-//! Reading the snapshot table ("Snapshots") entry by entry.
+//! Reading the snapshot table entry by entry (section "Snapshots" of the qcow2 specification).
 
 use std::sync::{MutexGuard, PoisonError};
 
@@ -23,12 +23,12 @@ pub(in crate::qcow2) struct SnapshotTable {
     pub(in crate::qcow2) offset: u64,
     /// Number of snapshots.
     pub(in crate::qcow2) count: u32,
-    /// Length of the table in bytes, once it has been read.
+    /// Length of the table in bytes. 0 until the table is read.
     pub(in crate::qcow2) bytes: u64,
 }
 
 impl SnapshotTable {
-    /// The location that the header gives.
+    /// The location in the header.
     pub(in crate::qcow2) fn of(header: &Header) -> Self {
         Self { offset: header.snapshots_offset, count: header.snapshot_count, bytes: 0 }
     }
@@ -87,12 +87,12 @@ async fn read_chunk(file: &Edge, offset: u64) -> ReadAhead {
 }
 
 impl Metadata {
-    /// Notes the clusters of the snapshot table and of the L1 tables of snapshots as metadata, so that they are not
-    /// allocated whatever their refcounts are. Returns the clusters of these L1 tables.
+    /// Notes the clusters of the snapshot table and of the L1 tables of snapshots as metadata. So they are not allocated, even
+    /// if their refcounts are wrong. Returns the clusters of these L1 tables.
     pub(in crate::qcow2) async fn note_snapshots(&self, file: &Edge) -> Result<RoaringTreemap> {
         let mut tables = RoaringTreemap::new();
         let note = |snapshot: Snapshot| {
-            // A check reports a snapshot with an invalid L1 table.
+            // A snapshot with an invalid L1 table is skipped here. A check reports it.
             if snapshot.check_l1(self.geometry).is_ok() {
                 let bytes = u64::from(snapshot.l1_entries).saturating_mul(8);
                 self.clusters.note_metadata(snapshot.l1_offset, bytes);

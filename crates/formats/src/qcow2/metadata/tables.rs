@@ -1,7 +1,7 @@
-//! Tables: making new L2 tables, copying an L2 table that a snapshot shares before it is changed, and writing other tables to
-//! new clusters.
+//! Making new L2 tables, copying L2 tables that are shared with a snapshot before they change, and writing other tables to new
+//! clusters.
 //!
-//! A new table is written to the file before the L1 entry in memory refers to it. So its slices can be loaded like all others.
+//! A new L2 table is written to the file before the L1 entry in memory refers to it. So its slices can be loaded from the file.
 //! The L1 entry reaches the disk with the next write-back, after the table's contents and its refcount.
 
 use oxblk_core::{Errno, Error, Result, WriteFlags};
@@ -13,7 +13,7 @@ use crate::qcow2::layout::L1Entry;
 
 impl Metadata {
     /// Makes sure that the L2 table of a guest cluster exists before clusters are reserved for its data. So a table lies in
-    /// front of the data that it maps first, as in images that QEMU writes. Returns how many of the `count` clusters from
+    /// front of the first data that it maps, as in images that QEMU writes. Returns how many of the `count` clusters from
     /// `guest` on the table maps.
     pub(in crate::qcow2) async fn table_before_data(&self, guest: u64, count: u64) -> Result<u64> {
         self.ensure_table(self.mapping.l1_index(guest)).await?;
@@ -21,7 +21,7 @@ impl Metadata {
         Ok(count.min(entries - self.geometry.cluster_index(guest) % entries))
     }
 
-    /// Makes sure that the L2 table of an L1 index exists and belongs to the active state alone.
+    /// Makes sure that the L2 table of an L1 index exists and is not shared with a snapshot.
     pub(super) async fn ensure_table(&self, index: u64) -> Result<()> {
         if self.mapping.l1_entry(index).copied() {
             return Ok(());
@@ -61,14 +61,14 @@ impl Metadata {
         Ok(())
     }
 
-    /// Writes a table to new contiguous clusters, durably, and returns its offset.
+    /// Writes a table to new contiguous clusters and flushes it. Returns its offset.
     pub(in crate::qcow2) async fn store_table(&self, bytes: Vec<u8>) -> Result<u64> {
         let (offset, counted) = self.store_unnamed_table(bytes).await?;
         counted.keep();
         Ok(offset)
     }
 
-    /// As [`Self::store_table`]. The clusters are freed again unless the caller keeps the returned references.
+    /// As [`Self::store_table`]. The clusters are freed unless the caller calls [`Counted::keep`] on the returned references.
     pub(in crate::qcow2) async fn store_unnamed_table(
         &self,
         mut bytes: Vec<u8>,

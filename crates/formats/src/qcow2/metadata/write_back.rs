@@ -1,11 +1,11 @@
 //! Writing metadata back, in an order that survives a crash at any point.
 //!
-//! One cycle runs at a time (`writing_back`). A cycle holds no lock across its I/O that a cache hit or a guest write needs. Its
-//! steps are:
+//! One cycle runs at a time (`writing_back`). During its I/O, a cycle holds no lock that a cache hit or a guest write needs.
+//! The steps of a cycle are:
 //!
-//! 1. take the list of dropped references, the changed L1 entries with their values, and copies of the dirty L2 slices, in that
-//!    order. So the copies contain every change to which the lists belong. For each reference in the copies, the data was written
-//!    and the refcount was raised in the cache before;
+//! 1. take the list of dropped references, the changed L1 entries with their values, and copies of the dirty L2 slices, in this
+//!    order. So the copies contain the changes that dropped the references and filled the new tables. Each cluster that the
+//!    copies refer to was written before, and its refcount was raised in the cache;
 //! 2. write the dirty refcounts; flush the file and the data file, so that data and refcounts are durable. With lazy refcounts,
 //!    set the dirty bit in the header instead of writing refcounts;
 //! 3. write the copies; flush if a later step relies on them;
@@ -31,7 +31,7 @@ use crate::qcow2::layout::L1Entry;
 use crate::slice_cache::DirtyCopy;
 
 impl Metadata {
-    /// Refuses to free a cluster as guest data if it holds protected metadata.
+    /// Refuses to free a cluster as guest data if it contains protected metadata.
     async fn check_release(&self, offset: u64) -> Result<()> {
         if self.is_protected(offset, self.geometry.cluster_size()) {
             let text = format!("Preventing invalid freeing of metadata at offset {offset:#x}");
@@ -40,8 +40,9 @@ impl Metadata {
         Ok(())
     }
 
-    /// Runs a write-back cycle if many references were dropped, or if some were and free clusters are needed soon. Clusters
-    /// that the cycle frees can be reused after all current requests have ended, so this must happen before the file is full.
+    /// Runs a write-back cycle if many references were dropped, or if few free clusters are left and some references were
+    /// dropped. Clusters that the cycle frees can be reused only after all current requests have ended, so the cycle must run
+    /// before the file is full.
     pub(in crate::qcow2) async fn relieve(&self) -> Result<()> {
         if self.clusters.needs_write_back().await? { self.write_back(false).await } else { Ok(()) }
     }
@@ -53,8 +54,8 @@ impl Metadata {
         let file = self.facts.file()?;
         let mut cycle = Cycle::begin(self);
         if let Err(stopped) = self.facts.check_usable() {
-            // A pointer on disk may differ from memory, so no metadata may be written. Without changed tables, nothing is lost:
-            // refcounts on disk may only be too high.
+            // A pointer on disk may differ from memory, so no metadata may be written. If no table has changed, a flush loses
+            // nothing: the refcounts on disk are correct or too high.
             return if cycle.changes_tables() {
                 Err(stopped)
             } else {
@@ -83,7 +84,7 @@ impl Metadata {
         self.clusters.recycle().await
     }
 
-    /// Makes the data durable that is in the files.
+    /// Flushes the data file and the image file.
     async fn flush_files(&self, file: &Edge) -> Result<()> {
         self.facts.flush_data().await?;
         file.flush().await
@@ -154,13 +155,13 @@ impl Metadata {
         run_all(writes).await
     }
 
-    /// As [`Clusters::reserve_to_use_behind`](super::clusters::Clusters::reserve_to_use_behind), wherever clusters are free.
-    /// Runs a write-back cycle before if one is needed.
+    /// As [`Clusters::reserve_to_use_behind`](super::clusters::Clusters::reserve_to_use_behind), without a preferred cluster.
+    /// First runs a write-back cycle if one is needed.
     pub(super) async fn reserve_to_use(&self, count: u64) -> Result<Reserved<'_>> {
         self.reserve_to_use_behind(None, count).await
     }
 
-    /// As [`Self::reserve_to_use`], from cluster `behind` on if that is free.
+    /// As [`Self::reserve_to_use`], from cluster `behind` on if this cluster is free.
     pub(in crate::qcow2) async fn reserve_to_use_behind(
         &self,
         behind: Option<u64>,
@@ -171,7 +172,8 @@ impl Metadata {
     }
 }
 
-/// The input of one cycle. If it is dropped early, because the cycle failed or was cancelled, the remaining input is restored.
+/// The input of one cycle. If the cycle fails or is cancelled, dropping its input marks the slices and L1 entries dirty again,
+/// and returns the dropped references to the list.
 struct Cycle<'a> {
     image: &'a Metadata,
     dropped: VecDeque<Dropped>,
@@ -183,7 +185,7 @@ struct Cycle<'a> {
 
 impl<'a> Cycle<'a> {
     fn begin(image: &'a Metadata) -> Self {
-        // The order matters; see the module's text.
+        // The order matters; see step 1 in the module documentation.
         let dropped = image.clusters.take_dropped();
         point();
         let l1 = image.mapping.take_dirty_l1();
@@ -195,7 +197,7 @@ impl<'a> Cycle<'a> {
         !(self.l1.is_empty() && self.copies.is_empty())
     }
 
-    /// Call this when all is on disk: the dropped references can be released now.
+    /// Call this when the slices and the L1 entries are on disk. The refcounts of the dropped references can then be lowered.
     fn written(&mut self) {
         self.l1.clear();
         self.copies.drain(..).for_each(DirtyCopy::written);

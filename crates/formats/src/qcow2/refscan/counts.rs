@@ -1,8 +1,8 @@
-//! A map from host clusters to their number of references, and to what the copied flags of the referring entries claim.
+//! A map from host clusters to their number of references, and to the claims of the copied flags of the referring entries.
 //!
 //! The map is sparse and consists of pages. If all clusters of a page have the same count and claims, which is the most
-//! common case, the page stores them once. Otherwise it stores one byte for each cluster. If a count does not fit into
-//! a byte, the page stores four bytes for each cluster.
+//! common case, the page stores them once. Otherwise the page stores one byte for each cluster. If a count does not fit
+//! into a byte, the page stores four bytes for each cluster.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,7 +11,7 @@ use oxblk_ring::is_zero;
 
 use super::super::layout::refcount_get;
 
-/// Clusters per page. Small, so that a few scattered references cost little memory.
+/// Clusters per page. Pages are small, so that a few scattered references cost little memory.
 const PAGE: u64 = 256;
 const LEN: usize = 256;
 /// The copied flag of an entry claims that the refcount of the cluster is exactly one.
@@ -126,7 +126,7 @@ impl Page {
         }
     }
 
-    /// Adds to all entries of `range`, unless one count would exceed `limit` or the width of the page.
+    /// Adds references and claims to all entries of `range`, unless one count would exceed `limit` or the width of the page.
     fn add_to_all(&mut self, range: Range<usize>, times: u32, claims: u32, limit: u32) -> bool {
         let whole = range == (0..LEN);
         if !whole {
@@ -159,7 +159,7 @@ impl Page {
     }
 }
 
-/// Adds to all entries, unless one count would exceed `limit` or the width of an entry.
+/// Adds references and claims to all entries, unless one count would exceed `limit` or the width of an entry.
 fn add(entries: &mut [u32], times: u32, claims: u32, limit: u32) -> bool {
     let most = entries.iter().map(|entry| *entry & COUNT).max().unwrap_or(0);
     let fits = most.saturating_add(times) <= limit.min(COUNT);
@@ -173,8 +173,8 @@ fn add(entries: &mut [u32], times: u32, claims: u32, limit: u32) -> bool {
 #[derive(Debug, Clone, Default)]
 pub(in super::super) struct References {
     pages: BTreeMap<u64, Page>,
-    /// Maximum of the reported count: the maximum refcount of the image. The map counts higher, because references may
-    /// be removed again.
+    /// Maximum of the reported count: the maximum refcount of the image. The map itself counts beyond this limit, because
+    /// references may be removed again.
     limit: u32,
 }
 
@@ -216,9 +216,9 @@ impl References {
         Added { count: count.min(self.limit).into(), overflow: wanted > self.limit }
     }
 
-    /// Adds `times` references to each of `count` clusters from `first` on, as long as whole page ranges can be added
-    /// at once. Returns the number of clusters that were processed. If this is less than `count`, the caller adds the
-    /// next cluster with [`Self::add`].
+    /// Adds `times` references to each of `count` clusters from `first` on. Stops at the first page in which a count would
+    /// exceed the limit or the width of the page. Returns the number of clusters that were processed. If this number is
+    /// less than `count`, the caller adds the next cluster with [`Self::add`].
     pub(in super::super) fn add_run(
         &mut self,
         first: u64,

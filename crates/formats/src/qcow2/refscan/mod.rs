@@ -1,4 +1,4 @@
-//! Reading many tables in bulk and counting their references. Checks, snapshots and compaction use this.
+//! Reading many tables in bulk and counting their references. Checks, snapshots and compaction use this module.
 //!
 //! | file | concern |
 //! |---|---|

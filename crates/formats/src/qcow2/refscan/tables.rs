@@ -5,7 +5,7 @@ use futures_util::stream::{self, Stream, StreamExt as _};
 use oxblk_core::{Edge, Result};
 use oxblk_ring::IoBufMut;
 
-/// Bytes that are read ahead.
+/// Approximate total size in bytes of the batches that are read or processed concurrently.
 const READ_AHEAD: u64 = 1 << 20;
 /// Bytes in one job of a worker. The work for a batch takes much longer than passing it to the worker.
 const BATCH: u64 = 256 << 10;
@@ -93,7 +93,7 @@ async fn read_batch<T>(
     join_all(reads).await.into_iter().flatten().collect()
 }
 
-/// Reads contiguous clusters with one read. If that fails, reads them one by one, so that each has its own result.
+/// Reads contiguous clusters with one read. If this read fails, reads them one by one, so that each cluster has its own result.
 async fn read_group<T>(
     file: &Edge,
     cluster_size: u64,

@@ -1,8 +1,9 @@
 //! Creating, applying and deleting a snapshot.
 //!
-//! Each operation has three steps. It raises the refcounts of all clusters that gain a reference. Then one write to the
-//! header, or to one sector of the L1 table, makes the change. Then it lowers the refcounts of all clusters that lost a
-//! reference. The dirty bit is set during the operation, so that a crash causes a repair when the image is opened next.
+//! Each operation has three steps. First, it raises the refcounts of all clusters that gain a reference. Second, one write
+//! to the header, or to one sector of the L1 table, makes the change effective. Third, it lowers the refcounts of all
+//! clusters that lost a reference. The dirty bit is set during the operation, so that a crash causes a repair when the
+//! image is opened next.
 
 use oxblk_core::snapshot::SnapshotInfo;
 use oxblk_core::{Errno, Error, ErrorKind, Result};
@@ -45,7 +46,7 @@ impl ImageSnapshots {
         self.metadata.set_dirty(true).await?;
         let halfway = Halfway(Some(&self.metadata));
         let outcome = self.share_active(list, new).await;
-        // All clusters of the active state are shared now, so no entry needs the copied flag.
+        // All clusters that the active L1 table reaches are shared now, so no entry needs the copied flag.
         halfway.over(self.settle(outcome, Alone::default()).await)
     }
 
@@ -56,11 +57,11 @@ impl ImageSnapshots {
         let l1 = self.mapping.active_l1();
         self.store_new(&mut list, new, &l1, &reach).await?;
         if new.vm_state_size > 0
-            // Only the snapshot needs the VM state. If it stayed in the active state, the next snapshot would contain
-            // it too.
+            // Only the snapshot needs the VM state. If the active L1 table still mapped the VM state, the next snapshot
+            // would contain it too.
             && let Err(error) = self.forget_vm_state().await
         {
-            tracing::warn!("qcow2: the active state keeps the VM state: {error}");
+            tracing::warn!("qcow2: the active VM state could not be freed: {error}");
         }
         Ok(())
     }
@@ -90,10 +91,10 @@ impl ImageSnapshots {
         }
     }
 
-    /// Lowers refcounts that were raised for references which do not exist because of `error`, and returns `error`.
-    /// Refcounts that cannot be lowered are leaks.
+    /// Lowers refcounts that were raised for references which do not exist because of `error`. Returns `error`. If a
+    /// refcount cannot be lowered, its cluster leaks.
     pub(super) async fn undo_raise(&self, reach: &Reach, error: Error) -> Error {
-        // If it is unknown which table the header names, the references may exist.
+        // If it is unknown to which table the header refers, the references may exist.
         if self.facts.check_usable().is_ok()
             && let Err(failed) = self.lower_reach(reach).await
         {
@@ -125,12 +126,12 @@ impl ImageSnapshots {
         }
     }
 
-    /// Refuses images with a data file: its clusters have no refcounts, so they cannot be shared.
+    /// Refuses images with a data file: clusters of a data file have no refcounts, so snapshots cannot share them.
     fn check_counts_data(&self) -> Result<()> {
         if self.geometry.data_file { Err(Error::from_errno(Errno::OPNOTSUPP)) } else { Ok(()) }
     }
 
-    /// Applies a snapshot: the active state becomes a copy of it.
+    /// Applies a snapshot: a copy of its L1 table becomes the active L1 table.
     pub(in crate::qcow2) async fn go_to_snapshot(&self, id: &str) -> Result<()> {
         self.facts.check_writable()?;
         self.check_counts_data()?;
@@ -151,7 +152,7 @@ impl ImageSnapshots {
         self.metadata.set_dirty(true).await?;
         let halfway = Halfway(Some(&self.metadata));
         let outcome = self.share_snapshot(&l1, size).await;
-        // The snapshot still refers to all clusters of the active state, so no entry needs the copied flag.
+        // The snapshot still refers to all clusters that the active L1 table reaches, so no entry needs the copied flag.
         halfway.over(self.settle(outcome, Alone::default()).await)
     }
 
@@ -162,7 +163,7 @@ impl ImageSnapshots {
         self.activate(l1, size, &reach).await
     }
 
-    /// Activates an empty L1 table of `entries` entries, and drops the references of the old one. The caller ensures
+    /// Activates an empty L1 table of `entries` entries, and drops the references of the old table. The caller ensures
     /// that the node is drained and that no metadata is dirty.
     pub(in crate::qcow2) async fn activate_nothing(&self, entries: usize) -> Result<()> {
         let l1 = vec![L1Entry::EMPTY; entries];
@@ -170,8 +171,8 @@ impl ImageSnapshots {
         self.activate(&l1, self.facts.size(), &nothing).await
     }
 
-    /// Makes `l1` the active L1 table, and drops the references of the old one. The references of `l1` are already
-    /// counted.
+    /// Makes `l1` the active L1 table, and drops the references of the old table. The refcounts already include the
+    /// references of `l1`.
     async fn activate(&self, l1: &[L1Entry], size: u64, reach: &Reach) -> Result<()> {
         let old = (self.mapping.active_l1(), self.mapping.l1_offset());
         // The copied flags of a snapshot are not reliable, so they are cleared.
@@ -199,9 +200,9 @@ impl ImageSnapshots {
         Ok(())
     }
 
-    /// Writes an L1 table with these bytes, and makes the header name it and the disk size `size` instead of the `old`
-    /// table. Returns the offset of the table. Without space for a new table, the old one is overwritten if that is
-    /// safe.
+    /// Writes an L1 table with these bytes. Then changes the header: it refers to this table instead of the `old` table,
+    /// and contains the disk size `size`. Returns the offset of the table. If there is no free space for a new table, the
+    /// old table is overwritten if that is safe.
     async fn name_l1(&self, old: &(Vec<L1Entry>, u64), bytes: &[u8], size: u64) -> Result<u64> {
         let offset = match self.metadata.store_table(bytes.to_vec()).await {
             Ok(offset) => offset,
@@ -297,13 +298,13 @@ impl ImageSnapshots {
         self.metadata.set_unfinished();
     }
 
-    /// Ends a change: lowers refcounts, corrects copied flags, and clears the dirty bit. After a success, copied flags
-    /// are missing only in entries of the clusters `alone`. After a failure, they may be missing in any entry. If a
-    /// step fails here, the change is still in effect, and the image stays dirty: it is repaired when it is opened for
-    /// writing next.
+    /// Ends a change: lowers refcounts, corrects copied flags, and clears the dirty bit. After a success, only entries
+    /// that refer to the clusters `alone` may lack the copied flag. After a failure, any entry may lack it. If a step of
+    /// this function fails, the change is still in effect, and the image stays dirty. It is then repaired when it is
+    /// opened for writing next.
     async fn settle(&self, outcome: Result<()>, alone: Alone) -> Result<()> {
         if self.facts.check_usable().is_err() {
-            // The image is corrupt, or it is unknown which table the header names. So the image accepts no more writes.
+            // The image is corrupt, or it is unknown to which table the header refers. So the image accepts no more writes.
             return outcome;
         }
         let succeeded = outcome.is_ok();

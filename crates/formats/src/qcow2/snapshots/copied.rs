@@ -1,9 +1,9 @@
 //! The copied flags of the active tables. A set flag says that the refcount of the cluster is exactly one, so that the
 //! cluster may be written in place.
 //!
-//! Before a change, counting its references clears the flags that will become wrong (see `references`). After the
-//! change, flags are set again: for the clusters whose refcount is known to be one, or after a failure for all
-//! clusters.
+//! Before a change, the scan that counts the references clears the flags that will become wrong (see `references`).
+//! After the change, flags are set again: after a success for the clusters whose refcount has become one, after a
+//! failure for all clusters whose refcount is one.
 
 use std::sync::Arc;
 
@@ -65,7 +65,7 @@ fn owned(
 }
 
 impl ImageSnapshots {
-    /// Sets the copied flag in the active entries that refer to clusters of `alone`, on disk and in memory, durably.
+    /// Sets the copied flag in the active entries that refer to clusters of `alone`, on disk and in memory, and flushes.
     /// The caller ensures that no slice is dirty.
     pub(super) async fn claim_alone(&self, alone: Alone) -> Result<()> {
         if alone.0.is_empty() {
@@ -97,7 +97,7 @@ impl ImageSnapshots {
         self.metadata.write_back(true).await
     }
 
-    /// Clears the copied flag of all active L1 entries, durably.
+    /// Clears the copied flag of all active L1 entries, writes them and flushes.
     pub(super) async fn disown_tables(&self) -> Result<()> {
         for (index, offset) in self.mapping.table_places(&self.mapping.active_l1())? {
             if self.mapping.l1_entry(index).copied() {
@@ -108,7 +108,7 @@ impl ImageSnapshots {
         self.metadata.write_back(true).await
     }
 
-    /// Sets or clears the copied flag of all active entries according to the refcounts, on disk and in memory, durably.
+    /// Sets or clears the copied flag of all active entries according to the refcounts, on disk and in memory, and flushes.
     /// The caller ensures that no slice is dirty.
     pub(super) async fn claim_truth(&self) -> Result<()> {
         let l1 = self.mapping.active_l1();

@@ -1,8 +1,8 @@
 //! Replacing the zero clusters of snapshots, before an image is downgraded to version 2.
 //!
 //! A snapshot gets a new L1 table, and new L2 tables instead of those with zero clusters. Then a new snapshot table,
-//! which names the new L1 table, replaces the old one, as in any change of snapshots. If several snapshots share an L2
-//! table, they share its replacement.
+//! which refers to the new L1 table, replaces the old snapshot table, as in any change of snapshots. If several snapshots
+//! share an L2 table, they share its replacement.
 
 use std::collections::BTreeMap;
 
@@ -82,7 +82,7 @@ impl ImageSnapshots {
         let (l1, held) = self.without_zero_clusters(old, over_backing, replaced).await?;
         let mut new = Vec::new();
         for run in held {
-            // This ensures that refcount blocks exist. The reference that is counted here is dropped below.
+            // Counting the references ensures that refcount blocks exist. These references are dropped below.
             new.push(self.clusters.count(run, ReleaseReason::Data).await?);
         }
         self.metadata.write_back(true).await?;
@@ -109,8 +109,8 @@ impl ImageSnapshots {
         self.metadata.write_back(true).await
     }
 
-    /// Makes an L1 table with the same contents but without zero clusters. Its new clusters are written, but not
-    /// counted yet.
+    /// Makes an L1 table with the same contents but without zero clusters. Its new clusters are written, but have no
+    /// refcounts yet.
     async fn without_zero_clusters<'a>(
         &'a self,
         old: &[L1Entry],

@@ -1,4 +1,5 @@
-//! Internal snapshots ("Snapshots"). Core drains the node while a snapshot is created, applied or deleted.
+//! Internal snapshots (section "Snapshots" of the qcow2 specification). Core drains the node while a snapshot is created,
+//! applied or deleted.
 //!
 //! | file | concern |
 //! |---|---|
@@ -7,15 +8,16 @@
 //! | `copied` | setting and clearing copied flags |
 //! | `change` | creating, applying and deleting a snapshot |
 //! | `expand` | replacing zero clusters of snapshots, for version 2 |
-//! | `vm_state` | freeing the VM state of the active state |
+//! | `vm_state` | freeing the VM state that the active L1 table maps |
 //! | `show` | reading a snapshot without changing the image |
 //!
-//! A crash at any point leaves either the old state or the new one. The step that decides is one write to the header,
-//! which changes the location of the snapshot table or of the L1 table. Refcounts are raised before this write, and the
-//! refcounts of lost references are lowered after it. In between, refcounts are too high, which causes leaks at worst.
+//! A crash at any point leaves either the old state or the new one. One write makes the change effective: it changes the
+//! location of the snapshot table or of the L1 table in the header, or one sector of the L1 table. Refcounts of new
+//! references are raised before this write, and refcounts of lost references are lowered after it. Between these steps,
+//! refcounts are too high, which causes leaks at worst.
 //!
 //! A copied flag is never set wrongly. It may be missing during the operation. For this reason the dirty bit is set
-//! meanwhile, so that after a crash the next open repairs the flags.
+//! during the operation. After a crash, the next open for writing repairs the flags.
 
 mod change;
 mod copied;
@@ -47,7 +49,7 @@ pub(super) struct ImageSnapshots {
 }
 
 impl ImageSnapshots {
-    /// The snapshots of the image that these owners belong to.
+    /// The owner of the snapshots of an image, from the image's other owners.
     pub(super) fn new(
         facts: Arc<Facts>,
         clusters: Arc<Clusters>,

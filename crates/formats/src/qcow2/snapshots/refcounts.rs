@@ -1,8 +1,9 @@
-//! Changing the refcounts of many clusters at once, while the node is drained. Blocks are read and written as a whole,
-//! without the cache, and workers change them.
+//! Changing the refcounts of many clusters in bulk, while the node is drained. Complete refcount blocks are read and
+//! written without the cache. Worker threads change the refcounts in the blocks.
 //!
-//! After a torn write, a block contains a mix of old and new refcounts. This is safe, because both are correct or too
-//! high: refcounts are raised before the new references exist, and lowered after the old references are gone.
+//! After a torn write, a block contains a mix of old and new refcounts. A mix is safe, because the old and the new
+//! refcounts are correct or too high: refcounts are raised before the new references exist, and lowered after the old
+//! references are gone.
 
 use std::sync::Arc;
 
@@ -81,7 +82,7 @@ impl ImageSnapshots {
     /// Raises the refcounts of all clusters of `reach`. If this fails, the raised refcounts are lowered again.
     ///
     /// # Errors
-    /// `EINVAL` when a refcount would exceed its maximum, or as the file reports.
+    /// `EINVAL` when a refcount would exceed its maximum, and the errors of the file.
     pub(super) async fn raise_reach(&self, reach: &Reach) -> Result<()> {
         let blocks = reach.counted.blocks(self.geometry.refcounts_per_block());
         let mut done = Vec::new();
@@ -97,7 +98,7 @@ impl ImageSnapshots {
     /// whose refcount is one now.
     ///
     /// # Errors
-    /// As the file reports, or when a refcount is too low. The refcounts in other blocks are still lowered.
+    /// The errors of the file, and `Corrupt` when a refcount is too low. The refcounts in other blocks are still lowered.
     pub(super) async fn lower_reach(&self, reach: &Reach) -> Result<RoaringTreemap> {
         let blocks = reach.counted.blocks(self.geometry.refcounts_per_block());
         self.change_blocks(reach, blocks, Change::Lower, &mut Vec::new()).await
@@ -152,7 +153,7 @@ impl ImageSnapshots {
         alone: &mut RoaringTreemap,
     ) -> Result<()> {
         let (bits, size) = (self.geometry.cluster_bits, self.geometry.cluster_size());
-        // The freed tables of `reach`, which lose their state as metadata.
+        // The freed L2 tables of `reach`. They no longer count as metadata.
         let mut tables = Vec::new();
         for (cluster, count) in &changed.freed {
             let end = cluster.saturating_add(*count);

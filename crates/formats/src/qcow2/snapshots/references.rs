@@ -92,12 +92,11 @@ impl ImageSnapshots {
             .buffered(at_once)
     }
 
-    /// Counts all clusters that an L1 table reaches. Tables whose copied flags change are written. They are durable
-    /// after the next flush.
+    /// Counts all clusters that an L1 table reaches. Tables whose copied flags change are written, but not flushed.
     ///
     /// # Errors
-    /// When a table cannot be read or written, or has an invalid entry. Some copied flags may be cleared by then. No
-    /// write is in flight when this returns, because the caller writes to the same tables next.
+    /// When a table cannot be read or written, or has an invalid entry. Some copied flags may already be cleared. When
+    /// this function returns, no write is in flight, because the caller writes to the same tables next.
     pub(super) async fn reach(&self, l1: &[L1Entry], pass: Pass) -> Result<Reach> {
         let counted = self.count_tables(l1, pass).await;
         if counted.is_err() {
@@ -152,7 +151,7 @@ impl ImageSnapshots {
                 count(counted, cluster, len.into());
                 return Ok(());
             }
-            // Clusters of a data file are not counted.
+            // Clusters of a data file have no refcounts.
             Piece::Odd { .. } if self.geometry.data_file => return Ok(()),
             Piece::Odd { both, .. } => both.entry,
         };

@@ -11,8 +11,8 @@ use super::super::fill::length;
 use super::super::layout::{ExtendedEntry, L2Entry, L2Kind, SUBCLUSTERS, Subclusters};
 
 impl Qcow2 {
-    /// Extends the range from `offset` to `end` to whole subclusters. An end in a subcluster of `complete` is not
-    /// extended.
+    /// Extends the range from `offset` to `end` to whole subclusters. `complete` is a mask of subclusters that have data: a
+    /// start or end of the range inside such a subcluster is not moved.
     pub(super) fn round_out(&self, offset: u64, end: u64, complete: u32) -> Range<u64> {
         let size = self.geometry.subcluster_size();
         let is_complete = |at: u64| {

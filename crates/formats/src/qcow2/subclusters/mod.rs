@@ -14,7 +14,7 @@
 //! the data before it writes the entry, so that a crash leaves the old contents.
 //!
 //! Code in this module reads and changes entries only while it holds the guest range lock on their clusters. Lookups
-//! hold no lock. For them, the two words of an entry change atomically (see `mapping/lookup`).
+//! take no lock: they see either both old words or both new words of an entry (see `mapping/lookup`).
 
 mod fill;
 mod write;

@@ -1,4 +1,4 @@
-//! Writes without a direct mapping to a host offset, in images with subclusters.
+//! Writes that `Driver::map` cannot forward to a host offset, in images with subclusters.
 //!
 //! The order is that of other writes (see [`super::super::write`]): data, refcounts, entries. A request is split into
 //! runs of clusters, and each run is

@@ -1,4 +1,5 @@
-//! Zero writes and discards in images with subclusters: entries change, data does not move.
+//! Zero writes and discards in images with subclusters. They change L2 entries. Data is written only to zero a part of a
+//! compressed cluster.
 
 use oxblk_core::{Result, ZeroFlags};
 use oxblk_ring::IoBuf;
