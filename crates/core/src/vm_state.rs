@@ -40,7 +40,7 @@ impl Backend {
             node.mark_unflushed();
             saved
         };
-        self.graph().run_exclusive(edge.node(), self.while_open(save)).await
+        self.graph().run_exclusive(edge.node(), self.while_writer(save)).await
     }
 
     /// Fills `buf` from `offset` of the VM state.
