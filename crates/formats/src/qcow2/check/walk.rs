@@ -31,7 +31,7 @@ impl<'a> Checker<'a> {
         self.refer(0, self.geometry.cluster_size(), 1, Claim::None);
         let snapshots = match self.read_snapshots().await {
             Ok(snapshots) => snapshots,
-            // Continue with the repairs that do not need the snapshots.
+            // A repair continues without the snapshots. The check error prevents that clusters are freed.
             Err(_) if self.fix == Fix::All => {
                 self.report.check_errors = self.report.check_errors.saturating_add(1);
                 Snapshots::default()
@@ -53,7 +53,8 @@ impl<'a> Checker<'a> {
         self.count_refcount_structures().await
     }
 
-    /// Counts `times` references to every cluster of a range of the file.
+    /// Counts `times` references to every cluster of a range of the file. A range that exceeds the end of the file by a cluster
+    /// or more is reported, and not counted.
     pub(super) fn refer(&mut self, offset: u64, bytes: u64, times: Times, claim: Claim) {
         if bytes == 0 {
             return;
@@ -81,7 +82,7 @@ impl<'a> Checker<'a> {
         );
     }
 
-    /// Like [`Self::refer`], for clusters that lie within the file.
+    /// Like [`Self::refer`], but does not compare the clusters with the end of the file.
     fn refer_to_run(&mut self, first: u64, count: u64, times: Times, claim: Claim) {
         let end = first.saturating_add(count);
         let mut cluster = first;
@@ -156,8 +157,8 @@ impl<'a> Checker<'a> {
         })
     }
 
-    /// The entries of an L1 table. There are none if the table lies past the end of the file, which is already reported, or
-    /// if the table cannot be read, which is reported here.
+    /// The entries of an L1 table. If the table cannot be read, this is reported and the result is empty. The result is also
+    /// empty if the table lies past the end of the file. The caller has already reported such a table.
     async fn read_l1(&mut self, (offset, entries): Place) -> Vec<u64> {
         if offset >= self.file.size() {
             return Vec::new();
@@ -248,7 +249,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Unwraps an L2 table. A read error ends a check, but a repair reports the error and continues.
+    /// Unwraps an L2 table. A read error ends a check without repair. A repair reports the error and continues.
     fn table_or_told(&mut self, table: Result<Vec<Piece>>) -> Result<Option<Vec<Piece>>> {
         match table {
             Ok(table) => Ok(Some(table)),
