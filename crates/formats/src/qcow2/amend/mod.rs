@@ -236,7 +236,7 @@ impl Qcow2 {
         }
         let finished = self.finish_amend(&steps, old_size, &*request.progress).await;
         if finished.is_err() {
-            // The image stays open. The bitmaps may have been stored already, so they are marked as in use again.
+            // The image stays open. The bitmaps may have been stored already, so the bitmaps are marked as in use again.
             self.bitmaps.use_bitmaps().await;
             self.shrink_back(old_size).await;
         }

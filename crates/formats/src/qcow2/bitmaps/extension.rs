@@ -26,7 +26,7 @@ pub(in super::super) async fn plan(
     change_bitmaps_extension(&head, new)
 }
 
-/// Executes the writes of [`plan`], and flushes each of them.
+/// Executes the writes of [`plan`], with a flush after each write.
 ///
 /// # Errors
 /// The errors of the file. After an error, it is unknown whether the header refers to the old or to the new directory.

@@ -79,7 +79,7 @@ impl<'a> Fresh<'a> {
         self.bitmaps.facts.file()?.flush().await
     }
 
-    /// Keeps the clusters allocated, because metadata refers to them or may refer to them.
+    /// Keeps the clusters allocated, because metadata refers or may refer to these clusters.
     pub(super) fn keep(mut self) {
         self.kept = true;
     }

@@ -10,8 +10,8 @@
 //! | `fresh` | new clusters to which no metadata refers yet |
 //! | `extension` | the header extension that contains the offset of the directory |
 //!
-//! [`Bitmaps`] uses [`Facts`] and [`Clusters`]. It does not use the tables of the guest disk. `Bitmaps::changing` is taken
-//! before all other locks of the image: one change of the stored bitmaps, or one step of a compaction, runs at a time.
+//! [`Bitmaps`] uses [`Facts`] and [`Clusters`], but no L1 or L2 tables. The lock `Bitmaps::changing` is taken before all other
+//! locks of the image: one change of the stored bitmaps, or one step of a compaction, runs at a time.
 //!
 //! `oxblk_core` records writes in the bitmaps that `PersistentBitmaps::load` returned. Before a writable node accepts requests,
 //! these bitmaps are marked as in use on disk, and the marks are flushed.
@@ -31,7 +31,7 @@
 //! lose the other bitmaps.
 //!
 //! A bitmap whose entry, table or data is broken is loaded as inconsistent too. When such a bitmap is removed, its
-//! clusters are freed only if no other metadata uses any of them.
+//! clusters are freed only if no other metadata uses any of these clusters.
 
 mod extension;
 mod fresh;
@@ -67,7 +67,7 @@ pub(super) struct Bitmaps {
     geometry: Geometry,
     facts: Arc<Facts>,
     clusters: Arc<Clusters>,
-    /// Held while the bitmaps on disk change. It is taken before all other locks of the image.
+    /// Held while the bitmaps on disk change. This lock is taken before all other locks of the image.
     changing: AsyncMutex<()>,
     state: Mutex<State>,
     /// The image was compacted, so bitmaps that equal their copy on disk stay in place when they are stored.
@@ -148,7 +148,7 @@ impl Bitmaps {
         }
     }
 
-    /// Locks the bitmaps on disk: they do not change while the guard lives.
+    /// Locks the bitmaps on disk. The bitmaps on disk do not change while the guard lives.
     pub(super) async fn hold(&self) -> AsyncMutexGuard<'_, ()> {
         self.changing.lock().await
     }

@@ -1,5 +1,5 @@
-//! Checking persistent bitmaps (section "Bitmaps" of the qcow2 specification): counting the clusters that they refer to,
-//! and finding broken bitmaps.
+//! Checking persistent bitmaps (section "Bitmaps" of the qcow2 specification): counting the clusters to which the bitmaps
+//! refer, and finding broken bitmaps.
 //!
 //! A bitmap whose entry or table is broken has no usable contents. QEMU does not open most of the images with such a bitmap.
 //! [`Fix::All`](oxblk_core::check::Fix::All) removes such a bitmap from the directory, and the repair of leaks then frees the

@@ -117,7 +117,7 @@ impl Checker<'_> {
     }
 
     /// Chooses a cluster for each refcount block in `indices` that is not in `blocks` yet. A new block may need a further
-    /// block, which contains the refcount of the new block.
+    /// block for the refcount of its own cluster.
     fn place_blocks(
         &mut self,
         blocks: &mut BTreeMap<u64, u64>,

@@ -5,7 +5,7 @@
 //! 1. The new table is written to clusters without references, and references to these clusters are counted.
 //! 2. The refcounts are repaired.
 //! 3. One write makes the header refer to the new table.
-//! 4. The references to the clusters of the old table are removed, so that the repair frees them.
+//! 4. The references to the clusters of the old table are removed, so that the repair frees these clusters.
 
 use oxblk_core::{Errno, Error, Result, WriteFlags};
 
@@ -43,8 +43,8 @@ impl RepairedTable {
 }
 
 impl Checker<'_> {
-    /// Writes the new table and counts references to its clusters. If this fails, the failure is reported and the table
-    /// is not replaced.
+    /// Writes the new table and counts references to its clusters. A failed write is reported, and the old table is then not
+    /// replaced.
     pub(super) async fn place_snapshots(&mut self) -> Result<()> {
         let Some(mut repaired) = self.repaired_table.take() else { return Ok(()) };
         let written = self.write_snapshots(&mut repaired).await;

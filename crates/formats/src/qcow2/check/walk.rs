@@ -61,7 +61,7 @@ impl<'a> Checker<'a> {
         }
         let size = self.geometry.cluster_size();
         let end = offset.saturating_add(bytes);
-        // The file may end inside its last cluster, because it does not have to be padded.
+        // The file may end inside its last cluster.
         if end >= self.file.size().saturating_add(size) {
             if self.fix != Fix::Nothing {
                 let end = self.geometry.clusters_for(end);
@@ -121,7 +121,7 @@ impl<'a> Checker<'a> {
             self.refer(place.0, place.1.saturating_mul(8), 1, Claim::None);
             *tables.entry(place).or_default() += 1;
         }
-        // L2 tables of snapshots, with their number of references.
+        // The L2 tables of snapshots: the offset, and the number of references to the table.
         let mut inactive: BTreeMap<u64, Times> = BTreeMap::new();
         for (place, times) in tables {
             for entry in self.read_l1(place).await {
@@ -198,7 +198,7 @@ impl<'a> Checker<'a> {
             self.refer_to_table(offset, times, Claim::Copied(entry.copied()));
             let all = times_of.entry(offset).or_default();
             *all = all.saturating_add(times);
-            // A table past the end of the file is already reported. It contains nothing to count.
+            // A table past the end of the file is already reported, and contains nothing to count.
             if first && offset < self.file.size() {
                 places.push((offset, offset));
             }
@@ -431,7 +431,7 @@ impl Usage {
         self.next = host.saturating_add(count.saturating_mul(size));
     }
 
-    /// Counts a compressed cluster. It always counts as fragmented.
+    /// Counts a compressed cluster. A compressed cluster always counts as fragmented.
     fn count_compressed(&mut self) {
         self.allocated += 1;
         self.compressed += 1;

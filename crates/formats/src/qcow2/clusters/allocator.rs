@@ -26,7 +26,7 @@ use roaring::RoaringTreemap;
 
 use crate::qcow2::layout::Geometry;
 
-/// Clusters freed in one epoch.
+/// Contiguous clusters that were freed in one epoch, and that are quarantined.
 #[derive(Clone, Copy)]
 pub(in crate::qcow2) struct Quarantined {
     pub(in crate::qcow2) epoch: u64,
@@ -259,7 +259,7 @@ impl Allocator {
         }
     }
 
-    /// Quarantines clusters whose refcount became 0. They become free when the epoch has passed. The caller holds
+    /// Quarantines clusters whose refcount became 0. The clusters become free when the epoch has passed. The caller holds
     /// [`Self::scanning`] from before the refcount change until this function returns.
     pub(super) fn rest(&self, run: Quarantined) {
         self.lock().quarantined.push_back(run);

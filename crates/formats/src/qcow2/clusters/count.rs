@@ -9,8 +9,8 @@ use super::counted::{Counted, Counting};
 use super::dropped::ReleaseReason;
 
 impl Clusters {
-    /// Adds one reference to each host cluster from `*at` up to `end`, and advances `*at`. If this fails or is cancelled, a
-    /// reference was added to exactly the clusters before `*at`.
+    /// Adds one reference to each host cluster from `*at` up to `end`, and advances `*at`. After an error or a cancellation,
+    /// `*at` is the first cluster to which no reference was added.
     async fn add_up_to(&self, at: &mut u64, end: u64) -> Result<()> {
         while *at < end {
             let position = self.position(*at)?;

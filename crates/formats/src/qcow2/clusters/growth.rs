@@ -74,7 +74,7 @@ impl Clusters {
             return Err(Error::from_errno(Errno::FBIG).prefix("The refcount table cannot grow"));
         }
         let entries = table_clusters.saturating_mul(cluster_size) / 8;
-        // The missing blocks are the first clusters of the run. The table follows them.
+        // The missing blocks are the first clusters of the run. The table follows these blocks.
         let missing: Vec<u64> = (start / per_block..blocks_end)
             .filter(|block| self.block_offset(*block) == 0)
             .collect();
@@ -178,7 +178,7 @@ impl Clusters {
     /// Lowers the refcount of a metadata cluster that is no longer used. If the refcount becomes 0, the cluster is quarantined.
     ///
     /// # Errors
-    /// As [`Self::free_table`].
+    /// The same errors as [`Self::free_table`].
     pub(super) async fn free_metadata(&self, run: Quarantined) -> Result<()> {
         let _turn = self.allocator.scanning.lock().await;
         match self.drop_one(run.cluster).await {

@@ -8,7 +8,7 @@
 //! | `table` | the refcount table: its offset and its entries |
 //! | `slices` | refcounts in cached slices of refcount blocks; writing dirty slices |
 //! | `census` | finding the clusters in use |
-//! | `reserve` | taking clusters out of the free map, which is filled from the refcount blocks |
+//! | `reserve` | taking clusters out of the free map, and filling the map from the refcount blocks |
 //! | `counted` | references that are added to a refcount, but that no table contains yet |
 //! | `growth`, `blocks` | growing the refcount table; creating refcount blocks |
 //! | `count` | raising refcounts |
@@ -17,7 +17,8 @@
 //! | `file_end` | completing and truncating the end of the file |
 //! | `moving`, `width` | moving refcount structures, for a compaction; writing refcounts of another width |
 //!
-//! A file uses the files above it, and `release` also uses `tail`. Of the parts of an image, [`Clusters`] uses only [`Facts`].
+//! A file uses the files above it, and `release` also uses `tail`. [`Clusters`] uses [`Facts`], but not the mapping, the data,
+//! the snapshots or the bitmaps of the image.
 //!
 //! Guest requests change the refcounts in existing blocks only in the cache ([`Clusters::count`], [`Clusters::lower`]). The
 //! refcounts reach the disk with [`Clusters::write_back_refcounts`]. Dirty refcounts may be written at any time: a refcount is

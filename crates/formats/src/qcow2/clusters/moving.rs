@@ -126,7 +126,7 @@ impl Clusters {
             return Ok(0);
         }
         run.begin_write();
-        // The new references may require a new refcount block, which adds an entry to the table.
+        // The new references may require a new refcount block. A new block adds an entry to the table.
         let counted = self.count(run, ReleaseReason::Table).await?;
         self.write_back().await?;
         let growing = self.growing.lock().await;

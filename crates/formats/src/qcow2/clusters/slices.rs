@@ -154,7 +154,8 @@ impl Clusters {
             return Ok(());
         }
         if self.facts.disabled().load(Acquire) {
-            // The image has stopped. Its refcount table on disk may refer to other blocks than the table in memory.
+            // The image accepts no further requests. The refcount table on disk may refer to other blocks than the table in
+            // memory.
             return Err(Error::from_errno(Errno::IO));
         }
         let file = self.file()?;

@@ -54,10 +54,10 @@ impl Tail {
 }
 
 impl Clusters {
-    /// Adds one reference to the host cluster of the tail, which is at `next`. Returns `None` if the tail has left this
-    /// cluster: all streams of the cluster may have been freed, and the cluster may already contain other data. Code that frees
-    /// the cluster calls [`Tail::leave`] before the cluster can be reused. So if the tail is unchanged after the reference was
-    /// added, the cluster is still valid.
+    /// Adds one reference to the host cluster that contains the tail's byte offset `next`. Returns `None` if the tail has left
+    /// this cluster: all streams of the cluster may have been freed, and the cluster may already contain other data. Code that
+    /// frees the cluster calls [`Tail::leave`] before the cluster can be reused. So if the tail is unchanged after the
+    /// reference was added, the cluster is still valid.
     async fn share_tail(&self, next: u64) -> Result<Option<Counted<'_>>> {
         let cluster = next >> self.geometry.cluster_bits;
         if !self.share(cluster).await? {

@@ -27,7 +27,7 @@ pub(in crate::qcow2) struct NewRefcounts<'a> {
 }
 
 impl NewRefcounts<'_> {
-    /// Call this when the header refers to the new refcounts: their clusters are in use.
+    /// Call this when the header refers to the new refcounts. The clusters of the new structures then stay in use.
     pub(in crate::qcow2) fn keep(self) {
         self.held.into_iter().for_each(Reserved::keep);
     }

@@ -24,7 +24,7 @@ pub(super) struct Changes<'a> {
     tables: BTreeMap<u64, Patches>,
     /// The references to the copies.
     counted: Vec<Counted<'a>>,
-    /// Clusters that lose references: first cluster, number of clusters, references that each of them loses.
+    /// Clusters that lose references: first cluster, number of clusters, number of references that each cluster loses.
     old: Vec<(u64, u64, u64)>,
     /// Number of clusters that become free.
     free: u64,
@@ -68,7 +68,7 @@ impl<'a> Changes<'a> {
 
 impl Compaction<'_> {
     /// Flushes the copies and their refcounts. Then writes and flushes the L2 entries that refer to the copies. Then passes
-    /// the references to the originals to the write-back, which lowers the refcounts.
+    /// the references to the originals to the write-back. The write-back lowers the refcounts of the originals.
     pub(super) async fn switch_over(&self, changes: Changes<'_>) -> Result<()> {
         let file = self.facts.file()?;
         self.clusters.write_back_refcounts().await?;

@@ -96,8 +96,9 @@ impl Compaction<'_> {
         Ok(Step { moved: bytes, left: left.saturating_sub(bytes), obstacle: moved.obstacle })
     }
 
-    /// Moves the clusters of the window that lie behind all clusters that must stay. If there are none, moves the structure at
-    /// the end of the file. `packed_end` is the number of clusters that the file would have without free clusters.
+    /// Moves the guest data and the L2 tables of the window that lie behind all clusters that must stay. If no such cluster can
+    /// move, moves the metadata structure at the end of the file, or returns why it must stay. `packed_end` is the number of
+    /// clusters that the file would have without free clusters.
     async fn move_window(&self, window: &[u64], packed_end: u64) -> Result<Moved> {
         let mut sources = self.sources_of(window).await?;
         let mut chosen = self.choose(&mut sources).await?;

@@ -60,7 +60,7 @@ impl Compaction<'_> {
                 _ => break,
             }
         }
-        // Free clusters are taken in ascending order, so that data which is adjacent for the guest becomes adjacent in
+        // Free clusters are taken in ascending order. So data that is adjacent on the guest's disk usually becomes adjacent in
         // the file.
         chosen.data.sort_by_key(|(_, entries)| entries.first().map(|at| at.guest));
         Ok(chosen)

@@ -167,7 +167,7 @@ impl Compaction<'_> {
     }
 
     /// Adds the references to the clusters to which pieces were copied. Clusters that are not in `runs` already have a
-    /// refcount, because they contain earlier pieces.
+    /// refcount, because these clusters contain earlier pieces.
     async fn count_packed<'a>(
         &'a self,
         runs: Vec<Reserved<'a>>,

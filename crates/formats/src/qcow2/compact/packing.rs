@@ -42,14 +42,14 @@ pub(super) struct Packing {
     per_cluster: u64,
     /// Maximum number of references of a cluster.
     most: u64,
-    /// The current contiguous clusters, which are being filled, in sectors.
+    /// The sectors of the current clusters. These contiguous clusters are being filled.
     run: Range<u64>,
     /// The first free sector of the current clusters.
     next: u64,
     /// Whether the last span lies in the current clusters.
     open: bool,
     spans: Vec<Span>,
-    /// Number of references to each new cluster. It contains at least the current clusters.
+    /// Number of references to each new cluster. The map contains at least the current clusters that have references.
     counts: BTreeMap<u64, u64>,
     /// The part of `counts` that [`Self::take`] has not returned yet.
     fresh: BTreeMap<u64, u64>,
