@@ -8,8 +8,8 @@
 //! 3. grow the disk, if its size increases;
 //! 4. for a downgrade to version 2: replace the zero clusters (`downgrade`);
 //! 5. shrink the disk, if its size decreases: this cannot be undone;
-//! 6. write refcounts of another width to new clusters (`clusters/width`), then write the header that refers to them and has
-//!    the final version.
+//! 6. write refcounts of another width to new clusters (`clusters/width`), then write the header that refers to these refcounts
+//!    and has the final version.
 //!
 //! If step 4 or 6 fails and the disk has grown, the amend tries to shrink the disk to its old size. If step 6 fails after the
 //! disk has shrunk, the error says so.

@@ -45,9 +45,9 @@ impl Bitmaps {
         Ok(())
     }
 
-    /// Marks the bitmaps as in use, and makes them writable in memory. This is called when the image becomes writable, or stays
-    /// writable because a reopen or an amend has failed. The marks are flushed before the next request. If the marks cannot be
-    /// written, the image fails all further requests.
+    /// Marks the bitmaps as in use on disk, and makes the bitmaps writable in memory. This function is called when the image
+    /// becomes writable, or stays writable because a reopen or an amend has failed. The marks are flushed before the next
+    /// request. If the marks cannot be written, the image fails all further requests.
     pub(in super::super) async fn use_bitmaps(&self) {
         if let Err(error) = self.mark_bitmaps_in_use().await {
             tracing::error!("qcow2: the bitmaps cannot be marked as in use: {error}");

@@ -208,8 +208,8 @@ impl Checker<'_> {
 
     /// Checks that the clusters of each structure in `named` have a refcount, and that no other structure uses these clusters.
     /// If the refcounts must be rebuilt, the refcounts are unreliable and are not checked. With [`Fix::All`] or before a
-    /// rebuild, the LUKS header, the snapshot table and the bitmap directory may share clusters with other structures, and the
-    /// active L1 table may in some cases.
+    /// rebuild, the LUKS header, the snapshot table and the bitmap directory may share clusters with other structures. The
+    /// active L1 table may share clusters in some cases (`is_misplaced_l1`).
     pub(super) async fn check_named_ranges(&mut self) {
         let mut block = None;
         for (offset, bytes, what) in std::mem::take(&mut self.named) {

@@ -220,7 +220,7 @@ impl<'a> Checker<'a> {
     }
 
     /// Finds L1 entries with flags but without an offset. This driver treats such an entry as unallocated, but QEMU uses the
-    /// header cluster as its L2 table.
+    /// header cluster as the L2 table of the entry.
     fn find_flags_alone(&mut self, l1_offset: u64, l1: &[u64]) {
         for (index, entry) in (0_u64..).zip(l1) {
             if *entry == 0 || L1Entry(*entry).raw_offset() != 0 {

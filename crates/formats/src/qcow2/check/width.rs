@@ -34,8 +34,8 @@ impl Checker<'_> {
         }
     }
 
-    /// The refcount order that fits the first refcount block best, if it has fewer than half as many differences as the order
-    /// in the header.
+    /// The refcount order, other than the order in the header, that fits the first refcount block best. `None` unless this
+    /// order has fewer than half as many differences as the order in the header.
     async fn better_order(&self) -> Option<u32> {
         let offset = RefcountTableEntry(*self.refcount_table.first()?).raw_offset();
         if offset == 0 || self.broken_blocks.contains(&0) || self.unreadable_blocks.contains(&0) {

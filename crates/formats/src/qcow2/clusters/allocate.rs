@@ -89,7 +89,7 @@ impl Clusters {
     }
 
     /// Forgets which clusters are free, and where compressed data ends, because another program may have changed the image.
-    /// The node is drained.
+    /// The caller ensures that the node is drained.
     pub(in crate::qcow2) fn forget_free(&self) {
         if let Ok(file) = self.file() {
             self.allocator.note_file_size(&file);

@@ -97,8 +97,8 @@ impl Allocator {
         map.untouched = map.untouched.max(untouched);
     }
 
-    /// Forgets which clusters are free, because another program may have changed the image. The node is drained, so no request
-    /// uses quarantined clusters.
+    /// Forgets which clusters are free, because another program may have changed the image. The caller ensures that the node is
+    /// drained. So no request uses quarantined clusters.
     pub(super) fn forget_free(&self) {
         let mut map = self.lock();
         map.free.clear();

@@ -1,7 +1,7 @@
 //! Creating refcount blocks.
 //!
-//! A new block is written and flushed before the refcount table refers to it. The refcount of the block's own cluster lies in
-//! the new block, or in a block that exists already.
+//! A new block is written and flushed before the refcount table refers to the block. The refcount of the block's own cluster
+//! lies in the new block, or in a block that exists already.
 
 use std::sync::atomic::Ordering::Acquire;
 

@@ -161,8 +161,8 @@ impl Clusters {
     /// Frees the clusters of an old table. Nothing on disk refers to the table any more, and no request reads the table.
     ///
     /// # Errors
-    /// `Corrupt` if the refcount of a cluster is already 0, or its refcount block does not exist. If a refcount cannot be read,
-    /// a later write-back cycle lowers it.
+    /// `Corrupt` if the refcount of a cluster is already 0, or its refcount block does not exist. A refcount that cannot be
+    /// read is not an error: a later write-back cycle lowers the refcount.
     pub(in crate::qcow2) async fn free_table(&self, offset: u64, bytes: u64) -> Result<()> {
         self.allocator.forget_metadata(offset, bytes);
         let first = offset >> self.geometry.cluster_bits;

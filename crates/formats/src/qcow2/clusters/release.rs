@@ -46,7 +46,7 @@ impl Clusters {
     }
 
     /// Lowers the refcounts for the references in `dropped`, and removes these references from the list. The disk no longer
-    /// contains these references. If a refcount cannot be read, its reference and all references behind it stay in the list,
+    /// contains these references. If a refcount cannot be read, this reference and the following references stay in the list,
     /// and the error is returned. A refcount that is already 0 is not an error: the guest's data is on the disk, and a repair
     /// corrects such refcounts.
     ///

@@ -42,7 +42,7 @@ use super::mapping::Mapping;
 use super::metadata::Metadata;
 use changes::Changes;
 
-/// Maximum number of clusters in the window of one step.
+/// Maximum number of clusters in the window of one step. The window consists of the last clusters in use.
 const WINDOW: u64 = 1 << 16;
 
 /// One step of a compaction, with the parts of the image that the step uses.
