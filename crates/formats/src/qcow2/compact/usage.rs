@@ -49,7 +49,8 @@ impl Used {
 }
 
 impl Compaction<'_> {
-    /// Reads the clusters in use from disk. The caller ensures that no cached refcount is dirty.
+    /// Reads from the refcount blocks on disk which clusters are in use. The caller ensures that no cached refcount block is
+    /// dirty.
     pub(super) async fn used_clusters(&self) -> Result<Used> {
         let (per_block, order) =
             (self.geometry.refcounts_per_block(), self.geometry.refcount_order);
