@@ -4,7 +4,7 @@
 //! active slots. A slot becomes active on disk only after its key material is flushed. While the only active slot is
 //! overwritten with a new password, a spare slot contains the key.
 //!
-//! Erasing a slot overwrites and flushes its key material before the slot becomes inactive. So the password of an inactive slot
+//! Erasing a slot overwrites and flushes its key material before the slot becomes inactive. So the password of an erased slot
 //! cannot unlock the disk.
 
 use oxblk_core::{Edge, Errno, Error, Options, Result, Secrets, WriteFlags};

@@ -84,8 +84,7 @@ impl Geometry {
         (self.cluster_size() << 3) >> (self.refcount_order & 63)
     }
 
-    /// Number of L1 entries that map `size` bytes. `None` if the number exceeds `i32::MAX`, because no implementation reads
-    /// such a table.
+    /// Number of L1 entries that map `size` bytes. `None` if the number exceeds `i32::MAX`. QEMU refuses an image of this size.
     pub fn l1_entries_for(self, size: u64) -> Option<u64> {
         let bytes_per_entry = 1u64.checked_shl(self.l1_shift())?;
         let entries = size.div_ceil(bytes_per_entry);
@@ -122,13 +121,13 @@ impl Geometry {
         len.div_ceil(self.cluster_size())
     }
 
-    /// The clusters of an L1 table of `entries` entries at `offset`.
+    /// The numbers of the host clusters of an L1 table of `entries` entries at `offset`.
     pub fn l1_clusters(self, offset: u64, entries: u64) -> std::ops::Range<u64> {
         let end = offset.saturating_add(entries.saturating_mul(8));
         self.cluster_index(offset)..self.clusters_for(end)
     }
 
-    /// `offset` rounded up to a cluster. Guest offsets are below 2^63, so the result does not overflow.
+    /// `offset` rounded up to the start of a cluster. Guest offsets are at most 2^63, so the result does not overflow.
     #[inline]
     pub fn cluster_end(self, offset: u64) -> u64 {
         offset.checked_next_multiple_of(self.cluster_size()).unwrap_or(u64::MAX)

@@ -28,7 +28,7 @@ impl Mapping {
             }
     }
 
-    /// Whether the new entry still refers to the host cluster of the old entry.
+    /// Whether the new entry still refers to the host cluster of the old entry. Always false if one of the entries is compressed.
     pub(in crate::qcow2) fn keeps_host(&self, old: L2Entry, new: L2Entry) -> bool {
         let host_of = |entry: L2Entry| match entry.kind(self.geometry, self.version) {
             Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) => Some(host),
@@ -60,7 +60,7 @@ impl Mapping {
         self.facts.mark_corrupt(&text, offset).await
     }
 
-    /// As [`Self::bad_entry`], for a write to the guest offset `offset`.
+    /// As [`Self::bad_entry`], but with the text of QEMU's tools for a write to the guest offset `offset`.
     pub(in crate::qcow2) async fn bad_target(&self, offset: u64, entry: u64) -> Error {
         let entry = L2Entry(entry);
         let Some(host) = self.unaligned_host(entry).filter(|_| entry.copied()) else {
