@@ -79,8 +79,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Extends the file to a whole sector if the file can grow, because the last stream may end at any byte. `oxblk_core` calls
-    /// this while no other request is in flight.
+    /// Extends the file to a multiple of [`SECTOR`] bytes if the file can grow, because the last stream may end at any byte.
+    /// `oxblk_core` calls this while no other request is in flight.
     pub(super) async fn end_with_a_sector(&self) -> Result<()> {
         self.facts.check_writable()?;
         let file = self.facts.file()?;

@@ -182,7 +182,7 @@ impl Wanted {
     }
 
     /// Refuses a backing format without a backing file, preallocation with a backing file, and lazy refcounts in version 2.
-    /// Preallocation with a backing file is accepted if L2 entries are extended.
+    /// Preallocation with a backing file is accepted if `extended_l2` is on.
     fn check_backing(&self) -> Result<()> {
         let fault = |text: &'static str| Err(Error::invalid(text));
         if self.backing_format.is_some() && self.backing_file.is_none() {

@@ -25,7 +25,7 @@ use super::metadata::Metadata;
 
 /// A run of host clusters for new guest data.
 pub(super) struct NewData<'a> {
-    /// Number of the first cluster.
+    /// Index of the first cluster.
     pub(super) start: u64,
     /// Number of clusters.
     pub(super) count: u64,

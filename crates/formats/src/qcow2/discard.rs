@@ -218,8 +218,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Frees whole clusters. Their L2 entries become unallocated. The clusters lie behind the end of the disk, or the image has
-    /// no backing file that the guest would then read.
+    /// Frees whole clusters. Their L2 entries become unallocated. The caller ensures that the guest cannot then read a backing
+    /// file in this range: the clusters lie behind the end of the disk, or the image has no backing file.
     pub(super) async fn forget_guest(&self, from: u64, to: u64, was: ReleaseReason) -> Result<()> {
         if from >= to {
             return Ok(());

@@ -10,6 +10,7 @@ use super::Qcow2;
 use super::mapping::Extent;
 
 /// Up to this size in bytes, new data and the old contents around the data are combined in memory and written with one write.
+/// The limit does not apply if encryption requires one write.
 const ASSEMBLE: u64 = 256 << 10;
 
 /// Length of data in bytes.

@@ -122,7 +122,7 @@ fn bitmaps(source: &Node, geometry: Geometry) -> Option<u64> {
     Some(total.saturating_add(bytes_in(geometry.clusters_for(directory))))
 }
 
-/// Total size of the clusters in which the source, without its backing files, has data that is not known to be zero.
+/// Total size of the clusters in which the source or its backing chain has data that is not known to be zero.
 async fn used_bytes(source: &Backend, geometry: Geometry) -> Result<u64> {
     let size = source.size();
     let mut used: u64 = 0;

@@ -1,8 +1,8 @@
 //! Finding the L1 and L2 entries that refer to the clusters of a window. The entries are those of the active L1 table, of the
 //! L1 tables of the snapshots, and of all L2 tables to which these L1 tables refer.
 //!
-//! A window is a list of clusters, last first. Its length is bounded, but each cluster may have very many references. If more
-//! than [`MOST`] L2 entries are collected, the window becomes shorter.
+//! A window is a list of clusters, last first. The number of clusters is bounded, but each cluster may have very many
+//! references. If more than [`MOST`] L2 entries are collected, the window becomes shorter.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -23,7 +23,7 @@ const MOST: usize = 1 << 19;
 pub(super) struct EntryAt {
     /// Byte offset of the L2 table in the file.
     pub(super) table: u64,
-    /// Index of the entry in its table.
+    /// Index of the entry in its L2 table.
     pub(super) index: u64,
     /// The guest offset that the entry maps, according to the first L1 entry that refers to the table.
     pub(super) guest: u64,
@@ -37,7 +37,7 @@ pub(super) struct EntryAt {
 pub(super) struct TableAt {
     /// Byte offset of the L1 table of a snapshot; `None` for the active L1 table.
     pub(super) l1: Option<u64>,
-    /// Index of the entry in its table.
+    /// Index of the entry in its L1 table.
     pub(super) index: u64,
     pub(super) entry: L1Entry,
 }
@@ -57,7 +57,7 @@ pub(super) struct Referrers {
     pub(super) entries: HashMap<u64, Vec<EntryAt>>,
     /// L1 entries, by the cluster of the L2 table to which they refer.
     pub(super) tables: HashMap<u64, Vec<TableAt>>,
-    /// Compressed data that touches clusters of the window. It may also touch other clusters.
+    /// Compressed data that touches clusters of the window. The data may also touch other clusters.
     pub(super) pieces: Pieces,
     /// Number of references from compressed data, by cluster.
     pub(super) shared: HashMap<u64, u64>,

@@ -1,5 +1,5 @@
-//! Moving the metadata at the end of the file other than L2 tables: refcount blocks, the refcount table, L1 tables, the
-//! snapshot table, bitmaps, and the LUKS header.
+//! Moving metadata from the end of the file: refcount blocks, the refcount table, L1 tables, the snapshot table, bitmaps, and
+//! the LUKS header. (`moves` moves L2 tables.)
 
 use oxblk_core::Result;
 

@@ -72,8 +72,8 @@ impl Given {
     }
 }
 
-/// Opens the encryption of the image in `file`: reads the LUKS header, if there is one, and derives the key, if it is needed.
-/// Returns `None` if the image is not encrypted.
+/// Opens the encryption of the image in `file`: reads the LUKS header, if there is one, and derives the key, if the key is
+/// needed. Returns `None` if the image is not encrypted.
 ///
 /// # Errors
 /// When the options do not match the image, the secret is missing, the LUKS header is broken, or the password unlocks no slot.

@@ -213,8 +213,8 @@ pub(in crate::qcow2) async fn read_header(file: &Edge) -> Result<Header> {
 }
 
 /// Runs `named`, which changes a pointer on disk. Sets `stop` if `named` fails or is cancelled, so that nothing more is written
-/// to the image. The pointer may then have its old or its new value. A later change in only one of the two structures would be
-/// lost if the pointer refers to the other structure.
+/// to the image. The pointer may then have its old or its new value. A later change of only the old or only the new structure
+/// would be lost if the pointer refers to the other structure.
 pub(in crate::qcow2) async fn stop_unless_known<T>(
     named: impl Future<Output = Result<T>>,
     stop: &AtomicBool,
@@ -227,8 +227,9 @@ pub(in crate::qcow2) async fn stop_unless_known<T>(
     outcome
 }
 
-/// Exists while the value of a pointer on disk is unknown. If it is dropped before [`Self::known`] is called, because the
-/// change has failed or was cancelled, `stop` is set. Without this, requests would continue with the old value of the pointer.
+/// A guard that exists while the value of a pointer on disk is unknown. If the guard is dropped before [`Self::known`] is
+/// called, because the change has failed or was cancelled, the flag is set. Without this, requests would continue with the old
+/// value of the pointer.
 struct UntilKnown<'a>(Option<&'a AtomicBool>);
 
 impl<'a> UntilKnown<'a> {

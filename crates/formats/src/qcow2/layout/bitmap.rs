@@ -76,7 +76,7 @@ pub struct BitmapEntry {
     pub table_offset: u64,
     /// Number of entries of the bitmap table.
     pub table_entries: u32,
-    /// Flags.
+    /// Flags of the bitmap.
     pub flags: BitmapFlags,
     /// Binary logarithm of the granularity: the number of bytes that one bit represents.
     pub granularity_bits: u8,
@@ -239,7 +239,7 @@ impl BitmapTableEntry {
     /// The decoded entry.
     ///
     /// # Errors
-    /// When the entry is invalid.
+    /// When a reserved bit is set or the offset is not aligned.
     pub fn data(self, geometry: Geometry) -> Result<BitmapData, BadEntry> {
         let offset = self.0 & OFFSET;
         let allowed = if offset == 0 { ONES } else { OFFSET };

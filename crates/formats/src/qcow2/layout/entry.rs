@@ -72,7 +72,7 @@ impl L1Entry {
     /// Byte offset of the L2 table, or `None` if there is none.
     ///
     /// # Errors
-    /// When the entry is invalid.
+    /// When the offset is not aligned.
     #[inline]
     pub fn l2_offset(self, geometry: Geometry) -> Result<Option<u64>, BadEntry> {
         let offset = self.raw_offset();
@@ -142,7 +142,7 @@ impl L2Entry {
     /// that the cluster is allocated; all, some or none of its subclusters have data. `Zero` is never returned.
     ///
     /// # Errors
-    /// When the entry is invalid.
+    /// When the entry is invalid; see [`BadEntry`].
     #[inline]
     pub fn kind(self, geometry: Geometry, version: u32) -> Result<L2Kind, BadEntry> {
         let host = self.raw_offset();
@@ -274,7 +274,7 @@ impl RefcountTableEntry {
     /// Byte offset of the refcount block, or `None` if there is none.
     ///
     /// # Errors
-    /// When the entry is invalid.
+    /// When a reserved bit is set or the offset is not aligned.
     pub fn block_offset(self, geometry: Geometry) -> Result<Option<u64>, BadEntry> {
         if self.reserved() != 0 {
             return Err(BadEntry::Reserved(self.0));

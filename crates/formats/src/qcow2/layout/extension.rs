@@ -172,7 +172,8 @@ impl Extensions {
     /// unknown features.
     pub(super) fn names_only(area: &[u8]) -> Vec<FeatureName> {
         let mut extensions = Self::default();
-        // Extensions behind a broken extension cannot be found. A feature name table in front of it is still usable.
+        // Extensions behind a broken extension cannot be found. A feature name table in front of the broken extension is still
+        // usable.
         let _ = extensions.walk(area, |extensions, magic, data| {
             if magic == FEATURE_NAMES {
                 extensions.feature_names = parse_names(data);

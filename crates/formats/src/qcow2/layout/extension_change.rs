@@ -196,7 +196,7 @@ impl Change {
     }
 
     /// Removes the extension if it is the last one. An extension in front of others stays, but the cleared autoclear bit makes
-    /// it invalid.
+    /// this extension invalid.
     fn remove(&mut self, at: usize, len: usize, end: usize) {
         self.set_consistent(false);
         let last = at.saturating_add(HEAD).saturating_add(len.next_multiple_of(8)) >= end;

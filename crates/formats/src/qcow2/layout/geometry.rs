@@ -1,7 +1,7 @@
 //! Sizes that are computed from the cluster size and the widths of table entries.
 
-/// Cluster size and widths of an image's table entries. [`super::Header::parse`] only creates values within the format's
-/// limits. The arithmetic below does not panic for other values either.
+/// Cluster size and widths of an image's table entries, and whether the image has a data file. [`super::Header::parse`] only
+/// creates values within the format's limits. The arithmetic below does not panic for other values either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
     /// Binary logarithm of the cluster size in bytes, 9 to 21.
@@ -42,7 +42,7 @@ impl Geometry {
         8 << u32::from(self.extended_l2)
     }
 
-    /// Entries of an L2 table (it fills one cluster).
+    /// Number of entries of an L2 table. The table fills one cluster.
     #[inline]
     pub fn l2_entries(self) -> u64 {
         self.cluster_size() / self.l2_entry_size()
@@ -78,7 +78,7 @@ impl Geometry {
         1 << (self.refcount_order & 31)
     }
 
-    /// Refcounts in a refcount block (it fills one cluster).
+    /// Number of refcounts in a refcount block. The block fills one cluster.
     #[inline]
     pub fn refcounts_per_block(self) -> u64 {
         (self.cluster_size() << 3) >> (self.refcount_order & 63)

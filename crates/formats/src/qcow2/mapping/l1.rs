@@ -60,7 +60,7 @@ impl Mapping {
         self.l1_offset.load(Acquire)
     }
 
-    /// Sets the place of the L1 table in the file, after the header has been changed. The entries in memory do not change.
+    /// Sets the offset and the number of entries of the L1 table, in memory only. The entries do not change.
     pub(in crate::qcow2) fn set_l1_place(&self, offset: u64, entries: u64) {
         self.l1_offset.store(offset, Release);
         self.l1_entries.store(entries, Release);
