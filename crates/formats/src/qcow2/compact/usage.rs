@@ -29,7 +29,7 @@ impl Used {
         self.0.iter().rev().take(usize::try_from(count).unwrap_or(usize::MAX)).collect()
     }
 
-    /// The first cluster behind the last used cluster.
+    /// The index of the cluster behind the last used cluster; 0 if no cluster is used.
     pub(super) fn end(&self) -> u64 {
         self.0.max().map_or(0, |last| last.saturating_add(1))
     }

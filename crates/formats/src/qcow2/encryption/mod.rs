@@ -43,7 +43,7 @@ const SECTOR: u64 = oxblk_crypto::SECTOR as u64;
 /// The encryption of an open image.
 pub(super) struct Encryption {
     method: CryptMethod,
-    /// The LUKS header. Absent for AES, and if the header is broken and the image was opened for a check without a key secret.
+    /// The LUKS header. Absent for AES, and if the header is broken and the image was opened for a check without its key.
     luks: Mutex<Option<luks::Header>>,
     /// Absent if the image was opened without its key.
     cipher: Option<Arc<SectorCipher>>,

@@ -29,7 +29,7 @@ use crate::qcow2::read_ahead::read_ahead;
 
 /// Unit that the disk writes completely or not at all, in bytes.
 const SECTOR: usize = 512;
-/// Size of the first read of the header. This is usually enough for the header and all its extensions.
+/// Maximum size of the first read of the header. This is usually enough for the header and all its extensions.
 const HEAD: u64 = 64 << 10;
 
 /// The header as it was last read or written. While the image is open, its table sizes and table offsets may be out of date:

@@ -104,7 +104,7 @@ impl RunOptions {
     /// Removes the runtime options from `options`.
     ///
     /// # Errors
-    /// When a value is wrong, with the text of QEMU's tools.
+    /// When a value is wrong. The text is the same as in QEMU's tools.
     pub(in crate::qcow2) fn take(options: &mut Options) -> Result<Self> {
         let interval = options.take_number("cache-clean-interval")?;
         let mut fields: Fields = options.extract()?;

@@ -73,7 +73,7 @@ impl Snapshot {
     /// Checks the offset and the size of the L1 table against the limits of the format.
     ///
     /// # Errors
-    /// When a limit is exceeded, with the text of QEMU's tools.
+    /// When the table is too large, or its offset is too large or not aligned. The text is the same as in QEMU's tools.
     pub fn check_l1(&self, geometry: Geometry) -> Result<()> {
         let bytes = u64::from(self.l1_entries) * 8;
         if bytes > super::MAX_L1_BYTES {
