@@ -1,4 +1,4 @@
-//! The errors of a reopen that would make an image writable. Formats report the same reasons in the same words.
+//! The errors of a reopen that would make an image writable. Several formats report them with the same texts.
 
 use oxblk_core::{Errno, Error, ErrorKind};
 

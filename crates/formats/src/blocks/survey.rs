@@ -10,7 +10,7 @@ use super::EntryMap;
 /// Loads the complete map, and calls `each` for all entries in the order of the disk. The arguments of a call are the
 /// indices of adjacent entries and their common value. In a chunk of equal entries, the first entry has its own call, and
 /// all others have one call together: if several entries have the same value, only the first may be correct. In all other
-/// chunks, each entry has its own call.
+/// chunks, each entry has its own call. If `each` returns `Break`, the function ends.
 ///
 /// # Errors
 /// The errors of `load`, which loads the chunk of an entry.

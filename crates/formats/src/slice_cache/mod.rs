@@ -15,9 +15,9 @@
 //!   a slice is being loaded.
 //! - **Eviction** is CLOCK over clean, unpinned slots. If there is none, [`SliceCache::get`] returns `None`, and the caller
 //!   writes metadata back first.
-//! - **Unused** slices are dropped periodically ([`clean`]), and their memory is returned to the host. The words of slots lie
-//!   in memory that can be released while readers access it. Such a reader sees zeroes. It discards them, because the version
-//!   has changed.
+//! - **Unused** slices are dropped periodically ([`clean`]), and their memory is returned to the host. The words of slots
+//!   lie in memory that can be released while readers access it. Such a reader sees zeroes. It discards the zeroes, because
+//!   the version has changed.
 
 mod clean;
 mod radix;
@@ -66,7 +66,7 @@ const LIMIT_LATER: usize = 16 << 10;
 /// A cache of table slices.
 pub(crate) struct SliceCache {
     words: usize,
-    /// Largest number of slices. After the limit was lowered, the cache may contain more slices for some time.
+    /// Maximum number of slices. After the limit was lowered, the cache may contain more slices for some time.
     limit: AtomicUsize,
     directory: Radix<AtomicU32>,
     chunks: Box<[OnceLock<Chunk>]>,
@@ -97,12 +97,12 @@ impl Chunk {
     }
 }
 
-/// No slot can be reused: metadata must be written back first.
+/// No slot can be reused, because all slots are dirty, pinned or claimed. A write-back makes dirty slots clean.
 pub(crate) struct Full;
 
 impl SliceCache {
-    /// A cache of at most `limit` slices (at least 2) of `words` words each. `filled` is notified when a slice is cached and
-    /// the cache was empty.
+    /// Creates a cache of at most `limit` slices (2 to 2^24) of `words` words each. `filled` is notified when a slice is
+    /// cached and the cache was empty.
     pub(crate) fn new(words: usize, limit: usize, filled: Arc<Event>) -> Self {
         let limit = limit.clamp(2, 1 << 24);
         let most = limit.max(LIMIT_LATER);
@@ -121,7 +121,8 @@ impl SliceCache {
         }
     }
 
-    /// Changes the largest number of cached slices. The number is limited by the size for which the cache was created.
+    /// Changes the maximum number of cached slices. The number cannot exceed the number of slots for which the cache was
+    /// created.
     pub(crate) fn set_limit(&self, limit: usize) {
         let most = self.chunks.len().saturating_mul(CHUNK);
         self.limit.store(limit.clamp(2, most), Relaxed);
@@ -227,8 +228,8 @@ impl SliceCache {
         slot.pin(slice).then_some(Pinned { cache: self, slot, number })
     }
 
-    /// Pins a slice. If it is not cached, loads it with `load`, which returns the words as big-endian bytes. `Ok(None)`: the
-    /// cache is full of slices that must be written back first.
+    /// Pins a slice. If it is not cached, loads it with `load`, which returns the words as big-endian bytes. Returns
+    /// `Ok(None)` if no slot can be reused ([`Full`]).
     ///
     /// # Errors
     /// The errors of `load`.
@@ -397,7 +398,7 @@ impl Change<'_> {
         self.pinned.words()
     }
 
-    /// Replaces the word `index` and returns the old one. Does nothing if the slice has no such word.
+    /// Replaces the word `index` and returns the old word. Returns 0 and changes nothing if the slice has no such word.
     pub(crate) fn replace(&mut self, index: usize, new: u64) -> u64 {
         let Some(word) = self.pinned.words().get(index) else { return 0 };
         self.changed = true;
@@ -425,7 +426,7 @@ pub(crate) struct DirtyCopy<'a> {
     pinned: Pinned<'a>,
     /// The number of the slice.
     pub(crate) slice: u64,
-    /// Its words in big-endian bytes.
+    /// The words of the slice in big-endian bytes.
     pub(crate) bytes: Vec<u8>,
     written: bool,
 }
