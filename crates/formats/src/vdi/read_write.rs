@@ -1,5 +1,4 @@
-//! Zero writes and discards of vdi. [`BlockImage`] implements the other requests, which are the same for all formats with a
-//! block map.
+//! Zero writes and discards of vdi. [`BlockImage`] implements the other requests.
 
 use oxblk_core::{Result, ZeroFlags};
 

@@ -51,7 +51,8 @@ impl std::fmt::Display for Finding {
 /// The result of a survey.
 #[derive(Debug, Default)]
 pub(crate) struct Survey {
-    /// The sectors at which blocks start. Blocks of faulty entries are not included, except blocks that are cut off.
+    /// The sectors at which blocks start. A block is not included if all entries that refer to it are faulty, except if it
+    /// is cut off.
     pub(super) starts: RoaringBitmap,
 }
 
