@@ -5,9 +5,9 @@
 //! written. A read through a backend counts as in flight, and returns the old contents. If the test bypasses the backend,
 //! the same read returns the data of another cluster. This proves that the quarantine is effective.
 //!
-//! Other tests delay a write. During this delay, its cluster is discarded, or a part of the cluster is zeroed with
-//! permission to unmap. The written data must not go to a cluster that was freed and allocated again. The other clusters
-//! must keep their data.
+//! Other tests delay a write. During this delay, the cluster of the write is discarded, or a part of the cluster is zeroed
+//! with permission to unmap. The written data must not go to a cluster that was freed and allocated again. The other
+//! clusters must keep their data.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -26,7 +26,7 @@ use oxblk_ring::{Event, IoBuf, IoBufMut, block_on, spawn, yield_now};
 
 const CLUSTER: u64 = 65536;
 
-/// The kind of operation that the storage delays. It delays the first such operation.
+/// The kind of operation that the storage delays. The storage delays only the first such operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// A read of a whole cluster.
@@ -184,7 +184,7 @@ where
     let reader = spawn(read());
     storage.until_waiting().await;
     disk.discard(0, CLUSTER).await.unwrap();
-    // The first write-back drops the reference. Only the second one could make the cluster available for allocation.
+    // The first write-back drops the reference. Only the second write-back could make the cluster available for allocation.
     disk.flush().await.unwrap();
     for index in 1..4 {
         disk.write(index * CLUSTER, cluster(0xbb), WriteFlags::FUA).await.unwrap();

@@ -57,7 +57,7 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// The block after the last one.
+    /// The block after the last block of the run.
     pub(crate) fn end(&self) -> u32 {
         self.start.saturating_add(self.count)
     }
@@ -101,7 +101,7 @@ impl Drop for GiveBack {
 pub(crate) struct Repair<'a>(Option<&'a Allocator>);
 
 impl Repair<'_> {
-    /// Ends the repair: it was successful.
+    /// Ends a successful repair.
     pub(crate) fn done(mut self) {
         self.0 = None;
     }
@@ -126,7 +126,7 @@ impl State {
         }
     }
 
-    /// Takes `count` blocks at the end. Returns the first one, and whether all of them are fresh.
+    /// Takes `count` blocks at the end. Returns the first block, and whether all of them are fresh.
     fn append(&mut self, count: u32) -> (u32, bool) {
         let start = self.end;
         let fresh = start >= self.fresh;

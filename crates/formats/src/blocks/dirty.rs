@@ -8,7 +8,7 @@ use oxblk_ring::perturb::point;
 
 use super::lock;
 
-/// Entries in 512 bytes, the unit of write-back.
+/// Number of entries in a sector of 512 bytes. A sector is the unit of write-back.
 const PER_SECTOR: u32 = 128;
 /// Maximum number of sectors in one write.
 const MAX_SECTORS: u32 = 512;

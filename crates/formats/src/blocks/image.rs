@@ -8,7 +8,7 @@
 //! blocks goes through these steps:
 //!
 //! 1. *reserve*: reserve blocks of the file, and make the file long enough;
-//! 2. *write*: write the data, and zeroes around it where the file may contain other data;
+//! 2. *write*: write the data, and zeroes around the data where the file may contain other data;
 //! 3. *link*: set the entries in memory. Readers see the new data from this step on. The format's write-back writes the
 //!    entries to the file.
 
@@ -54,7 +54,7 @@ pub(crate) trait BlockImage {
     /// Size of a block in bytes.
     fn block_size(&self) -> u64;
 
-    /// Byte offset of a block in the file; block 0 is the first one of the data area.
+    /// Byte offset of a block in the file. Block 0 is the first block of the data area.
     fn block_offset(&self, block: u32) -> u64;
 
     /// Byte offset of an entry of the map in the file.
@@ -72,7 +72,8 @@ pub(crate) trait BlockImage {
         Ok(())
     }
 
-    /// The block of the disk that contains `offset`; also the number of whole blocks in `offset` bytes of the data area.
+    /// The block of the disk that contains `offset`. This is also the number of whole blocks in `offset` bytes of the data
+    /// area.
     fn block_of(&self, offset: u64) -> u32 {
         u32::try_from(offset / self.block_size()).unwrap_or(u32::MAX)
     }

@@ -80,7 +80,8 @@ pub(crate) trait Reopenable {
 /// Prepares a reopen with these flags.
 ///
 /// # Errors
-/// If options are given, if the metadata cannot be written, or if the image must not become writable.
+/// Fails if an option remains, because no option of the format can be changed. Also fails if the metadata cannot be
+/// written, or if the image must not become writable.
 pub(crate) async fn prepare<T: Reopenable>(
     image: &T,
     flags: OpenFlags,

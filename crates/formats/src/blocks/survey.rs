@@ -13,7 +13,7 @@ use super::EntryMap;
 /// chunks, each entry has its own call. If `each` returns `Break`, the function ends.
 ///
 /// # Errors
-/// The errors of `load`, which loads the chunk of an entry.
+/// The errors of `load`. `load` loads the chunk of an entry.
 pub(crate) async fn each_entry(
     map: &EntryMap,
     load: impl AsyncFn(u32) -> Result<()>,
@@ -41,7 +41,7 @@ pub(crate) async fn each_entry(
     Ok(())
 }
 
-/// The number after the highest of these blocks; 0 if there are none.
+/// The number of the highest of these blocks, plus 1. 0 if there are no blocks.
 pub(crate) fn end_of(blocks: &RoaringBitmap) -> u32 {
     blocks.max().map_or(0, |last| last.saturating_add(1))
 }

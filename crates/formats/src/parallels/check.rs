@@ -23,7 +23,8 @@ use crate::blocks::BlockImage;
 /// A repair handles at most as many faulty entries as the file has clusters, plus this number.
 const SPARE_COPIES: u64 = 64;
 
-/// Faulty entries of one kind. The list contains at most as many entries as a repair can handle; `count` includes all.
+/// Faulty entries of one kind. The list contains at most as many entries as a repair can handle. `count` includes all
+/// faulty entries.
 #[derive(Default)]
 struct Faults {
     entries: Vec<Finding>,

@@ -36,7 +36,7 @@ impl Wanted {
     /// Reads the options.
     ///
     /// # Errors
-    /// If a value is invalid or not supported. The messages are the same as in QEMU's tools.
+    /// Fails if a value is invalid or not supported. The messages are the same as in QEMU's tools.
     pub(super) fn from_options(mut options: Options) -> Result<Self> {
         let size = options.take_size("size")?.unwrap_or(0);
         // The protocol uses the option when it creates the file. Here the value is only checked.
@@ -67,7 +67,7 @@ impl Wanted {
 /// Creates an image.
 ///
 /// # Errors
-/// If an option is invalid or not supported, if the target is not a file, and the errors of the file.
+/// Fails if an option is invalid or not supported, or if the target is not a file. Also returns the errors of the file.
 pub(super) async fn create(request: CreateRequest) -> Result<()> {
     let wanted = Wanted::from_options(request.options)?;
     let CreateTarget::File(file) = request.target else {

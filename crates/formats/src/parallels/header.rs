@@ -111,7 +111,7 @@ impl Header {
     /// Parses the first bytes of a file of `file_size` bytes.
     ///
     /// # Errors
-    /// If the file is not a parallels image, if the image has an unsupported property, or if its header is invalid.
+    /// Fails if the file is not a parallels image, if the image has an unsupported property, or if its header is invalid.
     pub fn parse(bytes: &[u8], file_size: u64) -> Result<Self> {
         let not_parallels = || invalid("Image not in Parallels format");
         let (raw, _) = RawHeader::read_from_prefix(bytes).map_err(|_| not_parallels())?;

@@ -44,7 +44,7 @@ pub(crate) struct Survey {
 }
 
 impl Survey {
-    /// The cluster after the last one in use.
+    /// The cluster after the last cluster in use.
     pub(super) fn end(&self) -> u32 {
         end_of(&self.used)
     }

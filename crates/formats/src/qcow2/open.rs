@@ -35,7 +35,7 @@ const L2_CACHE: u64 = 64 << 20;
 const REFCOUNT_CACHE: u64 = 8 << 20;
 const SLICE: u64 = 4096;
 
-/// The cache options of the driver, in bytes. `encryption` and `RunOptions` parse its other options.
+/// The cache options of the driver, in bytes. Other modules parse the other options of the driver.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub(super) struct OpenOptions {
@@ -197,8 +197,8 @@ pub(super) async fn repair_dirty(file: &Edge, header: &Header) -> Result<Header>
     read_header(file).await
 }
 
-/// Opens an image that was just created in `file`, to continue its creation. `data` is its data file, if it has one.
-/// The image is not a node of any graph, and only the caller uses it.
+/// Opens a new image in `file`, to continue its creation. `data` is the data file of the image, if there is one. The image
+/// is not a node of a graph, and only the caller uses it.
 pub(super) async fn open_new(
     file: &Arc<Edge>,
     data: Option<&Arc<Edge>>,

@@ -19,7 +19,7 @@ pub(super) struct Plan {
     pub(super) geometry: Geometry,
     /// Number of clusters of the refcount table.
     pub(super) table_clusters: u32,
-    /// Refcount blocks.
+    /// Number of refcount blocks.
     pub(super) blocks: u64,
     /// Offset of the L1 table.
     pub(super) l1_offset: u64,

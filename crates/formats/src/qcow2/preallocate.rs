@@ -4,9 +4,9 @@
 //! run. An ordinary write has the same order (see [`super::write`]). The modes differ in how the file is made to read as
 //! zeroes.
 //!
-//! The modes `falloc` and `full` also allocate the space on the host. If the file can grow and contains the unencrypted guest
-//! data, these modes allocate all data in one contiguous run at the end of the file, behind its refcount blocks and the
-//! refcount table. This is the layout that QEMU's tools produce.
+//! The modes `falloc` and `full` also allocate the space on the host. If the file can grow and contains the unencrypted
+//! guest data, these modes allocate all data in one contiguous run at the end of the file, behind the refcount blocks of
+//! this run and the refcount table. This is the layout that QEMU's tools produce.
 
 use oxblk_core::{Edge, Preallocation, Result, WriteFlags, ZeroFlags};
 use oxblk_ring::IoBuf;

@@ -1,9 +1,10 @@
-//! Reopen: changes read-only mode, the cache sizes, and the runtime options.
+//! Reopen: changing read-only mode, the cache sizes, and the runtime options.
 //!
 //! An image that becomes read-only first writes all its metadata. An image that becomes writable must pass two checks.
-//! First, its header must permit writing. Second, the header, L1 table, refcount table and bitmaps on disk must be the same
-//! as in memory, because another program may have written the image if locking is off. Then the image drops its cached
-//! slices, because slices that were loaded while the image was read-only were not checked for overlaps with metadata.
+//! First, its header must permit writing. Second, the sizes and table offsets in the header, the L1 table, the refcount
+//! table and the bitmaps on disk must be the same as in memory, because another program may have written the image if
+//! locking is off. Then the image drops its cached slices, because slices that were loaded while the image was read-only
+//! were not checked for overlaps with metadata.
 
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
@@ -158,7 +159,7 @@ impl Qcow2 {
     /// Repairs an image that was not closed cleanly, and reloads the changed metadata.
     ///
     /// # Errors
-    /// If the repair changed the bitmaps, and the errors of the repair and of the file.
+    /// Fails if the repair changed the bitmaps. Also returns the errors of the repair and of the file.
     async fn repair_and_reload(&self) -> Result<()> {
         let file = self.facts.file()?;
         let before = read_header(&file).await?;

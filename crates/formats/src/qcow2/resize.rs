@@ -19,8 +19,8 @@ impl Qcow2 {
     /// Sets the virtual size to `size` bytes.
     ///
     /// # Errors
-    /// If the image, the size, the preallocation mode or a bitmap does not permit the resize, and the errors of the file.
-    /// The size and the bitmaps are then unchanged.
+    /// Fails if the image, the size, the preallocation mode or a bitmap does not permit the resize. Also returns the errors
+    /// of the file. The size and the bitmaps are then unchanged.
     pub(super) async fn resize_image(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         self.facts.check_writable()?;
         if !size.is_multiple_of(512) {
@@ -32,7 +32,7 @@ impl Qcow2 {
         if size < old && preallocation != Preallocation::Off {
             return Err(Error::invalid("Preallocation can't be used for shrinking an image"));
         }
-        // The VM state area begins behind the disk. The resize moves the start of this area, so stored VM state would
+        // The VM state area begins behind the disk. The resize can move the start of this area, so stored VM state would
         // become invalid.
         self.snapshots.forget_vm_state().await?;
         if size < old {
@@ -152,7 +152,7 @@ impl Qcow2 {
         }
     }
 
-    /// Makes the added space read as zeroes where the backing file is longer than the old disk.
+    /// Makes the part of the added space that the backing file covers read as zeroes.
     async fn hide_backing(&self, old: u64, size: u64) -> Result<()> {
         let backing = self.facts.children().get(ChildIdx::BACKING).map_or(0, |edge| edge.size());
         let (from, to) =
@@ -184,7 +184,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Frees the L2 tables of the L1 entries from `index` on. These tables map no clusters any more.
+    /// Frees the L2 tables of the L1 entries from `index` on. The caller has freed all clusters that these tables mapped.
     fn drop_tables_from(&self, index: u64) {
         for index in index..self.mapping.l1_entries() {
             if let Ok(Some(table)) = self.mapping.l1_entry(index).l2_offset(self.geometry) {

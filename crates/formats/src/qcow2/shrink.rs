@@ -33,7 +33,7 @@ struct Cut<'a> {
 }
 
 impl Qcow2 {
-    /// Makes the disk `size` bytes long, which is less than `old`.
+    /// Makes a disk of `old` bytes `size` bytes long. `size` is less than `old`.
     pub(super) async fn shrink(&self, old: u64, size: u64) -> Result<()> {
         match self.shrink_at_once(size).await {
             Err(error)
@@ -95,7 +95,7 @@ impl Qcow2 {
             self.clusters.drop_l1_clusters(l1.len(), l1_offset);
         }
         let gone: Vec<L1Entry> = l1.into_iter().skip(kept).collect();
-        // The disk is smaller already. Clusters that cannot be freed only leak.
+        // The disk is already smaller. Clusters that cannot be freed are leaked.
         if let Err(error) = self.give_up_tables(replaced, &gone, size).await {
             tracing::warn!(
                 "qcow2: clusters behind the new end of the disk could not be freed: {error}"
@@ -289,7 +289,7 @@ impl Qcow2 {
     }
 }
 
-/// The first word of an L2 entry, which contains the host offset.
+/// The first word of an L2 entry: the word with the host offset.
 fn first_word(entry: &[u8]) -> L2Entry {
     let word = entry.first_chunk().map_or(0, |word| u64::from_be_bytes(*word));
     L2Entry(word)

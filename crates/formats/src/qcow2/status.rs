@@ -104,7 +104,7 @@ fn describe(extent: Extent, len: u64, data: ChildIdx) -> Status {
     }
 }
 
-/// Adds the host offset of the preallocated cluster to a status, if there is one.
+/// Adds `host`, the offset of the preallocated cluster, to a status, if there is such a cluster.
 fn kept(mut status: Status, data: ChildIdx, host: Option<u64>) -> Status {
     if host.is_some() {
         status.flags |= StatusFlags::OFFSET_VALID;

@@ -43,7 +43,7 @@ impl Wanted {
     /// Reads the options.
     ///
     /// # Errors
-    /// If a value is invalid or not supported. The messages are the same as in QEMU's tools.
+    /// Fails if a value is invalid or not supported. The messages are the same as in QEMU's tools.
     pub(super) fn from_options(mut options: Options) -> Result<Self> {
         let size = options.take_size("size")?.unwrap_or(0);
         // The protocol uses the option when it creates the file. Here the value is only checked.
@@ -84,7 +84,7 @@ impl Wanted {
     /// The header of the image, and the name of the backing file. The name is stored after the fixed part of the header.
     ///
     /// # Errors
-    /// If the name of the backing file does not fit into the header cluster.
+    /// Fails if the name of the backing file does not fit into the header cluster.
     fn header(&self) -> Result<(Header, Vec<u8>)> {
         let mut header = Header {
             geometry: self.geometry,
@@ -116,7 +116,7 @@ pub(super) fn empty_bytes(geometry: Geometry) -> u64 {
 /// Checks the options of [`create`].
 ///
 /// # Errors
-/// If an option is invalid or not supported.
+/// Fails if an option is invalid or not supported.
 pub(super) fn check(options: Options) -> Result<()> {
     Wanted::from_options(options)?.header().map(drop)
 }
@@ -124,7 +124,7 @@ pub(super) fn check(options: Options) -> Result<()> {
 /// Creates an image.
 ///
 /// # Errors
-/// If an option is invalid or not supported, if the target is not a file, and the errors of the file.
+/// Fails if an option is invalid or not supported, or if the target is not a file. Also returns the errors of the file.
 pub(super) async fn create(request: CreateRequest) -> Result<()> {
     let wanted = Wanted::from_options(request.options)?;
     let CreateTarget::File(file) = request.target else {

@@ -151,7 +151,7 @@ pub struct Header {
     pub geometry: Geometry,
     /// Number of clusters of the header. No table or data lies there.
     pub header_clusters: u32,
-    /// The image was changed and has not been closed since then.
+    /// The image was changed, and was not closed after that.
     pub need_check: bool,
     /// Feature bits that a program may ignore if it does not know them.
     pub compat_features: u64,
@@ -185,7 +185,7 @@ impl Header {
     /// Parses the first bytes of a file of `file_size` bytes.
     ///
     /// # Errors
-    /// If the file is not a QED image, if the image has an unsupported feature, or if its header is invalid.
+    /// Fails if the file is not a QED image, if the image has an unsupported feature, or if its header is invalid.
     pub fn parse(bytes: &[u8], file_size: u64) -> Result<Self> {
         let not_qed = || Error::invalid("Image not in QED format");
         let (raw, _) = RawHeader::read_from_prefix(bytes).map_err(|_| not_qed())?;
@@ -285,7 +285,7 @@ impl Header {
 /// Checks the length of the name of a backing file before the name is stored.
 ///
 /// # Errors
-/// If the name is too long.
+/// Fails if the name is too long.
 pub(super) fn check_name(name: &str) -> Result<()> {
     if name.len() > MAX_NAME {
         return Err(Error::new(ErrorKind::NoSpace, "Backing file name too long"));
@@ -309,8 +309,8 @@ pub enum Entry {
 /// The value of an L2 entry of a zero cluster.
 pub(super) const ZERO_ENTRY: u64 = 1;
 
-/// The meaning of an L2 entry in a file of `file_end` bytes. Tables and data lie at offset `first` or higher. A data cluster
-/// must begin inside the file; the file may end inside the cluster.
+/// The meaning of an L2 entry in a file of `file_end` bytes. Tables and data lie at offset `first` or higher. A data
+/// cluster must begin inside the file, but the file may end inside the cluster.
 pub fn data_entry(geometry: Geometry, first: u64, entry: u64, file_end: u64) -> Entry {
     match entry {
         0 => Entry::Unallocated,

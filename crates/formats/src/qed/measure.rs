@@ -12,7 +12,7 @@ const STATUS_CHUNK: u64 = 1 << 40;
 /// Measures a new image with the contents of the source. Without a source, measures an empty image.
 ///
 /// # Errors
-/// If an option is invalid or not supported, and the errors of the source.
+/// Fails if an option is invalid or not supported. Also returns the errors of the source.
 pub(super) async fn measure(request: MeasureRequest<'_>) -> Result<Measure> {
     let mut options = request.options;
     if let Some(source) = request.source {
@@ -32,8 +32,8 @@ pub(super) async fn measure(request: MeasureRequest<'_>) -> Result<Measure> {
     Ok(Measure { required, fully_allocated, bitmaps: None })
 }
 
-/// Total size of the clusters in which the source has data, and of the tables that map them. Parts that the block status of
-/// the source reports as zeroes do not count.
+/// Total size of the clusters for which the block status of the source reports data that is not zero, and of the tables
+/// that map these clusters.
 async fn used_bytes(source: &Backend, geometry: Geometry) -> Result<u64> {
     let size = source.size();
     let reach = geometry.table_reach();

@@ -143,7 +143,7 @@ impl Qed {
     /// Refuses writes that the image does not permit.
     ///
     /// # Errors
-    /// If the image is read-only, or if the header on disk is unknown after a failed write.
+    /// Fails if the image is read-only, or if the header on disk is unknown after a failed write.
     fn check_writable(&self) -> Result<()> {
         if self.is_read_only() {
             return Err(Error::new(ErrorKind::ReadOnly, "Image is read-only"));

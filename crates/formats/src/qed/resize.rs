@@ -18,7 +18,8 @@ impl Qed {
     /// Sets the virtual size to `size` bytes.
     ///
     /// # Errors
-    /// If the image is read-only, if the size is invalid, if preallocation is requested, and the errors of the file.
+    /// Fails if the image is read-only, if the size is invalid, or if preallocation is requested. Also returns the errors
+    /// of the file.
     pub(super) async fn resize_image(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         self.check_writable()?;
         if preallocation != Preallocation::Off {

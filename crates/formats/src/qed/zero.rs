@@ -39,7 +39,7 @@ impl Qed {
         Ok(())
     }
 
-    /// Turns the clusters of the range into zero clusters. None of them is allocated.
+    /// Turns the clusters of the range into zero clusters. The caller ensures that no data cluster is allocated for them.
     async fn zero_unallocated(&self, from: u64, to: u64) -> Result<()> {
         let (first, last) = (self.geometry.start(from), self.geometry.end(to));
         // The disk may end inside its last cluster.
@@ -96,7 +96,7 @@ impl Qed {
         Ok(true)
     }
 
-    /// Discards the allocated clusters that a range covers completely in the file below. The clusters stay allocated.
+    /// Discards allocated clusters in the file below, if the range covers them completely. The clusters stay allocated.
     pub(super) async fn discard_guest(&self, offset: u64, len: u64) -> Result<()> {
         self.check_writable()?;
         let end = offset.saturating_add(len);

@@ -26,7 +26,7 @@ fn take_size(options: &mut Options) -> Result<Option<u64>> {
 /// Reads the options: size and preallocation.
 ///
 /// # Errors
-/// If a value is invalid.
+/// Fails if a value is invalid.
 pub(super) fn read(mut options: Options) -> Result<(u64, Preallocation)> {
     let size = take_size(&mut options)?.unwrap_or(0);
     check_length(size)?;

@@ -1,8 +1,8 @@
 //! Dropping cached slices that were not used for a while (`cache-clean-interval`).
 //!
-//! A task scans the caches once per interval. It runs on the I/O thread that opened the image or last changed the interval. The
-//! task does not keep the caches alive. While no slice is cached, the task waits without a timer, so that an idle image wakes
-//! no thread.
+//! A task scans the caches once per interval. The task runs on the I/O thread that opened the image or last changed the
+//! interval. The task does not keep the caches alive. While no slice is cached, the task waits without a timer, so that an
+//! idle image wakes no thread.
 
 use std::sync::atomic::{
     AtomicU64,

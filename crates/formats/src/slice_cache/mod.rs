@@ -1,8 +1,8 @@
 //! The metadata cache of qcow2 and qed: slices of L2 tables and of qcow2 refcount blocks, read without a lock.
 //!
-//! A *slice* is a run of 64-bit words of a table (usually 4 KiB). The slices of all tables are numbered consecutively.
-//! [`SliceCache`] stores slices in numbered *slots*. A slot is created once; later only its contents change. A
-//! [`Radix`](radix::Radix) tree maps the number of a slice to its slot.
+//! A *slice* is a part of a table: a run of 64-bit words, usually 4 KiB. The slices of all tables are numbered
+//! consecutively. [`SliceCache`] stores slices in numbered *slots*. A slot is created once. Later, only its contents
+//! change. A [`Radix`](radix::Radix) tree maps the number of a slice to its slot.
 //!
 //! - A **hit** ([`SliceCache::peek`]) takes no lock and writes no shared data, apart from a usage flag. It reads the slot's
 //!   version before and after the words (a sequence lock over atomics). So it detects that the slot was reused for another
@@ -72,7 +72,8 @@ pub(crate) struct SliceCache {
     chunks: Box<[OnceLock<Chunk>]>,
     made: AtomicUsize,
     hand: AtomicUsize,
-    /// The numbers of free slots, which contain no slice. The lock is held while slices are removed from slots or stored there.
+    /// The numbers of free slots: slots without a slice. The lock is held while slices are removed from slots or stored
+    /// there.
     claiming: Mutex<Vec<u32>>,
     /// Number of slots that contain a slice.
     in_use: AtomicUsize,
@@ -121,8 +122,8 @@ impl SliceCache {
         }
     }
 
-    /// Changes the maximum number of cached slices. The number cannot exceed the number of slots for which the cache was
-    /// created.
+    /// Changes the maximum number of cached slices. The number is at least 2, and cannot exceed the number of slots for
+    /// which the cache was created.
     pub(crate) fn set_limit(&self, limit: usize) {
         let most = self.chunks.len().saturating_mul(CHUNK);
         self.limit.store(limit.clamp(2, most), Relaxed);
@@ -212,8 +213,8 @@ impl SliceCache {
         self.chunks.get(index / CHUNK)?.get()?.slots.get(index % CHUNK)
     }
 
-    /// Calls `look` on the words of a slice if it is cached. `look` may run on words that are being replaced; its result is
-    /// then discarded.
+    /// Calls `look` on the words of a slice, if the slice is cached. If the words change during the call, the result of
+    /// `look` is discarded.
     pub(crate) fn peek<R>(&self, slice: u64, look: impl FnOnce(&[AtomicU64]) -> R) -> Option<R> {
         let number = self.directory.get(slice)?.load(Acquire);
         point();
@@ -228,8 +229,8 @@ impl SliceCache {
         slot.pin(slice).then_some(Pinned { cache: self, slot, number })
     }
 
-    /// Pins a slice. If it is not cached, loads it with `load`, which returns the words as big-endian bytes. Returns
-    /// `Ok(None)` if no slot can be reused ([`Full`]).
+    /// Pins a slice. If the slice is not cached, loads it with `load`. `load` returns the words as big-endian bytes.
+    /// Returns `Ok(None)` if no slot can be reused ([`Full`]).
     ///
     /// # Errors
     /// The errors of `load`.
@@ -287,7 +288,7 @@ impl SliceCache {
         Ok(Pinned { cache: self, slot, number })
     }
 
-    /// Claims a slot for a new slice: a free one, a new one, or one that CLOCK selects.
+    /// Claims a slot for a new slice: a free slot, a new slot, or the slot that CLOCK selects.
     fn claim(&self, free: &mut Vec<u32>) -> Result<u32, Full> {
         let (made, limit) = (self.made.load(Acquire), self.limit.load(Relaxed));
         while let Some(number) = free.pop() {

@@ -40,7 +40,7 @@ impl<T: Default> Radix<T> {
     }
 
     /// The element at `index`. Allocates its part of the array if necessary. Indices of 2^32 and more share the last
-    /// element; callers do not use them, because tables are limited in size.
+    /// element. Callers do not use such indices, because tables are limited in size.
     pub(crate) fn get_or_make(&self, index: u64) -> &T {
         let [top, high, low, leaf] = digits(index).unwrap_or([FAN - 1; 4]);
         let tops = self.top.get_or_init(cells);

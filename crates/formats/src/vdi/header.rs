@@ -153,7 +153,7 @@ impl Header {
     /// Parses the first bytes of a file of `file_size` bytes. Missing bytes of the header count as zeroes.
     ///
     /// # Errors
-    /// If the image has an unsupported property, or its header is invalid.
+    /// Fails if the image has an unsupported property, or its header is invalid.
     pub fn parse(bytes: &[u8], file_size: u64) -> Result<Self> {
         let mut whole = [0_u8; 512];
         for (to, from) in whole.iter_mut().zip(bytes) {

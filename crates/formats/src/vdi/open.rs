@@ -1,6 +1,6 @@
 //! Opening an image. If an image is opened for writing and not for a check, its complete map is checked, for two reasons.
-//! First, the allocator must know the free blocks. Second, if two entries refer to one block of the file, a write to it
-//! would change two blocks of the disk.
+//! First, the allocator must know the free blocks. Second, if two entries refer to one block of the file, a write to this
+//! block would change two blocks of the disk.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
@@ -54,8 +54,8 @@ impl Vdi {
     /// Checks the complete map of an image that will be written.
     ///
     /// # Errors
-    /// If two entries refer to the same block, or an entry refers to a block number that is too large, and the errors of
-    /// the file.
+    /// Fails if two entries refer to the same block, or an entry refers to a block number that is too large. Also returns
+    /// the errors of the file.
     pub(super) async fn survey_sound(&self) -> Result<Survey> {
         let mut fault = None;
         let survey = self.survey(|Finding { fault: found, index, block, .. }| {

@@ -48,7 +48,8 @@ impl Wanted {
     /// cylinders × heads × sectors of a geometry, unless it needs the largest geometry.
     ///
     /// # Errors
-    /// If a value is invalid or not supported, or the size is too large. The messages are the same as in QEMU's tools.
+    /// Fails if a value is invalid or not supported, or the size is too large. The messages are the same as in QEMU's
+    /// tools.
     pub(super) fn from_options(mut options: Options, size: Option<u64>) -> Result<Self> {
         let own = options.take_size("size")?;
         let size = size.or(own).unwrap_or(0);
@@ -107,7 +108,7 @@ impl Wanted {
 /// Creates an image.
 ///
 /// # Errors
-/// If an option is invalid or not supported, if the target is not a file, and the errors of the file.
+/// Fails if an option is invalid or not supported, or if the target is not a file. Also returns the errors of the file.
 pub(super) async fn create(request: CreateRequest) -> Result<()> {
     let wanted = Wanted::from_options(request.options, None)?;
     let CreateTarget::File(file) = request.target else {

@@ -21,8 +21,8 @@ use crate::write_barrier::WriteBarrier;
 pub(super) struct FileEnd {
     /// Byte offset of a footer after all blocks; 0 if it is not certain that the file has such a footer.
     footer: AtomicU64,
-    /// The end of the file must be corrected when the image is closed: the footer may not be the last sector of the file,
-    /// or the slots before the footer may be unused.
+    /// The end of the file must be corrected when the image is closed: possibly the footer is not the last sector of the
+    /// file, or the slots before the footer are unused.
     is_touched: AtomicBool,
     barrier: WriteBarrier,
 }

@@ -103,7 +103,7 @@ impl SizeRule {
     /// The rule with this name.
     ///
     /// # Errors
-    /// If no rule has this name.
+    /// Fails if no rule has this name.
     pub(super) fn parse(name: &str) -> Result<Self> {
         match name {
             "chs" => Ok(Self::Geometry),
@@ -133,7 +133,7 @@ pub(super) fn checksum(bytes: &[u8], field: u32) -> u32 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Footer(RawFooter);
 
-/// Whether these first bytes of a file are those of a dynamic vpc image.
+/// Whether a file that begins with these bytes is a dynamic vpc image.
 pub(super) fn looks_like_vpc(head: &[u8]) -> bool {
     head.starts_with(&COOKIE)
 }
@@ -157,7 +157,7 @@ impl Footer {
     /// Parses a footer. Missing bytes count as zeroes.
     ///
     /// # Errors
-    /// If the cookie or the checksum is wrong.
+    /// Fails if the cookie or the checksum is wrong.
     pub fn parse(bytes: &[u8]) -> std::result::Result<Self, Invalid> {
         let mut whole = [0_u8; 512];
         for (to, from) in whole.iter_mut().zip(bytes) {

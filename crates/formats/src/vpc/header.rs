@@ -84,7 +84,7 @@ impl Header {
     /// zeroes.
     ///
     /// # Errors
-    /// If the header is invalid.
+    /// Fails if the header is invalid.
     pub fn parse(bytes: &[u8], offset: u64, size: u64, file_size: u64) -> Result<Self> {
         let mut whole = [0_u8; 1024];
         for (to, from) in whole.iter_mut().zip(bytes) {

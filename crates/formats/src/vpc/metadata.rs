@@ -62,7 +62,8 @@ pub(super) async fn read_footer(file: &Edge, offset: u64) -> Result<Result<Foote
 /// Reads the metadata of an image.
 ///
 /// # Errors
-/// If the file is not a VHD image, if the image is invalid or has an unsupported property, and the errors of the file.
+/// Fails if the file is not a VHD image, or if the image is invalid or has an unsupported property. Also returns the errors
+/// of the file.
 pub(super) async fn read_metadata(file: &Edge, rule: SizeRule) -> Result<Found> {
     let file_size = file.size();
     if file_size < FOOTER_BYTES {

@@ -1,6 +1,6 @@
 //! The places of new blocks in the file.
 //!
-//! The blocks of most images lie in a row, each directly after the previous one. The places in this row are called slots.
+//! The blocks of most images lie in a row, each directly after the previous block. The places in this row are called slots.
 //! The allocator allocates slots. So it can also allocate a slot that a crash has left unused. If the distances between the
 //! blocks of an image are not multiples of the length of a block, the row of slots begins after the last block.
 

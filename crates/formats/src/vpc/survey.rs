@@ -25,7 +25,7 @@ pub(super) enum Fault {
     CutOff,
 }
 
-/// Entries with the same value and the same fault: `count` entries from `index` on, which refer to `sector` of the file.
+/// Entries with the same value and the same fault: `count` entries from `index` on. All refer to `sector` of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Finding {
     pub(super) fault: Fault,
@@ -51,8 +51,8 @@ impl std::fmt::Display for Finding {
 /// The result of a survey.
 #[derive(Debug, Default)]
 pub(crate) struct Survey {
-    /// The sectors at which blocks start. A block is not included if all entries that refer to it are faulty, except if it
-    /// is cut off.
+    /// The sectors at which blocks start, without blocks that only faulty entries refer to. Blocks that are cut off are
+    /// included.
     pub(super) starts: RoaringBitmap,
 }
 

@@ -1,5 +1,5 @@
-//! Tests of the dirty bit of the header: a write of the bit reports an error although the bit has reached the disk, and
-//! changes that fail.
+//! Tests of the dirty bit of the header: writes of the bit that report an error although the bit has reached the disk, and
+//! other changes that fail.
 
 use oxblk_core::Backend;
 use oxblk_core::amend::AmendRequest;

@@ -10,7 +10,7 @@ use super::Metadata;
 use crate::qcow2::clusters::ReleaseReason;
 use crate::qcow2::layout::{MAX_L1_BYTES, field_offsets};
 
-/// The length of the new table is rounded up to this unit, in bytes.
+/// Unit to which the written part of a new table is rounded up, in bytes.
 const SECTOR: u64 = 512;
 
 impl Metadata {

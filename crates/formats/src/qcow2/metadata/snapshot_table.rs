@@ -39,7 +39,7 @@ impl SnapshotTable {
 /// behind the end of the file reads as zeroes.
 ///
 /// # Errors
-/// If the table cannot be read, if it is too large, or if an entry has too much extra data. The messages are those of
+/// Fails if the table cannot be read, if it is too large, or if an entry has too much extra data. The messages are those of
 /// QEMU's tools.
 pub(in crate::qcow2) async fn visit_snapshots(
     file: &Edge,

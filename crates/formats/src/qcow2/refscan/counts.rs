@@ -92,7 +92,7 @@ impl Page {
         }
     }
 
-    /// Gives each cluster an entry of its own.
+    /// Gives each cluster its own entry.
     fn spread(&mut self) {
         if let Self::Uniform(entry) = *self {
             *self = match narrow(entry) {
@@ -102,7 +102,7 @@ impl Page {
         }
     }
 
-    /// Stores one entry for all clusters if all of them are equal.
+    /// If all entries of a narrow page are equal, stores one entry for all clusters.
     fn join(&mut self) {
         let Self::Narrow(entries) = self else { return };
         let [first, .., last] = **entries;
@@ -128,7 +128,7 @@ impl Page {
     }
 
     /// Adds references and claims to all entries of `range`. Returns `false` and adds nothing if a count would exceed
-    /// `limit` or the maximum of the page.
+    /// `limit` or the largest count that the page can store.
     fn add_to_all(&mut self, range: Range<usize>, times: u32, claims: u32, limit: u32) -> bool {
         let whole = range == (0..LEN);
         if !whole {
@@ -162,7 +162,7 @@ impl Page {
 }
 
 /// Adds references and claims to all entries. Returns `false` and adds nothing if a count would exceed `limit` or the
-/// maximum of a wide entry.
+/// largest count that a wide entry can store.
 fn add(entries: &mut [u32], times: u32, claims: u32, limit: u32) -> bool {
     let most = entries.iter().map(|entry| *entry & COUNT).max().unwrap_or(0);
     let fits = most.saturating_add(times) <= limit.min(COUNT);
@@ -220,8 +220,8 @@ impl References {
     }
 
     /// Adds `times` references to each of `count` clusters from `first` on. Stops at the first page in which a count would
-    /// exceed the limit or the maximum of the page. Returns the number of clusters that were processed. If this number is
-    /// less than `count`, the caller adds the next cluster with [`Self::add`].
+    /// exceed the limit or the largest count that the page can store. Returns the number of clusters that were processed.
+    /// If this number is less than `count`, the caller adds the next cluster with [`Self::add`].
     pub(in super::super) fn add_run(
         &mut self,
         first: u64,

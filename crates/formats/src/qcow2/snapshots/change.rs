@@ -163,8 +163,8 @@ impl ImageSnapshots {
         self.activate(l1, size, &reach).await
     }
 
-    /// Makes an empty L1 table of `entries` entries the active one, and drops the references of the old table. The caller
-    /// ensures that the node is drained and that no metadata is dirty.
+    /// Makes an empty L1 table of `entries` entries the active L1 table, and drops the references of the old table. The
+    /// caller ensures that the node is drained and that no metadata is dirty.
     pub(in crate::qcow2) async fn activate_nothing(&self, entries: usize) -> Result<()> {
         let l1 = vec![L1Entry::EMPTY; entries];
         let nothing = self.reach(&l1, Pass::Leave).await?;

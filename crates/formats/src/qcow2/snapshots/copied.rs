@@ -1,9 +1,9 @@
 //! The copied flags of the active tables. A set flag says that the refcount of the cluster is exactly one, so that the
 //! cluster may be written in place.
 //!
-//! Before a change, the flags that will become wrong are cleared (see `references`). After the change, flags are set again.
-//! If the change succeeded, this concerns the clusters whose refcount has become one. If it failed, all clusters whose
-//! refcount is one.
+//! Before a change, the flags that will become wrong are cleared (see `references`). After the change, flags are set again:
+//! after a success for the clusters whose refcount has become one, and after a failure for all clusters whose refcount is
+//! one.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Internal snapshots (section "Snapshots" of the qcow2 specification). `oxblk_core` drains the node while a snapshot is
+//! Internal snapshots (section "Snapshots" of the qcow2 specification). `oxblk_core` drains the node before a snapshot is
 //! created, applied or deleted.
 //!
 //! | file | concern |
@@ -14,7 +14,7 @@
 //! A crash at any point leaves either the old state or the new one. One write makes the change effective: it changes the
 //! location of the snapshot table or of the L1 table in the header, or one sector of the L1 table. Refcounts of new
 //! references are raised before this write, and refcounts of lost references are lowered after it. Between these steps,
-//! refcounts are too high, which causes leaks at worst.
+//! refcounts are correct or too high, so a crash leaks clusters at worst.
 //!
 //! A set copied flag is always right. During the operation, copied flags may be missing. For this reason the dirty bit is
 //! set during the operation (version 2 has no dirty bit). After a crash, the next open for writing repairs the flags.

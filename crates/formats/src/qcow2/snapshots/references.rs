@@ -98,9 +98,9 @@ impl ImageSnapshots {
     /// changed tables are written, but not flushed.
     ///
     /// # Errors
-    /// If a table cannot be read or written, if an L1 entry is invalid, or, with [`Pass::Share`], if an L2 entry is
-    /// invalid. Some copied flags may already be cleared. No write is in flight after an error either, because the caller
-    /// writes to the same tables next.
+    /// Fails if a table cannot be read or written, or if an L1 entry is invalid. With [`Pass::Share`], also fails if an L2
+    /// entry is invalid. Some copied flags may already be cleared. When this function returns an error, no write is in
+    /// flight, because the caller writes to the same tables next.
     pub(super) async fn reach(&self, l1: &[L1Entry], pass: Pass) -> Result<Reach> {
         let counted = self.count_tables(l1, pass).await;
         if counted.is_err() {

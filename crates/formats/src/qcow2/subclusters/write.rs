@@ -5,7 +5,7 @@
 //!
 //! - *in place*: every touched subcluster has data, in clusters that the image owns (the copied flag is set);
 //! - *owned*: the image owns the cluster, but some of its touched subclusters have no data yet;
-//! - *new*: new clusters are needed, because the clusters are not allocated, shared with a snapshot, or compressed.
+//! - *new*: new clusters are needed, because the old clusters are unallocated, shared with a snapshot, or compressed.
 
 use oxblk_core::{BoxFuture, Result, run_all};
 use oxblk_ring::IoBuf;
