@@ -19,8 +19,10 @@ impl Backend {
     /// its future is dropped.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Unsupported`] if copy offload is not possible for these ranges; otherwise the errors of the
-    /// host.
+    /// [`OutOfRange`](crate::ErrorKind::OutOfRange) if a range does not lie inside its disk;
+    /// [`Denied`](crate::ErrorKind::Denied) without write permission on the target;
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) if copy offload is not possible for these ranges; otherwise the
+    /// errors of the host.
     pub async fn copy_to(
         &self,
         offset: u64,
@@ -44,7 +46,7 @@ impl Backend {
             if through {
                 dest.edge.flush().await?;
             }
-            // After success, the copy has no operation in flight.
+            // After success, no host operation of the copy is in flight.
             places.release().into_iter().flatten().flatten().for_each(Place::done);
             Ok::<_, Error>(())
         })
