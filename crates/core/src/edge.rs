@@ -125,8 +125,8 @@ impl Edge {
     /// 'y'`). `name` is the parent's name for the child (`file`, `root`).
     ///
     /// # Errors
-    /// When the node is closed or read-only; when the permissions conflict with those of another user in this process,
-    /// or (through file locks) in another process.
+    /// When the node is closed; when the parent takes write permission on a read-only node; when the permissions
+    /// conflict with those of another user in this process, or (through file locks) in another process.
     pub fn attach(
         node: Arc<Node>,
         user: impl Into<String>,
