@@ -257,7 +257,7 @@ fn resize_waits_for_requests_in_flight() {
 }
 
 #[test]
-fn a_permission_conflict_names_both_users() {
+fn the_error_of_a_permission_conflict_contains_both_users() {
     block_on(async {
         let graph = graph();
         let memory = Memory::new(1024, Limits::default());

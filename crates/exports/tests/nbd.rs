@@ -214,7 +214,7 @@ fn zeroes_are_sent_as_holes_unless_the_client_declines() {
     assert!(payload[8..] == vec![0; 1 << 20]);
 }
 
-/// Extents of a block status reply.
+/// Requests the block status of a range, and returns the extents of the reply.
 fn extents(client: &mut Client, flags: CommandFlags, offset: u64, length: u32) -> Vec<(u32, u32)> {
     client.request(CommandKind::BLOCK_STATUS, flags, offset, length);
     let Answer::Chunk { kind: ChunkKind::BLOCK_STATUS, done: true, payload, .. } = client.answer()

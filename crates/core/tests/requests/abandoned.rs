@@ -14,7 +14,7 @@ use oxblk_ring::{Aio, File, IoBuf, IoBufMut, IoThread, block_on, timeout, yield_
 use crate::all;
 use crate::memory::{DRIVERS, Memory, graph, node};
 
-/// A protocol whose reads last until the test sends a message.
+/// A protocol whose first read lasts until the test sends a message.
 struct Host {
     file: File,
     end: Mutex<Option<mpsc::Receiver<()>>>,

@@ -1,9 +1,10 @@
 //! The transmission phase of one connection.
 //!
-//! One task has three parts: one polls the requests in flight (the futures in the slots), one receives and starts requests, and
-//! one sends replies (batches from the outbox). Whenever the task is woken, [`transmit`] polls the three parts in this order.
-//! If replies that have been sent make room for a request that waits for the limits, it polls the receiver and the sender
-//! again. So the parts can use `Cell`s for their common state, and do not need wakers for each other.
+//! One task has three parts: one polls the requests in flight (the futures in the slots), one receives and starts
+//! requests, and one sends replies (batches from the outbox). Whenever the task is woken, [`transmit`] polls the three
+//! parts in this order. If replies that have been sent make room for a request that waits for the limits, [`transmit`]
+//! polls the receiver and the sender again. So the parts can use `Cell`s for their common state, and do not need wakers
+//! for each other.
 //!
 //! Limits: a request is outstanding from the moment when it is accepted until its reply has been sent. At most
 //! [`MAX_OUTSTANDING`] requests with [`MAX_DATA`] bytes of data are outstanding. A request with more data is accepted only when
@@ -114,8 +115,8 @@ impl<F: Future<Output = Reply>> Shared<'_, F> {
     }
 }
 
-/// Serves requests until the client disconnects, the socket fails, or `stop` completes. After that, requests in flight run to
-/// completion, and their replies are sent if the socket still accepts data.
+/// Serves requests until one of the reasons in [`End`] occurs. After that, requests in flight run to completion, and
+/// their replies are sent if the socket still accepts data.
 pub(super) async fn transmit(
     stream: &Stream,
     backend: Backend,

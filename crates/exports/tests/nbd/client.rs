@@ -1,4 +1,4 @@
-//! A test client that can also send invalid data, and a server to test.
+//! A test client that can also send invalid data, and a server to test with this client.
 
 use crate::memory::Disk;
 use oxblk_core::Backend;
