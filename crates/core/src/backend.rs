@@ -212,8 +212,9 @@ impl Backend {
     /// Sets the size of the disk. Other requests wait until the resize has ended.
     ///
     /// # Errors
-    /// [`ErrorKind::Denied`] without resize permission; `ENOMEDIUM` if the backend is closed; otherwise the errors of
-    /// the driver and the host.
+    /// [`ErrorKind::Denied`] without resize permission or if the node is read-only; [`ErrorKind::Unsupported`] if the
+    /// driver cannot change the size; the errors of [`crate::check_length`]; `ENOMEDIUM` if the backend is closed;
+    /// otherwise the errors of the driver and the host.
     pub async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         let root = self.root()?;
         // If a node passes its permissions to its `file` child, the child is resized.

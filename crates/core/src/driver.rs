@@ -8,9 +8,10 @@
 //! object as an `Option`. The caller checks the `Option` before it uses the feature, so no trait needs a default method
 //! that panics.
 //!
-//! Requests that reach a driver are aligned to the driver's [`Limits`], and are no longer than these limits allow. They
-//! lie inside the node, except for writes past the end of a node that [grows](Limits::grows), and for the rounding to
-//! the alignment at the end. All I/O threads may call a driver concurrently.
+//! Reads, writes, zero writes and discards that reach a driver are aligned to the driver's [`Limits`] (a discard may
+//! instead end at the end of the node), and are no longer than these limits allow. They lie inside the node, with two
+//! exceptions: a write may reach past the end of a node that [grows](Limits::grows), and the last aligned block may
+//! reach past the end. All I/O threads may call a driver concurrently.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -90,7 +91,7 @@ impl std::ops::Deref for HostFile<'_> {
 /// The precision that a caller of [`Driver::block_status`] needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Want {
-    /// Everything, zeroes and offsets included, even if it costs a system call.
+    /// All flags and offsets, even if this costs a system call.
     Precise,
     /// Only whether this node has allocated the range.
     Allocation,
@@ -145,8 +146,8 @@ pub trait Driver: Send + Sync + 'static {
     /// Reads `buf.len()` bytes at `offset` into `buf`, and returns `buf`.
     fn read(&self, offset: u64, buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>>;
 
-    /// Writes all of `data` at `offset`. The request path passes no flags: it emulates [`WriteFlags::FUA`] with a
-    /// flush.
+    /// Writes all of `data` at `offset`. The request path passes no flags: the request path emulates
+    /// [`WriteFlags::FUA`] with a flush.
     fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> BoxFuture<'_, Result<()>>;
 
     /// Makes a range read as zeroes. `None`: the driver does not support zero writes. In this case, and if the future
@@ -169,7 +170,7 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
-    /// Flushes all completed writes to stable storage. `None`: it is enough to flush the children.
+    /// Flushes all completed writes to stable storage. `None`: a flush of the children is enough.
     fn flush(&self) -> Option<BoxFuture<'_, Result<()>>> {
         None
     }
@@ -303,7 +304,7 @@ pub enum Preallocation {
     Metadata,
     /// Reserve space with `fallocate`.
     Falloc,
-    /// Write zeroes.
+    /// Write zeroes to the new space.
     Full,
 }
 
@@ -361,7 +362,7 @@ pub trait CopyRange: Send + Sync {
     ) -> BoxFuture<'a, Result<()>>;
 }
 
-/// Compressed writes.
+/// Compresses and stores clusters.
 pub trait Compress: Send + Sync {
     /// Stores `data` (whole clusters, or data up to the end of the disk) compressed, or uncompressed if compression
     /// saves no space.

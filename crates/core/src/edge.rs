@@ -242,8 +242,8 @@ impl Edge {
     ///
     /// # Errors
     /// [`ErrorKind::Denied`] without write permission, or past the end without resize permission;
-    /// [`ErrorKind::NoSpace`] past the end of a node that does not grow; otherwise the errors of the driver and the
-    /// host.
+    /// [`ErrorKind::NoSpace`] past the end of a node that does not grow; [`ErrorKind::Unsupported`] for
+    /// [`WriteFlags::COMPRESSED`] if the format has no compression; otherwise the errors of the driver and the host.
     pub async fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> Result<()> {
         self.may_write_to(offset, request::as_u64(data.len()))?;
         request::write(&self.node, offset, data, flags).await
@@ -266,8 +266,8 @@ impl Edge {
     /// Makes a range read as zeroes. [`ZeroFlags`] describes the flags.
     ///
     /// # Errors
-    /// The errors of [`Self::write`]; `ENOTSUP` with [`ZeroFlags::NO_FALLBACK`] if the driver cannot write zeroes
-    /// efficiently.
+    /// The errors of [`Self::write`]; `ENOTSUP` with [`ZeroFlags::NO_FALLBACK`] if the zeroes would have to be written
+    /// as data.
     pub async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         self.may_write_to(offset, len)?;
         request::write_zeroes(&self.node, offset, len, flags).await
@@ -310,7 +310,9 @@ impl Edge {
     /// Sets the size of the node.
     ///
     /// # Errors
-    /// The errors of the driver and the host; [`ErrorKind::Denied`] without resize permission.
+    /// [`ErrorKind::Denied`] without resize permission or if the node is read-only; [`ErrorKind::Unsupported`] if the
+    /// driver cannot change the size; the errors of [`crate::check_length`]; otherwise the errors of the driver and the
+    /// host.
     pub async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         self.may_resize()?;
         request::resize(&self.node, size, preallocation).await

@@ -2,8 +2,8 @@
 //!
 //! An [`Error`] contains data for programs and a text for people. The data consists of a stable [`ErrorKind`], the
 //! errno that a guest or a network client receives, and the node, path and offset concerned. The `Display` text is one
-//! line in the wording of QEMU's tools, because scripts match this text. An error that has caused this error is
-//! available through [`std::error::Error::source`].
+//! line. If QEMU has the same error, the text has the wording of QEMU's tools, because scripts match this text. An
+//! error that has caused this error is available through [`std::error::Error::source`].
 
 use crate::Errno;
 use std::borrow::Cow;
@@ -34,7 +34,7 @@ pub enum ErrorKind {
     Unsupported,
     /// The image violates the specification of its format.
     Corrupt,
-    /// Another operation uses the object, so this operation is not possible now.
+    /// Another operation uses or closes the object, so this operation is not possible now.
     Busy,
     /// The request lies outside the device.
     OutOfRange,

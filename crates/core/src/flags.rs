@@ -8,7 +8,8 @@ bitflags::bitflags! {
         const FUA = 1;
         /// The data equals the data that a read of the range returns, so no reader sees a change.
         const UNCHANGED = 2;
-        /// Store the data compressed. Only some formats support this, and only for whole clusters.
+        /// Store the data compressed. Only some formats support this, and only for whole clusters and for the
+        /// incomplete cluster at the end of the disk.
         const COMPRESSED = 4;
     }
 }

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use crate::graph::scheme;
 use crate::{Errno, Error, ErrorKind, Result};
 
-/// A rule: the other files that an image may open.
+/// The rule that decides which other files an image may open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Gate {
     /// No other file. Use this gate for untrusted images.

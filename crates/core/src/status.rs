@@ -1,8 +1,7 @@
 //! Block status: the properties of a range that a driver or a backing chain reports without reading the data.
 
 bitflags::bitflags! {
-    /// Properties of an extent. They have the same meanings as in `qemu-img map` and in the NBD `base:allocation`
-    /// context.
+    /// Properties of an extent. Except for [`Self::PASSED_ON`], they correspond to the flags `BDRV_BLOCK_*` of QEMU.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
     pub struct StatusFlags: u16 {
         /// This node, or a node below it, stores the extent's contents as data.

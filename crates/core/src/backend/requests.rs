@@ -42,7 +42,9 @@ impl Backend {
     ///
     /// # Errors
     /// [`OutOfRange`](crate::ErrorKind::OutOfRange) if the range does not lie inside the disk;
-    /// [`Denied`](crate::ErrorKind::Denied) without write permission; otherwise the errors of the driver and the host.
+    /// [`Denied`](crate::ErrorKind::Denied) without write permission; [`Unsupported`](crate::ErrorKind::Unsupported)
+    /// for [`WriteFlags::COMPRESSED`] if the format has no compression; otherwise the errors of the driver and the
+    /// host.
     pub async fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> Result<()> {
         let len = request::as_u64(data.len());
         let request = self.begin().await?.check(offset, len)?;
@@ -109,8 +111,8 @@ impl Backend {
     /// Makes a range read as zeroes.
     ///
     /// # Errors
-    /// The errors of [`Self::write`]; `ENOTSUP` with [`ZeroFlags::NO_FALLBACK`] if the driver cannot write zeroes
-    /// efficiently.
+    /// The errors of [`Self::write`]; `ENOTSUP` with [`ZeroFlags::NO_FALLBACK`] if the zeroes would have to be written
+    /// as data.
     pub async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         let request = self.begin().await?.check(offset, len)?;
         let flags = if self.0.write_through.load(Relaxed) { flags | ZeroFlags::FUA } else { flags };

@@ -1,8 +1,8 @@
 //! [`DirtyBitmap`]: a dirty bitmap with a name, flags, and possibly a successor.
 //!
-//! The current map, the enabled flag and the successor form one immutable state behind an atomic pointer.
-//! [`DirtyBitmap::mark`] follows the pointer. A change replaces the state; the module `current` describes how. The lock
-//! `control` serialises changes; marking never takes this lock.
+//! The current map, the enabled flag and the successor form one state behind an atomic pointer. Only the bits of the
+//! maps change in place; every other change replaces the state, as the module `current` describes.
+//! [`DirtyBitmap::mark`] follows the pointer. The lock `control` serialises changes; marking never takes this lock.
 //!
 //! **Successor.** A job that reads a bitmap freezes the bitmap. Until the job ends, the bitmap's successor records the
 //! writes. If the job succeeds, the bitmap *abdicates*: the successor's marks replace those of the bitmap. If the job

@@ -16,9 +16,9 @@
 //! `SeqCst` read-modify-write costs the same as a weaker one. `set` starts with a fence and then loads the word; if the
 //! bits are set already, `set` writes nothing. This fence orders the caller's earlier writes of data before the load.
 //! `clear` ends with a fence. This fence orders the cleared bits before the reader's later reads of the data. Both
-//! fences together guarantee: if a reader clears a bit and then reads the data, it sees the data of every `set` that
-//! found the bit still set. Without the second fence, the reader could read the data before it sees the bit as clear,
-//! on machines where an atomic operation is a separate load and store (ARMv8.0, RISC-V).
+//! fences together guarantee: if a reader clears a bit and then reads the data, the reader sees the data of every `set`
+//! that found the bit still set. Without the second fence, the reader could read the data before it sees the bit as
+//! clear, on machines where an atomic operation is a separate load and store (ARMv8.0, RISC-V).
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering, Ordering::SeqCst, fence};

@@ -1,4 +1,4 @@
-//! Opens a backing chain. Images are opened from the top down, because each image contains the name of the next one.
+//! Opens a backing chain. Images are opened from the top down, because an image contains the name of its backing file.
 //! Nodes are made from the bottom up.
 //!
 //! The opened images that wait for their backing file are kept in a list. So the stack depth does not grow with the

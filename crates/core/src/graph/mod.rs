@@ -97,8 +97,8 @@ impl Graph {
         Self::with_parts(drivers, gate, warn_in_log, Secrets::default())
     }
 
-    /// Like [`Self::new`], with a function that reports warnings. Tools print warnings; without this function, warnings
-    /// are written to the log.
+    /// Like [`Self::new`], with a function that reports warnings. Tools print warnings; a graph made by [`Self::new`]
+    /// writes warnings to the log.
     pub fn with_warner(drivers: DriverTable, gate: Gate, warner: fn(&str)) -> Self {
         Self::with_parts(drivers, gate, warner, Secrets::default())
     }

@@ -235,8 +235,8 @@ impl Graph {
             };
             let outcome = run_to_completion(opening).await;
             let outcome = outcome.and_then(|opened| opened.keep().ok_or_else(no_medium));
-            // The name is added as the path of the error, not to its text, because tools print the path before the
-            // text.
+            // The name becomes the path of the error and is not added to the text, because tools print the path before
+            // the text.
             outcome.map_err(|error| match shown {
                 Some(name) => error.on_path(&name),
                 None => error,

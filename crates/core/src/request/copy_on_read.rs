@@ -19,7 +19,7 @@ use super::{align, as_u64, min_len, slow, status};
 use crate::driver::Want;
 use crate::{ErrorKind, Node, Result, ZeroFlags};
 
-/// Maximum number of bytes read from the backing file in one step; a multiple of every block size.
+/// Maximum number of requested bytes in one step. A step reads whole blocks, so it may read more bytes.
 const AT_ONCE: u64 = 2 << 20;
 
 /// Reads an aligned range inside the node through the driver.

@@ -6,10 +6,10 @@
 //! data must be inspected, or if a rule must be enforced (alignment, growth, zero detection, read-modify-write). A
 //! request that covers several extents is split, and the pieces run concurrently.
 //!
-//! Flushes: a node is marked as unflushed (field `unflushed`) after a write through this node has completed. When a
-//! write starts on the fast path, it also marks every node on its path; this mark is only a hint. [`flush`] of a node
+//! Flushes: a node is marked as unflushed (field `unflushed`) after a write through this node has completed. A write on
+//! the fast path also marks every node on its path when the write starts; this mark is only a hint. [`flush`] of a node
 //! marks the children before it flushes them. So a flush covers every write that has completed through the same node.
-//! If no write has completed since the last flush, a flush makes no system call.
+//! If the node has not been marked since the last flush, a flush makes no system call.
 
 mod align;
 mod changed;
@@ -70,9 +70,9 @@ async fn read_within(
     }
 }
 
-/// Continues a read at a node where [`fast`] stopped because metadata was not loaded. The driver loads the metadata,
-/// and the fast path continues at the same node, so that a long backing chain does not cause nested calls. After
-/// [`MAX_SPLITS`] splits, the pieces of a range are read one after the other.
+/// Continues a read at a node where [`fast`] stopped. If the driver can load the missing metadata, the fast path then
+/// continues at the same node, so that a long backing chain does not cause nested calls. After [`MAX_SPLITS`] splits,
+/// the pieces of a range are read one after the other.
 async fn read_on(node: Arc<Node>, offset: u64, buf: IoBufMut, splits: u32) -> Result<IoBufMut> {
     let mut whole: Option<IoBufMut> = None;
     let mut left = vec![(node, offset, buf)];

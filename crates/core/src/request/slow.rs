@@ -16,8 +16,8 @@ use super::{align, as_u64, copy_on_read, min_len, run_all, zero};
 use crate::node::{DetectZeroes, SlowPathFlags};
 use crate::{Errno, Error, ErrorKind, Node, Result, WriteFlags, ZeroFlags};
 
-/// Longest transfer passed to a driver in one call: the limit of one Linux system call (almost 2 GiB), rounded down to
-/// a power of two.
+/// Maximum length of a transfer passed to a driver in one call: the limit of one Linux system call (almost 2 GiB),
+/// rounded down to a power of two.
 const MAX_TRANSFER: u64 = 1 << 30;
 
 /// Refuses a write that the node does not accept.

@@ -10,7 +10,7 @@ use crate::{Errno, Error, ErrorKind, Node, Result, ZeroFlags};
 
 /// Maximum number of zero bytes written as data in one call.
 const MAX_ZERO_DATA: u64 = 1 << 20;
-/// Maximum length of a range passed to a driver in one call; a multiple of every alignment.
+/// Maximum length of a range passed to a driver in one call, before it is rounded down to the driver's alignment.
 const MAX_RANGE: u64 = 1 << 40;
 /// Maximum number of discards in flight.
 const DISCARDS_AT_ONCE: usize = 16;
@@ -40,8 +40,8 @@ pub(crate) async fn write_zeroes(
     Ok(())
 }
 
-/// Splits the range at the driver's alignment and maximum. The driver receives a misaligned head, whole blocks, and a
-/// misaligned tail as separate calls.
+/// Splits the range at the driver's alignment and maximum. A misaligned head, the whole blocks, and a misaligned tail
+/// are separate pieces.
 async fn write_zeroes_parts(
     node: &Arc<Node>,
     offset: u64,
