@@ -35,7 +35,7 @@ pub struct CreateOption {
 pub enum CreateTarget {
     /// Protocols: create the file with this name.
     Filename(String),
-    /// Formats: write the image's metadata and data into this file, which exists and is open for writing.
+    /// Formats: write the image's metadata and data into this file. The file exists and is open for writing.
     File(Arc<Edge>),
     /// Formats with a separate data file: both files exist and are open for writing, and the data file is empty.
     Files {

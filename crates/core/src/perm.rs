@@ -3,7 +3,7 @@
 //! Every [`crate::Edge`] takes some permissions on its node and shares some. Two users conflict when one user takes a
 //! permission that the other user does not share. The permissions that a node takes on its children follow from the
 //! permissions that its own parents take on the node, and from the needs of its driver. Protocol drivers convert the
-//! resulting permissions to file locks, which other processes see.
+//! resulting permissions to file locks. Other processes see these locks.
 
 use crate::{DriverKind, Error, ErrorKind, Result};
 

@@ -1,7 +1,7 @@
 //! Dirty bitmaps in memory. A dirty bitmap records the parts of a disk that were written after the bitmap was created
 //! or cleared.
 //!
-//! The layers, one file each:
+//! The parts, one file each:
 //!
 //! | file | content |
 //! |---|---|

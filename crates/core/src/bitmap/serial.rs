@@ -28,7 +28,7 @@ impl RangeMap {
         Ok((past - first) * 8)
     }
 
-    /// Writes the chunk's bits to `out`, which must have the serialised length of the chunk.
+    /// Writes the chunk's bits to `out`. `out` must have the serialised length of the chunk.
     ///
     /// # Errors
     /// When the range is not a chunk, or `out` has another length.

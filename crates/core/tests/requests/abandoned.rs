@@ -62,7 +62,7 @@ fn a_request_begun_in_one_context_and_dropped_in_another_is_counted_down_once() 
     let backend = Backend::new(&graph, "b", node(&graph, "m", &memory), all()).unwrap();
     for keep in [false, true] {
         let mut read = Box::pin(backend.read(0, IoBufMut::new(512)));
-        // This I/O thread has its own counters.
+        // Each running I/O thread occupies a shard, so `block_on` does not use the first shard.
         let _other = IoThread::start("other", oxblk_ring::Config::default()).unwrap();
         block_on(async {
             assert!(poll_once(&mut read));

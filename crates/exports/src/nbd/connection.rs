@@ -7,8 +7,9 @@
 //! for each other.
 //!
 //! Limits: a request is outstanding from the moment when it is accepted until its reply has been sent. At most
-//! [`MAX_OUTSTANDING`] requests with [`MAX_DATA`] bytes of data are outstanding. A request with more data is accepted only when
-//! no other data is outstanding. The memory of requests is accounted in the connection's [`Account`].
+//! [`MAX_OUTSTANDING`] requests are outstanding, with at most [`MAX_DATA`] bytes of data together. A request with more
+//! data is accepted only when no other data is outstanding. The memory of requests is accounted in the connection's
+//! [`Account`].
 
 use super::MAX_REQUEST;
 use super::account::Account;
@@ -29,7 +30,7 @@ use std::task::Poll;
 
 /// Maximum number of outstanding requests of a connection.
 const MAX_OUTSTANDING: usize = CAPACITY;
-/// Maximum number of bytes of data of the outstanding requests of a connection.
+/// Maximum number of bytes of data of the outstanding requests of a connection, unless a single request has more data.
 const MAX_DATA: usize = 16 << 20;
 
 /// The reason why the transmission phase ended.

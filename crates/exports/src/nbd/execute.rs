@@ -70,7 +70,7 @@ pub(super) fn memory(request: &Request) -> usize {
         Command::Read { .. } => footprint(length),
         Command::Cache => footprint(length.min(PREFETCH)),
         Command::BlockStatus { one: false } => {
-            // An extent covers at least one sector.
+            // This estimate assumes that an extent covers at least one sector.
             footprint(MAX_EXTENTS.min(length / 512 + 1) * size_of::<(u64, AllocationFlags)>())
         }
         _ => 0,

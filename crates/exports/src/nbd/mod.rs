@@ -14,11 +14,11 @@
 //! | `account` | the accounting of the memory of one connection |
 //! | `budget` | the limit on the memory of all connections together |
 //!
-//! The path of a request: one receive returns many requests. Each request becomes a future in a reused slot and is polled
+//! The path of a request: one receive can return many requests. Each request becomes a future in a slot and is polled
 //! immediately. So a read is in the submission queue of io_uring before the I/O thread makes its next system call. When
-//! requests complete, their wakers set bits in a bit map, and the task of the connection is woken once. The task polls the
-//! futures whose bits are set, and puts reply headers and read buffers into one scatter list. So a single system call submits
-//! all reads, the send and the next receive.
+//! requests complete, their wakers set bits in a bit map, and the task of the connection is woken once. The task polls
+//! the futures whose bits are set, and puts reply headers and read buffers into one scatter list. So a single system
+//! call submits all reads, the send and the next receive.
 //!
 //! Invariants:
 //! * a request whose reply has not been sent counts against the connection's limits. So the server stops receiving from a

@@ -43,8 +43,8 @@ pub struct Export {
 /// Limits of a server.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
-    /// Maximum number of concurrent connections. Further clients are refused. The default is computed from the limit on open
-    /// files and the memory of the machine.
+    /// Maximum number of concurrent connections. If there are as many connections and none of them is in the handshake,
+    /// further clients are refused. The default is computed from the limit on open files and the memory of the machine.
     pub max_connections: usize,
     /// Time limit for a handshake.
     pub handshake_timeout: Duration,
@@ -53,8 +53,9 @@ pub struct ServerOptions {
     /// Memory limit for the requests of all connections together, in bytes. In addition, every connection may hold 256 KiB, and
     /// one connection at a time may hold a request of the largest size.
     pub memory: usize,
-    /// If a client holds memory, other connections wait for memory, and the client transfers too little (less than 1 MiB) for
-    /// this time, its connection is closed. The connection is closed after at most twice this time.
+    /// If a client holds a part of [`Self::memory`], other connections wait for memory, and the client transfers too
+    /// little for this time, its connection is closed. Too little means: less than 1 MiB, and less than the part that
+    /// the client holds. The connection is closed after at most twice this time.
     pub stall_timeout: Duration,
 }
 
