@@ -16,8 +16,8 @@ impl Backend {
     /// node continues to read unallocated ranges from the backing file that is open, until the image is opened again.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format has no backing files; `ENOSPC` if the name does not fit into the image; the errors of
-    /// the image.
+    /// `ENOTSUP` if the format has no backing files; `EINVAL` if the name is longer than the format allows; `ENOSPC` if
+    /// the name does not fit into the image; the errors of the image.
     pub async fn change_backing_file(
         &self,
         filename: Option<&str>,

@@ -200,7 +200,7 @@ fn zero_writes_without_fallback_fail_if_the_driver_does_not_support_them() {
 }
 
 #[test]
-fn a_chain_is_read_through_its_layers_in_one_request() {
+fn a_read_of_a_chain_returns_the_data_of_all_its_images() {
     block_on(async {
         let graph = graph();
         let top = options(

@@ -311,7 +311,7 @@ fn empty_requests_succeed() {
 }
 
 #[test]
-fn a_write_over_the_maximum_is_drained_and_refused() {
+fn a_write_longer_than_the_maximum_is_received_and_refused() {
     let fixture = Fixture::new();
     let mut client = fixture.client(false);
     client.request(CommandKind::WRITE, NONE, 0, (32 << 20) + 1);

@@ -56,7 +56,7 @@ async fn is_idle(backend: &Backend) -> bool {
 }
 
 #[test]
-fn a_request_begun_in_one_context_and_dropped_in_another_is_counted_down_once() {
+fn a_request_that_is_dropped_in_another_shard_lowers_its_count_once() {
     let graph = graph();
     let memory = Arc::new(Memory { bytes: vec![0; 4096].into(), yields: 3, ..Memory::default() });
     let backend = Backend::new(&graph, "b", node(&graph, "m", &memory), all()).unwrap();
