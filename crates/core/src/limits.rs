@@ -25,7 +25,8 @@ pub fn check_length(length: u64) -> Result<()> {
 /// aligns and splits requests and emulates missing features, so that drivers only receive requests within these limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Alignment of offset and length of every request; a power of two, at least 1.
+    /// Alignment of offset and length of every request; a power of two, at least 1. A discard may instead end at the end
+    /// of the node.
     pub request_alignment: u32,
     /// Alignment of buffers in memory that the host requires (`O_DIRECT`).
     pub mem_alignment: u32,
