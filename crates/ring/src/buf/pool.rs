@@ -80,13 +80,12 @@ impl Arena {
         let mut at = 0;
         for ((list, size), count) in free.iter_mut().zip(ARENA_CLASSES).zip(counts) {
             for _ in 0..count {
-                // SAFETY: the header was just leaked from a box. It is in no other list, and is freed only with the
-                // arena.
+                // SAFETY: `at + size <= len`, because `len` is the sum of the sizes of all pieces.
                 let piece = unsafe { base.add(at) };
                 at += size;
                 let header = NonNull::from(Box::leak(Box::new(Block::new(piece, size, home))));
                 headers.push(header);
-                // SAFETY: just made and leaked; it stays in no other list, and is freed with the arena alone.
+                // SAFETY: the header was just leaked from a box. It is in no other list, and is freed with the arena.
                 list.push(unsafe { FreeBlock::new(header) });
             }
             list.reverse();
@@ -332,7 +331,7 @@ fn take_big(len: usize) -> Option<(BlockRef, bool)> {
         return Some((block.hand_out(), false));
     }
     let mapped = map_pages(capacity).or_else(|_| {
-        // The system may lack the memory that is kept for reuse.
+        // Free the blocks that are kept for reuse, and try again.
         trim_thread();
         trim_shared();
         map_pages(capacity)
