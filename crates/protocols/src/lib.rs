@@ -1,4 +1,4 @@
-//! Protocol drivers, which store bytes on the host.
+//! Protocol drivers: the lowest nodes of the graph, which access the storage of the host.
 //!
 //! - [`mod@file`]: files and block devices of the host (`file`, `host_device`).
 //! - [`null`]: a disk without storage, for benchmarks of the other layers (`null-co`, `null-aio`).

@@ -19,7 +19,7 @@ struct Created {
     path: PathBuf,
 }
 
-/// Opens a descriptor that identifies the new file at `path`. Returns `None` if it is not a regular file, because
+/// Opens a descriptor that identifies the new file at `path`. Returns `None` if the file is not a regular file, because
 /// devices are never removed.
 pub(super) fn hold(path: &str) -> Result<Option<Box<dyn CreatedFile>>> {
     let failed = |error: Error| error.prefix(format!("Could not open the new file '{path}'"));

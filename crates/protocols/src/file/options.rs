@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct FileOptions {
-    /// Path of the file, with or without the protocol's prefix.
+    /// Path of the file.
     pub filename: Option<String>,
     /// `on`, `off` or `auto`.
     pub locking: Option<String>,
@@ -25,7 +25,7 @@ pub struct FileOptions {
     pub x_check_cache_dropped: Option<bool>,
 }
 
-/// Whether other processes are excluded by locks.
+/// Whether file locks keep other processes from using the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Locking {
     /// Locks are used if the host supports locks on the file.
