@@ -36,8 +36,8 @@ pub struct FileDriver {
     memory_alignment: AtomicU32,
     pub(super) refused: Refused,
     pub(super) extents: ExtentCache,
-    /// The errno of the first failed flush, or 0. After a failed flush, the host may discard the data that it could
-    /// not write. A later flush could then succeed although data is lost, also through another descriptor.
+    /// The errno of a failed flush, or 0. With the page cache, the host may discard the data that it could not write. A
+    /// later flush could then succeed although data is lost, also through another descriptor.
     pub(super) flush_error: AtomicI32,
     /// Locked during a flush, because the host reports a failure only to one of two overlapping flushes.
     syncing: AsyncMutex<()>,
@@ -139,7 +139,8 @@ impl FileDriver {
         synced.inspect_err(|error| self.record_flush_error(error))
     }
 
-    /// Makes all later flushes fail, because the host may have discarded data that it could not write.
+    /// Makes all later flushes fail, because the host may have discarded data that it could not write. With direct I/O,
+    /// this has no effect.
     pub(super) fn record_flush_error(&self, error: &Error) {
         // Without the page cache (direct I/O) the host discards nothing.
         if !self.direct.load(Ordering::Acquire) {
@@ -147,8 +148,8 @@ impl FileDriver {
         }
     }
 
-    /// Closes the file, then releases its locks. Returns an error of the host on close if the file was writable. For
-    /// a read-only file, such an error is only logged.
+    /// Closes the file, then releases its locks. If the file was writable, an error of the host on close is returned.
+    /// For a read-only file, such an error is only logged.
     async fn close_file(&self) -> Result<()> {
         let file = self.file.swap(Arc::new(File::closed()));
         let file = Arc::try_unwrap(file).unwrap_or_else(|shared| File::clone(&shared));
