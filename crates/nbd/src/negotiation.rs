@@ -6,7 +6,8 @@
 //!
 //! Invariants for every input:
 //! * the caller's buffer needs at most [`MAX_OPTION_PAYLOAD`] + 16 bytes: a longer payload is discarded as it arrives
-//!   and answered with an error, and a payload longer than [`MAX_DRAIN`] ends the session;
+//!   and answered with an error, and a payload longer than [`MAX_DRAIN`] or an export name that is too long ends the
+//!   session;
 //! * one call answers at most one option, so the size of the output depends on the list of exports and not on the
 //!   length of the input;
 //! * a payload is parsed only after it has arrived completely.

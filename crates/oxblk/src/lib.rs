@@ -8,8 +8,8 @@
 //! the tools.
 //!
 //! With oxblk, a program opens, reads, writes, creates, copies and serves disk images itself. Image formats and option
-//! names are the same as in QEMU, so both can use the same images. Requests run on `io_uring`, with many requests in
-//! flight.
+//! names are the same as in QEMU, so both can use the same images. Requests run on `io_uring` if the kernel allows it,
+//! with many requests in flight.
 //!
 //! # A first program
 //!
@@ -59,8 +59,8 @@
 //! began after the write completed has succeeded. With [`Cache::Writethrough`] and [`Cache::Directsync`], each write is flushed
 //! before it completes.
 //!
-//! If a flush fails, completed writes may be lost. The system does not report which writes were lost, so every later flush of
-//! that file fails too.
+//! If a flush fails, completed writes may be lost. The system does not report which writes were lost. So every later flush of
+//! that file fails too, if the file uses the page cache.
 //!
 //! # Threads and tokio
 //!

@@ -21,8 +21,7 @@ pub struct IoThreads(Arc<Group>);
 
 struct Group {
     threads: Vec<IoThread>,
-    /// The number of tasks that other threads have sent to the group. It distributes these tasks over the threads in
-    /// turn.
+    /// The number of tasks that other threads have sent to the group. These tasks go to the threads of the group in turn.
     next: AtomicUsize,
 }
 

@@ -234,7 +234,7 @@ fn buffers_outlive_the_thread_whose_arena_they_come_from() {
     assert!(buf.iter().all(|&b| b == 5));
 }
 
-/// One buffer from each source of memory, filled with `byte`.
+/// Buffers from every source of memory, filled with `byte`.
 fn one_of_each(byte: u8) -> Vec<IoBufMut> {
     let pooled = [0, 100, 4096, 16 << 10, 64 << 10, 100_000, 1 << 20, 5 << 20];
     let pooled = pooled.into_iter().map(|len| IoBufMut::filled(len, byte));

@@ -1,7 +1,8 @@
 //! Tests of resource limits (processes, locked memory, address space, descriptors), and of a sandbox that refuses
 //! `io_uring_enter`. The engine works within the limit, or reports an error.
 //!
-//! A limit cannot be raised again, so most tests run themselves as a child process that sets the limit.
+//! A limit cannot be raised again, and a system-call filter cannot be removed. So each test runs itself as a child
+//! process that sets the limit or the filter.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 

@@ -162,8 +162,8 @@ impl Disk {
     /// Flushes: all writes that completed before this call survive a power cut when the request has completed.
     ///
     /// # Errors
-    /// The errors of the system. After a failed flush of a file, every later flush of the file fails too, because it is unknown
-    /// which writes were lost.
+    /// The errors of the system. If a flush of a file that uses the page cache fails, every later flush of the file fails too,
+    /// because it is unknown which writes were lost.
     pub fn flush(&self) -> Request<()> {
         self.run(|disk| async move { disk.flush().await })
     }
@@ -171,7 +171,7 @@ impl Disk {
     /// Sets the size in bytes. Added space reads as zeroes.
     ///
     /// # Errors
-    /// The errors of the format and the system. After an error, the disk has its old size.
+    /// The errors of the format and the system. After an error, the disk has the old or the new size: see [`Self::size`].
     pub fn resize(&self, size: u64) -> Request<()> {
         self.run(move |disk| async move { disk.resize(size, Preallocation::Off).await })
     }

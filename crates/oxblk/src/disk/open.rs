@@ -1,7 +1,8 @@
 //! Opening a disk: [`OpenOptions`] collects the options and then opens an image.
 //!
 //! The library and the tools open all images with these options. [`OpenOptions::open_backend`] opens an image on the
-//! calling I/O thread; the other methods open the image on another I/O thread. After a failure, no file stays open.
+//! calling I/O thread; the other methods open the image on an I/O thread of the disk's group. After a failure, no file
+//! stays open.
 
 use std::path::Path;
 use std::sync::Arc;

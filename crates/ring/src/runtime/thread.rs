@@ -111,8 +111,8 @@ impl IoThread {
 
     /// Drops this handle and waits for the thread to end. The thread ends when no other handle is left.
     ///
-    /// Returns immediately if the thread is in `block_on`, if it is the calling thread, or if another handle was joined
-    /// before.
+    /// Returns immediately if the thread is in `block_on`, if it is the calling thread, or if another handle of the
+    /// thread was joined before.
     pub fn join(self) {
         let slot = Arc::clone(&self.0.thread);
         drop(self);

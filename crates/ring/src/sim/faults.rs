@@ -68,7 +68,7 @@ impl Default for Faults {
     }
 }
 
-/// A rule, and the number of operations that satisfied its conditions (`nth` apart).
+/// A rule, and the number of operations that satisfied its conditions (without `nth`).
 pub(super) struct ArmedRule {
     pub(super) rule: FailRule,
     hits: u64,
