@@ -1,4 +1,4 @@
-//! [`Disk`]: an open image with its backing chain, which any thread may use.
+//! [`Disk`]: an open image with its backing chain. Any thread may use a disk.
 //!
 //! A method that does I/O sends a closure to an I/O thread, where the closure uses the disk's backend, and returns a
 //! [`Request`]. All clones of a disk share one backend ([`OpenDisk`]). If the last clone is dropped without

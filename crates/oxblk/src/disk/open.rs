@@ -347,7 +347,7 @@ impl OpenOptions {
     }
 }
 
-/// Closes a node after another failure, which the caller returns.
+/// Closes a node after another failure. The caller returns the other failure.
 async fn release(graph: &Graph, node: Arc<Node>) {
     let name = node.name().to_owned();
     if let Err(error) = graph.release(node).await {

@@ -14,8 +14,8 @@ pub struct FileOptions {
     pub locking: Option<String>,
     /// `threads`, `native` or `io_uring`.
     pub aio: Option<String>,
-    /// Maximum number of requests per submission to the kernel. The value has no effect, because the engine chooses
-    /// the size of its batches.
+    /// Maximum number of requests per submission to the kernel. The value has no effect, because `oxblk_ring`
+    /// chooses the size of its batches.
     pub aio_max_batch: Option<u64>,
     /// ID of the object that manages persistent reservations. Such objects do not exist, so the option is refused.
     pub pr_manager: Option<String>,

@@ -11,7 +11,8 @@ use rustix::io::Errno;
 
 const ATTEMPTS: u32 = 64;
 
-/// Creates an empty file for reading and writing in `$TMPDIR`, or in `/var/tmp`, which is intended for large files.
+/// Creates an empty file for reading and writing in `$TMPDIR`. If `TMPDIR` is not set, the file is in `/var/tmp`, because
+/// this directory is intended for large files.
 ///
 /// # Errors
 /// The file system's error.

@@ -1,6 +1,6 @@
 //! The allocator of buffer memory: arenas, and caches of free blocks.
 //!
-//! * Buffers of 512 bytes to 64 KiB on an I/O thread come from the **arena** of the thread while it has free pieces:
+//! * Buffers of 512 bytes to 64 KiB on an I/O thread come from the **arena** of the thread if it has a free piece:
 //!   one mapping that is registered with the ring of the thread. The arena is cut into pieces of 4, 16 and 64 KiB.
 //!   Another thread that frees a piece pushes the piece to a lock-free stack of the arena.
 //! * Other buffers of up to 16 KiB are **small blocks** of the global allocator. Each thread caches a few free small
@@ -297,7 +297,7 @@ fn new_small(class: usize) -> BlockRef {
         handle_alloc_error(layout)
     };
     let header = Box::leak(Box::new(Block::new(memory, SMALL[class], Home::Small(class))));
-    // SAFETY: just made, and nobody else knows it.
+    // SAFETY: the block was just made, so no reference to it exists.
     unsafe { BlockRef::adopt(NonNull::from(header)) }
 }
 
@@ -337,7 +337,7 @@ fn take_big(len: usize) -> Option<(BlockRef, bool)> {
         map_pages(capacity)
     });
     let header = Box::leak(Box::new(Block::new(mapped.ok()?, capacity, Home::Mapped)));
-    // SAFETY: just made, and nobody else knows it.
+    // SAFETY: the block was just made, so no reference to it exists.
     Some((unsafe { BlockRef::adopt(NonNull::from(header)) }, true))
 }
 
@@ -449,11 +449,11 @@ pub(super) fn from_vec(vec: Vec<u8>) -> BlockRef {
     // SAFETY: a vector's pointer is never null.
     let memory = unsafe { NonNull::new_unchecked(vec.as_mut_ptr()) };
     let header = Box::leak(Box::new(Block::new(memory, capacity, Home::Vec)));
-    // SAFETY: just made, and nobody else knows it.
+    // SAFETY: the block was just made, so no reference to it exists.
     unsafe { BlockRef::adopt(NonNull::from(header)) }
 }
 
-/// Makes a block of bytes that live for ever. The bytes are never written.
+/// Makes a block of bytes that are never freed and never written.
 pub(super) fn from_static(bytes: &'static [u8]) -> BlockRef {
     // SAFETY: a slice's pointer is never null.
     let memory = unsafe { NonNull::new_unchecked(bytes.as_ptr().cast_mut()) };
@@ -471,7 +471,7 @@ pub(super) fn static_zeroes(len: usize) -> BlockRef {
 
 fn shared_static(memory: NonNull<u8>, len: usize) -> BlockRef {
     let header = Box::leak(Box::new(Block::new(memory, len, Home::Static)));
-    // SAFETY: just made, and nobody else knows it.
+    // SAFETY: the block was just made, so no reference to it exists.
     unsafe { BlockRef::adopt(NonNull::from(header)) }
 }
 

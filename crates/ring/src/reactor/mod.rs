@@ -54,7 +54,7 @@ use native::Native;
 use slots::{Done, Slots};
 use uring::Uring;
 
-/// The file or descriptor of an operation, which stays open until the operation has completed.
+/// The file or descriptor of an operation. It stays open until the operation has completed.
 pub(crate) enum Target {
     /// A file that is registered with the ring under this index. The ring keeps the file open until it is
     /// unregistered.

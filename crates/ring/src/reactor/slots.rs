@@ -33,7 +33,7 @@ impl Key {
     }
 }
 
-/// The kind of an operation, without its buffers, which are in the payload of the slot.
+/// The kind of an operation. The buffers of the operation are in the payload of the slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
     Read {

@@ -161,7 +161,7 @@ impl Disk {
     }
 
     /// A possible state of the disk after a power cut at this moment. Each sector independently has its durable
-    /// version or any later version, which may come from a write in flight.
+    /// version or any later version. A later version may come from a write in flight.
     pub fn after_power_loss(&self, rng_seed: u64) -> Disk {
         let mut rng = Rng::new(rng_seed);
         let state = self.lock();
