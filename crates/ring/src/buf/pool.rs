@@ -1,8 +1,8 @@
 //! The allocator of buffer memory: arenas, and caches of free blocks.
 //!
-//! * Buffers of 512 bytes to 64 KiB on an I/O thread come from the **arena** of the thread if it has a free piece:
-//!   one mapping that is registered with the ring of the thread. The arena is cut into pieces of 4, 16 and 64 KiB.
-//!   Another thread that frees a piece pushes the piece to a lock-free stack of the arena.
+//! * The **arena** of an I/O thread is one mapping that is registered with the ring of the thread. It is cut into
+//!   pieces of 4, 16 and 64 KiB for buffers of 512 bytes to 64 KiB. Another thread that frees a piece pushes the piece
+//!   to a lock-free stack of the arena.
 //! * Other buffers of up to 16 KiB are **small blocks** of the global allocator. Each thread caches a few free small
 //!   blocks.
 //! * All other buffers are **big blocks**: page mappings of their own. Each thread caches the few big blocks that it
