@@ -11,13 +11,14 @@ fn of(node: &Node) -> Result<&dyn Backing> {
 }
 
 impl Backend {
-    /// Changes the backing file name that the image stores; `None` removes it. All earlier writes are on stable storage
-    /// after this call. This node continues to read unallocated ranges from the backing file that it has open, until
-    /// the image is opened again.
+    /// Changes the backing file name and the backing format that the image stores. A `filename` of `None` removes the
+    /// reference to the backing file. After this call, the change and all earlier writes are on stable storage. The
+    /// node continues to read unallocated ranges from the backing file that is open, until the image is opened again.
     ///
     /// # Errors
     /// [`ErrorKind::Denied`](crate::ErrorKind::Denied) without write permission; `ENOTSUP` if the format has no backing
-    /// files; `ENOSPC` if the name does not fit into the image; the errors of the image.
+    /// files; `EINVAL` if the name is longer than the format allows; `ENOSPC` if the name does not fit into the image; the
+    /// errors of the image.
     pub async fn change_backing_file(
         &self,
         filename: Option<&str>,

@@ -99,8 +99,8 @@ impl Graph {
         Self::carry_out(exclusive, node, work).await
     }
 
-    /// Like [`Self::run_exclusive`], for a caller that reaches `node` through the nodes `above`, uppermost first. No
-    /// other control operation runs on the nodes `above` at the same time.
+    /// Like [`Self::run_exclusive`], for a caller that reaches `node` through the nodes `above`. The uppermost node is
+    /// the first in `above`. No other control operation runs on these nodes at the same time.
     pub(crate) async fn run_exclusive_below<T, W, F>(
         &self,
         above: Vec<Arc<Node>>,
@@ -189,7 +189,7 @@ fn mark_unflushed_below(node: &Arc<Node>) {
 
 impl Backend {
     /// Wraps the work of a control operation that this backend requests. The operation fails if the backend was closed
-    /// while the operation waited for the node.
+    /// before the operation got exclusive use of the node.
     pub(crate) fn while_open<T, W, F>(
         &self,
         work: W,

@@ -1,7 +1,7 @@
 //! Nodes: one driver instance in the graph, shared by all I/O threads.
 //!
 //! A node owns its driver and its children, and knows its parents' edges. The fast path uses only fields that need no
-//! lock, such as the size, the alignments, the children, and the [`SlowPathFlags`], which send a request to the slow
+//! lock, such as the size, the alignments and the children. The [`SlowPathFlags`] of a node send requests to the slow
 //! path. `permissions` changes and checks the permissions of the parents.
 
 mod permissions;
@@ -25,7 +25,7 @@ use crate::{ChildIdx, Children, Edge, Limits, OpenFlags, Options, Result};
 pub(crate) use permissions::PermissionsLock;
 
 bitflags::bitflags! {
-    /// Reasons why a request must take the slow path at a node.
+    /// Reasons why a node sends requests to the slow path.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub(crate) struct SlowPathFlags: u32 {
         /// Writes that contain only zeroes become zero writes.
@@ -51,7 +51,7 @@ pub enum DetectZeroes {
     Unmap,
 }
 
-/// Smallest unit, in bytes, that a guest reads or writes.
+/// Size of a sector in bytes.
 const SECTOR: u64 = 512;
 
 /// The unit of the count of serialising requests (read-modify-write, copy-on-read). The count is in the upper bits of
@@ -178,7 +178,7 @@ impl Node {
         self.children.get(child).map(|edge| Arc::clone(edge.node()))
     }
 
-    /// The epoch domain that requests to this node belong to.
+    /// The epochs in which requests to this node are counted.
     pub fn epochs(&self) -> &Epochs {
         &self.epochs
     }
@@ -202,7 +202,7 @@ impl Node {
         self.bitmaps.resize(|| self.size());
     }
 
-    /// The dirty bitmaps of this node. [`crate::Graph::add_bitmap`] adds one.
+    /// The dirty bitmaps of this node. [`crate::Graph::add_bitmap`] adds a bitmap.
     pub fn bitmaps(&self) -> &BitmapList {
         &self.bitmaps
     }
@@ -244,7 +244,7 @@ impl Node {
         }
     }
 
-    /// Limits and capabilities. The memory alignment includes that of the children.
+    /// The limits and capabilities of the driver. The memory alignment is at least that of the children.
     pub fn limits(&self) -> Arc<Limits> {
         Arc::clone(&self.limits.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -269,7 +269,7 @@ impl Node {
         *self.limits.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(limits);
     }
 
-    /// Whether writes are refused.
+    /// Whether the node is read-only.
     pub fn is_read_only(&self) -> bool {
         self.read_only.load(Relaxed)
     }
@@ -324,7 +324,8 @@ impl Node {
         self.follows_parent.load(Acquire)
     }
 
-    /// The file name that opens this node: the name that it was opened by, or a name that the protocol reports.
+    /// The file name that opens this node: the name by which the node was opened, or a name that the driver or the
+    /// `file` child reports.
     pub fn filename(&self) -> Option<String> {
         if let Some(name) = &self.filename {
             return Some(name.clone());
@@ -335,7 +336,8 @@ impl Node {
         })
     }
 
-    /// Bytes that this node and its storage occupy on the host, without its backing file.
+    /// Bytes that this node and its storage occupy on the host, without the backing file. `None` if a driver does not
+    /// know the number.
     pub fn allocated_size(&self) -> Option<u64> {
         if let Some(bytes) = self.driver.allocated_size() {
             return Some(bytes);
@@ -397,7 +399,7 @@ impl Node {
         }
     }
 
-    /// Installs a guard that checks every write after this call.
+    /// Installs a guard that checks every later write. If the node already has a guard, the new guard is ignored.
     pub(crate) fn set_write_guard(&self, guard: WriteGuard) {
         if self.write_guard.set(guard).is_ok() {
             self.set_slow_path(SlowPathFlags::WRITE_GUARD);

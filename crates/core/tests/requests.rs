@@ -204,7 +204,7 @@ fn zero_writes_without_fallback_fail_if_the_driver_does_not_support_them() {
 }
 
 #[test]
-fn a_chain_is_read_through_its_layers_in_one_request() {
+fn a_read_of_a_chain_returns_the_data_of_all_its_images() {
     block_on(async {
         let graph = graph();
         let top = options(
@@ -261,7 +261,7 @@ fn resize_waits_for_requests_in_flight() {
 }
 
 #[test]
-fn a_permission_conflict_names_both_users() {
+fn the_error_of_a_permission_conflict_contains_both_users() {
     block_on(async {
         let graph = graph();
         let memory = Memory::new(1024, Limits::default());

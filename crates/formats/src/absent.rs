@@ -1,9 +1,9 @@
 //! Formats that QEMU supports and this library does not support yet.
 //!
-//! These formats are recognised by magic numbers (dmg by its file name extension), for two reasons. First, such an image must
-//! not be opened as a raw disk, which would show its headers and tables as guest data. Second, a guest must not be able to
-//! turn its probed raw disk into such an image. Opening an image of such a format fails with an error that contains the name
-//! of the format.
+//! These formats are recognised by magic numbers (dmg by its file name extension), for two reasons. First, such an image
+//! must not be opened as a raw disk: its headers and tables would appear as guest data. Second, a guest must not be able to
+//! turn its probed raw disk into such an image. Opening an image of such a format fails with an error that contains the
+//! name of the format.
 
 use oxblk_core::{BoxFuture, Driver, DriverFactory, DriverKind, Error, OpenContext, Result};
 
@@ -31,21 +31,21 @@ const fn absent(name: &'static str, marks: &'static [Mark]) -> Absent {
     Absent { name, marks, ending: None }
 }
 
-/// VMware.
+/// The format of VMware.
 pub static VMDK: Absent =
     absent("vmdk", &[at(0, b"KDMV"), at(0, b"COWD"), at(0, b"# Disk DescriptorFile")]);
-/// Hyper-V.
+/// The format of Hyper-V.
 pub static VHDX: Absent = absent("vhdx", &[at(0, b"vhdxfile")]);
-/// The first version of qcow.
+/// The format before qcow2.
 pub static QCOW: Absent = absent("qcow", &[at(0, b"QFI\xfb\0\0\0\x01")]);
-/// Encrypted disks.
+/// Disks that are encrypted with LUKS (version 1).
 pub static LUKS: Absent = absent("luks", &[at(0, b"LUKS\xba\xbe\0\x01")]);
-/// Bochs.
+/// The format of Bochs.
 pub static BOCHS: Absent = absent("bochs", &[at(0, b"Bochs Virtual HD Image")]);
-/// Compressed loop devices.
+/// Images of compressed loop devices.
 pub static CLOOP: Absent =
     absent("cloop", &[at(0, b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=")]);
-/// Apple disk images. They have no mark at their beginning.
+/// Disk images of Apple. Such an image has no mark at its beginning.
 pub static DMG: Absent = Absent { name: "dmg", marks: &[], ending: Some(".dmg") };
 
 /// All formats of this module.

@@ -1,7 +1,7 @@
 //! Commit of an overlay: the data of the overlay is copied into an image of its backing chain, the base.
 //!
 //! 1. Make the base writable, and grow it to the overlay's size if it is smaller.
-//! 2. Copy all data and zeroes of the layers above the base into the base ([`crate::copy`]).
+//! 2. Copy all data and zeroes of the images above the base into the base ([`crate::copy`]).
 //! 3. Flush the base and make it read-only again.
 //! 4. If requested, empty the overlay. This is the last step, so that a crash loses no data.
 //!
@@ -36,7 +36,7 @@ pub struct Commit {
     pub rate: Option<u64>,
     /// Receives the progress.
     pub observer: Arc<dyn Observer>,
-    /// Any thread may set this flag to stop the copy before its next request. The overlay is not emptied then.
+    /// Any thread may set this flag to stop the copy before its next chunk. The overlay is not emptied then.
     pub stop: Arc<AtomicBool>,
 }
 

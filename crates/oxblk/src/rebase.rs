@@ -1,9 +1,10 @@
 //! Rebase of an overlay: the overlay gets another backing file, and its guest-visible contents do not change.
 //!
-//! Workers on several I/O threads take pieces of the disk that consist of complete clusters. In ranges that the overlay has not
-//! allocated, the workers compare the old backing file with the new one. Where the two differ, they write the contents of the
-//! old backing file to the overlay. They read no data in two cases: the block status shows that both backing files are zero; or
-//! the new backing file is in the backing chain of the old one, and no layer between the two has allocated the range.
+//! Workers on several I/O threads take pieces of the disk that consist of complete clusters. In ranges that the overlay
+//! has not allocated, the workers compare the old backing file with the new one. Where the two differ, the workers
+//! write the contents of the old backing file to the overlay. No data is read in two cases: the block status shows that
+//! both backing files are zero; or the new backing file is in the backing chain of the old one, and no image above the
+//! new backing file has allocated the range.
 //!
 //! Only the rebase writes to the overlay during this work ([`SoleWriter`]). Otherwise, the old data that a worker has read could
 //! replace data that another writer wrote after that. A rebase fails if the overlay has another writer. Writes through the
@@ -50,7 +51,7 @@ pub struct Rebase {
     pub parallel: usize,
     /// Receives the progress.
     pub observer: Arc<dyn Observer>,
-    /// Any thread may set this flag to stop the work before its next request.
+    /// Any thread may set this flag. The work then stops before the next extent of the overlay.
     pub stop: Arc<AtomicBool>,
 }
 
@@ -355,7 +356,7 @@ impl Shared {
 /// The contents of a backing file in one extent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Look {
-    /// Equal in the old and the new backing file: both read the same layer.
+    /// Equal in the old and the new backing file: both read the same image.
     Same,
     Zero,
     Data,

@@ -37,11 +37,11 @@ impl Reader {
 
 impl Graph {
     /// Makes `base`, a backing file below `top`, writable. Once begun, the operation runs to its end. If the caller's
-    /// future is dropped, the base is made read-only again after that.
+    /// future is dropped, the former state of the base is restored after that.
     ///
     /// # Errors
-    /// When `base` is not below `top`; when the driver, the host or another user refuses. After an error, nothing has
-    /// changed.
+    /// When `base` is not below `top`; when the driver, the host or another user refuses. After an error, the former
+    /// state is restored; the log reports a failure to restore it.
     pub async fn write_base(&self, top: &Arc<Node>, base: &Arc<Node>) -> Result<WritableBase> {
         let parent = reader_of(top, base)?;
         let (graph, base) = (self.clone(), Arc::clone(base));
@@ -98,8 +98,8 @@ impl WritableBase {
         &self.backend
     }
 
-    /// Flushes all writes, and restores the node's permissions and read-only state. Once begun, the close runs to its
-    /// end even if the caller's future is dropped.
+    /// Flushes all writes, closes the backend, and restores the permissions of the overlay and the read-only state of
+    /// the base. Once begun, the close runs to its end even if the caller's future is dropped.
     ///
     /// # Errors
     /// The first failure. The remaining steps are carried out even after a failure.

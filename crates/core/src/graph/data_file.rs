@@ -12,14 +12,15 @@ use crate::perm::{Perm, Permissions, Role};
 use crate::{ChildIdx, Edge, Error, Options, Result};
 
 impl OpenContext {
-    /// Opens the data file and puts it into its slot. The `data-file` option describes the data file. Without this
-    /// option, the image's own reference `named` is used. Returns false if both are missing.
+    /// Opens the data file and puts its edge into the slot. The `data-file` option describes the data file. Without
+    /// this option, the image's own reference `named` is used. Returns false if both are missing.
     ///
     /// The name `named` is always a path and is used unchanged. Unlike a backing file name, this path is not relative
     /// to the directory of the image.
     ///
     /// # Errors
-    /// When the graph's gate refuses the name; otherwise the errors of the protocol.
+    /// When the option is not valid, when the graph's gate refuses the name, or when the permissions conflict with
+    /// those of another user; otherwise the errors of the protocol.
     pub async fn open_data_file(&mut self, named: Option<&str>) -> Result<bool> {
         let mut flags = self.flags.clone();
         flags.probed = false;
@@ -62,7 +63,7 @@ impl Graph {
     /// overwritten. When the image is complete, the caller detaches the edge and releases its node.
     ///
     /// # Errors
-    /// The errors of the protocol.
+    /// The errors of the protocol, and when another user holds conflicting permissions on the file.
     pub async fn create_data_file(&self, filename: &str) -> Result<Arc<Edge>> {
         let (protocol, _) = self.protocol_for(filename)?;
         let mut options = Options::new();

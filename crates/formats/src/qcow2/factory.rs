@@ -16,7 +16,7 @@ use super::open::open;
 
 struct Factory;
 
-/// Refuses a backing file format for which there is no driver.
+/// Refuses a backing file format for which there is no driver, and a wrong version.
 fn check_backing_format(graph: &Graph, options: &Options) -> Result<()> {
     // A wrong version is reported before other wrong options, as in QEMU.
     create_options::version(options.get_str("compat"))?;

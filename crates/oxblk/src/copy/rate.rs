@@ -3,8 +3,8 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// Assigns start times to requests. The time between the starts of two requests is at least the time that the bytes of the
-/// first one take at the given rate.
+/// Assigns start times to requests. The time between the starts of two consecutive requests is at least the time that
+/// the bytes of the first request take at the given rate.
 pub(super) struct Rate {
     bytes_per_second: u64,
     next: Mutex<Duration>,

@@ -139,8 +139,8 @@ impl FileDriver {
         !self.direct.load(Ordering::Acquire)
     }
 
-    /// Closes the file, then releases its locks. Returns an error of the host on close if the file was writable. For
-    /// a read-only file, such an error is only logged.
+    /// Closes the file, then releases its locks. If the file was writable, an error of the host on close is returned.
+    /// For a read-only file, such an error is only logged.
     async fn close_file(&self) -> Result<()> {
         let file = self.file.swap(Arc::new(File::closed()));
         let file = Arc::try_unwrap(file).unwrap_or_else(|shared| File::clone(&shared));

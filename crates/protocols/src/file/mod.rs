@@ -16,8 +16,8 @@
 //! | `copy` | copy offload |
 //! | `reopen` | replacing the descriptor of a node |
 //!
-//! The driver does not execute reads and writes inside the file: `map` of [`FileDriver`] returns the same offset in
-//! the host file, and core submits the operation. The driver executes all other requests: growth, zero writes,
+//! The driver does not execute reads and writes inside the file: `map` of [`FileDriver`] returns the same offset in the
+//! host file, and `oxblk_core` submits the operation. The driver executes all other requests: growth, zero writes,
 //! discards, status, flushes.
 
 mod align;

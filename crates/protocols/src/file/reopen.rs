@@ -64,7 +64,8 @@ impl FileDriver {
     }
 
     /// Closes a duplicate of the current descriptor if the file is writable. The host then reports errors of earlier
-    /// writes, while the reopen can still fail. So the later close of the descriptor has no data to write.
+    /// writes at a time when the reopen can still be refused. So the later close of the descriptor has no data to
+    /// write.
     async fn settle_descriptor(&self) -> Result<()> {
         if self.read_only.load(Ordering::Acquire) {
             return Ok(());

@@ -112,7 +112,7 @@ impl Shared {
         unsafe { libc::write(self.bell(), one.as_ptr().cast(), one.len()) };
     }
 
-    /// Requests the loop to end.
+    /// Makes the loop of the thread end.
     pub(crate) fn request_stop(&self) {
         self.stop.store(true, Ordering::Release);
         self.send(Message::Nudge);

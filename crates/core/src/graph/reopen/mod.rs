@@ -1,7 +1,8 @@
 //! Reopens nodes with new options: either all nodes of a reopen change or none of them.
 //!
-//! 1. Plan the changes: of the given nodes, and of the nodes below that a parent opened implicitly, because these nodes
-//!    follow the parent's cache mode and writability. Parents come before their children.
+//! 1. Plan the changes: of the given nodes, and of the nodes below that a parent opened implicitly. An implicitly
+//!    opened node follows the parent's cache mode and, unless the node is a backing file, the parent's writability.
+//!    Parents come before their children.
 //! 2. Take the control locks of all these nodes (see [`crate::control`]), and drain all backends that reach them. Take the
 //!    control locks of the other nodes that store their data and metadata. Flush the nodes that become read-only.
 //! 3. Every driver prepares.
@@ -35,8 +36,8 @@ pub struct ReopenRequest {
     pub node: Arc<Node>,
     /// The new options of the node, including generic ones.
     pub options: Options,
-    /// With `keep`, options that are not mentioned stay unchanged. Without `keep`, they return to their defaults, and
-    /// the options of a node that can have a backing file must mention `backing`.
+    /// With `keep`, missing options stay unchanged. Without `keep`, missing options return to their defaults. In this
+    /// case, the options of a node that has a backing file, or whose image refers to one, must contain `backing`.
     pub keep: bool,
 }
 
@@ -49,7 +50,7 @@ struct Plan<'a> {
     below: Vec<Change>,
 }
 
-/// A node to plan, and the flags for options that are not mentioned.
+/// A node to plan, and its flags for missing options.
 struct Change {
     request: ReopenRequest,
     base: OpenFlags,
@@ -64,8 +65,8 @@ impl Graph {
     /// Reopens several nodes: either all of them or none.
     ///
     /// # Errors
-    /// When an option cannot change, when a driver refuses, when the permissions of a node's user conflict with its new
-    /// state, or when a node is closed.
+    /// When an option cannot change, when the driver, the host or another user refuses the new state, when a flush
+    /// fails, or when a node is closed.
     pub async fn reopen(&self, requests: Vec<ReopenRequest>) -> Result<()> {
         let control = self.reopening().acquire().await;
         self.reopen_planned(control, requests, None).await
@@ -212,7 +213,7 @@ async fn change(
     Ok(replaced.keep())
 }
 
-/// Flags of a node without explicit options.
+/// The flags of a reopened node for missing options: the defaults, except for the flags that no option sets.
 fn defaults(node: &Node) -> OpenFlags {
     let now = node.flags();
     OpenFlags {
@@ -328,7 +329,7 @@ fn take_child(options: &mut Options, node: &Node, child: ChildIdx) -> Option<Val
     options.take(child.name())
 }
 
-/// Whether a node has a backing file, or would open one if its options did not mention `backing`.
+/// Whether a node has a backing file, or its image refers to a backing file.
 fn may_have_backing(node: &Node) -> bool {
     node.factory().supports_backing()
         && (node.children().has(ChildIdx::BACKING)
@@ -342,7 +343,7 @@ fn cannot_replace(child: ChildIdx) -> Error {
     ))
 }
 
-/// The new flags of a child that its parent opened implicitly.
+/// The flags of a child for missing options, after its parent has been reopened with the flags `parent`.
 fn inherit(child_flags: &OpenFlags, child: ChildIdx, parent: &OpenFlags) -> OpenFlags {
     let mut flags = child_flags.clone();
     flags.direct = parent.direct;

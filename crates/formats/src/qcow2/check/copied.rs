@@ -1,5 +1,5 @@
-//! Checking the copied flag: it must be set in an entry of an active table if, and only if, the refcount of the cluster
-//! is exactly one.
+//! Checking the copied flag. In the active L1 table and its L2 tables, an entry of an uncompressed cluster must have the flag
+//! if, and only if, the refcount of the cluster is exactly one.
 
 use std::collections::HashSet;
 
@@ -15,8 +15,8 @@ use crate::qcow2::refscan::read_tables;
 const COPIED: u64 = 1 << 63;
 
 impl Checker<'_> {
-    /// Reports entries with a wrong copied flag, in the order of the L1 table, and corrects them if `repair` is set.
-    /// The caller flushes.
+    /// Reports entries with a wrong copied flag, in the order of the L1 table. If `repair` is set, the flags of valid entries
+    /// are corrected. The caller flushes.
     pub(super) async fn check_copied(&mut self, repair: bool) -> Result<()> {
         if self.header.l1_offset >= self.file.size() {
             return Ok(());

@@ -31,7 +31,7 @@ impl<'a> Checker<'a> {
         self.refer(0, self.geometry.cluster_size(), 1, Claim::None);
         let snapshots = match self.read_snapshots().await {
             Ok(snapshots) => snapshots,
-            // Continue with the repairs that do not need the snapshots.
+            // A repair continues without the snapshots. The check error prevents that clusters are freed.
             Err(_) if self.fix == Fix::All => {
                 self.report.check_errors = self.report.check_errors.saturating_add(1);
                 Snapshots::default()
@@ -53,14 +53,15 @@ impl<'a> Checker<'a> {
         self.count_refcount_structures().await
     }
 
-    /// Counts `times` references to every cluster of a range of the file.
+    /// Counts `times` references to every cluster of a range of the file. A range that exceeds the end of the file by a cluster
+    /// or more is reported, and not counted.
     pub(super) fn refer(&mut self, offset: u64, bytes: u64, times: Times, claim: Claim) {
         if bytes == 0 {
             return;
         }
         let size = self.geometry.cluster_size();
         let end = offset.saturating_add(bytes);
-        // The file may end inside its last cluster, because it does not have to be padded.
+        // The file may end inside its last cluster.
         if end >= self.file.size().saturating_add(size) {
             if self.fix != Fix::Nothing {
                 let end = self.geometry.clusters_for(end);
@@ -81,7 +82,7 @@ impl<'a> Checker<'a> {
         );
     }
 
-    /// Like [`Self::refer`], for clusters that lie within the file.
+    /// Like [`Self::refer`], but does not compare the clusters with the end of the file.
     fn refer_to_run(&mut self, first: u64, count: u64, times: Times, claim: Claim) {
         let end = first.saturating_add(count);
         let mut cluster = first;
@@ -120,7 +121,7 @@ impl<'a> Checker<'a> {
             self.refer(place.0, place.1.saturating_mul(8), 1, Claim::None);
             *tables.entry(place).or_default() += 1;
         }
-        // L2 tables of snapshots, with their number of references.
+        // The L2 tables of snapshots: the offset, and the number of references to the table.
         let mut inactive: BTreeMap<u64, Times> = BTreeMap::new();
         for (place, times) in tables {
             for entry in self.read_l1(place).await {
@@ -156,8 +157,8 @@ impl<'a> Checker<'a> {
         })
     }
 
-    /// The entries of an L1 table. There are none if the table lies past the end of the file, which is already reported, or
-    /// if the table cannot be read, which is reported here.
+    /// The entries of an L1 table. If the table cannot be read, this is reported and the result is empty. The result is also
+    /// empty if the table lies past the end of the file. The caller has already reported such a table.
     async fn read_l1(&mut self, (offset, entries): Place) -> Vec<u64> {
         if offset >= self.file.size() {
             return Vec::new();
@@ -197,7 +198,7 @@ impl<'a> Checker<'a> {
             self.refer_to_table(offset, times, Claim::Copied(entry.copied()));
             let all = times_of.entry(offset).or_default();
             *all = all.saturating_add(times);
-            // A table past the end of the file is already reported. It contains nothing to count.
+            // A table past the end of the file is already reported, and contains nothing to count.
             if first && offset < self.file.size() {
                 places.push((offset, offset));
             }
@@ -219,7 +220,7 @@ impl<'a> Checker<'a> {
     }
 
     /// Finds L1 entries with flags but without an offset. This driver treats such an entry as unallocated, but QEMU uses the
-    /// header cluster as its L2 table.
+    /// header cluster as the L2 table of the entry.
     fn find_flags_alone(&mut self, l1_offset: u64, l1: &[u64]) {
         for (index, entry) in (0_u64..).zip(l1) {
             if *entry == 0 || L1Entry(*entry).raw_offset() != 0 {
@@ -248,7 +249,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Unwraps an L2 table. A read error ends a check, but a repair reports the error and continues.
+    /// Unwraps an L2 table. A read error ends a check without repair. A repair reports the error and continues.
     fn table_or_told(&mut self, table: Result<Vec<Piece>>) -> Result<Option<Vec<Piece>>> {
         match table {
             Ok(table) => Ok(Some(table)),
@@ -430,7 +431,7 @@ impl Usage {
         self.next = host.saturating_add(count.saturating_mul(size));
     }
 
-    /// Counts a compressed cluster. It always counts as fragmented.
+    /// Counts a compressed cluster. A compressed cluster always counts as fragmented.
     fn count_compressed(&mut self) {
         self.allocated += 1;
         self.compressed += 1;

@@ -9,8 +9,8 @@ use super::counted::{Counted, Counting};
 use super::dropped::ReleaseReason;
 
 impl Clusters {
-    /// Adds one reference to each host cluster from `*at` up to `end`, and advances `*at`. If this fails or is cancelled, a
-    /// reference was added to exactly the clusters before `*at`.
+    /// Adds one reference to each host cluster from `*at` up to `end`, and advances `*at`. After an error or a cancellation,
+    /// `*at` is the first cluster to which no reference was added.
     async fn add_up_to(&self, at: &mut u64, end: u64) -> Result<()> {
         while *at < end {
             let position = self.position(*at)?;
@@ -39,7 +39,8 @@ impl Clusters {
     /// Adds one reference to each cluster of a reserved run. `was` is the release reason if the references are dropped again.
     ///
     /// # Errors
-    /// As the file reports. The clusters are then freed.
+    /// The errors of the file and of the creation of refcount blocks. The added references are then dropped, and the other
+    /// clusters of the run are freed.
     pub(in crate::qcow2) async fn count<'a>(
         &'a self,
         run: Reserved<'a>,
@@ -53,7 +54,7 @@ impl Clusters {
     /// Adds `times` further references to a cluster that is in use.
     ///
     /// # Errors
-    /// As the file reports, or when the refcount would exceed its maximum. The references are then dropped again.
+    /// When the refcount would exceed its maximum, and the errors of the file. The references are then dropped again.
     pub(in crate::qcow2) async fn count_again(
         &self,
         cluster: u64,

@@ -1,12 +1,12 @@
 //! The list of dropped references: host clusters that have lost a reference, but whose refcounts are not lowered yet.
 //!
-//! A write-back cycle lowers a refcount only after the disk no longer refers to the cluster (see `metadata/write_back`). Until
-//! then the dropped references are in [`DroppedList`]. The list also contains references that were added to a refcount, but
-//! that no table contains, because the operation failed or was cancelled (see `counted`).
+//! A write-back cycle lowers a refcount only after the disk no longer contains the dropped reference (see
+//! `metadata/write_back`). Until then the dropped references are in [`DroppedList`]. The list also contains references that
+//! were added to a refcount, but that no table contains, because a task failed or was cancelled (see `counted`).
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Host clusters that lost one reference each.
+/// Contiguous host clusters that lost one reference each.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::qcow2) struct Dropped {
     pub(in crate::qcow2) cluster: u64,
@@ -19,7 +19,7 @@ pub(in crate::qcow2) struct Dropped {
 pub(in crate::qcow2) enum ReleaseReason {
     /// Guest data.
     Data,
-    /// Guest data that the guest discarded.
+    /// Guest data that was discarded, or that a compaction has moved to another cluster.
     Discarded,
     /// Guest data behind the end of the disk.
     CutOff,

@@ -45,9 +45,10 @@ impl Clusters {
         Ok(())
     }
 
-    /// Lowers the refcounts for the references in `dropped`, which the disk no longer contains, and removes these references
-    /// from the list. A reference whose refcount cannot be read stays in the list. A refcount that is already 0 is not an
-    /// error: the guest's data is on the disk, and a check repairs such refcounts.
+    /// Lowers the refcounts for the references in `dropped`, and removes these references from the list. The disk no longer
+    /// contains these references. If a refcount cannot be read, this reference and the following references stay in the list,
+    /// and the error is returned. A refcount that is already 0 is not an error: the guest's data is on the disk, and a repair
+    /// corrects such refcounts.
     ///
     /// `check_release` gets the byte offset of a cluster of guest data, and refuses to free protected metadata.
     pub(in crate::qcow2) async fn lower(
@@ -134,7 +135,7 @@ impl Clusters {
         self.dropped.push(cluster, count, was);
     }
 
-    /// Passes one reference to each of these clusters to the write-back, which lowers the refcounts.
+    /// Passes one reference to each of these metadata clusters to the write-back. The write-back lowers the refcounts.
     pub(in crate::qcow2) fn drop_table_clusters(&self, clusters: &RoaringTreemap) {
         for cluster in clusters {
             self.drop_clusters(cluster, 1, ReleaseReason::Table);
@@ -172,7 +173,7 @@ impl Clusters {
         self.allocator.rest(Quarantined { epoch, cluster, count, discard });
     }
 
-    /// Takes the lock that excludes scans of refcount blocks for free clusters.
+    /// Takes the scanning lock. While this lock is held, no refcount block is scanned for free clusters.
     pub(in crate::qcow2) async fn lock_scanning(&self) -> MutexGuard<'_, ()> {
         self.allocator.scanning.lock().await
     }
@@ -189,9 +190,9 @@ impl Clusters {
     }
 }
 
-/// Clusters whose quarantine has ended and that are being discarded on the host, in order. If [`Woken`] is dropped before all
-/// are discarded, the remaining clusters are quarantined again. The host may still be discarding the first of them. The
-/// cancelled request holds its epoch guard until that discard has ended.
+/// Clusters whose quarantine has ended and that are being discarded on the host, in ascending order. If [`Woken`] is dropped
+/// before all clusters are discarded, the remaining clusters are quarantined again. The host may still be discarding the first
+/// of these clusters. The cancelled request holds its epoch guard until that discard has ended.
 struct Woken<'a> {
     clusters: &'a Clusters,
     runs: VecDeque<Quarantined>,

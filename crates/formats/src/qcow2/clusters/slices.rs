@@ -48,7 +48,8 @@ impl Clusters {
         u64::MAX >> (64 - self.geometry.refcount_bits())
     }
 
-    /// Pins the slice of a position. Returns `None` if its block does not exist.
+    /// Pins the slice of a position, and reads the slice if it is not in the cache. Returns `None` if the refcount block does
+    /// not exist.
     pub(super) async fn slice(&self, position: &Position) -> Result<Option<Pinned<'_>>> {
         let base = self.block_offset(position.block);
         if base == 0 {
@@ -104,7 +105,7 @@ impl Clusters {
         (word >> position.shift) & self.mask()
     }
 
-    /// The refcount of a host cluster.
+    /// The refcount of a host cluster. The refcount is 0 if the refcount block does not exist.
     pub(in crate::qcow2) async fn get(&self, cluster: u64) -> Result<u64> {
         let position = self.position(cluster)?;
         let Some(slice) = self.slice(&position).await? else { return Ok(0) };
@@ -112,6 +113,9 @@ impl Clusters {
     }
 
     /// Removes one reference from a host cluster and returns the new refcount.
+    ///
+    /// # Errors
+    /// `Corrupt` if the refcount is already 0 or the refcount block does not exist, and the errors of the file.
     pub(super) async fn drop_one(&self, cluster: u64) -> Result<u64> {
         let position = self.position(cluster)?;
         let Some(slice) = self.slice(&position).await? else {
@@ -150,7 +154,8 @@ impl Clusters {
             return Ok(());
         }
         if self.facts.disabled().load(Acquire) {
-            // The image has stopped. Its refcount table on disk may refer to other blocks than the table in memory.
+            // The image accepts no further requests. The refcount table on disk may refer to other blocks than the table in
+            // memory.
             return Err(Error::from_errno(Errno::IO));
         }
         let file = self.file()?;
@@ -182,7 +187,7 @@ impl Clusters {
         Ok(())
     }
 
-    /// Adds one reference to a cluster whose block exists.
+    /// Adds one reference to a cluster whose refcount block exists.
     pub(super) async fn add_one(&self, cluster: u64) -> Result<()> {
         let position = self.position(cluster)?;
         let slice = self.slice(&position).await?;
@@ -200,7 +205,8 @@ impl Clusters {
     /// Writes the dirty refcounts, without a flush. If an overlap is found, the image is marked corrupt.
     ///
     /// # Errors
-    /// As the file reports, or when a refcount block overlaps with protected metadata.
+    /// When a refcount block overlaps with protected metadata, when the image accepts no further requests, and the errors of
+    /// the file.
     pub(in crate::qcow2) async fn write_back_refcounts(&self) -> Result<()> {
         self.facts.note_if_corrupt(self.write_back().await, 0).await
     }

@@ -1,4 +1,5 @@
-//! Reading the snapshot table entry by entry (section "Snapshots" of the qcow2 specification).
+//! The location of the snapshot table, and reading the table entry by entry (section "Snapshots" of the qcow2
+//! specification).
 
 use std::sync::{MutexGuard, PoisonError};
 
@@ -10,13 +11,13 @@ use super::Metadata;
 use crate::qcow2::layout::{Header, L1Entry, MAX_SNAPSHOT_TABLE_BYTES, Snapshot, parse_snapshot};
 use crate::qcow2::read_ahead::{ReadAhead, read_ahead};
 
-/// Bytes of the snapshot table in one read. This is more than the longest entry needs.
+/// Length of one read of the snapshot table, in bytes. The longest entry is shorter.
 const CHUNK: usize = 256 << 10;
 
 /// Minimum length in bytes of the extra data of an entry in a version 3 image.
 pub(in crate::qcow2) const V3_EXTRA: usize = 16;
 
-/// Location of the snapshot table.
+/// Location and size of the snapshot table.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(in crate::qcow2) struct SnapshotTable {
     /// Byte offset in the file.
@@ -28,7 +29,7 @@ pub(in crate::qcow2) struct SnapshotTable {
 }
 
 impl SnapshotTable {
-    /// The location in the header.
+    /// The location that the header contains.
     pub(in crate::qcow2) fn of(header: &Header) -> Self {
         Self { offset: header.snapshots_offset, count: header.snapshot_count, bytes: 0 }
     }
@@ -38,7 +39,8 @@ impl SnapshotTable {
 /// behind the end of the file reads as zeroes.
 ///
 /// # Errors
-/// When the table is too large or an entry has too much extra data. The messages are those of QEMU's tools.
+/// Fails if the table cannot be read, if it is too large, or if an entry has too much extra data. The messages are those of
+/// QEMU's tools.
 pub(in crate::qcow2) async fn visit_snapshots(
     file: &Edge,
     place: SnapshotTable,
@@ -87,8 +89,8 @@ async fn read_chunk(file: &Edge, offset: u64) -> ReadAhead {
 }
 
 impl Metadata {
-    /// Notes the clusters of the snapshot table and of the L1 tables of snapshots as metadata. So they are not allocated, even
-    /// if their refcounts are wrong. Returns the clusters of these L1 tables.
+    /// Records the clusters of the snapshot table and of the L1 tables of snapshots as metadata. So these clusters are not
+    /// allocated, even if their refcounts are wrong. Returns the clusters of these L1 tables.
     pub(in crate::qcow2) async fn note_snapshots(&self, file: &Edge) -> Result<RoaringTreemap> {
         let mut tables = RoaringTreemap::new();
         let note = |snapshot: Snapshot| {
@@ -107,7 +109,7 @@ impl Metadata {
         Ok(tables)
     }
 
-    /// Notes the clusters of the L2 tables of snapshots as metadata.
+    /// Records the clusters of the L2 tables of snapshots as metadata. Skips invalid L1 tables and L1 entries.
     pub(in crate::qcow2) async fn note_inactive_tables(&self) -> Result<()> {
         let size = self.geometry.cluster_size();
         for snapshot in self.snapshot_list().await? {

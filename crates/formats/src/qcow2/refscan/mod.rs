@@ -1,13 +1,14 @@
-//! Reading many tables in bulk and counting their references. Checks, snapshots and compaction use this module.
+//! Reading many tables concurrently, and counting the references of their entries. Checks, snapshots and compaction use
+//! this module.
 //!
 //! | file | concern |
 //! |---|---|
-//! | `counts` | a sparse, compact map from clusters to their number of references |
+//! | `counts` | a sparse map from clusters to their number of references |
 //! | `pieces` | parsing an L2 table into runs of clusters (without I/O) |
 //! | `tables` | reading many tables, and processing each batch on a worker thread |
 //!
-//! Tables are read and parsed on all cores. References are counted on one thread, in the order of the tables, so that
-//! findings have the same order on every run.
+//! Tables are parsed on several worker threads. The references are counted on one thread in the order of the tables, so
+//! that the results have the same order on every run.
 
 mod counts;
 mod pieces;

@@ -1,8 +1,8 @@
 //! Replacing the zero clusters of snapshots, before an image is downgraded to version 2.
 //!
-//! A snapshot gets a new L1 table, and new L2 tables instead of those with zero clusters. Then a new snapshot table,
-//! which refers to the new L1 table, replaces the old snapshot table, as in any change of snapshots. If several snapshots
-//! share an L2 table, they share its replacement.
+//! A snapshot gets a new L1 table, and new L2 tables instead of those with zero clusters. Then a new snapshot table
+//! replaces the old one, as in any change of snapshots. The new snapshot table refers to the new L1 table. If several
+//! snapshots share an L2 table, they share its replacement.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use super::super::layout::{CryptMethod, L1Entry, L2Entry, L2Kind, Snapshot};
 use super::ImageSnapshots;
 use super::references::Pass;
 
-/// Replaced L2 tables: from the old offset to the new one.
+/// Replaced L2 tables: a map from the old offset to the new offset.
 type Replaced = BTreeMap<u64, u64>;
 
 impl ImageSnapshots {
@@ -28,8 +28,8 @@ impl ImageSnapshots {
         }))
     }
 
-    /// Removes the zero clusters of all snapshots. They become data clusters if the image has a backing file, and
-    /// unallocated otherwise.
+    /// Removes the zero clusters of all snapshots. If the image has a backing file, a zero cluster becomes a data cluster
+    /// full of zeroes. Otherwise it becomes unallocated.
     pub(in crate::qcow2) async fn expand_snapshots(&self, over_backing: bool) -> Result<()> {
         let mut list = self.metadata.snapshot_list().await?;
         let mut to_do = Vec::new();
@@ -82,7 +82,7 @@ impl ImageSnapshots {
         let (l1, held) = self.without_zero_clusters(old, over_backing, replaced).await?;
         let mut new = Vec::new();
         for run in held {
-            // Counting the references ensures that refcount blocks exist. These references are dropped below.
+            // Adding references ensures that refcount blocks exist. These references are dropped below.
             new.push(self.clusters.count(run, ReleaseReason::Data).await?);
         }
         self.metadata.write_back(true).await?;
@@ -109,8 +109,8 @@ impl ImageSnapshots {
         self.metadata.write_back(true).await
     }
 
-    /// Makes an L1 table with the same contents but without zero clusters. Its new clusters are written, but have no
-    /// refcounts yet.
+    /// Returns an L1 table that maps the same contents without zero clusters. Also returns the new clusters: they are
+    /// written, but have no refcounts yet.
     async fn without_zero_clusters<'a>(
         &'a self,
         old: &[L1Entry],

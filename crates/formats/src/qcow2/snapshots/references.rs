@@ -1,9 +1,9 @@
-//! Counting the references of an L1 table: its L2 tables, and the clusters that their entries refer to.
+//! Counting the references of an L1 table: to its L2 tables, and to the clusters that the L2 entries refer to.
 //!
-//! The refcount of a cluster counts every L1 table from which the cluster is reachable, even if the L1 tables share an
-//! L2 table. So creating a snapshot raises the refcounts of all clusters that its L1 table reaches, and deleting it
-//! lowers them. All references are counted first ([`ImageSnapshots::reach`]), and then the refcounts are changed block by block
-//! (see `refcounts`).
+//! The refcount of a cluster counts every L1 table from which the cluster is reachable, even if the L1 tables share an L2
+//! table. So creating a snapshot raises the refcounts of all clusters that its L1 table reaches, and deleting the snapshot
+//! lowers these refcounts. All references are counted first ([`ImageSnapshots::reach`]), and then the refcounts are changed
+//! block by block (see `refcounts`).
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use super::super::layout::{Geometry, L1Entry, L2Entry, L2Kind, l2_table};
 use super::super::refscan::{Claim, Piece, References, pieces, read_tables};
 use super::ImageSnapshots;
 
-/// Bytes of L2 tables that are read ahead.
+/// Approximate number of bytes of L2 tables that are read concurrently.
 const READ_AHEAD: u64 = 4 << 20;
 /// Number of tables that are written concurrently.
 const WRITES: usize = 8;
@@ -30,7 +30,8 @@ const COMPRESSED: u8 = 1 << 6;
 pub(in crate::qcow2) enum Pass {
     /// The refcounts will be raised. Copied flags are cleared, and an invalid entry is an error.
     Share,
-    /// The references will be dropped. Invalid entries are skipped.
+    /// The references will be dropped. Invalid entries are skipped, except entries with a valid offset of a cluster inside
+    /// the file.
     Leave,
 }
 
@@ -42,7 +43,7 @@ pub(in crate::qcow2) struct Reach {
     pub(super) tables: Vec<u64>,
 }
 
-/// Result of a worker for one table: its references, and the new table if it changes.
+/// Result of a worker thread for one table: its references, and the new table if it changes.
 type Seen = (Vec<Piece>, Option<IoBuf>);
 
 fn look(table: IoBufMut, pass: Pass, geometry: Geometry, version: u32, clusters: u64) -> Seen {
@@ -69,7 +70,8 @@ fn disowned(mut table: IoBufMut, geometry: Geometry) -> IoBuf {
 }
 
 impl ImageSnapshots {
-    /// The L2 tables of an L1 table, in its order: index in the L1 table, offset in the file, entries.
+    /// Reads the L2 tables of an L1 table, in the order of the L1 entries: index in the L1 table, offset in the file,
+    /// entries.
     pub(super) fn l2_tables(
         &self,
         l1: &[L1Entry],
@@ -92,11 +94,13 @@ impl ImageSnapshots {
             .buffered(at_once)
     }
 
-    /// Counts all clusters that an L1 table reaches. Tables whose copied flags change are written, but not flushed.
+    /// Counts the references to all clusters that an L1 table reaches. With [`Pass::Share`], clears copied flags: the
+    /// changed tables are written, but not flushed.
     ///
     /// # Errors
-    /// When a table cannot be read or written, or has an invalid entry. Some copied flags may already be cleared. When
-    /// this function returns, no write is in flight, because the caller writes to the same tables next.
+    /// Fails if a table cannot be read or written, or if an L1 entry is invalid. With [`Pass::Share`], also fails if an L2
+    /// entry is invalid. Some copied flags may already be cleared. When this function returns an error, no write is in
+    /// flight, because the caller writes to the same tables next.
     pub(super) async fn reach(&self, l1: &[L1Entry], pass: Pass) -> Result<Reach> {
         let counted = self.count_tables(l1, pass).await;
         if counted.is_err() {
@@ -162,7 +166,7 @@ impl ImageSnapshots {
                 count(counted, first, end.saturating_sub(first));
                 Ok(())
             }
-            // An entry with a contradictory bitmap, or with a cluster past the end of the file.
+            // The entry is invalid, for example because of a contradictory bitmap, but its cluster lies inside the file.
             Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) })
                 if pass == Pass::Leave && host < file_end =>
             {
