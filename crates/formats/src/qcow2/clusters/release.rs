@@ -61,8 +61,8 @@ impl Clusters {
         let mut missing = Missing::default();
         // A scan must not find a cluster with refcount 0 before the cluster is quarantined.
         let _turn = self.allocator.scanning.lock().await;
-        while let Some(Dropped { cluster, was, .. }) = dropped.front().copied() {
-            let outcome = self.lower_one(cluster, was, &check_release, &mut missing).await;
+        while let Some(run) = dropped.front().copied() {
+            let outcome = self.lower_first(run, &check_release, &mut missing).await;
             if matches!(&outcome, Err(error) if error.kind() != ErrorKind::Corrupt) {
                 return outcome;
             }
@@ -78,10 +78,10 @@ impl Clusters {
         Ok(())
     }
 
-    async fn lower_one(
+    /// Lowers the refcount of the first cluster of a run.
+    async fn lower_first(
         &self,
-        cluster: u64,
-        was: ReleaseReason,
+        Dropped { cluster, times, was, .. }: Dropped,
         check_release: &impl AsyncFn(u64) -> Result<()>,
         missing: &mut Missing,
     ) -> Result<()> {
@@ -90,9 +90,10 @@ impl Clusters {
         if was != ReleaseReason::Table {
             check_release(offset).await?;
         }
-        match self.drop_one(cluster).await {
-            Ok(0) => {}
-            Ok(_) => return Ok(()),
+        match self.drop_up_to(cluster, times).await {
+            Ok(before) if before > times => return Ok(()),
+            Ok(before) if before < times => missing.add(offset),
+            Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::Corrupt => {
                 missing.add(offset);
                 return Ok(());
@@ -131,7 +132,18 @@ impl Clusters {
 
     /// Hands one reference of each of `count` host clusters to the write-back.
     pub(in crate::qcow2) fn drop_clusters(&self, cluster: u64, count: u64, was: ReleaseReason) {
-        self.dropped.push(cluster, count, was);
+        self.drop_references(cluster, count, 1, was);
+    }
+
+    /// Hands `times` references of each of `count` host clusters to the write-back.
+    pub(in crate::qcow2) fn drop_references(
+        &self,
+        cluster: u64,
+        count: u64,
+        times: u64,
+        was: ReleaseReason,
+    ) {
+        self.dropped.push(cluster, count, times, was);
     }
 
     /// Passes one reference of each cluster to the write-back, which lowers the refcounts.
@@ -221,7 +233,7 @@ fn merge(mut runs: Vec<Quarantined>) -> Vec<Quarantined> {
     merged
 }
 
-/// Clusters that lost a reference although their refcounts were 0. They are reported together when this is dropped.
+/// Clusters that lost more references than their refcounts counted. They are reported together when this is dropped.
 #[derive(Default)]
 struct Missing {
     first: Option<u64>,

@@ -156,9 +156,8 @@ impl Compaction<'_> {
         // Makes the new L1 entries durable. This must happen before the old tables are dropped.
         self.metadata.write_back(true).await?;
         for (cluster, _, places) in &placed {
-            for _ in *places {
-                self.clusters.drop_clusters(*cluster, 1, ReleaseReason::Table);
-            }
+            let times = u64::try_from(places.len()).unwrap_or(u64::MAX);
+            self.clusters.drop_references(*cluster, 1, times, ReleaseReason::Table);
         }
         Ok(u64::try_from(placed.len()).unwrap_or(u64::MAX))
     }
