@@ -112,6 +112,16 @@ impl Clusters {
 
     /// Hands the references of the entries `old` to the write-back. Their slices are already marked dirty.
     pub(in crate::qcow2) fn drop_entries(&self, old: &[L2Entry], was: ReleaseReason) {
+        self.drop_entries_of(old, 1, was);
+    }
+
+    /// As [`Self::drop_entries`], for the entries of an L2 table that `times` L1 entries named.
+    pub(in crate::qcow2) fn drop_entries_of(
+        &self,
+        old: &[L2Entry],
+        times: u64,
+        was: ReleaseReason,
+    ) {
         if self.geometry.data_file {
             // Clusters of a data file have no refcounts.
             return;
@@ -126,7 +136,8 @@ impl Clusters {
             };
             let first = host >> self.geometry.cluster_bits;
             let last = host.saturating_add(bytes).saturating_sub(1) >> self.geometry.cluster_bits;
-            self.drop_clusters(first, last.saturating_sub(first).saturating_add(1), was);
+            let count = last.saturating_sub(first).saturating_add(1);
+            self.drop_references(first, count, times, was);
         }
     }
 

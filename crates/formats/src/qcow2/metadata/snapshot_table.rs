@@ -9,6 +9,7 @@ use roaring::RoaringTreemap;
 use super::Metadata;
 use crate::qcow2::layout::{Header, L1Entry, MAX_SNAPSHOT_TABLE_BYTES, Snapshot, parse_snapshot};
 use crate::qcow2::read_ahead::{ReadAhead, read_ahead};
+use crate::qcow2::refscan::layers;
 
 /// Bytes of the snapshot table in one read. This is more than the longest entry needs.
 const CHUNK: usize = 256 << 10;
@@ -110,11 +111,16 @@ impl Metadata {
     /// Notes the clusters of the L2 tables of snapshots as metadata.
     pub(in crate::qcow2) async fn note_inactive_tables(&self) -> Result<()> {
         let size = self.geometry.cluster_size();
-        for snapshot in self.snapshot_list().await? {
-            if snapshot.check_l1(self.geometry).is_err() {
-                continue;
-            }
-            let l1 = self.read_inactive_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
+        let file_end = self.facts.file()?.size().next_multiple_of(8);
+        let list = self.snapshot_list().await?;
+        let valid = list.iter().filter(|snapshot| snapshot.check_l1(self.geometry).is_ok());
+        let ranges = valid.map(|snapshot| {
+            let end = snapshot.l1_offset.saturating_add(u64::from(snapshot.l1_entries) * 8);
+            snapshot.l1_offset..end.min(file_end)
+        });
+        for (range, _) in layers(ranges) {
+            let entries = u32::try_from((range.end - range.start) / 8).unwrap_or(u32::MAX);
+            let l1 = self.read_inactive_l1(range.start, entries).await?;
             for table in l1.iter().filter_map(|entry| entry.l2_offset(self.geometry).ok().flatten())
             {
                 self.clusters.note_metadata(table, size);
@@ -153,3 +159,19 @@ impl Metadata {
         Ok(words.map(|word| L1Entry(word.try_into().map_or(0, u64::from_be_bytes))).collect())
     }
 }
+    /// Checks that the L1 tables of snapshots are valid, and that they are together no longer than the file. So reading
+    /// all of them is bounded.
+    ///
+    /// # Errors
+    /// When a table is invalid, or when tables lie on each other.
+    pub(in crate::qcow2) fn check_l1_tables(&self, list: &[Snapshot]) -> Result<()> {
+        let mut room = self.facts.file()?.size() / 8;
+        for snapshot in list {
+            snapshot.check_l1(self.geometry)?;
+            room = room.checked_sub(snapshot.l1_entries.into()).ok_or_else(|| {
+                Error::corrupt("snapshots lie on each other: the image needs a check")
+            })?;
+        }
+        Ok(())
+    }
+
