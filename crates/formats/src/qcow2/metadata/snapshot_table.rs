@@ -17,6 +17,10 @@ const CHUNK: usize = 256 << 10;
 /// Minimum length in bytes of the extra data of an entry in a version 3 image.
 pub(in crate::qcow2) const V3_EXTRA: usize = 16;
 
+/// What a user can do about a snapshot table that cannot be read.
+const COPY_HINT: &str = "You can copy the disk without its snapshots with qemu-img convert. qemu-img check -r all \
+     repairs the table unless snapshots may be lost";
+
 /// Location of the snapshot table.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(in crate::qcow2) struct SnapshotTable {
@@ -26,12 +30,19 @@ pub(in crate::qcow2) struct SnapshotTable {
     pub(in crate::qcow2) count: u32,
     /// Length of the table in bytes, once it has been read.
     pub(in crate::qcow2) bytes: u64,
+    /// The table cannot be read, so the image counts as one without snapshots. It is not writable.
+    pub(in crate::qcow2) is_broken: bool,
 }
 
 impl SnapshotTable {
     /// The location that the header gives.
     pub(in crate::qcow2) fn of(header: &Header) -> Self {
-        Self { offset: header.snapshots_offset, count: header.snapshot_count, bytes: 0 }
+        Self {
+            offset: header.snapshots_offset,
+            count: header.snapshot_count,
+            bytes: 0,
+            is_broken: false,
+        }
     }
 }
 
@@ -55,7 +66,10 @@ pub(in crate::qcow2) async fn visit_snapshots(
             taken = 0;
             parsed = parse_snapshot(&chunk.bytes);
         }
-        let too_large = || Error::from_errno(Errno::FBIG).reword("Snapshot table is too large");
+        let too_large = || {
+            let error = Error::from_errno(Errno::FBIG).reword("Snapshot table is too large");
+            error.with_hint(COPY_HINT)
+        };
         let (snapshot, len) = match parsed {
             Ok(Some(entry)) => entry,
             Ok(None) => {
@@ -65,9 +79,7 @@ pub(in crate::qcow2) async fn visit_snapshots(
             Err(error) => {
                 return Err(Error::from_errno(Errno::FBIG)
                     .reword(format!("{error} {index}"))
-                    .with_hint(
-                        "You can force-remove this extra metadata with qemu-img check -r all",
-                    ));
+                    .with_hint(COPY_HINT));
             }
         };
         taken = taken.saturating_add(usize::try_from(len).unwrap_or(usize::MAX));
@@ -90,7 +102,11 @@ async fn read_chunk(file: &Edge, offset: u64) -> ReadAhead {
 impl Metadata {
     /// Notes the clusters of the snapshot table and of the L1 tables of snapshots as metadata, so that they are not
     /// allocated whatever their refcounts are. Returns the clusters of these L1 tables.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
     pub(in crate::qcow2) async fn note_snapshots(&self, file: &Edge) -> Result<RoaringTreemap> {
+        self.facts.header().require_snapshots()?;
         let mut tables = RoaringTreemap::new();
         let note = |snapshot: Snapshot| {
             // A check reports a snapshot with an invalid L1 table.
@@ -104,8 +120,26 @@ impl Metadata {
         let place = self.snapshot_table();
         let bytes = visit_snapshots(file, place, note).await?;
         self.clusters.note_metadata(place.offset, bytes);
-        self.snapshots().bytes = bytes;
+        let mut snapshots = self.snapshots();
+        (snapshots.bytes, snapshots.is_broken) = (bytes, false);
         Ok(tables)
+    }
+
+    /// Makes a read-only image one without snapshots, because its snapshot table cannot be read.
+    pub(in crate::qcow2) fn leave_out_snapshots(&self, error: &Error) {
+        tracing::error!("qcow2: the snapshots of the image are left out: {error}");
+        self.snapshots().is_broken = true;
+    }
+
+    /// Checks that the snapshot table can be read. An image must not become writable otherwise.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub(in crate::qcow2) async fn check_snapshot_table(&self, file: &Edge) -> Result<()> {
+        match self.snapshot_table() {
+            SnapshotTable { is_broken: false, .. } => Ok(()),
+            table => visit_snapshots(file, table, drop).await.map(drop),
+        }
     }
 
     /// Notes the clusters of the L2 tables of snapshots as metadata.
@@ -138,27 +172,17 @@ impl Metadata {
         *self.snapshots()
     }
 
-    /// Reads all snapshots from the table.
+    /// Reads all snapshots from the table. A broken table has none.
     pub(in crate::qcow2) async fn snapshot_list(&self) -> Result<Vec<Snapshot>> {
         let file = self.facts.file()?;
-        let mut list = Vec::new();
-        visit_snapshots(&file, self.snapshot_table(), |snapshot| list.push(snapshot)).await?;
+        let (table, mut list) = (self.snapshot_table(), Vec::new());
+        if table.is_broken {
+            return Ok(list);
+        }
+        visit_snapshots(&file, table, |snapshot| list.push(snapshot)).await?;
         Ok(list)
     }
 
-    /// Reads the L1 table of a snapshot.
-    pub(in crate::qcow2) async fn read_inactive_l1(
-        &self,
-        offset: u64,
-        entries: u32,
-    ) -> Result<Vec<L1Entry>> {
-        let len = usize::try_from(u64::from(entries).saturating_mul(8)).unwrap_or(usize::MAX);
-        let file = self.facts.file()?;
-        let table = file.read(offset, IoBufMut::new(len)).await?;
-        let words = table.chunks_exact(8);
-        Ok(words.map(|word| L1Entry(word.try_into().map_or(0, u64::from_be_bytes))).collect())
-    }
-}
     /// Checks that the L1 tables of snapshots are valid, and that they are together no longer than the file. So reading
     /// all of them is bounded.
     ///
@@ -175,3 +199,16 @@ impl Metadata {
         Ok(())
     }
 
+    /// Reads the L1 table of a snapshot.
+    pub(in crate::qcow2) async fn read_inactive_l1(
+        &self,
+        offset: u64,
+        entries: u32,
+    ) -> Result<Vec<L1Entry>> {
+        let len = usize::try_from(u64::from(entries).saturating_mul(8)).unwrap_or(usize::MAX);
+        let file = self.facts.file()?;
+        let table = file.read(offset, IoBufMut::new(len)).await?;
+        let words = table.chunks_exact(8);
+        Ok(words.map(|word| L1Entry(word.try_into().map_or(0, u64::from_be_bytes))).collect())
+    }
+}
