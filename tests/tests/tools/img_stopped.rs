@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use oxblk_tests::program::Program;
+use oxblk_tests::program::{Program, oxblk};
 
 /// Starts a copy into `target`, stops it once the target exists, and expects that nothing remains of the target.
 fn stop(directory: &std::path::Path, arguments: &[&str], signal: &str) {
@@ -36,4 +36,22 @@ fn a_stopped_copy_removes_its_target_and_does_not_wait_for_its_rate() {
     copy.signal("TERM");
     assert_eq!(copy.wait().code(), Some(130));
     assert!(mine.exists(), "a file that existed before is kept");
+}
+
+#[test]
+fn a_failed_creation_removes_the_data_file_that_it_created() {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let create = || {
+        let command = "ulimit -f 100; \
+             exec \"$0\" img create -f qcow2 -o data_file=data,preallocation=full image 100M";
+        let sh = Program::new("sh").arg("-c").arg(command).arg(oxblk()).directory(scratch.path());
+        assert_eq!(sh.run().code(), 1);
+        assert!(!scratch.path().join("image").exists());
+    };
+    let data = scratch.path().join("data");
+    create();
+    assert!(!data.exists());
+    fs::write(&data, "old").expect("a file");
+    create();
+    assert!(data.exists(), "a file that existed before is kept");
 }

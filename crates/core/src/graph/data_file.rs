@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::{Graph, OpenContext, OpenFlags};
+use crate::create::Created;
 use crate::driver::DriverKind;
 use crate::gate::Purpose;
 use crate::perm::{Perm, Permissions, Role};
@@ -58,15 +59,16 @@ impl OpenContext {
 
 impl Graph {
     /// Creates an empty file for the guest data of a new image and opens it for writing. An existing file is
-    /// overwritten. Afterwards the caller detaches the edge and releases its node.
+    /// overwritten. Afterwards the caller detaches the edge and releases its node. It removes the file if the creation of the
+    /// image fails.
     ///
     /// # Errors
     /// The errors of the protocol.
-    pub async fn create_data_file(&self, filename: &str) -> Result<Arc<Edge>> {
+    pub async fn create_data_file(&self, filename: &str) -> Result<(Arc<Edge>, Created)> {
         let (protocol, _) = self.protocol_for(filename)?;
         let mut options = Options::new();
         options.insert("size", 0_u64);
-        self.create_image(filename, protocol.name(), &options).await?;
+        let created = self.create_image(filename, protocol.name(), &options).await?;
         let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
         let node = self.open_storage(Some(filename), Options::new(), flags).await?;
         let writes = Perm::WRITE | Perm::RESIZE;
@@ -74,7 +76,7 @@ impl Graph {
             Permissions { taken: Perm::CONSISTENT_READ | writes, shared: Perm::all() - writes };
         let user = format!("creation of '{filename}'");
         match Edge::attach(Arc::clone(&node), user, ChildIdx::DATA.name(), permissions) {
-            Ok(edge) => Ok(edge),
+            Ok(edge) => Ok((edge, created)),
             Err(error) => {
                 self.release_after_failure(node).await;
                 Err(error)
