@@ -105,11 +105,6 @@ mod tests {
         assert_eq!(DMG.probe(b"", Some("x.img")), 0);
         assert_eq!(DMG.probe(b"", None), 0);
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
 
     #[test]
     fn a_bochs_image_has_a_type_a_subtype_and_a_version() {
