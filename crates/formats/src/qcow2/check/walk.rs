@@ -2,8 +2,7 @@
 //!
 //! The walk covers the header, the L1 and L2 tables of the active disk state and of the snapshots, the snapshot table, the
 //! LUKS header, the bitmaps, and the refcount structures. An L2 table with several references is read once, and so are
-//! overlapping L1 tables of snapshots. Only active
-//! tables count for the statistics and for the copied flags.
+//! overlapping L1 tables of snapshots. Only active tables count for the statistics and for the copied flags.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -2,8 +2,8 @@
 //!
 //! The refcount of a cluster counts every L1 table from which the cluster is reachable, even if the L1 tables share an L2
 //! table. So creating a snapshot raises the refcounts of all clusters that its L1 table reaches, and deleting the snapshot
-//! lowers these refcounts. An L2 table with several references is read once. All references are counted first ([`ImageSnapshots::reach`]), and then the refcounts are changed
-//! block by block (see `refcounts`).
+//! lowers these refcounts. An L2 table with several references is read once. All references are counted first
+//! ([`ImageSnapshots::reach`]), and then the refcounts are changed block by block (see `refcounts`).
 
 use std::collections::HashMap;
 use std::sync::Arc;
