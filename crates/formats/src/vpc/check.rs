@@ -63,9 +63,13 @@ impl Findings {
 
     fn take_metadata(&mut self, say: &dyn Fn(check::Finding)) {
         match self.metadata.at_start {
-            Copy::Good | Copy::Different => {}
+            Copy::Good => {}
             Copy::Damaged => {
                 self.corruption("ERROR: the copy of the footer at the beginning is damaged", say);
+            }
+            Copy::Different => {
+                let text = "ERROR: the copy of the footer at the beginning differs from the footer";
+                self.corruption(text, say);
             }
         }
         match self.metadata.at_end {
