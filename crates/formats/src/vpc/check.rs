@@ -11,7 +11,7 @@ use oxblk_core::check::{self, CheckReport, FindingKind, Fix};
 use oxblk_core::{Errno, Error, Result};
 
 use super::Vpc;
-use super::footer::{FOOTER_BYTES, SizeRule};
+use super::footer::FOOTER_BYTES;
 use super::metadata::{Copy, Found, Metadata, last_sector, read_footer, read_metadata};
 use super::slots::Row;
 use super::survey::{Fault, Finding, Survey};
@@ -121,8 +121,7 @@ impl Vpc {
 
     async fn find(&self, say: &dyn Fn(check::Finding)) -> Result<Findings> {
         let file = self.file()?;
-        let Found::Dynamic { metadata, .. } = read_metadata(&file, SizeRule::CurrentSize).await?
-        else {
+        let Found::Dynamic { metadata, .. } = read_metadata(&file, self.rule).await? else {
             return Err(Error::corrupt("The footer was changed while the image was open"));
         };
         let mut metadata = *metadata;

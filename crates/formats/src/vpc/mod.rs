@@ -75,6 +75,7 @@ use crate::blocks::reopen::WriteAccess;
 use crate::blocks::{Allocator, DirtySectors, EntryMap, FreedBlocks};
 use crate::write_barrier::WriteBarrier;
 use file_end::FileEnd;
+use footer::SizeRule;
 use metadata::Metadata;
 use sector_bitmap::FullBitmaps;
 use survey::Survey;
@@ -85,6 +86,8 @@ pub(crate) struct Vpc {
     metadata: Metadata,
     /// Virtual size in bytes.
     size: u64,
+    /// The rule that gave `size`.
+    rule: SizeRule,
     children: ChildrenRef,
     access: WriteAccess<Survey>,
     map: EntryMap,
