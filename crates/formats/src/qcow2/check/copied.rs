@@ -15,8 +15,8 @@ use crate::qcow2::refscan::read_tables;
 const COPIED: u64 = 1 << 63;
 
 impl Checker<'_> {
-    /// Reports entries with a wrong copied flag, in the order of the L1 table, and corrects them if `repair` is set.
-    /// The caller flushes.
+    /// Reports entries with a wrong copied flag, in the order of the L1 table, and corrects them if `repair` is set and the
+    /// entries are valid. The caller flushes.
     pub(super) async fn check_copied(&mut self, repair: bool) -> Result<()> {
         if self.header.l1_offset >= self.file.size() {
             return Ok(());
@@ -44,9 +44,11 @@ impl Checker<'_> {
                     "OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={:x} refcount={refcount}",
                     entry.0
                 );
-                self.tell_copied(&finding, repair);
                 // Do not change an invalid entry: the L1 table may overlap with other data.
-                if repair && entry.reserved() == 0 && self.geometry.is_aligned(entry.raw_offset()) {
+                let repair =
+                    repair && entry.reserved() == 0 && self.geometry.is_aligned(entry.raw_offset());
+                self.tell_copied(&finding, repair);
+                if repair {
                     let at = self.header.l1_offset.saturating_add(index.saturating_mul(8));
                     self.patch(at, entry.0 ^ COPIED).await?;
                 }
@@ -87,14 +89,15 @@ impl Checker<'_> {
                     "OFLAG_COPIED data cluster: l2_entry={:x} refcount={refcount}",
                     entry.0
                 );
+                let repair = repair && entry.reserved() == 0;
                 self.tell_copied(&finding, repair);
-                if entry.reserved() == 0 {
+                if repair {
                     *word ^= COPIED;
                     changed = true;
                 }
             }
         }
-        if repair && changed {
+        if changed {
             let bytes: Vec<u8> = entries.into_iter().flat_map(u64::to_be_bytes).collect();
             self.file.write(place, bytes.into(), WriteFlags::empty()).await?;
         }

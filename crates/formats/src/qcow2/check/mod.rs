@@ -20,7 +20,7 @@
 //!
 //! A repair frees clusters only if all references are known. If a pointer in the header seems wrong, clusters that seem
 //! to be leaked may belong to the metadata to which the pointer should refer ([`named`]). Then the repair raises refcounts,
-//! and changes no tables. If the refcount width in the header seems wrong ([`width`]), the repair changes nothing.
+//! and changes no tables ([`planned`]). If the refcount width in the header seems wrong ([`width`]), the repair changes nothing.
 //!
 //! The findings have the same wording and the same counts as in `qemu-img check`.
 
@@ -28,6 +28,7 @@ mod bitmaps;
 mod copied;
 mod entries;
 mod named;
+mod planned;
 mod rebuild;
 mod refcounts;
 mod repair;
@@ -45,6 +46,7 @@ use roaring::RoaringTreemap;
 
 use super::layout::{Geometry, Header, refcount_max};
 use super::refscan::References;
+use planned::{Patch, Replacement};
 use snapshot_table::RepairedTable;
 
 /// Checks the image in `file`, and repairs what `fix` allows. Each finding is reported to `say` immediately.
@@ -105,10 +107,12 @@ struct Checker<'a> {
     unreadable_blocks: HashSet<u64>,
     /// Clusters of the refcount table and of the refcount blocks, once for each counted reference.
     structure: Vec<u64>,
-    /// Table entries that the repair replaces: byte offset in the file, new value.
-    patches: Vec<(u64, u64)>,
+    /// Table entries that the repair replaces.
+    patches: Vec<Patch>,
     /// The bitmap directory that the repair writes, if it must change.
     new_bitmaps: Option<bitmaps::NewDirectory>,
+    /// The faults that the new bitmap directory repairs.
+    bitmap_repairs: Vec<Replacement>,
     /// The snapshot table with which the repair replaces the table of the image.
     repaired_table: Option<RepairedTable>,
     /// Clusters whose refcounts change because another structure is repaired. These changes are not reported.
@@ -170,6 +174,7 @@ impl<'a> Checker<'a> {
             structure: Vec::new(),
             patches: Vec::new(),
             new_bitmaps: None,
+            bitmap_repairs: Vec::new(),
             repaired_table: None,
             untold: BTreeSet::new(),
             reused: BTreeSet::new(),
@@ -231,7 +236,7 @@ impl<'a> Checker<'a> {
         self.rebuild = true;
     }
 
-    /// Reports a corruption that is being repaired.
+    /// Reports a corruption that is repaired.
     fn say_repairing(&mut self, finding: &str) {
         self.note(FindingKind::Repair, format!("Repairing {finding}"));
         self.report.corruptions_fixed = self.report.corruptions_fixed.saturating_add(1);

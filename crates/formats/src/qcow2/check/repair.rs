@@ -33,13 +33,14 @@ impl Checker<'_> {
     /// Repairs what `fix` allows, after the check is complete.
     pub(super) async fn repair(&mut self) -> Result<()> {
         self.tell_doubts();
+        if self.wrong_width || self.misled {
+            self.refuse_planned();
+        }
         if self.wrong_width {
             return Ok(());
         }
-        if self.misled {
-            self.patches.clear();
-            self.repaired_table = None;
-            self.new_bitmaps = None;
+        if let Some(table) = &self.repaired_table {
+            self.say_replaced(&table.repairs);
         }
         self.write_patches().await?;
         self.write_new_bitmaps().await?;
@@ -104,8 +105,9 @@ impl Checker<'_> {
     }
 
     async fn write_patches(&mut self) -> Result<()> {
-        for (offset, value) in std::mem::take(&mut self.patches) {
-            self.patch(offset, value).await?;
+        for patch in std::mem::take(&mut self.patches) {
+            self.say_repairing(&patch.fault.to_string());
+            self.patch(patch.offset, patch.value).await?;
         }
         self.file.flush().await
     }

@@ -5,6 +5,7 @@ use oxblk_core::{Errno, Error, Result};
 use oxblk_ring::IoBufMut;
 
 use super::Checker;
+use super::planned::Replacement;
 use crate::qcow2::layout::{
     Excess, MAX_EXTRA, MAX_L1_BYTES, MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS, SNAPSHOT_HEAD,
     Snapshot, parse_snapshot,
@@ -18,8 +19,8 @@ pub(super) struct Snapshots {
     pub(super) list: Vec<Snapshot>,
     /// Length of the snapshot table in bytes.
     pub(super) table_bytes: u64,
-    /// Number of faults that are repaired when the table is replaced.
-    pub(super) faults: u64,
+    /// The faults that are repaired when the table is replaced.
+    pub(super) repairs: Vec<Replacement>,
 }
 
 impl Checker<'_> {
@@ -42,9 +43,8 @@ impl Checker<'_> {
             }
             let finding = format!("snapshot table entry {index} is incomplete");
             if self.fix == Fix::All {
-                self.note(FindingKind::Repair, format!("Repairing {finding}"));
+                snapshots.repairs.push(Replacement::one(&finding));
                 snapshot.size = snapshot.size.or(Some(self.header.size));
-                snapshots.faults = snapshots.faults.saturating_add(1);
             } else {
                 self.corrupt(&format!("ERROR {finding}"));
             }
@@ -59,7 +59,7 @@ impl Checker<'_> {
         })
         .await;
         let table_bytes = visited.map_err(|error| self.broken_table(&error))?;
-        Ok(Snapshots { list, table_bytes, faults: 0 })
+        Ok(Snapshots { list, table_bytes, repairs: Vec::new() })
     }
 
     /// Reads all entries up to the limits of a table, without extra data that is too long.
@@ -68,8 +68,7 @@ impl Checker<'_> {
         let mut snapshots = Snapshots::default();
         if count > MAX_SNAPSHOTS {
             let over = count - MAX_SNAPSHOTS;
-            self.note(FindingKind::Repair, format!("Discarding {over} overhanging snapshots"));
-            snapshots.faults = over.into();
+            snapshots.repairs.push(overhanging(over, ""));
             self.broken_snapshots = true;
         }
         for index in 0..count.min(MAX_SNAPSHOTS) {
@@ -77,20 +76,16 @@ impl Checker<'_> {
             let (snapshot, len, excess) = self.read_entry(offset).await?;
             let end = snapshots.table_bytes.saturating_add(len);
             if let Some(excess) = excess {
-                let text = format!(
-                    "Discarding too much extra metadata in snapshot table entry {index} ({} > {MAX_EXTRA})",
+                let what = format!(
+                    "too much extra metadata in snapshot table entry {index} ({} > {MAX_EXTRA})",
                     excess.extra
                 );
-                self.note(FindingKind::Repair, text);
-                snapshots.faults = snapshots.faults.saturating_add(1);
+                let (repair, fault) = (format!("Discarding {what}"), format!("ERROR {what}"));
+                snapshots.repairs.push(Replacement { repair, fault, count: 1 });
             }
             if end > MAX_SNAPSHOT_TABLE_BYTES {
                 let over = count.min(MAX_SNAPSHOTS) - index;
-                self.note(
-                    FindingKind::Repair,
-                    format!("Discarding {over} overhanging snapshots (snapshot table is too big)"),
-                );
-                snapshots.faults = snapshots.faults.saturating_add(over.into());
+                snapshots.repairs.push(overhanging(over, " (snapshot table is too big)"));
                 self.broken_snapshots = true;
                 break;
             }
@@ -177,6 +172,13 @@ impl Checker<'_> {
         }
         true
     }
+}
+
+/// The repair that removes the last snapshots of a table: `count` snapshots.
+fn overhanging(count: u32, why: &str) -> Replacement {
+    let what = format!("{count} overhanging snapshots{why}");
+    let (repair, fault) = (format!("Discarding {what}"), format!("ERROR {what}"));
+    Replacement { repair, fault, count: count.into() }
 }
 
 /// Length in bytes of the longest possible entry.

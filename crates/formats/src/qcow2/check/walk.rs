@@ -11,6 +11,7 @@ use oxblk_core::Result;
 use oxblk_core::check::Fix;
 
 use super::Checker;
+use super::planned::{EntryFault, Patch};
 use super::snapshot_table::RepairedTable;
 use super::snapshots::Snapshots;
 use crate::qcow2::layout::{ExtendedEntry, L1Entry, L2Entry, RefcountTableEntry, Snapshot};
@@ -44,10 +45,10 @@ impl<'a> Checker<'a> {
             self.refer(crypto.offset, crypto.length, 1, Claim::None);
         }
         self.check_what_header_names(&snapshots).await;
-        if snapshots.faults > 0 {
+        if !snapshots.repairs.is_empty() {
             let first = self.geometry.cluster_index(self.header.snapshots_offset);
             let old = (first, self.geometry.clusters_for(snapshots.table_bytes));
-            self.repaired_table = Some(RepairedTable::new(&snapshots, old));
+            self.repaired_table = Some(RepairedTable::new(snapshots, old));
         }
         self.count_bitmaps().await;
         self.count_refcount_structures().await
@@ -226,13 +227,9 @@ impl<'a> Checker<'a> {
                 continue;
             }
             self.l1_flags_alone = true;
-            let finding = format!("L1 entry {index} has flags but no offset: {entry:x}");
-            if self.fix == Fix::All {
-                self.say_repairing(&finding);
-                self.patches.push((l1_offset.saturating_add(index.saturating_mul(8)), 0));
-            } else {
-                self.corrupt(&format!("ERROR {finding}"));
-            }
+            let fault = EntryFault::FlagsAlone { index, entry: *entry };
+            let offset = l1_offset.saturating_add(index.saturating_mul(8));
+            self.plan_patch(Patch { offset, value: 0, fault });
         }
     }
 
