@@ -97,6 +97,8 @@ struct Checker<'a> {
     complete: bool,
     /// The refcounts on disk cannot be repaired in place.
     rebuild: bool,
+    /// The header may refer to the old or to the new refcount table, so nothing more is written.
+    table_unknown: bool,
     /// Number of corruptions in the refcount table and the refcount blocks themselves.
     broken_structure: u64,
     /// Number of clusters whose refcount is too low.
@@ -167,6 +169,7 @@ impl<'a> Checker<'a> {
             copied_suspect: false,
             complete: false,
             rebuild: false,
+            table_unknown: false,
             broken_structure: 0,
             too_low: 0,
             unknown: 0,

@@ -9,11 +9,13 @@
 //! use.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 
 use oxblk_core::{Errno, Error, Result, WriteFlags};
 use oxblk_ring::IoBufMut;
 
 use super::Checker;
+use crate::qcow2::facts::header::exchange;
 use crate::qcow2::layout::{
     MAX_REFCOUNT_TABLE_BYTES, RefcountTableEntry, field_offsets, refcount_get, refcount_set,
 };
@@ -225,14 +227,20 @@ impl Checker<'_> {
     }
 
     /// Makes the header refer to the new table. The fields for offset and length are adjacent and lie within one sector, so
-    /// one atomic write changes both.
-    async fn name_table(&self, layout: &Layout) -> Result<()> {
+    /// one atomic write changes both. After an error, the header refers to the old table, or `table_unknown` is set.
+    async fn name_table(&mut self, layout: &Layout) -> Result<()> {
         let offset = layout.table << self.geometry.cluster_bits;
         let clusters = u32::try_from(layout.table_clusters).unwrap_or(u32::MAX);
         let fields = [&offset.to_be_bytes()[..], &clusters.to_be_bytes()[..]].concat();
+        let old = [
+            &self.header.refcount_table_offset.to_be_bytes()[..],
+            &self.header.refcount_table_clusters.to_be_bytes()[..],
+        ];
         let place = field_offsets::REFCOUNT_TABLE_OFFSET;
-        self.file.write(place, fields.into(), WriteFlags::empty()).await?;
-        self.file.flush().await
+        let stop = AtomicBool::new(false);
+        let named = exchange(self.file, place, &old.concat(), &fields, &stop).await;
+        self.table_unknown = stop.into_inner();
+        named
     }
 
     /// Updates the report: all refcount faults are repaired.

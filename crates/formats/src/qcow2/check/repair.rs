@@ -55,6 +55,9 @@ impl Checker<'_> {
             self.note(FindingKind::Repair, "Rebuilding refcount structure");
             if let Err(error) = self.rebuild_refcounts().await {
                 self.failed(&format!("ERROR failed to rebuild the refcounts: {error}"));
+                if self.table_unknown {
+                    return Err(error);
+                }
                 // Raise the refcounts that have an entry in the old structures. Do not lower any refcount: the old
                 // structures may overlap.
                 self.raise_refcounts().await?;

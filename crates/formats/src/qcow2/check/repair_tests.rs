@@ -304,6 +304,34 @@ fn an_entry_that_is_not_changed_counts_as_a_corruption_that_stays() {
     assert_eq!(left.corruptions, 2);
 }
 
+/// Rebuilds refcounts while flushes fail: the `nth` flush only, or this flush and all later ones.
+fn rebuild_with_failing_flush(nth: u64, once: bool) -> (Disk, Result<CheckReport>) {
+    let image = image(("no refcount block", |image| image.put(TABLE, 0)), 4);
+    let disk = Disk::from_bytes(1, &image.bytes);
+    let rule = FailRule { op: FaultOp::Sync, nth: Some(nth), range: None, errno: 5, once };
+    disk.set_faults(Faults { fail: vec![rule], ..Faults::default() });
+    let outcome = checked(&disk, Fix::All);
+    disk.set_faults(Faults::default());
+    (disk, outcome)
+}
+
+#[test]
+fn after_a_failed_rebuild_the_header_refers_to_the_old_refcount_table() {
+    // The flush of the new structures, and the flush of the header.
+    for nth in [1, 2] {
+        let (disk, outcome) = rebuild_with_failing_flush(nth, true);
+        assert!(outcome.map_or(true, |report| report.check_errors > 0), "flush {nth}");
+        assert_eq!(disk.bytes()[48..56], offset(TABLE).to_be_bytes(), "flush {nth}");
+        checked(&disk, Fix::All).unwrap();
+        assert_whole(&disk, &format!("flush {nth}"));
+        // The old value in the header cannot be flushed, so nothing more is written.
+        let (disk, outcome) = rebuild_with_failing_flush(nth, false);
+        assert!(outcome.is_err(), "all flushes from {nth}: {outcome:?}");
+        checked(&disk, Fix::All).unwrap();
+        assert_whole(&disk, &format!("all flushes from {nth}"));
+    }
+}
+
 #[test]
 fn an_image_with_wrong_copied_flags_stays_marked_dirty() {
     let mut image = Image::good(4);
