@@ -15,7 +15,7 @@ use oxblk_core::{Error, ErrorKind, Result, WriteFlags};
 use oxblk_ring::IoBuf;
 
 use super::Checker;
-use super::planned::{Replacement, faults};
+use super::planned::{Replacement, Structure};
 use crate::qcow2::bitmaps::{carry_out, distrust, plan, read_directory};
 use crate::qcow2::layout::{
     Autoclear, BitmapData, BitmapEntry, BitmapFlags, BitmapTableEntry, BitmapsExtension,
@@ -81,7 +81,8 @@ impl Checker<'_> {
         // Without the directory, the clusters of the bitmaps are unknown.
         self.unseen = true;
         if self.fixes_all() {
-            self.bitmap_repairs.push(Replacement {
+            self.plan_replacement(Replacement {
+                structure: Structure::BitmapDirectory,
                 repair: format!("Repairing the bitmap directory by dropping it: {fault}"),
                 fault: format!("ERROR: {fault}"),
                 count: 1,
@@ -138,11 +139,13 @@ impl Checker<'_> {
     fn broken_bitmap(&mut self, entry: BitmapEntry, fault: &str) -> Option<BitmapEntry> {
         let name = entry.name();
         if self.fixes_all() {
-            self.bitmap_repairs.push(Replacement {
+            let repair = Replacement {
+                structure: Structure::BitmapDirectory,
                 repair: format!("Repairing bitmap '{name}' by removing it: {fault}"),
                 fault: format!("ERROR: bitmap '{name}' is broken: {fault}"),
                 count: 1,
-            });
+            };
+            self.plan_replacement(repair);
             return None;
         }
         self.corrupt(&format!("ERROR: bitmap '{name}' is broken: {fault}"));
@@ -210,10 +213,6 @@ impl Checker<'_> {
     /// the clusters of the directory, the directory is removed instead.
     pub(super) async fn write_new_bitmaps(&mut self) -> Result<()> {
         let Some(new) = self.new_bitmaps.take() else { return Ok(()) };
-        let repairs = std::mem::take(&mut self.bitmap_repairs);
-        self.say_replaced(&repairs);
-        let fixed = self.report.corruptions_fixed.saturating_add(faults(&repairs));
-        self.report.corruptions_fixed = fixed;
         let (place, kept) = match new {
             NewDirectory::Of(place, kept) if self.is_alone(&place) => (Some(place), kept),
             _ => (None, Vec::new()),

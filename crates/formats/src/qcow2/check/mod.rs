@@ -37,6 +37,7 @@ mod snapshots;
 mod walk;
 mod width;
 
+use std::cell::RefCell;
 use std::collections::{BTreeSet, HashSet};
 
 use oxblk_core::check::{CheckReport, Finding, FindingKind, Fix};
@@ -46,10 +47,10 @@ use roaring::RoaringTreemap;
 
 use super::layout::{Geometry, Header, refcount_max};
 use super::refscan::References;
-use planned::{Patch, Replacement};
+use planned::{Line, Patch};
 use snapshot_table::RepairedTable;
 
-/// Checks the image in `file`, and repairs what `fix` allows. Each finding is reported to `say` immediately.
+/// Checks the image in `file`, and repairs what `fix` allows. Findings are reported to `say`.
 ///
 /// # Errors
 /// When an essential table cannot be read, or the file cannot be written. Other failures are counted in the report.
@@ -60,18 +61,10 @@ pub(super) async fn check(
     say: &dyn Fn(Finding),
 ) -> Result<CheckReport> {
     let mut check = Checker::new(file, header, fix, say);
-    check.count_references().await?;
-    check.complete = check.report.check_errors == 0 && !check.unseen;
-    check.compare_refcounts().await?;
-    check.check_named_ranges().await;
-    check.doubt_broken_snapshots();
-    if fix != Fix::Nothing {
-        check.check_width().await;
-        check.repair().await?;
-    } else if check.copied_suspect {
-        check.check_copied(false).await?;
-    }
-    Ok(check.report)
+    let outcome = check.run().await;
+    // A check that ends with an error makes no repair.
+    check.refuse_planned();
+    outcome.map(|()| check.report)
 }
 
 struct Checker<'a> {
@@ -79,7 +72,7 @@ struct Checker<'a> {
     header: &'a Header,
     geometry: Geometry,
     fix: Fix,
-    say: &'a dyn Fn(Finding),
+    report_to: &'a dyn Fn(Finding),
     report: CheckReport,
     references: References,
     /// Number of clusters in the file. The last cluster may be partial.
@@ -113,8 +106,8 @@ struct Checker<'a> {
     patches: Vec<Patch>,
     /// The bitmap directory that the repair writes, if it must change.
     new_bitmaps: Option<bitmaps::NewDirectory>,
-    /// The faults that the new bitmap directory repairs.
-    bitmap_repairs: Vec<Replacement>,
+    /// The lines of the report that are held back.
+    held: RefCell<Vec<Line>>,
     /// The snapshot table with which the repair replaces the table of the image.
     repaired_table: Option<RepairedTable>,
     /// Clusters whose refcounts change because another structure is repaired. These changes are not reported.
@@ -158,7 +151,7 @@ impl<'a> Checker<'a> {
             header,
             geometry,
             fix,
-            say,
+            report_to: say,
             report,
             references: References::new(refcount_max(geometry.refcount_order)),
             clusters,
@@ -177,7 +170,7 @@ impl<'a> Checker<'a> {
             structure: Vec::new(),
             patches: Vec::new(),
             new_bitmaps: None,
-            bitmap_repairs: Vec::new(),
+            held: RefCell::default(),
             repaired_table: None,
             untold: BTreeSet::new(),
             reused: BTreeSet::new(),
@@ -194,9 +187,25 @@ impl<'a> Checker<'a> {
         }
     }
 
+    async fn run(&mut self) -> Result<()> {
+        self.count_references().await?;
+        self.complete = self.report.check_errors == 0 && !self.unseen;
+        self.compare_refcounts().await?;
+        self.check_named_ranges().await;
+        self.doubt_broken_snapshots();
+        if self.fix != Fix::Nothing {
+            self.check_width().await;
+            self.repair().await
+        } else if self.copied_suspect {
+            self.check_copied(false).await
+        } else {
+            Ok(())
+        }
+    }
+
     /// Reports a finding without counting it.
     fn note(&self, kind: FindingKind, text: impl Into<String>) {
-        (self.say)(Finding::new(kind, text));
+        self.say(Finding::new(kind, text));
     }
 
     /// Reports a corruption.
@@ -205,7 +214,7 @@ impl<'a> Checker<'a> {
     }
 
     fn corrupt_by(&mut self, finding: Finding) {
-        (self.say)(finding);
+        self.say(finding);
         self.report.corruptions = self.report.corruptions.saturating_add(1);
         self.copied_suspect = true;
     }

@@ -1,13 +1,25 @@
 //! Repairs that the check plans while it reads the tables.
 //!
 //! The check may find later that a pointer in the header seems wrong, so that no table may change. So a planned repair is
-//! reported and counted only when it is made, or as a fault when it is refused.
+//! reported and counted only when it is decided: as a repair, or as a fault that stays. The lines after a planned repair are held
+//! back until then, so the order of the lines is the same as in `qemu-img check`.
 
 use std::fmt;
 
-use oxblk_core::check::{FindingKind, Fix};
+use oxblk_core::check::{Finding, FindingKind, Fix};
 
 use super::Checker;
+
+/// Largest number of lines that are held back. Further lines are reported immediately.
+const MOST_HELD: usize = 100_000;
+
+/// A line of the report that is held back.
+pub(super) enum Line {
+    Finding(Finding),
+    /// The repair of the table entry with this index in `patches`.
+    Patch(usize),
+    Replacement(Replacement),
+}
 
 /// A faulty table entry that the repair replaces.
 pub(super) struct Patch {
@@ -46,8 +58,17 @@ impl fmt::Display for EntryFault {
     }
 }
 
-/// A repair of a structure that is replaced as a whole: the snapshot table or the bitmap directory.
+/// A structure that is replaced as a whole.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Structure {
+    /// The snapshot table. Its repairs are counted when the header refers to the new table.
+    SnapshotTable,
+    BitmapDirectory,
+}
+
+/// A repair of a structure that is replaced as a whole.
 pub(super) struct Replacement {
+    pub(super) structure: Structure,
     /// The report of the repair.
     pub(super) repair: String,
     /// The report of the fault if the repair is refused.
@@ -56,55 +77,84 @@ pub(super) struct Replacement {
     pub(super) count: u64,
 }
 
-impl Replacement {
-    /// The repair of one fault, which has the same description in both reports.
-    pub(super) fn one(finding: &str) -> Self {
-        let (repair, fault) = (format!("Repairing {finding}"), format!("ERROR {finding}"));
-        Self { repair, fault, count: 1 }
-    }
-}
-
-/// Number of faults that these repairs remove.
-pub(super) fn faults(repairs: &[Replacement]) -> u64 {
-    repairs.iter().fold(0, |sum, repair| sum.saturating_add(repair.count))
-}
-
 impl Checker<'_> {
+    /// Reports a line, or holds it back while a planned repair is not decided.
+    pub(super) fn say(&self, finding: Finding) {
+        let mut held = self.held.borrow_mut();
+        if held.is_empty() || held.len() >= MOST_HELD {
+            (self.report_to)(finding);
+        } else {
+            held.push(Line::Finding(finding));
+        }
+    }
+
     /// Plans the replacement of a table entry, or reports the fault if this check repairs no entries.
     pub(super) fn plan_patch(&mut self, patch: Patch) {
         if self.fix == Fix::All {
+            self.held.get_mut().push(Line::Patch(self.patches.len()));
             self.patches.push(patch);
         } else {
             self.corrupt(&format!("ERROR {}", patch.fault));
         }
     }
 
-    /// Drops all planned repairs of tables, and reports the faults that stay.
+    /// Plans the repair of a structure that is replaced as a whole.
+    pub(super) fn plan_replacement(&mut self, replacement: Replacement) {
+        self.held.get_mut().push(Line::Replacement(replacement));
+    }
+
+    /// Reports the planned repairs, which are made now.
+    pub(super) fn accept_planned(&mut self) {
+        for line in self.held.take() {
+            match line {
+                Line::Finding(finding) => self.say(finding),
+                Line::Patch(index) => {
+                    let fault = self.patches.get(index).map(|patch| patch.fault.to_string());
+                    self.say_repairing(&fault.unwrap_or_default());
+                }
+                Line::Replacement(Replacement {
+                    structure: Structure::SnapshotTable,
+                    repair,
+                    fault,
+                    count,
+                }) => {
+                    match self.repaired_table {
+                        Some(_) => self.note(FindingKind::Repair, repair),
+                        // The table could not be read to its end.
+                        None => self.stays(&fault, count),
+                    }
+                }
+                Line::Replacement(Replacement { repair, count, .. }) => {
+                    self.note(FindingKind::Repair, repair);
+                    self.report.corruptions_fixed =
+                        self.report.corruptions_fixed.saturating_add(count);
+                }
+            }
+        }
+    }
+
+    /// Drops all planned repairs, and reports the faults that stay.
     pub(super) fn refuse_planned(&mut self) {
-        let snapshots = self.repaired_table.take().map(|table| table.repairs).unwrap_or_default();
-        for repair in snapshots {
-            self.refuse(&repair);
-        }
-        for patch in std::mem::take(&mut self.patches) {
-            self.corrupt(&format!("ERROR {}", patch.fault));
-        }
+        self.repaired_table = None;
         self.new_bitmaps = None;
-        for repair in std::mem::take(&mut self.bitmap_repairs) {
-            self.refuse(&repair);
+        let patches = std::mem::take(&mut self.patches);
+        for line in self.held.take() {
+            match line {
+                Line::Finding(finding) => self.say(finding),
+                Line::Patch(index) => {
+                    let fault = patches.get(index).map(|patch| patch.fault.to_string());
+                    self.corrupt(&format!("ERROR {}", fault.unwrap_or_default()));
+                }
+                Line::Replacement(Replacement { fault, count, .. }) => self.stays(&fault, count),
+            }
         }
     }
 
-    fn refuse(&mut self, repair: &Replacement) {
-        self.corrupt(&repair.fault);
+    /// Reports `count` faults in one line.
+    fn stays(&mut self, fault: &str, count: u64) {
+        self.corrupt(fault);
         // `corrupt` has counted one fault.
-        let more = repair.count.saturating_sub(1);
+        let more = count.saturating_sub(1);
         self.report.corruptions = self.report.corruptions.saturating_add(more);
-    }
-
-    /// Reports repairs that are being made.
-    pub(super) fn say_replaced(&self, repairs: &[Replacement]) {
-        for repair in repairs {
-            self.note(FindingKind::Repair, &*repair.repair);
-        }
     }
 }

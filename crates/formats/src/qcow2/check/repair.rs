@@ -39,9 +39,7 @@ impl Checker<'_> {
         if self.wrong_width {
             return Ok(());
         }
-        if let Some(table) = &self.repaired_table {
-            self.say_replaced(&table.repairs);
-        }
+        self.accept_planned();
         self.write_patches().await?;
         self.write_new_bitmaps().await?;
         if self.fix == Fix::All {
@@ -109,7 +107,6 @@ impl Checker<'_> {
 
     async fn write_patches(&mut self) -> Result<()> {
         for patch in std::mem::take(&mut self.patches) {
-            self.say_repairing(&patch.fault.to_string());
             self.patch(patch.offset, patch.value).await?;
         }
         self.file.flush().await

@@ -10,7 +10,6 @@
 use oxblk_core::{Errno, Error, Result, WriteFlags};
 
 use super::Checker;
-use super::planned::{Replacement, faults};
 use super::snapshots::Snapshots;
 use crate::qcow2::layout::{MAX_SNAPSHOT_TABLE_BYTES, encode_snapshot, field_offsets};
 use crate::qcow2::refscan::Claim;
@@ -19,8 +18,8 @@ use crate::qcow2::refscan::Claim;
 pub(super) struct RepairedTable {
     table: Vec<u8>,
     count: u32,
-    /// The faults of the old table.
-    pub(super) repairs: Vec<Replacement>,
+    /// Number of faults in the old table.
+    faults: u64,
     /// Clusters of the old table: the first cluster, and their number.
     old: (u64, u64),
     /// Byte offset of the new table, once it is written.
@@ -31,11 +30,11 @@ pub(super) struct RepairedTable {
 
 impl RepairedTable {
     /// Encodes the table of these snapshots.
-    pub(super) fn new(snapshots: Snapshots, old: (u64, u64)) -> Self {
+    pub(super) fn new(snapshots: &Snapshots, old: (u64, u64)) -> Self {
         Self {
             table: snapshots.list.iter().flat_map(encode_snapshot).collect(),
             count: u32::try_from(snapshots.list.len()).unwrap_or(u32::MAX),
-            repairs: snapshots.repairs,
+            faults: snapshots.faults,
             old,
             place: None,
             clusters: 0,
@@ -130,7 +129,7 @@ impl Checker<'_> {
             return Ok(());
         }
         self.report.corruptions_fixed =
-            self.report.corruptions_fixed.saturating_add(faults(&repaired.repairs));
+            self.report.corruptions_fixed.saturating_add(repaired.faults);
         let (first, count) = repaired.old;
         for cluster in first..first.saturating_add(count).min(self.clusters) {
             self.references.remove(cluster);
@@ -141,7 +140,6 @@ impl Checker<'_> {
 
     fn snapshots_not_repaired(&mut self, repaired: &RepairedTable, error: &Error) {
         self.failed(&format!("ERROR failed to update snapshot table: {error}"));
-        let left = faults(&repaired.repairs);
-        self.report.corruptions = self.report.corruptions.saturating_add(left);
+        self.report.corruptions = self.report.corruptions.saturating_add(repaired.faults);
     }
 }

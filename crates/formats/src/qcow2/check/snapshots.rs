@@ -5,7 +5,7 @@ use oxblk_core::{Errno, Error, Result};
 use oxblk_ring::IoBufMut;
 
 use super::Checker;
-use super::planned::Replacement;
+use super::planned::{Replacement, Structure};
 use crate::qcow2::layout::{
     Excess, MAX_EXTRA, MAX_L1_BYTES, MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS, SNAPSHOT_HEAD,
     Snapshot, parse_snapshot,
@@ -19,8 +19,8 @@ pub(super) struct Snapshots {
     pub(super) list: Vec<Snapshot>,
     /// Length of the snapshot table in bytes.
     pub(super) table_bytes: u64,
-    /// The faults that are repaired when the table is replaced.
-    pub(super) repairs: Vec<Replacement>,
+    /// Number of faults that are repaired when the table is replaced.
+    pub(super) faults: u64,
 }
 
 impl Checker<'_> {
@@ -43,7 +43,8 @@ impl Checker<'_> {
             }
             let finding = format!("snapshot table entry {index} is incomplete");
             if self.fix == Fix::All {
-                snapshots.repairs.push(Replacement::one(&finding));
+                let (repair, fault) = (format!("Repairing {finding}"), format!("ERROR {finding}"));
+                self.plan_snapshots(&mut snapshots.faults, (repair, fault), 1);
                 snapshot.size = snapshot.size.or(Some(self.header.size));
             } else {
                 self.corrupt(&format!("ERROR {finding}"));
@@ -59,7 +60,7 @@ impl Checker<'_> {
         })
         .await;
         let table_bytes = visited.map_err(|error| self.broken_table(&error))?;
-        Ok(Snapshots { list, table_bytes, repairs: Vec::new() })
+        Ok(Snapshots { list, table_bytes, faults: 0 })
     }
 
     /// Reads all entries up to the limits of a table, without extra data that is too long.
@@ -68,7 +69,7 @@ impl Checker<'_> {
         let mut snapshots = Snapshots::default();
         if count > MAX_SNAPSHOTS {
             let over = count - MAX_SNAPSHOTS;
-            snapshots.repairs.push(overhanging(over, ""));
+            self.discard(&mut snapshots, &format!("{over} overhanging snapshots"), over);
             self.broken_snapshots = true;
         }
         for index in 0..count.min(MAX_SNAPSHOTS) {
@@ -80,12 +81,12 @@ impl Checker<'_> {
                     "too much extra metadata in snapshot table entry {index} ({} > {MAX_EXTRA})",
                     excess.extra
                 );
-                let (repair, fault) = (format!("Discarding {what}"), format!("ERROR {what}"));
-                snapshots.repairs.push(Replacement { repair, fault, count: 1 });
+                self.discard(&mut snapshots, &what, 1);
             }
             if end > MAX_SNAPSHOT_TABLE_BYTES {
                 let over = count.min(MAX_SNAPSHOTS) - index;
-                snapshots.repairs.push(overhanging(over, " (snapshot table is too big)"));
+                let what = format!("{over} overhanging snapshots (snapshot table is too big)");
+                self.discard(&mut snapshots, &what, over);
                 self.broken_snapshots = true;
                 break;
             }
@@ -93,6 +94,18 @@ impl Checker<'_> {
             snapshots.list.push(snapshot);
         }
         Ok(snapshots)
+    }
+
+    /// Plans to discard `what`, which counts as `count` faults.
+    fn discard(&mut self, snapshots: &mut Snapshots, what: &str, count: u32) {
+        let texts = (format!("Discarding {what}"), format!("ERROR {what}"));
+        self.plan_snapshots(&mut snapshots.faults, texts, count.into());
+    }
+
+    fn plan_snapshots(&mut self, faults: &mut u64, texts: (String, String), count: u64) {
+        let ((repair, fault), structure) = (texts, Structure::SnapshotTable);
+        *faults = faults.saturating_add(count);
+        self.plan_replacement(Replacement { structure, repair, fault, count });
     }
 
     /// Reads the entry at `offset`. Returns the entry, its length in the table, and its excess extra data, if any.
@@ -172,13 +185,6 @@ impl Checker<'_> {
         }
         true
     }
-}
-
-/// The repair that removes the last snapshots of a table: `count` snapshots.
-fn overhanging(count: u32, why: &str) -> Replacement {
-    let what = format!("{count} overhanging snapshots{why}");
-    let (repair, fault) = (format!("Discarding {what}"), format!("ERROR {what}"));
-    Replacement { repair, fault, count: count.into() }
 }
 
 /// Length in bytes of the longest possible entry.

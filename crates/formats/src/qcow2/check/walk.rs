@@ -45,10 +45,10 @@ impl<'a> Checker<'a> {
             self.refer(crypto.offset, crypto.length, 1, Claim::None);
         }
         self.check_what_header_names(&snapshots).await;
-        if !snapshots.repairs.is_empty() {
+        if snapshots.faults > 0 {
             let first = self.geometry.cluster_index(self.header.snapshots_offset);
             let old = (first, self.geometry.clusters_for(snapshots.table_bytes));
-            self.repaired_table = Some(RepairedTable::new(snapshots, old));
+            self.repaired_table = Some(RepairedTable::new(&snapshots, old));
         }
         self.count_bitmaps().await;
         self.count_refcount_structures().await
