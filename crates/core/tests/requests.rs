@@ -6,6 +6,8 @@
 mod abandoned;
 #[path = "requests/bitmaps.rs"]
 mod bitmaps;
+#[path = "requests/creation.rs"]
+mod creation;
 #[path = "requests/drains.rs"]
 mod drains;
 #[path = "requests/failed_changes.rs"]
