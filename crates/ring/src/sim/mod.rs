@@ -4,8 +4,10 @@
 //! each operation on a [`Disk`] takes. In a deadlock, `run` panics.
 //!
 //! [`Disk::cut_after`] cuts the power, and [`Disk::after_power_loss`] returns a possible state of the disk after the
-//! cut. Each sector independently has the flushed version or any version that was written after the flush.
+//! cut. Each sector, and the size, independently has the flushed version or any later version. A later version may come
+//! from an operation that is in flight at the cut.
 
+mod change;
 mod disk;
 mod faults;
 mod media;
