@@ -147,7 +147,8 @@ pub trait Driver: Send + Sync + 'static {
     /// flush.
     fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> BoxFuture<'_, Result<()>>;
 
-    /// Makes a range read as zeroes. `None`: the driver does not support zero writes, and the request path writes
+    /// Makes a range read as zeroes. Of the optional flags, `flags` has only those that [`Limits::zero_flags`] declares.
+    /// `None`: the driver does not support zero writes, and the request path writes
     /// zeroes as data. The request path does the same if the future returns [`crate::ErrorKind::Unsupported`].
     fn write_zeroes(
         &self,
