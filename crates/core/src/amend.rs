@@ -5,9 +5,10 @@ use std::sync::Arc;
 use crate::driver::BoxFuture;
 use crate::{Backend, Error, Node, Options, Result};
 
-/// The options to change.
+/// A request to change options of an image.
 pub struct AmendRequest {
-    /// Options that [`crate::DriverFactory::amend_options`] lists. Options that are missing here stay unchanged.
+    /// The new values of options from the list [`crate::DriverFactory::amend_options`]. An option that is missing here
+    /// stays unchanged.
     pub options: Options,
     /// Allows changes after which the user may be unable to open the image.
     pub force: bool,
@@ -15,10 +16,10 @@ pub struct AmendRequest {
     pub progress: Box<dyn Fn(u64, u64)>,
 }
 
-/// Implemented by formats whose options can be changed. Core drains the node before each call.
+/// Implemented by formats whose options can be changed. [`Backend::amend`] drains the node before each call.
 pub trait Amend: Send + Sync {
     /// Changes the image atomically if the format can do so, otherwise in steps that each leave a valid image. After
-    /// this call, the node may refuse all operations except close. In this case, the image must be opened again.
+    /// this call, the node may refuse all requests until the image is opened again.
     fn amend(&self, request: AmendRequest) -> BoxFuture<'_, Result<()>>;
 }
 
@@ -26,8 +27,9 @@ impl Backend {
     /// Changes options of the image.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format has no options that can be changed; an error of the driver if a value is not valid for
-    /// its option; the errors of the image.
+    /// [`ErrorKind::Denied`](crate::ErrorKind::Denied) without write permission; `ENOTSUP` if the format has no options that
+    /// can be changed; an error of the driver if a value is not valid for its option; `ENOMEDIUM` if the backend is closed;
+    /// the errors of the image.
     pub async fn amend(&self, request: AmendRequest) -> Result<()> {
         let amend = |node: Arc<Node>| async move {
             let Some(amend) = node.driver().amend() else {
@@ -40,6 +42,6 @@ impl Backend {
             node.set_size(node.driver().size());
             amended
         };
-        self.graph().run_exclusive(&self.node()?, self.while_open(amend)).await
+        self.graph().run_exclusive(&self.node()?, self.while_writer(amend)).await
     }
 }

@@ -1,4 +1,4 @@
-//! Backends: the handles through which devices, exports, jobs and tools make requests.
+//! Backends: the handles through which devices, exports, jobs and tools send requests.
 //!
 //! | file | concern |
 //! |---|---|
@@ -6,14 +6,17 @@
 //! | `requests` | reads, writes, zero writes, discards, flushes, status queries |
 //! | `in_flight` | counting requests, and holding them back |
 //! | `copy` | copies from one backend to another |
+//! | `sole_writer` | the right to be the only writer of a node |
 //!
-//! A [`Backend`] has a name and a root edge. It checks bounds and keeps statistics. It counts requests in flight per
-//! thread, so that [`Backend::quiesce`] can wait for them. It enters each request into the current epoch, because freed
-//! clusters are not reused until this epoch has passed. All I/O threads may use a backend concurrently.
+//! A [`Backend`] has a name and a root edge. A backend checks that a request lies inside the disk, and keeps
+//! statistics. The backend counts requests in flight per thread, so that [`Backend::quiesce`] can wait for them. Each
+//! request enters the current epoch: clusters that are freed during the request are not reused before the request has
+//! ended. All I/O threads may use a backend concurrently.
 
 mod copy;
 mod in_flight;
 mod requests;
+mod sole_writer;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
@@ -25,8 +28,9 @@ use crate::control::run_to_completion;
 use crate::perm::Permissions;
 use crate::{ChildIdx, Edge, Errno, Error, ErrorKind, Graph, Node, Options, Preallocation, Result};
 pub use in_flight::Quiesced;
+pub use sole_writer::SoleWriter;
 
-/// Counters of one I/O thread.
+/// Counters of one I/O thread, or of all other threads together.
 #[derive(Debug, Default)]
 struct Counters {
     in_flight: AtomicU64,
@@ -37,7 +41,7 @@ struct Counters {
     flush_ops: AtomicU64,
 }
 
-/// Counts of the requests that have succeeded through a backend.
+/// Counts of the requests to a backend that have succeeded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Statistics {
     /// Completed reads.
@@ -52,8 +56,8 @@ pub struct Statistics {
     pub flush_ops: u64,
 }
 
-/// The root edge, with a separate reference count for each I/O thread. So requests of several threads do not contend
-/// for one cache line.
+/// The root edge as one thread sees it. Each I/O thread has a separate reference count, so that requests of several
+/// threads do not contend for one cache line.
 type Root = ArcSwapOption<RootEdge>;
 
 struct RootEdge {
@@ -70,9 +74,10 @@ struct Inner {
     write_through: AtomicBool,
 }
 
-/// A handle to a tree of nodes. Clones refer to the same backend. If the last clone is dropped without
-/// [`Backend::close`], data that a driver caches in memory is lost. If the root node is writable, the log reports this
-/// as an error.
+/// A handle through which requests reach a root node and the nodes below it. Clones refer to the same backend. If the
+/// last clone is dropped without [`Backend::close`], data that a driver caches in memory is lost. If the root node is
+/// writable, the log reports this as an error. After a close, all requests and control operations fail with
+/// `ENOMEDIUM`.
 #[derive(Clone)]
 pub struct Backend(Arc<Inner>);
 
@@ -113,10 +118,10 @@ impl WeakBackend {
 }
 
 impl Backend {
-    /// A backend named `name` (may be empty) on `node`.
+    /// Makes a backend with the root node `node`. `name` may be empty.
     ///
     /// # Errors
-    /// When the permissions conflict with those of another user.
+    /// The errors of [`Edge::attach`].
     pub fn new(
         graph: &Graph,
         name: &str,
@@ -129,6 +134,11 @@ impl Backend {
             format!("block device '{name}'")
         };
         let root = Edge::attach(node, user, "root", permissions)?;
+        Ok(Self::on_root(graph, name, &root))
+    }
+
+    /// A backend that uses its root node through `root`.
+    fn on_root(graph: &Graph, name: &str, root: &Arc<Edge>) -> Self {
         let backend = Self(Arc::new(Inner {
             name: name.to_owned(),
             graph: graph.clone(),
@@ -138,9 +148,9 @@ impl Backend {
             changed: Event::new(),
             write_through: AtomicBool::new(false),
         }));
-        backend.set_root(Some(&root));
+        backend.set_root(Some(root));
         graph.register_backend(&backend);
-        Ok(backend)
+        backend
     }
 
     pub(crate) fn downgrade(&self) -> WeakBackend {
@@ -185,12 +195,13 @@ impl Backend {
         self.0.roots.mine().load().as_ref().map_or(0, |root| root.edge.size())
     }
 
-    /// Whether writes are refused.
+    /// Whether the root node is read-only. A closed backend is read-only too.
     pub fn is_read_only(&self) -> bool {
         self.0.roots.mine().load().as_ref().is_none_or(|root| root.edge.node().is_read_only())
     }
 
-    /// Sets write-through mode. In this mode, every write and zero write is on stable storage when it completes.
+    /// Sets write-through mode. In this mode, the data of every write, zero write and copy is on stable storage when
+    /// the request completes.
     pub fn set_write_through(&self, on: bool) {
         self.0.write_through.store(on, Relaxed);
     }
@@ -206,13 +217,15 @@ impl Backend {
         })
     }
 
-    /// Sets the size. Other requests wait until the resize has ended.
+    /// Sets the size of the disk. Other requests wait until the resize has ended.
     ///
     /// # Errors
-    /// [`ErrorKind::Denied`] without resize permission; otherwise the errors of the driver and the host.
+    /// [`ErrorKind::Denied`] without resize permission or if the node is read-only; [`ErrorKind::Unsupported`] if the
+    /// driver cannot change the size; the errors of [`crate::check_length`]; `ENOMEDIUM` if the backend is closed;
+    /// otherwise the errors of the driver and the host.
     pub async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         let root = self.root()?;
-        // A node that only forwards requests resizes the node below it.
+        // If a node passes its permissions to its `file` child, the child is resized.
         let (mut lowest, mut above) = (Arc::clone(root.node()), Vec::new());
         while lowest.factory().passes_permissions()
             && let Some(below) = lowest.child(ChildIdx::FILE)
@@ -223,14 +236,15 @@ impl Backend {
         self.0.graph.run_exclusive_below(above, &lowest, self.while_open(resize)).await
     }
 
-    /// Flushes, detaches from the root node, and closes the nodes that have no other user. Once begun, the close runs
-    /// to its end even if its future is dropped.
+    /// Flushes the root node if it is writable, detaches the backend from the root node, and closes each node that then
+    /// has no user. Waits for control operations on these nodes, also those of other backends. Once begun, the close runs
+    /// to its end even if its future is dropped. A second close does nothing.
     ///
     /// # Errors
-    /// The first failure of flush or close. All nodes are closed even after a failure.
+    /// The first failure of the flush or of a node's close. After a failure, the remaining nodes are closed too.
     pub async fn close(&self) -> Result<()> {
         let Ok(edge) = self.root() else { return Ok(()) };
-        let control = edge.node().control_lock().acquire().await;
+        let controls = self.0.graph.controls(edge.node()).await;
         let drained = self.quiesce().await;
         if self.root().is_err() {
             // Another call has closed the backend while this call waited.
@@ -243,21 +257,21 @@ impl Backend {
             edge.detach();
             let node = Arc::clone(edge.node());
             drop(edge);
-            let closed = backend.0.graph.release(node).await;
+            let closed = backend.0.graph.release_unused(node, &controls).await;
             backend.0.graph.unregister_backend(&backend);
             drop(drained);
-            drop(control);
+            drop(controls);
             flushed.and(closed)
         })
         .await
     }
 
-    /// Reopens the root node with other options; options that are not mentioned stay unchanged. If the node becomes
-    /// read-only, the backend releases its write and resize permission. If the node becomes writable, the backend takes
-    /// both permissions.
+    /// Reopens the root node with other options. Options that are missing in `options` stay unchanged. If the node
+    /// becomes read-only, the backend releases its write and resize permission. If the node becomes writable, the
+    /// backend takes both permissions.
     ///
     /// # Errors
-    /// The errors of [`Graph::reopen`]. After an error, nothing has changed.
+    /// The errors of [`Graph::reopen`]; `ENOMEDIUM` if the backend is closed. After an error, nothing has changed.
     pub async fn reopen(&self, options: Options) -> Result<()> {
         self.0.graph.reopen_root(self, options).await
     }

@@ -19,7 +19,7 @@ pub enum Fix {
     All,
 }
 
-/// The result of a check. The fields have the same names as in `qemu-img check --output=json`.
+/// The result of a check. The fields correspond to those of `qemu-img check --output=json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CheckReport {
     /// Errors of the check itself (I/O, memory).
@@ -93,10 +93,10 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Implemented by formats that can check their images. Core drains the node before each call.
+/// Implemented by formats that can check their images. [`Backend::check`] drains the node before each call.
 pub trait Check: Send + Sync {
-    /// Checks the image and repairs the faults that `fix` allows. Each finding is reported to `report` as soon as it is
-    /// found. After a repair, the driver may refuse writes until the image is opened again.
+    /// Checks the image and repairs the faults that `fix` allows. Each finding is reported to `report` as soon as the
+    /// finding is made. After a repair, the driver may refuse writes until the image is opened again.
     fn check<'a>(
         &'a self,
         fix: Fix,
@@ -109,9 +109,9 @@ fn of(node: &Node) -> Result<&dyn Check> {
 }
 
 impl Backend {
-    /// Checks the image and repairs the faults that `fix` allows. Requests to the image wait until the check has ended. Each
-    /// finding is reported to `report` as soon as it is found. Once begun, the check runs to its end even if its future is
-    /// dropped.
+    /// Checks the image and repairs the faults that `fix` allows. Requests to the image wait until the check has ended.
+    /// Each finding is reported to `report` as soon as the finding is made. Once begun, the check runs to its end even
+    /// if its future is dropped.
     ///
     /// # Errors
     /// `ENOTSUP` if the format has no check; `EPERM` for a repair without write permission; the errors of the image.

@@ -17,14 +17,15 @@ pub struct Step {
     pub moved: u64,
     /// Estimated number of bytes that still have to move.
     pub left: u64,
-    /// The structure at the end of the file that cannot be moved, if there is one. It ends the compaction.
+    /// The structure at the end of the file that cannot be moved, if there is one. The compaction ends at this
+    /// structure.
     pub obstacle: Option<&'static str>,
 }
 
-/// Implemented by formats that can be compacted. Core drains the node before each call.
+/// Implemented by formats that can be compacted. [`Backend::compact`] drains the node before each call.
 pub trait Compact: Send + Sync {
-    /// Moves up to `most` bytes from the end of the file into free space nearer to its start. A step that moves nothing
-    /// is the last one.
+    /// Moves up to `most` bytes from the end of the file into free space nearer to the start of the file. A step that
+    /// moves nothing is the last step.
     fn step(&self, most: u64) -> BoxFuture<'_, Result<Step>>;
 
     /// Returns free space to the host: truncates free space at the end of the file, and punches holes from the byte
@@ -50,9 +51,9 @@ fn of(node: &Node) -> Result<&dyn Compact> {
 }
 
 impl Backend {
-    /// Compacts the image. Requests are held back during each step, and a step moves at most `at_once` bytes. After
+    /// Compacts the image. A step moves at most `at_once` bytes, and requests are held back during each step. After
     /// each step, `go_on` receives the total number of bytes moved and the estimated number of bytes left. If `go_on`
-    /// returns false, no more data is moved.
+    /// returns false, no more data is moved, and only the free space is returned to the host.
     ///
     /// # Errors
     /// `ENOTSUP` if the format cannot be compacted; `EPERM` without write permission; the errors of the image. The image
@@ -75,7 +76,7 @@ impl Backend {
                 node.mark_unflushed();
                 of(&node)?.step(at_once).await
             };
-            let step = self.graph().run_exclusive(node, self.while_open(step)).await?;
+            let step = self.graph().run_exclusive(node, self.while_writer(step)).await?;
             done.moved = done.moved.saturating_add(step.moved);
             done.obstacle = step.obstacle;
             if !go_on(done.moved, step.left) || step.moved == 0 {
@@ -86,7 +87,7 @@ impl Backend {
         let mut from = Some(0);
         while let Some(offset) = from {
             let release = move |node: Arc<Node>| async move { of(&node)?.release(offset).await };
-            from = self.graph().run_exclusive(node, self.while_open(release)).await?;
+            from = self.graph().run_exclusive(node, self.while_writer(release)).await?;
             oxblk_ring::yield_now().await;
         }
         let after = measured(node);
@@ -96,7 +97,7 @@ impl Backend {
     }
 }
 
-/// Length of the file, and the space that it occupies on the host.
+/// Length of the node's file, and the space that the file occupies on the host. Without a file, the length is 0.
 fn measured(node: &Node) -> (u64, Option<u64>) {
     let file = node.children().get(crate::ChildIdx::FILE);
     file.map_or((0, None), |edge| (edge.size(), edge.node().driver().allocated_size()))

@@ -22,27 +22,27 @@ pub struct CompressedCluster {
 
 impl Backend {
     /// Compresses `data` for [`Backend::write_compressed`]. `data` is one cluster, or the incomplete cluster at the end
-    /// of the image.
+    /// of the disk.
     ///
     /// # Errors
-    /// When the root's driver does not compress; when memory runs out.
+    /// When the root's driver has no compression; the errors of the driver, for example if memory runs out.
     pub async fn compress(&self, data: IoBuf) -> Result<CompressedCluster> {
         let node = self.node()?;
         let compress = node.driver().compress().ok_or_else(cannot_compress)?;
         compress.compress(data).await.map_err(|error| error.on_node(node.name()))
     }
 
-    /// Ends a series of compressed writes: pads the file to whole sectors, because some programs that read images
-    /// expect this.
+    /// Ends a series of compressed writes: pads the image file to whole sectors, because some programs that read images
+    /// expect whole sectors.
     ///
     /// # Errors
-    /// When the root's driver does not compress; the errors of the file.
+    /// When the root's driver has no compression; the errors of the image file.
     pub async fn end_compressed(&self) -> Result<()> {
         let end = |node: Arc<Node>| async move {
             let compress = node.driver().compress().ok_or_else(cannot_compress)?;
             compress.end().await.map_err(|error| error.on_node(node.name()))
         };
-        self.graph().run_exclusive(&self.node()?, self.while_open(end)).await
+        self.graph().run_exclusive(&self.node()?, self.while_writer(end)).await
     }
 }
 

@@ -4,10 +4,12 @@
 //! Once begun, the operation runs to its end even if its future is dropped, because a driver that stops halfway could
 //! leave inconsistent metadata.
 //!
-//! A reopen, and an operation that passes through several nodes, hold the locks of all nodes concerned. Only one such
-//! operation runs at a time in a graph, so two such operations never wait for each other. An operation that uses only
-//! one node never waits for the lock of another node.
+//! A reopen, and an operation that passes through several nodes, hold the locks of all nodes concerned. A close holds the locks
+//! of all nodes below, which it flushes and may close. Such an operation holds the lock of reopens while it takes these locks,
+//! so two such operations never wait for each other. An operation that uses only one node never waits for the lock of another
+//! node.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -36,6 +38,12 @@ pub(crate) struct ControlGuard {
     _guard: MutexGuardArc<()>,
 }
 
+/// The control locks of a node and of all nodes below it: no control operation is in progress there, and the edges between
+/// these nodes do not change.
+pub(crate) struct Controls {
+    _guards: Vec<ControlGuard>,
+}
+
 /// Exclusive use of a node: no request and no other control operation is in progress.
 pub(crate) struct Exclusive {
     // Fields drop in this order: requests resume before the next control operation gets the lock.
@@ -45,6 +53,30 @@ pub(crate) struct Exclusive {
 }
 
 impl Graph {
+    /// Takes the control locks of `top` and of all nodes below it.
+    pub(crate) async fn controls(&self, top: &Arc<Node>) -> Controls {
+        let reopening = self.reopening().acquire().await;
+        self.controls_with(&reopening, top).await
+    }
+
+    /// As [`Self::controls`], for a holder of the lock of reopens.
+    pub(crate) async fn controls_with(
+        &self,
+        _reopening: &ControlGuard,
+        top: &Arc<Node>,
+    ) -> Controls {
+        let top = std::slice::from_ref(top);
+        Controls { _guards: lock_all(nodes_from(top, |_| true)).await }
+    }
+
+    /// Takes the control locks of the nodes that a flush of `nodes` reaches, except those of `nodes`, which the caller already
+    /// holds together with the lock of reopens.
+    pub(crate) async fn controls_below(&self, nodes: &[Arc<Node>]) -> Controls {
+        let reached = nodes_from(nodes, |child| child != ChildIdx::BACKING);
+        let other = |node: &Arc<Node>| !nodes.iter().any(|held| Arc::ptr_eq(held, node));
+        Controls { _guards: lock_all(reached.into_iter().filter(other).collect()).await }
+    }
+
     /// Waits for exclusive use of `node`. The exclusive use ends when the returned guard is dropped.
     pub(crate) async fn exclusive(&self, node: &Arc<Node>) -> Exclusive {
         let control = node.control_lock().acquire().await;
@@ -67,8 +99,8 @@ impl Graph {
         Self::carry_out(exclusive, node, work).await
     }
 
-    /// Like [`Self::run_exclusive`], for a caller that reaches `node` through the nodes `above`, uppermost first. No
-    /// other control operation runs on the nodes `above` at the same time.
+    /// Like [`Self::run_exclusive`], for a caller that reaches `node` through the nodes `above`. The uppermost node is
+    /// the first in `above`. No other control operation runs on these nodes at the same time.
     pub(crate) async fn run_exclusive_below<T, W, F>(
         &self,
         above: Vec<Arc<Node>>,
@@ -124,6 +156,28 @@ impl Graph {
     }
 }
 
+async fn lock_all(nodes: Vec<Arc<Node>>) -> Vec<ControlGuard> {
+    let mut guards = Vec::new();
+    for node in nodes {
+        guards.push(node.control_lock().acquire().await);
+    }
+    guards
+}
+
+/// The nodes `tops` and those that can be reached from them through the slots that `follow` accepts, each of them once.
+fn nodes_from(tops: &[Arc<Node>], follow: impl Fn(ChildIdx) -> bool) -> Vec<Arc<Node>> {
+    let (mut found, mut seen) = (Vec::new(), HashSet::new());
+    let mut next = tops.to_vec();
+    while let Some(node) = next.pop() {
+        if seen.insert(Arc::as_ptr(&node)) {
+            let children = node.children().iter().filter(|(child, _)| follow(*child));
+            next.extend(children.map(|(_, edge)| Arc::clone(edge.node())));
+            found.push(node);
+        }
+    }
+    found
+}
+
 fn mark_unflushed_below(node: &Arc<Node>) {
     for (child, edge) in node.children().iter() {
         if child != ChildIdx::BACKING && !edge.node().is_read_only() {
@@ -135,7 +189,7 @@ fn mark_unflushed_below(node: &Arc<Node>) {
 
 impl Backend {
     /// Wraps the work of a control operation that this backend requests. The operation fails if the backend was closed
-    /// while the operation waited for the node.
+    /// before the operation got exclusive use of the node.
     pub(crate) fn while_open<T, W, F>(
         &self,
         work: W,
@@ -152,6 +206,24 @@ impl Backend {
                 work(node).await
             })
         }
+    }
+
+    /// Like [`Self::while_open`], for an operation that changes the image. The operation also fails if the backend has no write
+    /// permission when it gets the node, for example during a commit of the image.
+    pub(crate) fn while_writer<T, W, F>(
+        &self,
+        work: W,
+    ) -> impl FnOnce(Arc<Node>) -> LocalBoxFuture<'static, Result<T>> + use<T, W, F>
+    where
+        T: 'static,
+        W: FnOnce(Arc<Node>) -> F + 'static,
+        F: Future<Output = Result<T>> + 'static,
+    {
+        let backend = self.clone();
+        self.while_open(move |node| async move {
+            backend.root()?.may_write()?;
+            work(node).await
+        })
     }
 }
 

@@ -17,7 +17,7 @@ pub enum OptionType {
     String,
 }
 
-/// One option of `create`, as `-o help` lists it.
+/// One option of `create` or `amend`, as `-o help` lists the option.
 #[derive(Debug, Clone, Copy)]
 pub struct CreateOption {
     /// Name.
@@ -33,11 +33,11 @@ pub struct CreateOption {
 /// The file or files in which a new image is created.
 #[derive(Clone)]
 pub enum CreateTarget {
-    /// Protocols: create the file of this name.
+    /// Protocols: create the file with this name.
     Filename(String),
-    /// Formats: write the image's metadata and data into this file, which exists and is open for writing.
+    /// Formats: write the image's metadata and data into this file. The file exists and is open for writing.
     File(Arc<Edge>),
-    /// Formats with a separate data file. Both files exist and are open for writing; the data file is empty.
+    /// Formats with a separate data file: both files exist and are open for writing, and the data file is empty.
     Files {
         /// The file for the format's metadata.
         file: Arc<Edge>,
@@ -55,10 +55,10 @@ pub struct CreateRequest {
     pub options: Options,
 }
 
-/// A file that a protocol has created. The value identifies the file itself, even if the name of the file now refers to
+/// A file that a protocol has created. This value identifies the file itself, even if the file's name now refers to
 /// another file.
 pub trait CreatedFile: Send + Sync {
-    /// Removes the file, but only if its name still refers to this file.
+    /// Removes the file if the file's name still refers to this file.
     ///
     /// # Errors
     /// When the host cannot look up the name or cannot remove the file.
@@ -76,8 +76,7 @@ pub enum Removal {
     Replaced,
 }
 
-/// A created image. The caller can remove the image if it cannot complete the image. Dropping this value keeps the
-/// image.
+/// A created image. A caller that cannot complete the image can remove it. Dropping this value keeps the image.
 pub struct Created(Result<Option<Box<dyn CreatedFile>>>);
 
 impl Created {
@@ -92,9 +91,9 @@ impl Created {
         Self(Ok(None))
     }
 
-    /// Removes the image's file, if its name still refers to this file. If another program replaces the file between
-    /// the check and the removal, the new file is removed: the host has no system call that checks and removes a file
-    /// atomically.
+    /// Removes the image's file, if the file's name still refers to this file. If another program replaces the file
+    /// between the check and the removal, the new file is removed: the host has no system call that checks and removes
+    /// a file atomically.
     ///
     /// # Errors
     /// When the host cannot identify, look up or remove the file.
@@ -102,8 +101,8 @@ impl Created {
         self.0?.map_or(Ok(Removal::Kept), |file| file.remove())
     }
 
-    /// Like [`Self::remove`], for a caller that already reports another error. The log reports a file that is not
-    /// removed.
+    /// Like [`Self::remove`], for a caller that already reports another error. If the removal fails, or if another
+    /// program has replaced the file, the log reports this.
     pub fn remove_incomplete(self, filename: &str) {
         match self.remove() {
             Ok(Removal::Removed | Removal::Kept) => {}

@@ -1,14 +1,17 @@
 //! The interface that formats, protocols and filters implement for the graph.
 //!
-//! A [`DriverFactory`] knows the driver's name and options, and opens or creates an image. It makes one [`Driver`] for
-//! each node. A driver holds no reference to its node. It receives its [`Children`] and sends requests to them through
-//! [`Edge`](crate::Edge)s; these requests take the same path as the requests of other parents.
+//! A [`DriverFactory`] knows the driver's name and options, and opens and creates images. The factory makes one
+//! [`Driver`] for each node. A driver holds no reference to its node. The driver receives its [`Children`] and sends
+//! requests to them through [`Edge`](crate::Edge)s; these requests take the same path as the requests of other parents.
 //!
-//! A feature that only some drivers have is a capability: a small trait, which a method of [`Driver`] returns as an
-//! `Option`. Core checks the `Option` before it uses the feature, so no trait needs a default method that panics.
+//! A feature that only some drivers have is a capability: a small trait. A method of [`Driver`] returns the trait
+//! object as an `Option`. The caller checks the `Option` before it uses the feature, so no trait needs a default method
+//! that panics.
 //!
-//! Requests that reach a driver lie inside the node, are aligned to the driver's [`Limits`], and are no longer than
-//! these limits allow. All I/O threads may call a driver concurrently.
+//! Reads, writes, zero writes and discards that reach a driver are aligned to the driver's [`Limits`] (a discard may
+//! instead end at the end of the node), and are no longer than these limits allow. They lie inside the node, with two
+//! exceptions: a write may reach past the end of a node that [grows](Limits::grows), and the last aligned block may
+//! reach past the end. All I/O threads may call a driver concurrently.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -36,7 +39,7 @@ pub enum MapOp {
     Write,
 }
 
-/// The result of [`Driver::map`]: the location of the first `len` bytes of a range.
+/// The result of [`Driver::map`]: the location of the start of a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// A child contains the data of the range unchanged. Bytes past the child's end read as zeroes.
@@ -45,10 +48,10 @@ pub enum Step {
         child: ChildIdx,
         /// Byte offset in the child.
         offset: u64,
-        /// Number of bytes covered, at least 1. It may be more than the caller requested.
+        /// Number of bytes covered, at least 1. This number may be larger than the number that the caller requested.
         len: u64,
     },
-    /// The range reads as zeroes (reads only).
+    /// The range reads as zeroes. Only for [`MapOp::Read`].
     Zero {
         /// Number of bytes covered, at least 1.
         len: u64,
@@ -88,9 +91,9 @@ impl std::ops::Deref for HostFile<'_> {
 /// The precision that a caller of [`Driver::block_status`] needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Want {
-    /// Everything, zeroes and offsets included, even if it costs a system call.
+    /// All flags and offsets, even if this costs a system call.
     Precise,
-    /// Only whether this layer has allocated the range.
+    /// Only whether this node has allocated the range.
     Allocation,
 }
 
@@ -119,37 +122,38 @@ pub struct ImageInfo {
     pub specific: Option<Value>,
 }
 
-/// An open image, protocol connection or filter.
+/// One open instance of a format, a protocol or a filter.
 pub trait Driver: Send + Sync + 'static {
-    /// Looks up the location of the start of a range; see [`Step`]. This function does no I/O, takes no lock and
+    /// Looks up the location of the start of a range; see [`Step`]. An implementation does no I/O, takes no lock and
     /// allocates no memory.
     fn map(&self, op: MapOp, offset: u64, len: u64) -> Step {
         let _ = (op, offset, len);
         Step::Slow
     }
 
-    /// The host file behind [`Step::Host`].
+    /// The host file behind [`Step::Host`]. `None`: the driver never returns [`Step::Host`].
     fn host_file(&self) -> Option<HostFile<'_>> {
         None
     }
 
-    /// Loads the metadata that [`Self::map`] needs for the start of a range. `None`: [`Self::map`] needs no metadata,
-    /// or its [`Step::Slow`] always requires [`Self::read`].
+    /// Loads the metadata that [`Self::map`] needs for the start of a range. `None`: there is no metadata to load, and
+    /// the caller uses [`Self::read`] after a [`Step::Slow`].
     fn load_map(&self, offset: u64, len: u64) -> Option<BoxFuture<'_, Result<()>>> {
         let _ = (offset, len);
         None
     }
 
-    /// Fills `buf` from `offset` and returns it.
+    /// Reads `buf.len()` bytes at `offset` into `buf`, and returns `buf`.
     fn read(&self, offset: u64, buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>>;
 
-    /// Writes all of `data` at `offset`. The request path passes no flags: it emulates [`WriteFlags::FUA`] with a
-    /// flush.
+    /// Writes all of `data` at `offset`. The request path passes no flags: the request path emulates
+    /// [`WriteFlags::FUA`] with a flush.
     fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> BoxFuture<'_, Result<()>>;
 
     /// Makes a range read as zeroes. Of the optional flags, `flags` has only those that [`Limits::zero_flags`] declares.
-    /// `None`: the driver does not support zero writes, and the request path writes
-    /// zeroes as data. The request path does the same if the future returns [`crate::ErrorKind::Unsupported`].
+    /// `None`: the driver does not support zero writes. In this case, and if the future returns
+    /// [`crate::ErrorKind::Unsupported`], the request path writes zeroes as data, unless the request has
+    /// [`ZeroFlags::NO_FALLBACK`].
     fn write_zeroes(
         &self,
         offset: u64,
@@ -160,14 +164,14 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
-    /// Informs the driver that a range's contents no longer matter. The end of the range is aligned, or is the end of
-    /// the node. `None`: the driver ignores discards.
+    /// Informs the driver that the contents of a range are no longer needed. The start of the range is aligned. The end
+    /// of the range is aligned, or is the end of the node. `None`: the driver ignores discards.
     fn discard(&self, offset: u64, len: u64) -> Option<BoxFuture<'_, Result<()>>> {
         let _ = (offset, len);
         None
     }
 
-    /// Flushes all completed writes to stable storage. `None`: it is enough to flush the children.
+    /// Flushes all completed writes to stable storage. `None`: a flush of the children is enough.
     fn flush(&self) -> Option<BoxFuture<'_, Result<()>>> {
         None
     }
@@ -183,16 +187,16 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
-    /// Virtual size in bytes, as far as the driver knows without a query.
+    /// Virtual size in bytes. This function does not query the host.
     fn size(&self) -> u64;
 
-    /// Queries the host or the child for the size again. Drivers implement this function if their size follows the size
-    /// of a file.
+    /// Queries the host or the child for the size again. A driver whose size follows the size of a file implements this
+    /// function.
     fn refresh_size(&self) -> Option<BoxFuture<'_, Result<u64>>> {
         None
     }
 
-    /// Limits and capabilities. Core adds the memory alignment of the children.
+    /// Limits and capabilities. The node raises the memory alignment to that of its children.
     fn limits(&self) -> Limits {
         Limits::default()
     }
@@ -220,8 +224,8 @@ pub trait Driver: Send + Sync + 'static {
     }
 
     /// Applies new cumulative permissions: `permissions` is the union of what the parents take and the intersection of
-    /// what they share. Protocols take or release the host's locks. After an error, the previous permissions still
-    /// apply.
+    /// what the parents share. A protocol takes or releases its file locks. After an error, the previous permissions
+    /// still apply.
     ///
     /// # Errors
     /// When another process holds a conflicting lock.
@@ -235,63 +239,63 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
-    /// Change of size.
+    /// The capability to change the size.
     fn resize(&self) -> Option<&dyn Resize> {
         None
     }
 
-    /// Reopen with other options.
+    /// The capability to reopen with other options.
     fn reopen(&self) -> Option<&dyn Reopen> {
         None
     }
 
-    /// Copy between host files without passing the data through memory.
+    /// The capability to copy between host files without passing the data through memory.
     fn copy_range(&self) -> Option<&dyn CopyRange> {
         None
     }
 
-    /// Compressed writes.
+    /// The capability to write compressed clusters.
     fn compress(&self) -> Option<&dyn Compress> {
         None
     }
 
-    /// Change of the backing file name that the image stores.
+    /// The capability to change the backing file name that the image stores, and to empty the image.
     fn backing(&self) -> Option<&dyn Backing> {
         None
     }
 
-    /// Change of an image's options.
+    /// The capability to change options of the image.
     fn amend(&self) -> Option<&dyn crate::amend::Amend> {
         None
     }
 
-    /// Internal snapshots.
+    /// The capability to take and use internal snapshots.
     fn snapshots(&self) -> Option<&dyn crate::snapshot::Snapshots> {
         None
     }
 
-    /// Dirty bitmaps stored in the image.
+    /// The capability to store dirty bitmaps in the image.
     fn persistent_bitmaps(&self) -> Option<&dyn PersistentBitmaps> {
         None
     }
 
-    /// Compaction.
+    /// The capability to return unused space to the host without copying the image.
     fn compact(&self) -> Option<&dyn crate::compact::Compact> {
         None
     }
 
-    /// VM state.
+    /// The capability to store VM state.
     fn vm_state(&self) -> Option<&dyn crate::vm_state::VmState> {
         None
     }
 
-    /// Consistency check.
+    /// The capability to check the consistency of the image.
     fn check(&self) -> Option<&dyn Check> {
         None
     }
 }
 
-/// How the new space of a resize or of a new image is allocated.
+/// How the new space of a resized or new image is allocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Preallocation {
     /// Allocate nothing.
@@ -301,7 +305,7 @@ pub enum Preallocation {
     Metadata,
     /// Reserve space with `fallocate`.
     Falloc,
-    /// Write zeroes.
+    /// Write zeroes to the new space.
     Full,
 }
 
@@ -328,7 +332,7 @@ impl Preallocation {
     }
 }
 
-/// Change of a node's size.
+/// Changes the size of a node.
 pub trait Resize: Send + Sync {
     /// Sets the virtual size to `size` bytes. Added space reads as zeroes, even where a backing file has data.
     /// [`Backend::resize`](crate::Backend::resize) drains the node first. A parent may resize its child while other
@@ -336,7 +340,8 @@ pub trait Resize: Send + Sync {
     fn resize(&self, size: u64, preallocation: Preallocation) -> BoxFuture<'_, Result<()>>;
 }
 
-/// Reopen in two steps (prepare, then commit or abort), so that either all nodes of a reopen change or none of them.
+/// Reopens a node in two steps (prepare, then commit or abort), so that either all nodes of a reopen change or none of
+/// them.
 pub trait Reopen: Send + Sync {
     /// Checks and prepares the change; `read_only` and the cache flags are in `flags`. No visible state changes.
     fn prepare(&self, flags: crate::OpenFlags, options: &Options) -> BoxFuture<'_, Result<()>>;
@@ -346,7 +351,7 @@ pub trait Reopen: Send + Sync {
     fn abort(&self) -> BoxFuture<'_, ()>;
 }
 
-/// Copy offload between host files.
+/// Copies between host files with the host's copy offload.
 pub trait CopyRange: Send + Sync {
     /// Copies `len` bytes at `offset` of this node to `target_offset` of the leaf driver `target`.
     fn copy_to<'a>(
@@ -358,41 +363,43 @@ pub trait CopyRange: Send + Sync {
     ) -> BoxFuture<'a, Result<()>>;
 }
 
-/// Compressed writes.
+/// Compresses and stores clusters.
 pub trait Compress: Send + Sync {
-    /// Stores `data` (whole clusters, or data up to the end of the image) compressed, or uncompressed if compression
+    /// Stores `data` (whole clusters, or data up to the end of the disk) compressed, or uncompressed if compression
     /// saves no space.
     fn write_compressed(&self, offset: u64, data: IoBuf) -> BoxFuture<'_, Result<()>>;
 
-    /// Compresses `data` (one cluster, or the incomplete cluster at the end of the image) and stores nothing.
+    /// Compresses `data` (one cluster, or the incomplete cluster at the end of the disk) and stores nothing.
     fn compress(&self, data: IoBuf) -> BoxFuture<'_, Result<CompressedCluster>>;
 
     /// Stores at `offset` a cluster that [`Self::compress`] has returned.
     fn store(&self, offset: u64, cluster: CompressedCluster) -> BoxFuture<'_, Result<()>>;
 
-    /// Ends a series of compressed writes: pads the file to whole sectors. Core drains the node before the call.
+    /// Ends a series of compressed writes: pads the image file to whole sectors.
+    /// [`Backend::end_compressed`](crate::Backend::end_compressed) drains the node before the call.
     fn end(&self) -> BoxFuture<'_, Result<()>>;
 }
 
-/// Operations of formats that support backing files. Core drains the node before each call.
+/// Operations of formats that support backing files. The methods of [`Backend`](crate::Backend) drain the node before
+/// each call.
 pub trait Backing: Send + Sync {
-    /// Stores `filename` and `format` in the image; `None` removes the reference. After this call, the change and all
-    /// earlier writes are on stable storage. The node continues to use the backing file that is open.
+    /// Stores `filename` and `format` in the image; a `filename` of `None` removes the reference. After this call, the
+    /// change and all earlier writes are on stable storage. The node continues to use the backing file that is open.
     fn change<'a>(
         &'a self,
         filename: Option<&'a str>,
         format: Option<&'a str>,
     ) -> BoxFuture<'a, Result<()>>;
 
-    /// Discards all guest data that the image itself stores, so that only its backing file is visible. Snapshots stay.
-    /// After a crash the image has either all of this data or none of it.
+    /// Discards all guest data that the image itself stores, so that reads return only the data of the backing file.
+    /// Internal snapshots stay. After a crash the image has either all of this data or none of it.
     fn make_empty(&self) -> BoxFuture<'_, Result<()>>;
 }
 
-/// The category of a driver. It determines the default children and permissions.
+/// The category of a driver. The category determines the default children and permissions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DriverKind {
-    /// Talks to the host or the network; has no `file` child.
+    /// Accesses the host or the network; has no `file` child.
     Protocol,
     /// Interprets the contents of its `file` child.
     Format,
@@ -440,14 +447,14 @@ pub trait DriverFactory: Send + Sync + 'static {
         false
     }
 
-    /// Whether the node passes its parents' permissions unchanged to the primary child. This applies to filters, and to
-    /// formats that store no metadata in that child.
+    /// Whether the node passes its parents' permissions unchanged to the primary child. Filters do so, and also formats
+    /// that store no metadata in that child.
     fn passes_permissions(&self) -> bool {
         self.kind() == DriverKind::Filter
     }
 
-    /// Opens a node. The generic options are in `context`. The driver removes the options that it knows from
-    /// [`OpenContext::options`]. Core refuses the remaining options as unknown.
+    /// Opens a node. `context` contains the generic options. The driver removes the options that it knows from
+    /// [`OpenContext::options`]. The graph refuses the remaining options as unknown.
     fn open<'a>(&'a self, context: &'a mut OpenContext) -> BoxFuture<'a, Result<Box<dyn Driver>>>;
 
     /// The options of [`Self::create`], for `-o help` and for checking. Empty: the driver cannot create images.
@@ -461,8 +468,8 @@ pub trait DriverFactory: Send + Sync + 'static {
         &[]
     }
 
-    /// Creates a new image. The request contains the protocol file of a format, which already exists. `None`: the
-    /// driver cannot create images.
+    /// Creates a new image. For a format, the request contains a file that already exists. `None`: the driver cannot
+    /// create images.
     fn create<'a>(
         &'a self,
         graph: &'a Graph,
@@ -476,13 +483,13 @@ pub trait DriverFactory: Send + Sync + 'static {
     /// existing image.
     ///
     /// # Errors
-    /// The errors that [`Self::create`] would return for these options.
+    /// An error that [`Self::create`] would also return for these options. [`Self::create`] may return further errors.
     fn check_create(&self, graph: &Graph, options: &Options) -> Result<()> {
         let _ = (graph, options);
         Ok(())
     }
 
-    /// Identifies the existing file with this name, so that it can be removed if [`Self::create`] has created it
+    /// Identifies the existing file with this name, so that the file can be removed if [`Self::create`] has created it
     /// (protocols). `None`: the file must not be removed (a device, for example).
     ///
     /// # Errors
@@ -492,7 +499,7 @@ pub trait DriverFactory: Send + Sync + 'static {
         Ok(None)
     }
 
-    /// Computes how many bytes an image made by [`Self::create`] would need.
+    /// Computes how many bytes an image made by [`Self::create`] would need. `None`: the driver cannot compute this.
     fn measure<'a>(
         &'a self,
         request: MeasureRequest<'a>,

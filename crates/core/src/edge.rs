@@ -1,8 +1,8 @@
-//! Edges: an edge records that a parent uses a node, with the role of the node and the permissions of the parent.
+//! Edges: an edge records that a parent uses a node, the parent's name for the node, and the parent's permissions.
 //!
-//! An [`Edge`] belongs to its parent (a node's slot in [`Children`], or a backend). An edge never changes its node. To
-//! replace a child, core drains the parent and puts a new edge into the slot. Requests made through an edge take the
-//! complete request path of the child.
+//! An [`Edge`] belongs to its parent (a node's slot in [`Children`], or a backend). The node of an edge never changes.
+//! To replace a child, the graph drains the parent and puts a new edge into the slot. Requests made through an edge
+//! take the complete request path of the child.
 
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +17,7 @@ use crate::{
     WriteFlags, ZeroFlags,
 };
 
-/// A slot among a node's children.
+/// The index of a slot among a node's children.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ChildIdx(u8);
 
@@ -36,7 +36,7 @@ impl ChildIdx {
         [Self::FILE, Self::BACKING, Self::DATA].into_iter()
     }
 
-    /// The option name of the child.
+    /// The name of the option that describes the child.
     pub fn name(self) -> &'static str {
         match self {
             Self::BACKING => "backing",
@@ -71,7 +71,8 @@ impl Children {
         }
     }
 
-    /// The edge in a slot, borrowed for a short time. This call is cheap, because it counts no reference.
+    /// The edge in a slot, borrowed for a short time. This call is cheap, because it does not change the edge's
+    /// reference count.
     pub(crate) fn peek(&self, child: ChildIdx) -> arc_swap::Guard<Option<Arc<Edge>>> {
         self.slot(child).load()
     }
@@ -99,7 +100,7 @@ impl Children {
         self.slot(child).swap(edge)
     }
 
-    /// Empties all slots.
+    /// Empties all slots and returns their edges.
     pub(crate) fn take(&self) -> Vec<Arc<Edge>> {
         ChildIdx::all().filter_map(|child| self.set(child, None)).collect()
     }
@@ -110,37 +111,51 @@ impl Children {
     }
 }
 
-/// One user of a node.
+/// The connection from a parent to a child node.
 pub struct Edge {
     node: Arc<Node>,
     name: String,
     user: String,
     taken: AtomicU8,
     permissions: Mutex<Permissions>,
+    also_shared: AtomicU8,
+    yields_to: Mutex<Option<Arc<str>>>,
 }
 
 impl Edge {
-    /// Makes `user` a user of `node`. `user` is the user's name in messages (`node 'x'`, `block device 'y'`). `name` is
-    /// the user's name for the child (`file`, `root`).
+    /// Connects a parent to the child node `node`. `user` is the parent's name in messages (`node 'x'`, `block device
+    /// 'y'`). `name` is the parent's name for the child (`file`, `root`).
     ///
     /// # Errors
-    /// When the permissions conflict with those of another user in this process, or (through file locks) in another
-    /// process.
+    /// When the node is closed; when the parent takes write permission on a read-only node; when the permissions
+    /// conflict with those of another user in this process, or (through file locks) in another process.
     pub fn attach(
         node: Arc<Node>,
         user: impl Into<String>,
         name: impl Into<String>,
         permissions: Permissions,
     ) -> Result<Arc<Self>> {
-        let edge = Arc::new(Self {
+        let edge = Self::unattached(node, user, name, permissions);
+        edge.node.add_parent(&edge)?;
+        Ok(edge)
+    }
+
+    /// An edge that is not yet a user of its node.
+    pub(crate) fn unattached(
+        node: Arc<Node>,
+        user: impl Into<String>,
+        name: impl Into<String>,
+        permissions: Permissions,
+    ) -> Arc<Self> {
+        Arc::new(Self {
             node,
             name: name.into(),
             user: user.into(),
             taken: AtomicU8::new(permissions.taken.bits()),
             permissions: Mutex::new(permissions),
-        });
-        edge.node.add_parent(&edge)?;
-        Ok(edge)
+            also_shared: AtomicU8::new(0),
+            yields_to: Mutex::default(),
+        })
     }
 
     /// Removes this edge from the users of the node and releases the edge's permissions. The node lives as long as
@@ -182,6 +197,30 @@ impl Edge {
         self.node.change_parent(self, permissions)
     }
 
+    /// Permissions that the edge shares although its parent's users do not; see [`crate::WritableBase`].
+    pub(crate) fn also_shared(&self) -> Perm {
+        Perm::from_bits_truncate(self.also_shared.load(Relaxed))
+    }
+
+    /// Sets [`Self::also_shared`]. It takes effect when the permissions of the parent are updated.
+    pub(crate) fn set_also_shared(&self, shared: Perm) {
+        self.also_shared.store(shared.bits(), Relaxed);
+    }
+
+    /// Records the user that is the only writer of the node, for messages; see [`crate::SoleWriter`].
+    pub(crate) fn yield_to(&self, writer: Option<Arc<str>>) {
+        *self.yields_to.lock().unwrap_or_else(PoisonError::into_inner) = writer;
+    }
+
+    fn refused(&self, operation: &str) -> Error {
+        let yields_to = self.yields_to.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = match &*yields_to {
+            Some(writer) => format!("{} cannot {operation} during the {writer}", self.user),
+            None => format!("{} did not ask to {operation}", self.user),
+        };
+        Error::new(ErrorKind::Denied, text).on_node(self.node.name())
+    }
+
     pub(crate) fn replace_permissions(&self, permissions: Permissions) -> Permissions {
         self.taken.store(permissions.taken.bits(), Relaxed);
         std::mem::replace(&mut *self.lock(), permissions)
@@ -199,8 +238,7 @@ impl Edge {
         if self.takes(Perm::WRITE | Perm::WRITE_UNCHANGED) {
             return Ok(());
         }
-        Err(Error::new(ErrorKind::Denied, format!("{} did not ask to write", self.user))
-            .on_node(self.node.name()))
+        Err(self.refused("write"))
     }
 
     /// Refuses a write if this user has no write permission, or if the write makes the node grow and the user has no
@@ -220,8 +258,7 @@ impl Edge {
         if self.takes(Perm::RESIZE) {
             return Ok(());
         }
-        let text = format!("{} did not ask to resize", self.user);
-        Err(Error::new(ErrorKind::Denied, text).on_node(self.node.name()))
+        Err(self.refused("resize"))
     }
 
     /// Size of the node in bytes.
@@ -240,8 +277,9 @@ impl Edge {
     /// Writes `data` at `offset`. A write past the end makes the node grow, if its driver allows this.
     ///
     /// # Errors
-    /// The errors of the driver and the host; [`ErrorKind::NoSpace`] past the end of a node that does not grow, and
-    /// [`ErrorKind::Denied`] for such a write without resize permission.
+    /// [`ErrorKind::Denied`] without write permission, or past the end without resize permission;
+    /// [`ErrorKind::NoSpace`] past the end of a node that does not grow; [`ErrorKind::Unsupported`] for
+    /// [`WriteFlags::COMPRESSED`] if the format has no compression; otherwise the errors of the driver and the host.
     pub async fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> Result<()> {
         self.may_write_to(offset, request::as_u64(data.len()))?;
         request::write(&self.node, offset, data, flags).await
@@ -250,7 +288,7 @@ impl Edge {
     /// Stores a cluster that [`Compress::compress`](crate::driver::Compress::compress) has compressed.
     ///
     /// # Errors
-    /// The errors of [`Self::write`].
+    /// The errors of [`Self::write`], and [`ErrorKind::Unsupported`] if the format has no compression.
     pub async fn write_compressed(
         &self,
         offset: u64,
@@ -261,19 +299,21 @@ impl Edge {
         request::store_compressed(&self.node, offset, cluster, flags).await
     }
 
-    /// Makes a range read as zeroes. See [`ZeroFlags`].
+    /// Makes a range read as zeroes. [`ZeroFlags`] describes the flags.
     ///
     /// # Errors
-    /// The errors of [`Self::write`].
+    /// The errors of [`Self::write`]; `ENOTSUP` with [`ZeroFlags::NO_FALLBACK`] if the zeroes would have to be written
+    /// as data.
     pub async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         self.may_write_to(offset, len)?;
         request::write_zeroes(&self.node, offset, len, flags).await
     }
 
-    /// Discards a range: its contents no longer matter.
+    /// Discards a range: the caller no longer needs the contents of the range.
     ///
     /// # Errors
-    /// The errors of the driver and the host.
+    /// [`ErrorKind::Denied`] without write permission; [`ErrorKind::OutOfRange`] or [`ErrorKind::NoSpace`] past the end
+    /// of the node; otherwise the errors of the driver and the host.
     pub async fn discard(&self, offset: u64, len: u64) -> Result<()> {
         self.may_write()?;
         request::discard(&self.node, offset, len).await
@@ -303,10 +343,12 @@ impl Edge {
         Ok(request::status_above(&self.node, None, offset, len, want).await?.status)
     }
 
-    /// Sets the size.
+    /// Sets the size of the node.
     ///
     /// # Errors
-    /// The errors of the driver and the host; [`ErrorKind::Denied`] without resize permission.
+    /// [`ErrorKind::Denied`] without resize permission or if the node is read-only; [`ErrorKind::Unsupported`] if the
+    /// driver cannot change the size; the errors of [`crate::check_length`]; otherwise the errors of the driver and the
+    /// host.
     pub async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         self.may_resize()?;
         request::resize(&self.node, size, preallocation).await
@@ -315,8 +357,8 @@ impl Edge {
     /// Copies a range to another node with the host's copy offload, if both drivers support it.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] if a driver does not support it or cannot map the range; otherwise the errors of the
-    /// host.
+    /// [`ErrorKind::Denied`] without write permission on the target; [`ErrorKind::Unsupported`] if a driver does not
+    /// support copy offload or cannot map the range; otherwise the errors of the host.
     pub async fn copy_to(
         &self,
         offset: u64,

@@ -1,14 +1,13 @@
-//! Epochs: counters that show when all requests that started before some moment have ended.
+//! Epochs: counters that show when all requests that began before a certain moment have ended.
 //!
 //! A request that has mapped a host cluster may still read the cluster when another request frees the cluster. So a
 //! freed cluster is quarantined: it is tagged with the [`Epochs::current`] epoch, and is not allocated again before
 //! [`Epochs::has_passed`] returns true for that epoch. A request holds an [`EpochGuard`] from before the lookup (`map`)
 //! until its I/O has ended.
-//!
 //! The counters are kept per I/O thread, in four slots used in rotation. A guard lowers the same counter that it has
 //! raised. The epoch advances from `e` to `e + 1` only when all guards of epoch `e - 1` have been dropped. Hence guards
-//! of at most two epochs exist at any time, and once the epoch is `e + 2` all guards of `e` and earlier have been
-//! dropped. Entering and leaving each cost one uncontended atomic operation. All orderings are `SeqCst`, because
+//! of at most two epochs exist at any time. When the epoch is `e + 2`, all guards of `e` and of earlier epochs have
+//! been dropped. Entering and leaving each cost one uncontended atomic operation. All orderings are `SeqCst`, because
 //! entering is a store followed by a load of another location that the advancing thread writes.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -18,7 +17,7 @@ use oxblk_ring::{Shard, Sharded};
 
 const SLOTS: usize = 4;
 
-/// The epoch domain of a [`crate::Graph`].
+/// The epochs of one [`crate::Graph`]: the current epoch, and the numbers of requests in progress.
 #[derive(Debug)]
 pub struct Epochs {
     current: AtomicU64,
@@ -163,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guard_is_counted_down_in_the_shard_that_it_was_counted_up_in() {
+    fn a_detached_guard_lowers_the_counter_that_it_has_raised() {
         let epochs = Epochs::default();
         let place = oxblk_ring::block_on(async { epochs.enter().detach() });
         epochs.leave(place);

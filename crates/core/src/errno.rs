@@ -2,7 +2,7 @@
 
 use rustix::io::Errno as Host;
 
-/// The errno values of the host. The constants have the host's names without the leading `E`.
+/// The errno values of the host. Each constant has the host's name without the leading `E`, except [`Errno::TOOBIG`].
 #[derive(Debug)]
 pub enum Errno {}
 

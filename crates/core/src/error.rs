@@ -2,8 +2,8 @@
 //!
 //! An [`Error`] contains data for programs and a text for people. The data consists of a stable [`ErrorKind`], the
 //! errno that a guest or a network client receives, and the node, path and offset concerned. The `Display` text is one
-//! line in the wording of QEMU's tools, because scripts match this text. An error that has caused this error is
-//! available through [`std::error::Error::source`].
+//! line. If QEMU has the same error, the text has the wording of QEMU's tools, because scripts match this text. An
+//! error that has caused this error is available through [`std::error::Error::source`].
 
 use crate::Errno;
 use std::borrow::Cow;
@@ -23,9 +23,10 @@ pub enum ErrorKind {
     NoSpace,
     /// The file or object does not exist.
     NotFound,
-    /// The host, a lock, or the permissions of another user forbid the operation.
+    /// The operation is not permitted: a permission is missing or in conflict, the host, a lock or the gate refuses, or
+    /// a password is wrong.
     Denied,
-    /// A write was made to a read-only node or file.
+    /// The node or the file is read-only.
     ReadOnly,
     /// An argument or option is wrong.
     Invalid,
@@ -33,7 +34,7 @@ pub enum ErrorKind {
     Unsupported,
     /// The image violates the specification of its format.
     Corrupt,
-    /// The object is in use in a way that excludes the operation.
+    /// Another operation uses or closes the object, so this operation is not possible now.
     Busy,
     /// The request lies outside the device.
     OutOfRange,
@@ -166,7 +167,7 @@ impl Error {
         self.0.kind
     }
 
-    /// The (positive) errno for guests, clients and exit codes.
+    /// The (positive) errno for guests and clients.
     pub fn raw_errno(&self) -> i32 {
         self.0.errno
     }
@@ -186,7 +187,7 @@ impl Error {
         self.0.offset
     }
 
-    /// A hint for the user how to solve the problem, if there is one.
+    /// A hint that tells the user how to solve the problem, if there is such a hint.
     pub fn hint(&self) -> Option<&str> {
         self.0.hint.as_deref()
     }
@@ -317,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn the_debug_text_names_the_errno() {
+    fn the_debug_text_contains_the_name_of_the_errno() {
         let text = |errno| format!("{:?}", Error::from_errno(errno).on_path("x"));
         assert_eq!(text(Errno::NOSPC), "No space left on device (NoSpace, ENOSPC, path x)");
         assert!(text(4000).contains("(Io, errno 4000, path x)"));

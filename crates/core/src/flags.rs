@@ -6,9 +6,10 @@ bitflags::bitflags! {
     pub struct WriteFlags: u8 {
         /// The data is on stable storage when the write completes.
         const FUA = 1;
-        /// The data equals the data that a read of the range already returns, so readers see no change.
+        /// The data equals the data that a read of the range returns, so no reader sees a change.
         const UNCHANGED = 2;
-        /// Store the data compressed. Only some formats support this, and only for whole clusters.
+        /// Store the data compressed. Only some formats support this, and only for whole clusters and for the
+        /// incomplete cluster at the end of the disk.
         const COMPRESSED = 4;
     }
 }
@@ -24,8 +25,8 @@ bitflags::bitflags! {
         /// Fail with `ENOTSUP` rather than write zeroes as data.
         const NO_FALLBACK = 4;
         /// The image itself must record the zeroes, so that the range still reads as zeroes if the backing file is
-        /// changed later. Without this flag, a format that has no other way to record zeroes may leave a range
-        /// unallocated if no layer below has data there.
+        /// changed later. Without this flag, a format that cannot record zeroes in another way may leave a range
+        /// unallocated if no image below has data there.
         const OWN = 8;
     }
 }

@@ -25,12 +25,12 @@ use std::sync::Arc;
 use crate::graph::scheme;
 use crate::{Errno, Error, ErrorKind, Result};
 
-/// The other files that an image may open.
+/// The rule that decides which other files an image may open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Gate {
     /// No other file. Use this gate for untrusted images.
     Nothing,
-    /// Regular files below a directory. [`Gate::directory`] makes this value.
+    /// Regular files below a directory. [`Gate::directory`] creates this value.
     Directory(Directory),
     /// Every file that can be reached by a path, including devices.
     AnyFile,
@@ -68,7 +68,7 @@ impl Purpose {
         }
     }
 
-    /// The hint for the user how to open the file despite the gate.
+    /// The hint that tells the user how to open the file despite the gate.
     fn way(self) -> &'static str {
         match self {
             Self::Backing => {
@@ -80,10 +80,10 @@ impl Purpose {
 }
 
 impl Gate {
-    /// Allows images to open regular files below this directory.
+    /// A gate that allows regular files below the directory `path`.
     ///
     /// # Errors
-    /// When the directory does not exist.
+    /// When `path` does not exist, is not a directory, or cannot be resolved.
     pub fn directory(path: &Path) -> Result<Self> {
         let real = path.canonicalize().map_err(|error| {
             Error::from(error).prefix(format!("Could not open directory '{}'", path.display()))
@@ -98,8 +98,8 @@ impl Gate {
     /// relative to the current directory.
     ///
     /// # Errors
-    /// `EACCES` if the gate refuses the name. The message contains the name, and says how the user can open the file
-    /// nevertheless.
+    /// `EACCES` if the gate refuses the name. The message contains the name, and tells the user how to open the file
+    /// despite the gate.
     pub fn admit(&self, purpose: Purpose, name: &str) -> Result<Admitted> {
         let refuse = |reason: &str| Err(refused(purpose, name, reason));
         let path = match (purpose, scheme(name)) {

@@ -1,7 +1,7 @@
 //! The block graph: nodes, edges, backends, and the path that requests take through them.
 //!
 //! - [`Graph`] opens, creates, finds, drains and closes nodes.
-//! - [`Backend`] is the handle through which a device, export, job or tool makes requests.
+//! - [`Backend`] is the handle through which a device, export, job or tool sends requests.
 //! - [`Node`] is one driver instance; [`Edge`] connects a parent to a child node.
 //! - [`driver`] contains the traits that formats, protocols and filters implement.
 //!
@@ -45,7 +45,7 @@ mod atomics {
     pub(crate) use std::sync::atomic::{AtomicBool, Ordering, fence};
 }
 
-pub use backend::{Backend, Quiesced, Statistics};
+pub use backend::{Backend, Quiesced, SoleWriter, Statistics};
 pub use compressed::CompressedCluster;
 pub use driver::{
     BoxFuture, ChildrenRef, Driver, DriverFactory, DriverKind, DriverTable, HostFile, ImageInfo,

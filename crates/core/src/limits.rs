@@ -1,9 +1,9 @@
-//! [`Limits`]: the limits and capabilities of a driver, and the limit of a disk's length.
+//! [`Limits`]: the limits and capabilities of a driver. [`MAX_LENGTH`]: the maximum length of a disk.
 
 use crate::{Error, ErrorKind, Result, ZeroFlags};
 
-/// Longest disk in bytes: 2^63 - 1, rounded down to a multiple of 1 GiB, so that offsets can be rounded up without
-/// overflow.
+/// Maximum length of a disk in bytes: 2^63 - 1, rounded down to a multiple of 1 GiB, so that offsets can be rounded up
+/// without overflow.
 pub const MAX_LENGTH: u64 = (i64::MAX as u64) & !((1 << 30) - 1);
 
 /// Checks that a disk may become `length` bytes long.
@@ -25,19 +25,20 @@ pub fn check_length(length: u64) -> Result<()> {
 /// aligns and splits requests and emulates missing features, so that drivers only receive requests within these limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Alignment of offset and length of every request; a power of two, at least 1.
+    /// Alignment of offset and length of every request; a power of two, at least 1. A discard may instead end at the end
+    /// of the node.
     pub request_alignment: u32,
     /// Alignment of buffers in memory that the host requires (`O_DIRECT`).
     pub mem_alignment: u32,
-    /// Longest read or write.
+    /// Maximum length of a read or write.
     pub max_transfer: u64,
     /// Preferred size of a transfer.
     pub opt_transfer: u64,
-    /// Longest zero write.
+    /// Maximum length of a zero write.
     pub max_write_zeroes: u64,
     /// Alignment at which zero writes are efficient.
     pub write_zeroes_alignment: u32,
-    /// Longest discard.
+    /// Maximum length of a discard.
     pub max_discard: u64,
     /// Alignment at which discards have an effect.
     pub discard_alignment: u32,
@@ -47,7 +48,7 @@ pub struct Limits {
     pub zero_flags: ZeroFlags,
     /// A newly created image reads as zeroes in ranges that were never written.
     pub has_zero_init: bool,
-    /// The node's file grows when a write reaches past its end.
+    /// A write past the end of the node makes the node grow.
     pub grows: bool,
 }
 

@@ -2,8 +2,8 @@
 //!
 //! The host and image formats store a name as bytes in no particular encoding. Options, errors and JSON contain text.
 //! This module converts between bytes and text without loss. [`to_text`] keeps valid UTF-8 and represents every other
-//! byte `b` (0x80 to 0xff) by one private-use character, U+10FE00 + `b`; [`to_bytes`] reverses it. In JSON such a
-//! character is the escape `\uDBFF\uDExx`, where `xx` is the byte.
+//! byte `b` (0x80 to 0xff) by one private-use character, U+10FE00 + `b`. [`to_bytes`] reverses this conversion. In JSON
+//! such a character is the escape `\uDBFF\uDExx`, where `xx` is the byte.
 //!
 //! Invariant: `to_bytes(&to_text(bytes)) == bytes` for all bytes. UTF-8 that encodes one of these private-use
 //! characters itself is represented byte by byte as well, so that two different names never become the same text.
@@ -32,7 +32,7 @@ fn unescape(c: char) -> Option<u8> {
     (byte >= 0x80).then_some(byte)
 }
 
-/// A name as text.
+/// Converts the bytes of a name to text.
 pub fn to_text(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
@@ -48,7 +48,7 @@ pub fn to_text(bytes: &[u8]) -> String {
     text
 }
 
-/// The bytes of a name that is stored as text.
+/// Converts the text of a name to bytes.
 pub fn to_bytes(text: &str) -> Cow<'_, [u8]> {
     if !text.chars().any(|c| unescape(c).is_some()) {
         return Cow::Borrowed(text.as_bytes());
@@ -63,12 +63,12 @@ pub fn to_bytes(text: &str) -> Cow<'_, [u8]> {
     Cow::Owned(bytes)
 }
 
-/// A name from the host (an argument, a path) as text.
+/// Converts a name from the host (an argument, a path) to text.
 pub fn from_os(name: impl AsRef<OsStr>) -> String {
     to_text(name.as_ref().as_bytes())
 }
 
-/// The host path of a name that is stored as text.
+/// Converts the text of a name to a host path.
 pub fn to_path(text: &str) -> Cow<'_, Path> {
     match to_bytes(text) {
         Cow::Borrowed(bytes) => Cow::Borrowed(Path::new(OsStr::from_bytes(bytes))),

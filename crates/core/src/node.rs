@@ -1,31 +1,29 @@
 //! Nodes: one driver instance in the graph, shared by all I/O threads.
 //!
 //! A node owns its driver and its children, and knows its parents' edges. The fast path uses only fields that need no
-//! lock, such as the size, the alignments, the children, and the [`SlowPath`] state, which sends a request to the slow
-//! path.
+//! lock, such as the size, the alignments and the children. The [`SlowPath`] state of a node sends requests to the slow
+//! path. `permissions` changes and checks the permissions of the parents.
 
+mod permissions;
 mod slow_path;
 
 use std::sync::atomic::{
     AtomicBool, AtomicU32, AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use arc_swap::ArcSwap;
-use oxblk_ring::perturb::point;
 use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
 
 use crate::bitmap::{BitmapError, BitmapList, DirtyBitmap};
 use crate::control::ControlLock;
 use crate::driver::{Driver, DriverFactory, DriverKind};
 use crate::epoch::Epochs;
-use crate::perm::{Perm, Permissions};
 use crate::unflushed::Unflushed;
 use crate::users::Users;
-use crate::{
-    ChildIdx, Children, Edge, Errno, Error, ErrorKind, Limits, OpenFlags, Options, Result,
-};
+use crate::{ChildIdx, Children, Edge, Limits, OpenFlags, Options, Result};
+pub(crate) use permissions::PermissionsLock;
 
 use slow_path::SlowPath;
 pub(crate) use slow_path::SlowPathFlags;
@@ -42,7 +40,7 @@ pub enum DetectZeroes {
     Unmap,
 }
 
-/// Smallest unit, in bytes, that a guest reads or writes.
+/// Size of a sector in bytes.
 const SECTOR: u64 = 512;
 
 /// Checks offset and data of a write and may refuse the write.
@@ -77,12 +75,6 @@ pub struct Node {
     control_lock: ControlLock,
     permissions_lock: PermissionsLock,
 }
-
-/// The lock that serialises changes of permissions in one graph. A change computes the permissions of a node and its
-/// descendants from all their users, and then stores them and passes them to the drivers. Without the lock, an older
-/// result could replace a newer one, and a driver could release a lock that a user needs. The lock is held during the
-/// calls of [`Driver::set_permissions`], which do not wait for other nodes.
-pub(crate) type PermissionsLock = Arc<Mutex<()>>;
 
 /// The settings that a reopen may change.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -171,7 +163,7 @@ impl Node {
         self.children.get(child).map(|edge| Arc::clone(edge.node()))
     }
 
-    /// The epoch domain that requests to this node belong to.
+    /// The epochs in which requests to this node are counted.
     pub fn epochs(&self) -> &Epochs {
         &self.epochs
     }
@@ -195,7 +187,7 @@ impl Node {
         self.bitmaps.resize(|| self.size());
     }
 
-    /// The dirty bitmaps of this node. [`crate::Graph::add_bitmap`] adds one.
+    /// The dirty bitmaps of this node. [`crate::Graph::add_bitmap`] adds a bitmap.
     pub fn bitmaps(&self) -> &BitmapList {
         &self.bitmaps
     }
@@ -237,7 +229,7 @@ impl Node {
         }
     }
 
-    /// Limits and capabilities. The memory alignment includes that of the children.
+    /// The limits and capabilities of the driver. The memory alignment is at least that of the children.
     pub fn limits(&self) -> Arc<Limits> {
         Arc::clone(&self.limits.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -262,7 +254,7 @@ impl Node {
         *self.limits.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(limits);
     }
 
-    /// Whether writes are refused.
+    /// Whether the node is read-only.
     pub fn is_read_only(&self) -> bool {
         self.read_only.load(Relaxed)
     }
@@ -317,7 +309,8 @@ impl Node {
         self.follows_parent.load(Acquire)
     }
 
-    /// The file name that opens this node: the name that it was opened by, or a name that the protocol reports.
+    /// The file name that opens this node: the name by which the node was opened, or a name that the driver or the
+    /// `file` child reports.
     pub fn filename(&self) -> Option<String> {
         if let Some(name) = &self.filename {
             return Some(name.clone());
@@ -328,7 +321,8 @@ impl Node {
         })
     }
 
-    /// Bytes that this node and its storage occupy on the host, without its backing file.
+    /// Bytes that this node and its storage occupy on the host, without the backing file. `None` if a driver does not
+    /// know the number.
     pub fn allocated_size(&self) -> Option<u64> {
         if let Some(bytes) = self.driver.allocated_size() {
             return Some(bytes);
@@ -390,164 +384,11 @@ impl Node {
         }
     }
 
-    /// Installs a guard that checks every write after this call.
+    /// Installs a guard that checks every later write. If the node already has a guard, the new guard is ignored.
     pub(crate) fn set_write_guard(&self, guard: WriteGuard) {
         if self.write_guard.set(guard).is_ok() {
             self.set_slow_path(SlowPathFlags::WRITE_GUARD);
         }
-    }
-
-    /// Whether this node has parents.
-    pub fn has_parents(&self) -> bool {
-        self.users.has_edges()
-    }
-
-    /// The edges of this node's parents.
-    pub fn parents(&self) -> Vec<Arc<Edge>> {
-        self.users.edges()
-    }
-
-    /// The users of this node.
-    pub(crate) fn users(&self) -> &Users {
-        &self.users
-    }
-
-    pub(crate) fn add_parent(&self, edge: &Arc<Edge>) -> Result<()> {
-        let permissions = edge.permissions();
-        if self.is_read_only() && permissions.taken.contains(Perm::WRITE) {
-            return Err(Error::new(ErrorKind::Denied, "Block node is read-only").errno(Errno::PERM));
-        }
-        let changing = self.lock_permissions();
-        self.users.add(edge).map_err(|error| error.on_node(&self.name))?;
-        if let Err(error) = self.refresh_with(&changing) {
-            self.users.remove(edge);
-            self.restore_with(&changing);
-            return Err(error);
-        }
-        Ok(())
-    }
-
-    pub(crate) fn remove_parent(&self, edge: &Edge) {
-        let changing = self.lock_permissions();
-        self.users.remove(edge);
-        // Releasing permissions cannot conflict. If the update fails, the host keeps a lock that should be released,
-        // and the log reports this.
-        if let Err(error) = self.refresh_with(&changing) {
-            tracing::warn!(node = self.name, %error, "cannot release permissions");
-        }
-    }
-
-    /// Changes the permissions of `edge`, through which a parent uses this node.
-    pub(crate) fn change_parent(&self, edge: &Edge, permissions: Permissions) -> Result<()> {
-        let changing = self.lock_permissions();
-        let before = edge.replace_permissions(permissions);
-        if let Err(error) = self.refresh_with(&changing) {
-            edge.replace_permissions(before);
-            self.restore_with(&changing);
-            return Err(error);
-        }
-        Ok(())
-    }
-
-    fn lock_permissions(&self) -> MutexGuard<'_, ()> {
-        self.permissions_lock.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Updates the permissions after a change was undone. The permissions were valid before the change, so they cannot
-    /// conflict now.
-    fn restore_with(&self, changing: &MutexGuard<'_, ()>) {
-        if let Err(error) = self.refresh_with(changing) {
-            tracing::warn!(node = self.name, %error, "cannot restore permissions");
-        }
-    }
-
-    /// The permissions that all users together take and share.
-    pub(crate) fn cumulative(&self) -> Permissions {
-        self.parents().iter().fold(Permissions::NONE, |all, edge| all.and(edge.permissions()))
-    }
-
-    fn check_conflicts(&self) -> Result<()> {
-        let parents = self.parents();
-        for taker in &parents {
-            for sharer in parents.iter().filter(|other| !Arc::ptr_eq(other, taker)) {
-                let refused = taker.permissions().taken - sharer.permissions().shared;
-                if !refused.is_empty() {
-                    return Err(conflict(&self.name, refused, taker, sharer));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Returns the permissions that this node needs on its children for its current users. Before that, the users are
-    /// checked for conflicts.
-    fn children_permissions(&self) -> Result<Vec<(Arc<Edge>, Permissions)>> {
-        self.check_conflicts()?;
-        let ours = self.cumulative();
-        ours.check_size(self.size(), self.request_alignment())
-            .map_err(|error| error.on_node(&self.name))?;
-        let wanted = |(child, edge): (ChildIdx, Arc<Edge>)| {
-            let wanted = self.driver.child_permissions(child, ours).unwrap_or_else(|| {
-                let kind = self.factory.kind();
-                Permissions::for_child(kind, child.role(), ours, !self.is_read_only())
-            });
-            (edge, wanted)
-        };
-        Ok(self.children.iter().map(wanted).collect())
-    }
-
-    /// Passes the permissions to the driver, which takes or releases the locks that exclude other processes.
-    fn hand_permissions_to_driver(&self) -> Result<()> {
-        if self.settings.load().flags.force_share {
-            return Ok(());
-        }
-        let permissions = self.cumulative();
-        point();
-        self.driver.set_permissions(permissions)
-    }
-
-    /// Updates the permissions on all nodes below, and the driver's permissions, to match the permissions of this
-    /// node's users.
-    pub(crate) fn refresh_permissions(&self) -> Result<()> {
-        self.refresh_with(&self.lock_permissions())
-    }
-
-    /// Like [`Self::refresh_permissions`], for a holder of the permissions lock. The function is iterative, because a
-    /// chain may be long. It updates edges from the top down and drivers from the bottom up.
-    fn refresh_with(&self, _changing: &MutexGuard<'_, ()>) -> Result<()> {
-        let mut changed: Vec<(Arc<Edge>, Permissions)> = Vec::new();
-        let mut drivers = 0_usize;
-        let outcome = (|| {
-            let mut at = 0_usize;
-            let mut children = self.children_permissions()?;
-            loop {
-                for (edge, wanted) in children {
-                    if wanted != edge.permissions() {
-                        let before = edge.replace_permissions(wanted);
-                        changed.push((edge, before));
-                    }
-                }
-                let Some((edge, _)) = changed.get(at) else { break };
-                at += 1;
-                children = edge.node().children_permissions()?;
-            }
-            for (edge, _) in changed.iter().rev() {
-                drivers += 1;
-                edge.node().hand_permissions_to_driver()?;
-            }
-            self.hand_permissions_to_driver()
-        })();
-        if outcome.is_err() {
-            for (edge, before) in changed.iter().rev() {
-                edge.replace_permissions(*before);
-            }
-            for (edge, _) in changed.iter().rev().take(drivers) {
-                if let Err(error) = edge.node().hand_permissions_to_driver() {
-                    tracing::warn!(%error, "cannot restore permissions");
-                }
-            }
-        }
-        outcome
     }
 }
 
@@ -572,19 +413,6 @@ fn whole_sectors(factory: &dyn DriverFactory, size: u64) -> u64 {
             size.checked_next_multiple_of(SECTOR).unwrap_or(size)
         }
     }
-}
-
-fn conflict(node: &str, refused: Perm, taker: &Edge, sharer: &Edge) -> Error {
-    let text = format!(
-        "Permission conflict on node '{node}': permissions '{}' are both required by {} (uses node \
-         '{node}' as '{}' child) and unshared by {} (uses node '{node}' as '{}' child).",
-        refused.names(),
-        taker.user(),
-        taker.name(),
-        sharer.user(),
-        sharer.name(),
-    );
-    Error::new(ErrorKind::Denied, text).on_node(node)
 }
 
 impl std::fmt::Debug for Node {

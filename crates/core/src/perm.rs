@@ -1,9 +1,9 @@
 //! Permissions: the operations that each user of a node performs, and the operations that this user allows other users.
 //!
 //! Every [`crate::Edge`] takes some permissions on its node and shares some. Two users conflict when one user takes a
-//! permission that the other user does not share. A node takes on its children the permissions that its own parents
-//! take on the node, plus the permissions that its driver needs. Protocol drivers convert the resulting permissions to
-//! file locks that exclude other processes.
+//! permission that the other user does not share. The permissions that a node takes on its children follow from the
+//! permissions that its own parents take on the node, and from the needs of its driver. Protocol drivers convert the
+//! resulting permissions to file locks. Other processes see these locks.
 
 use crate::{DriverKind, Error, ErrorKind, Result};
 

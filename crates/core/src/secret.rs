@@ -1,8 +1,8 @@
 //! Secrets: passwords and keys. Images and other secrets refer to a secret by an identifier.
 //!
-//! The user defines secrets when the program starts (`--object secret,…`). The block layer looks secrets up when it
+//! The user defines secrets (`--object secret,…`) before images are opened. The block layer looks secrets up when it
 //! opens or creates an image. The bytes of a secret are wiped when the secret is dropped, and this module never prints
-//! them.
+//! the bytes.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,7 +13,7 @@ use oxblk_crypto::secret::{Form, Secret, Wrapping, decode};
 
 use crate::{Error, Options, Result, names, strerror};
 
-/// Largest file that a secret is read from, in bytes.
+/// Maximum size, in bytes, of a file that contains a secret.
 const MAX_FILE: u64 = 1 << 20;
 
 /// All secrets of one program. Clones refer to the same set.
@@ -46,12 +46,13 @@ impl Secrets {
         Ok(())
     }
 
-    /// Adds a secret from its description in QAPI's `SecretProperties`: `data` or `file`, `format`, and, if another
-    /// secret encrypts it, `keyid` and `iv`. A file is read immediately.
+    /// Adds a secret from its description in QAPI's `SecretProperties`: `data` or `file`, `format`, and, if the secret
+    /// is encrypted with another secret, `keyid` and `iv`. A file is read immediately.
     ///
     /// # Errors
-    /// When the description is wrong, the file cannot be read or the bytes cannot be decoded. The messages have the
-    /// wording of QEMU's tools.
+    /// When the description is wrong, the identifier is in use, there is no secret `keyid`, the file cannot be read or
+    /// is too long, or the bytes cannot be decoded. If QEMU has the same error, the message has the wording of QEMU's
+    /// tools.
     pub fn define(&self, id: &str, mut options: Options) -> Result<()> {
         let (data, file) = (options.take_str("data")?, options.take_str("file")?);
         let form = match options.take_str("format")?.as_deref() {
@@ -157,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn an_encrypted_secret_is_decrypted_with_the_secret_that_it_names() {
+    fn an_encrypted_secret_is_decrypted_with_the_secret_of_its_keyid() {
         let secrets = Secrets::default();
         // AES-256-CBC of "abc" under 32 bytes of 1 and an IV of 2.
         define(&secrets, "id=k,format=base64,data=AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=")

@@ -25,12 +25,12 @@ pub struct SnapshotInfo {
     pub size: Option<u64>,
 }
 
-/// Implemented by formats with internal snapshots. Core drains the node before each call, except for
-/// [`Snapshots::list`]: requests may be in flight during this call, but no control operation.
+/// Implemented by formats with internal snapshots. The functions of this module drain the node before each call, except
+/// for [`Snapshots::list`]: requests may be in flight during this call, but no control operation.
 pub trait Snapshots: Send + Sync {
     /// All snapshots, in the order in which they were taken.
     fn list(&self) -> BoxFuture<'_, Result<Vec<SnapshotInfo>>>;
-    /// Takes a snapshot. The driver chooses its id, and sets the disk's size.
+    /// Takes a snapshot. The driver chooses the snapshot's id, and stores the current size of the disk in the snapshot.
     fn create<'a>(&'a self, new: &'a SnapshotInfo) -> BoxFuture<'a, Result<()>>;
     /// Restores the state that the snapshot stores, including the disk's size.
     fn apply<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>>;
@@ -46,7 +46,7 @@ fn of(node: &Node) -> Result<&dyn Snapshots> {
 }
 
 /// Finds the node, at or below `node`, whose driver implements snapshots. Returns this node and the nodes above it,
-/// which only forward requests, with `node` first.
+/// with `node` first. The nodes above only forward requests.
 fn keeper(node: Arc<Node>) -> Result<(Arc<Node>, Vec<Arc<Node>>)> {
     let (mut keeper, mut above) = (node, Vec::new());
     while keeper.driver().snapshots().is_none() {
@@ -59,7 +59,7 @@ fn keeper(node: Arc<Node>) -> Result<(Arc<Node>, Vec<Arc<Node>>)> {
 }
 
 /// The internal snapshots of a node's image. If the node only forwards requests, the snapshots of the node below are
-/// returned. Control operations wait while the snapshot table is read.
+/// returned. Control operations of the node wait until the snapshot table has been read.
 ///
 /// # Errors
 /// The errors of [`Backend::snapshots`].
@@ -117,16 +117,17 @@ impl Backend {
     /// Takes an internal snapshot.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format has no snapshots; the errors of the image. After an error, the image is unchanged. If
-    /// even the old header could not be restored, the image refuses further writes.
+    /// [`ErrorKind::Denied`](crate::ErrorKind::Denied) without write permission; `ENOTSUP` if the format has no snapshots;
+    /// the errors of the image. After an error, the image is unchanged. If even the old header could not be restored, the
+    /// image refuses further writes.
     pub async fn create_snapshot(&self, new: &SnapshotInfo) -> Result<()> {
         let new = new.clone();
         let (keeper, above) = keeper(self.node()?)?;
         let create = move |node: Arc<Node>| async move { of(&node)?.create(&new).await };
-        self.graph().run_exclusive_below(above, &keeper, self.while_open(create)).await
+        self.graph().run_exclusive_below(above, &keeper, self.while_writer(create)).await
     }
 
-    /// Restores the state of the disk that the snapshot of this id stores.
+    /// Restores the state of the disk that the snapshot with this id stores.
     ///
     /// # Errors
     /// The errors of [`Backend::create_snapshot`], and when there is no such snapshot.
@@ -135,7 +136,7 @@ impl Backend {
     }
 
     /// Like [`Backend::apply_snapshot`], for the snapshot whose id `choose` returns. `choose` receives the list of all
-    /// snapshots, which does not change until the snapshot has been applied.
+    /// snapshots. The list does not change until the snapshot has been applied.
     ///
     /// # Errors
     /// The errors of [`Backend::apply_snapshot`] and of `choose`.
@@ -162,14 +163,15 @@ impl Backend {
             }
             outcome
         };
-        self.graph().run_exclusive_below(above, &keeper, self.while_open(apply)).await
+        self.graph().run_exclusive_below(above, &keeper, self.while_writer(apply)).await
     }
 
-    /// Makes a read-only image show the state that the snapshot of this id stores, until the image is closed. The image
-    /// does not change.
+    /// Makes a read-only image show the state that the snapshot with this id stores, until the image is closed. The
+    /// image does not change.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format has no snapshots, `EACCES` on a writable node, and when there is no such snapshot.
+    /// `ENOTSUP` if the format has no snapshots; `EACCES` on a writable node; an error if there is no such snapshot;
+    /// the errors of the image.
     pub async fn load_snapshot(&self, id: &str) -> Result<()> {
         self.load_selected(Selection::Id(id.to_owned())).await
     }
@@ -200,7 +202,7 @@ impl Backend {
         self.graph().run_exclusive(&node, self.while_open(load)).await
     }
 
-    /// Deletes the snapshot of this id.
+    /// Deletes the snapshot with this id.
     ///
     /// # Errors
     /// The errors of [`Backend::apply_snapshot`].
@@ -209,7 +211,7 @@ impl Backend {
     }
 
     /// Like [`Backend::delete_snapshot`], for the snapshot whose id `choose` returns. `choose` receives the list of all
-    /// snapshots, which does not change until the snapshot has been deleted.
+    /// snapshots. The list does not change until the snapshot has been deleted.
     ///
     /// # Errors
     /// The errors of [`Backend::delete_snapshot`] and of `choose`.
@@ -226,7 +228,7 @@ impl Backend {
             let id = selection.id(of(&node)?).await?;
             of(&node)?.delete(&id).await
         };
-        self.graph().run_exclusive_below(above, &keeper, self.while_open(delete)).await
+        self.graph().run_exclusive_below(above, &keeper, self.while_writer(delete)).await
     }
 }
 

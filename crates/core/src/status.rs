@@ -1,21 +1,20 @@
 //! Block status: the properties of a range that a driver or a backing chain reports without reading the data.
 
 bitflags::bitflags! {
-    /// Properties of an extent. They have the same meanings as in `qemu-img map` and in the NBD `base:allocation`
-    /// context.
+    /// Properties of an extent. Except for [`Self::PASSED_ON`], they correspond to the flags `BDRV_BLOCK_*` of QEMU.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
     pub struct StatusFlags: u16 {
-        /// This layer, or a layer below it, stores the extent's contents as data.
+        /// This node, or a node below it, stores the extent's contents as data.
         const DATA = 1;
         /// The extent reads as zeroes.
         const ZERO = 2;
         /// [`Status::host`] is valid: the contents lie unchanged at that offset in [`Status::child`].
         const OFFSET_VALID = 4;
-        /// This layer, not its backing file, determines the contents of the extent.
+        /// This node, not its backing file, determines the contents of the extent.
         const ALLOCATED = 8;
         /// The extent ends at the end of the node.
         const EOF = 16;
-        /// The child that stores the data may have more precise status (zeroes, holes).
+        /// The child that stores the data may have a more precise status (zeroes, holes).
         const RECURSE = 32;
         /// The data is compressed.
         const COMPRESSED = 64;
@@ -77,7 +76,7 @@ impl Status {
         self.flags.contains(StatusFlags::ZERO)
     }
 
-    /// Whether this layer determines the contents of the extent.
+    /// Whether this node, not its backing file, determines the contents of the extent.
     pub fn is_allocated(&self) -> bool {
         self.flags.contains(StatusFlags::ALLOCATED)
     }

@@ -15,7 +15,7 @@
 
 use super::atomics::{AtomicBool, Ordering, fence};
 
-/// Set while writes have completed that no flush has covered.
+/// The flag. After a write has completed, the flag is set until a flush covers the write.
 #[derive(Debug)]
 pub(crate) struct Unflushed(AtomicBool);
 
@@ -36,8 +36,8 @@ impl Unflushed {
         }
     }
 
-    /// Records that a write is about to start. This is only a hint: correctness depends on [`Self::mark`] after the
-    /// write.
+    /// Records that a write is about to start. This mark is only a hint: correctness depends on [`Self::mark`] after
+    /// the write.
     pub(crate) fn expect(&self) {
         if !self.0.load(Ordering::Relaxed) {
             self.0.store(true, Ordering::Release);

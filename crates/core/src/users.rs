@@ -1,8 +1,8 @@
 //! [`Users`]: the users of a node, and whether the node is closed.
 //!
-//! The users of a node are the edges of its parents, and a graph that owns it. A node without users can be closed once.
-//! A closed node accepts no new user. One lock covers both the check for users and the decision to close. So no user
-//! can be added between the check and the decision.
+//! The users of a node are the edges of its parents, and a graph that owns the node. A node without users can be closed
+//! once. A closed node accepts no new user. One lock covers both the check for users and the decision to close. So no
+//! user can be added between the check and the decision.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -89,6 +89,11 @@ impl Users {
         }
         state.closed = true;
         true
+    }
+
+    /// Whether the node has a user.
+    pub(crate) fn is_used(&self) -> bool {
+        self.lock().is_used()
     }
 
     /// Whether the node is closed.

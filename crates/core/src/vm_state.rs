@@ -12,11 +12,12 @@ use crate::driver::BoxFuture;
 use crate::perm::Perm;
 use crate::{Backend, Errno, Error, Node, Result};
 
-/// Implemented by formats that can store VM state. Core drains the node before each call.
+/// Implemented by formats that can store VM state. The functions of this module drain the node before each call.
 pub trait VmState: Send + Sync {
     /// Writes `data` at byte `offset` of the VM state area.
     fn save(&self, offset: u64, data: IoBuf) -> BoxFuture<'_, Result<()>>;
-    /// Fills `buf` from byte `offset` of the VM state area. Bytes that were never written are zero.
+    /// Reads `buf.len()` bytes at byte `offset` of the VM state area into `buf`. Bytes that were never written are
+    /// zero.
     fn load(&self, offset: u64, buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>>;
 }
 
@@ -40,10 +41,10 @@ impl Backend {
             node.mark_unflushed();
             saved
         };
-        self.graph().run_exclusive(edge.node(), self.while_open(save)).await
+        self.graph().run_exclusive(edge.node(), self.while_writer(save)).await
     }
 
-    /// Fills `buf` from `offset` of the VM state.
+    /// Reads `buf.len()` bytes at `offset` of the VM state into `buf`.
     ///
     /// # Errors
     /// `ENOTSUP` if the format cannot store VM state; the errors of the image.

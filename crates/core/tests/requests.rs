@@ -6,6 +6,8 @@
 mod abandoned;
 #[path = "requests/bitmaps.rs"]
 mod bitmaps;
+#[path = "requests/closing.rs"]
+mod closing;
 #[path = "requests/creation.rs"]
 mod creation;
 #[path = "requests/drains.rs"]
@@ -17,6 +19,8 @@ mod failed_pieces;
 mod memory;
 #[path = "requests/users.rs"]
 mod users;
+#[path = "requests/write_through.rs"]
+mod write_through;
 
 use std::sync::Arc;
 
@@ -227,7 +231,7 @@ fn a_driver_receives_only_the_zero_flags_that_it_implements() {
 }
 
 #[test]
-fn a_chain_is_read_through_its_layers_in_one_request() {
+fn a_read_of_a_chain_returns_the_data_of_all_its_images() {
     block_on(async {
         let graph = graph();
         let top = options(
@@ -284,7 +288,7 @@ fn resize_waits_for_requests_in_flight() {
 }
 
 #[test]
-fn a_permission_conflict_names_both_users() {
+fn the_error_of_a_permission_conflict_contains_both_users() {
     block_on(async {
         let graph = graph();
         let memory = Memory::new(1024, Limits::default());

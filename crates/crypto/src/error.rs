@@ -11,7 +11,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum ErrorKind {
     /// An argument, an option or a field of a header is invalid.
     Invalid,
-    /// The combination is not supported.
+    /// An algorithm, a version or a combination of parameters is not supported.
     Unsupported,
     /// The password opens no key slot.
     WrongPassword,

@@ -121,8 +121,8 @@ impl Hash {
     }
 
     /// Measures how many PBKDF2 iterations for `len` bytes this machine computes per second of processor time. The
-    /// measurement takes some tens of milliseconds of processor time. Other load of the machine does not lower the
-    /// result.
+    /// measurement takes some tens of milliseconds of processor time. Time in which the thread does not run is not
+    /// measured.
     ///
     /// # Errors
     /// The errors of [`Self::pbkdf2`].

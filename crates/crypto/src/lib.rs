@@ -7,9 +7,10 @@
 //! * [`secret`]: passwords and keys in memory, and the formats in which users provide them;
 //! * [`random`]: random bytes from the system.
 //!
-//! The primitives come from RustCrypto. This crate combines them as LUKS and the images of QEMU require. All data
-//! read from an image is validated before it is used. No length or count in an image makes this crate allocate or
-//! compute without a limit ([`luks::MAX_WORK`]).
+//! The primitives come from RustCrypto. This crate combines them as LUKS and the images of QEMU require. All data read
+//! from an image is validated before it is used. No length in an image makes this crate allocate without a limit.
+//! Before a caller tries passwords, [`luks::Header::check_work`] refuses headers that require too much computation
+//! ([`luks::MAX_WORK`]).
 //!
 //! Key material is kept in [`secret::Secret`], which is wiped when it is dropped and never printed; the ciphers wipe
 //! their key schedules.

@@ -12,6 +12,8 @@ mod memory;
 mod polling;
 #[path = "nbd/scarce_memory.rs"]
 mod scarce_memory;
+#[path = "nbd/stopping.rs"]
+mod stopping;
 
 use client::{Answer, Client, Fixture, PATIENCE};
 use oxblk_exports::nbd::ServerOptions;
@@ -214,7 +216,7 @@ fn zeroes_are_sent_as_holes_unless_the_client_declines() {
     assert!(payload[8..] == vec![0; 1 << 20]);
 }
 
-/// Extents of a block status reply.
+/// Requests the block status of a range, and returns the extents of the reply.
 fn extents(client: &mut Client, flags: CommandFlags, offset: u64, length: u32) -> Vec<(u32, u32)> {
     client.request(CommandKind::BLOCK_STATUS, flags, offset, length);
     let Answer::Chunk { kind: ChunkKind::BLOCK_STATUS, done: true, payload, .. } = client.answer()
@@ -311,7 +313,7 @@ fn empty_requests_succeed() {
 }
 
 #[test]
-fn a_write_over_the_maximum_is_drained_and_refused() {
+fn a_write_longer_than_the_maximum_is_received_and_refused() {
     let fixture = Fixture::new();
     let mut client = fixture.client(false);
     client.request(CommandKind::WRITE, NONE, 0, (32 << 20) + 1);

@@ -1,7 +1,8 @@
 //! The mark in the header of an image that is open for writing: "in use" of parallels, "need check" of qed.
 //!
 //! A metadata entry is written only while the header on disk certainly has the mark. When the image is closed, the mark is
-//! removed if the header may have it. After a failed write to the header, it is unknown whether the header has the mark.
+//! removed, unless the header certainly has no mark. After a failed write to the header, it is unknown whether the header
+//! has the mark.
 
 use std::sync::atomic::{
     AtomicU8,

@@ -1,4 +1,4 @@
-//! Test of a flush whose future is dropped because its thread ends, while the writes of the flush are in flight.
+//! Test of a flush whose future is dropped because its thread ends. At this time, the writes of the flush are in flight.
 //!
 //! The next flush must wait until these writes have ended, and must then complete.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]

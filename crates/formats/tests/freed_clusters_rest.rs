@@ -1,12 +1,13 @@
 //! A freed cluster is quarantined: it is allocated again only after all requests that were in flight when it was freed
 //! have ended.
 //!
-//! The storage delays one read of a data cluster, while that cluster is discarded and other clusters are written.
-//! Through a backend, which counts the request as in flight, the read returns the old contents. If the test bypasses
-//! the backend, the same read returns the data of another cluster. This proves that the quarantine is effective.
+//! The storage delays one read of a data cluster. During this delay, the cluster is discarded and other clusters are
+//! written. A read through a backend counts as in flight, and returns the old contents. If the test bypasses the backend,
+//! the same read returns the data of another cluster. This proves that the quarantine is effective.
 //!
-//! Other tests delay a write, while its cluster is discarded or a part of the cluster is zeroed with permission to
-//! unmap. The data must not go to a cluster that was freed and allocated again, and it must be readable afterwards.
+//! Other tests delay a write. During this delay, the cluster of the write is discarded, or a part of the cluster is zeroed
+//! with permission to unmap. The written data must not go to a cluster that was freed and allocated again. The other
+//! clusters must keep their data.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -25,7 +26,7 @@ use oxblk_ring::{Event, IoBuf, IoBufMut, block_on, spawn, yield_now};
 
 const CLUSTER: u64 = 65536;
 
-/// The kind of operation that the storage delays. It delays the first such operation.
+/// The kind of operation that the storage delays. The storage delays only the first such operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// A read of a whole cluster.
@@ -167,8 +168,8 @@ async fn new_image(graph: &Graph, storage: &Arc<Storage>, with: &str, opened: &s
     graph.open_backend(None, options, flags).await.unwrap()
 }
 
-/// Reads guest cluster 0 with `read`. The storage delays the read while the cluster is discarded and three other
-/// clusters are written. Returns the first byte of the result.
+/// Reads guest cluster 0 with `read`. The storage delays the read until the cluster is discarded and three other clusters
+/// are written. Returns the first byte of the result.
 async fn read_across_a_discard<F>(
     disk: &Backend,
     storage: &Arc<Storage>,
@@ -183,7 +184,7 @@ where
     let reader = spawn(read());
     storage.until_waiting().await;
     disk.discard(0, CLUSTER).await.unwrap();
-    // The first write-back drops the reference. Only the second one could make the cluster available for allocation.
+    // The first write-back drops the reference. Only the second write-back could make the cluster available for allocation.
     disk.flush().await.unwrap();
     for index in 1..4 {
         disk.write(index * CLUSTER, cluster(0xbb), WriteFlags::FUA).await.unwrap();

@@ -18,7 +18,7 @@ const CLUSTER: u64 = 65536;
 /// An image needs two file descriptors. The usual limit of a process may be lower than this number.
 const WANTED_DESCRIPTORS: u64 = 2 * LEVELS as u64 + 200;
 
-/// Creates `levels` images, each an overlay of the one before. All overlays are copies of one file, apart from the name
+/// Creates `levels` images, each an overlay of the previous image. All overlays are copies of one file, apart from the name
 /// of the backing file.
 fn make_chain(dir: &Path, levels: usize) {
     let image = |index: usize| dir.join(format!("{index:04}")).to_str().unwrap().to_owned();
@@ -61,7 +61,7 @@ fn allow_descriptors() -> bool {
         && rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).is_ok()
 }
 
-/// Runs `work` with a small stack, which would overflow if calls nested with the length of the chain.
+/// Runs `work` with a small stack. The stack would overflow if calls nested as deeply as the chain.
 fn on_a_thread(work: impl FnOnce() + Send + 'static) {
     std::thread::Builder::new().stack_size(1 << 20).spawn(work).unwrap().join().unwrap();
 }

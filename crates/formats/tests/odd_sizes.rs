@@ -1,5 +1,5 @@
-//! Images whose disk size is not a multiple of the sector size. Core rounds the size up, and every request sees the rounded
-//! size.
+//! Images whose disk size is not a multiple of the sector size. `oxblk_core` rounds the size up, and every request sees the
+//! rounded size.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 

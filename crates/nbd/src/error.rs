@@ -13,9 +13,9 @@ pub enum ErrorCode {
     Io = 5,
     /// `NBD_ENOMEM`.
     NoMem = 12,
-    /// `NBD_EINVAL`: also for every errno that has no number in NBD.
+    /// `NBD_EINVAL`: also for an errno without a counterpart in NBD.
     Inval = 22,
-    /// `NBD_ENOSPC`: also for a write past the end.
+    /// `NBD_ENOSPC`: also for a write past the end of the export.
     NoSpc = 28,
     /// `NBD_EOVERFLOW`: a read too large for `NBD_CMD_FLAG_DF`.
     Overflow = 75,
@@ -39,7 +39,7 @@ impl ErrorCode {
             75 => ErrorCode::Overflow,
             // EOPNOTSUPP (ENOTSUP is the same number on Linux)
             95 => ErrorCode::NotSup,
-            // ESHUTDOWN; ENOMEDIUM and ECANCELED: the exported node has been closed.
+            // ESHUTDOWN; ENOMEDIUM and ECANCELED: the exported node was closed.
             108 | 123 | 125 => ErrorCode::Shutdown,
             _ => ErrorCode::Inval,
         }

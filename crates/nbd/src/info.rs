@@ -101,7 +101,7 @@ fn truncated(string: &str) -> &str {
     string.get(..end).unwrap_or("")
 }
 
-/// One piece of information about an export, as a client receives it.
+/// Information of one type about an export, as a client receives it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Info<'a> {
     /// Size and capabilities of the export.

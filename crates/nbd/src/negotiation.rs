@@ -1,17 +1,18 @@
 //! The server side of the handshake, as a state machine without I/O.
 //!
-//! The driver sends [`Negotiation::greeting`], then passes the bytes that it receives to [`Negotiation::advance`] and
+//! The caller sends [`Negotiation::greeting`], then passes the bytes that it receives to [`Negotiation::advance`] and
 //! does what the returned [`Progress`] requires. The server supports only fixed newstyle (section "Fixed newstyle
-//! negotiation"). A client that does not set the flag may still use `NBD_OPT_EXPORT_NAME`.
+//! negotiation"). A client that does not set the fixed newstyle flag can use only `NBD_OPT_EXPORT_NAME`.
 //!
 //! Invariants for every input:
-//! * the driver's buffer needs at most [`MAX_OPTION_PAYLOAD`] + 16 bytes: a longer payload is discarded as it arrives
-//!   and answered with `NBD_REP_ERR_TOO_BIG`, and a payload longer than [`MAX_DRAIN`] ends the session;
+//! * the caller's buffer needs at most [`MAX_OPTION_PAYLOAD`] + 16 bytes: a longer payload is discarded as it arrives
+//!   and answered with an error, and a payload longer than [`MAX_DRAIN`] or an export name that is too long ends the
+//!   session;
 //! * one call answers at most one option, so the size of the output depends on the list of exports and not on the
 //!   length of the input;
 //! * a payload is parsed only after it has arrived completely.
 //!
-//! The machine does not measure time; the driver limits the duration of a handshake.
+//! The state machine does not measure time; the caller limits the duration of a handshake.
 
 use crate::error::Malformed;
 use crate::info::{self, BlockSizes};
@@ -95,7 +96,7 @@ pub struct Session {
     pub base_allocation: Option<u32>,
 }
 
-/// The next action of the driver. Before this action, the driver sends the output.
+/// The next action of the caller. Before this action, the caller sends the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
     /// Receive more and call again.
@@ -138,7 +139,7 @@ impl fmt::Display for CloseReason {
     }
 }
 
-/// The machine's position in the stream.
+/// The position of the state machine in the stream.
 #[derive(Debug, Clone, Copy)]
 enum State {
     ClientFlags,
@@ -185,8 +186,8 @@ impl Negotiation {
         bytes
     }
 
-    /// Consumes input from the front of `input` and appends replies to `out`. Returns the number of bytes consumed
-    /// and what to do next.
+    /// Consumes bytes from the front of `input` and appends replies to `out`. Returns the number of bytes consumed, and
+    /// the next action of the caller.
     pub fn advance(&mut self, input: &[u8], out: &mut Vec<u8>) -> (usize, Progress) {
         let mut used = 0;
         loop {

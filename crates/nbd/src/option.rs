@@ -73,7 +73,7 @@ pub(crate) fn text<'a>(bytes: &'a [u8], what: &'static str) -> Result<&'a str, M
 /// Payload of `NBD_OPT_INFO` and `NBD_OPT_GO`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InfoRequest<'a> {
-    /// Name of the export; empty for the default one.
+    /// Name of the export; empty for the default export.
     pub name: &'a str,
     /// The information types that the client asks for, in wire format.
     kinds: &'a [u8],
@@ -152,7 +152,8 @@ pub fn put_option(out: &mut Vec<u8>, option: OptionKind, payload: &[u8]) -> Resu
 /// The payload of `NBD_OPT_INFO` or `NBD_OPT_GO`.
 ///
 /// # Errors
-/// If the name is longer than [`MAX_STRING`] or there are more than 65,535 kinds.
+/// If the name is not a valid string (longer than [`MAX_STRING`], or with a NUL), or if there are more than 65,535
+/// kinds.
 pub fn info_request(name: &str, kinds: &[InfoKind]) -> Result<Vec<u8>, Malformed> {
     let mut out = Vec::with_capacity(6 + name.len() + 2 * kinds.len());
     put_string(&mut out, name, "export name")?;
@@ -168,7 +169,7 @@ pub fn info_request(name: &str, kinds: &[InfoKind]) -> Result<Vec<u8>, Malformed
 /// The payload of `NBD_OPT_LIST_META_CONTEXT` or `NBD_OPT_SET_META_CONTEXT`.
 ///
 /// # Errors
-/// If a string is longer than [`MAX_STRING`].
+/// If a string is longer than [`MAX_STRING`] or contains a NUL.
 pub fn meta_context_request(name: &str, queries: &[&str]) -> Result<Vec<u8>, Malformed> {
     let mut out = Vec::new();
     put_string(&mut out, name, "export name")?;

@@ -182,7 +182,7 @@ pub struct ChunkFailure<'a> {
 /// Parses the payload of an error chunk, also of an unknown type of error chunk.
 ///
 /// # Errors
-/// If the message extends past the payload or is too long, or if the error number is zero.
+/// If a field is incomplete, if the message is too long or not valid text, or if the error number is zero.
 pub fn parse_error(kind: ChunkKind, payload: &[u8]) -> Result<ChunkFailure<'_>, Malformed> {
     let mut fields = Fields::new(payload);
     let code = fields.u32("error number")?;

@@ -1,13 +1,13 @@
 //! Transmission requests, and the rules that decide whether a request is valid.
 //!
-//! Parsing has two steps. [`RawRequest::parse`] fails only on a wrong magic number. After that, the server cannot
-//! find the next request in the stream. [`RawRequest::check`] returns the command, or the error to send: the server
-//! answers an invalid request and continues. The server must read the payload of a write even if `check` fails;
+//! Parsing has two steps. [`RawRequest::parse`] fails only on a wrong magic number. After such a failure, the server
+//! cannot find the next request in the stream. [`RawRequest::check`] returns the command, or the error to send: the
+//! server answers an invalid request and continues. The server must read the payload of a write even if `check` fails;
 //! [`RawRequest::payload`] returns the length of the payload.
 //!
 //! The errors follow the section "Error values": `EPERM` for writes, zero writes and discards on a read-only export;
-//! past the end, `ENOSPC` for writes and zero writes and `EINVAL` for other commands; `EINVAL` for unknown commands
-//! and flags.
+//! past the end, `ENOSPC` for writes and zero writes and `EINVAL` for other commands; `EINVAL` for unknown commands and
+//! flags, for transfers that are too long, and for invalid block status queries.
 
 use crate::error::{ErrorCode, Malformed};
 use crate::proto::{CommandFlags, CommandKind, REQUEST_MAGIC, TransmissionFlags};
@@ -52,12 +52,12 @@ pub enum Command {
     },
     /// Write the payload that follows.
     Write {
-        /// Reply once the data is on stable storage.
+        /// Reply after the data is on stable storage.
         fua: bool,
     },
     /// Write zeroes.
     WriteZeroes {
-        /// Reply once the data is on stable storage.
+        /// Reply after the zeroes are on stable storage.
         fua: bool,
         /// The server may punch a hole.
         may_unmap: bool,
@@ -66,7 +66,7 @@ pub enum Command {
     },
     /// Discard.
     Trim {
-        /// Reply once the discard is on stable storage.
+        /// Reply after the discard is on stable storage.
         fua: bool,
     },
     /// Write the data of all completed writes to stable storage.
@@ -174,7 +174,7 @@ impl RawRequest {
         Ok(request)
     }
 
-    /// The command with its flags, if both are known and the command allows the flags.
+    /// The command with its flags. Fails if the command or a flag is unknown, or if the command does not allow a flag.
     fn command(&self, limits: &Limits) -> Result<Command, ErrorCode> {
         let flags = CommandFlags::from_bits(self.flags).ok_or(ErrorCode::Inval)?;
         let has = |flag| limits.flags.contains(flag);

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 pub struct NbdUri {
     /// The address to connect to.
     pub endpoint: Endpoint,
-    /// Name of the export; empty for the default one.
+    /// Name of the export; empty for the default export.
     pub export: String,
 }
 
@@ -46,7 +46,7 @@ pub enum UriError {
     Host,
     /// The port is not a number up to 65535.
     Port(String),
-    /// `nbd+unix` without `socket=`.
+    /// `nbd+unix` without `socket=`, or an empty `socket=`.
     NoSocket,
     /// A query parameter that is not supported.
     Parameter(String),
@@ -75,7 +75,7 @@ impl NbdUri {
     /// Parses a URI.
     ///
     /// # Errors
-    /// See [`UriError`].
+    /// The reason why the text is not a usable NBD URI.
     pub fn parse(uri: &str) -> Result<NbdUri, UriError> {
         let (scheme, rest) =
             uri.split_once("://").ok_or_else(|| UriError::Scheme(uri.to_owned()))?;

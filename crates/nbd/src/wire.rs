@@ -1,6 +1,6 @@
 //! The fixed-size structures of the protocol in their wire format.
 //!
-//! Every integer is big-endian and every structure is unaligned, so that a structure can be read in place from a
+//! All integers are big-endian and all structures are unaligned, so that a structure can be read in place from a
 //! receive buffer and written in place into a send buffer. The sizes are checked at compile time. Reading a structure
 //! does not validate its values; the modules that use the structure validate them.
 

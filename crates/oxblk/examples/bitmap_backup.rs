@@ -1,8 +1,9 @@
 //! Makes an incremental backup: `bitmap_backup IMAGE BACKUP.raw`.
 //!
-//! The image must be qcow2. The first run adds a bitmap to it and copies the complete disk. Later runs copy only the ranges
-//! that the bitmap has recorded since the last run. If a run fails, the next run copies the same ranges again. If the image was
-//! not closed after its last use, the bitmap may miss writes. In this case the complete disk is copied again.
+//! The image must be qcow2. The first run adds a bitmap to the image and copies the complete disk. Later runs copy only
+//! the ranges that the bitmap has recorded since the last run. If a run fails, the next run copies the same ranges
+//! again. If the image was not closed after its last use, the bitmap may miss writes. In this case the complete disk is
+//! copied again.
 
 use std::path::Path;
 

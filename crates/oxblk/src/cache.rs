@@ -17,7 +17,8 @@ pub enum Cache {
     Writethrough,
     /// Writes bypass the host's page cache (`O_DIRECT`), and each write is flushed before it completes.
     Directsync,
-    /// Flushes do nothing. Use this mode for disks that are not needed after a crash.
+    /// Writes go through the host's page cache, and flushes do nothing. Use this mode for disks that are not needed
+    /// after a crash.
     Unsafe,
 }
 
@@ -32,7 +33,7 @@ impl Cache {
         Self::ALL.iter().copied().find(|mode| mode.name() == name)
     }
 
-    /// Its QEMU name.
+    /// The QEMU name of the mode.
     pub fn name(self) -> &'static str {
         match self {
             Self::Writeback => "writeback",
@@ -58,7 +59,7 @@ impl Cache {
         matches!(self, Self::Writethrough | Self::Directsync)
     }
 
-    /// Sets the flags of the mode.
+    /// Sets the flags for direct I/O and ignored flushes as the mode requires.
     pub(crate) fn apply(self, flags: &mut OpenFlags) {
         flags.direct = self.is_direct();
         flags.no_flush = self.ignores_flushes();
@@ -79,8 +80,8 @@ impl FromStr for Cache {
     }
 }
 
-/// The discard mode with this QEMU name: `Some(true)` if discards free space on the host (`unmap`, `on`), `Some(false)` if they
-/// do not (`ignore`, `off`). `None`: no mode has this name.
+/// The discard mode with this QEMU name: `Some(true)` if discards free space on the host (`unmap`, `on`), `Some(false)`
+/// if discards are ignored (`ignore`, `off`). `None`: no mode has this name.
 pub fn parse_discard(name: &str) -> Option<bool> {
     match name {
         "unmap" | "on" => Some(true),

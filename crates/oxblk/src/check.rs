@@ -1,6 +1,7 @@
 //! Check and repair of an image.
 //!
-//! After a repair, the image is checked again, so the result contains the faults that remain. `img check` does the same.
+//! If a repair has fixed a fault, the image is checked again, so the result contains the faults that remain. `qemu-img
+//! check` does the same.
 
 use std::sync::Arc;
 
@@ -26,8 +27,8 @@ pub trait CheckObserver: Send + Sync {
 /// An observer that ignores all events.
 impl CheckObserver for () {}
 
-/// Checks the image of a backend, on the calling I/O thread, and repairs the faults that `fix` allows. Other requests to the
-/// image wait until the check has ended. The report contains the numbers of faults that remain, and of repaired faults.
+/// Checks the image of a backend, on the calling I/O thread, and repairs the faults that `fix` allows. Other requests
+/// to the image wait while a check runs. The report contains the numbers of faults that remain, and of repaired faults.
 ///
 /// # Errors
 /// The errors of [`Backend::check`].

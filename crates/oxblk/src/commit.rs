@@ -1,16 +1,22 @@
 //! Commit of an overlay: the data of the overlay is copied into an image of its backing chain, the base.
 //!
 //! 1. Make the base writable, and grow it to the overlay's size if it is smaller.
-//! 2. Copy all data and zeroes of the layers above the base into the base ([`crate::copy`]).
+//! 2. Copy all data and zeroes of the images above the base into the base ([`crate::copy`]).
 //! 3. Flush the base and make it read-only again.
 //! 4. If requested, empty the overlay. This is the last step, so that a crash loses no data.
 //!
 //! The guest-visible contents of the overlay do not change at any time. Images between the overlay and the base have
 //! inconsistent contents afterwards, since their backing file has changed.
+//!
+//! Nobody writes to the overlay during a commit ([`SoleWriter`]): emptying the overlay would lose data that was written after
+//! its range had been copied. A commit fails if the overlay has another writer. Writes through the backend of the commit and
+//! its clones are refused until the commit ends.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+#[cfg(doc)]
+use oxblk_core::SoleWriter;
 use oxblk_core::{Backend, Error, Node, Preallocation};
 use oxblk_ring::IoThread;
 
@@ -18,7 +24,7 @@ use crate::copy::{self, Copy, CopyError, CopyOptions, Observer};
 
 /// A commit to be run.
 pub struct Commit {
-    /// The overlay. It must be writable if `empty` is set.
+    /// The overlay. It must be writable if `empty` is set. Writes through this backend fail during the commit.
     pub top: Backend,
     /// The node of the overlay's backing chain that receives the data.
     pub base: Arc<Node>,
@@ -30,13 +36,15 @@ pub struct Commit {
     pub rate: Option<u64>,
     /// Receives the progress.
     pub observer: Arc<dyn Observer>,
-    /// Any thread may set this flag to stop the copy before its next request. The overlay is not emptied then.
+    /// Any thread may set this flag to stop the copy before its next chunk. The overlay is not emptied then.
     pub stop: Arc<AtomicBool>,
 }
 
 /// The failure of a commit. The guest-visible contents of the overlay are unchanged.
 #[derive(Debug)]
 pub enum CommitError {
+    /// The overlay has another writer.
+    Top(Error),
     /// The base could not be made writable or large enough.
     Base(Error),
     /// The copy failed.
@@ -52,29 +60,40 @@ pub enum CommitError {
 /// # Errors
 /// The first failure.
 pub async fn run(commit: Commit, helpers: &[IoThread]) -> Result<(), CommitError> {
-    let graph = commit.top.graph().clone();
-    let top = commit.top.node().map_err(CommitError::Base)?;
-    let writable = graph.write_base(&top, &commit.base).await.map_err(CommitError::Base)?;
-    let copied = copy_down(&commit, writable.backend(), helpers).await;
+    let writer = commit.top.sole_writer("commit job").await.map_err(CommitError::Top)?;
+    let outcome = run_alone(&commit, writer.backend(), helpers).await;
+    outcome.and(writer.end().await.map_err(CommitError::Close))
+}
+
+/// Commits the overlay `top`, to which nobody writes.
+async fn run_alone(
+    commit: &Commit,
+    top: &Backend,
+    helpers: &[IoThread],
+) -> Result<(), CommitError> {
+    let node = top.node().map_err(CommitError::Base)?;
+    let writable = top.graph().write_base(&node, &commit.base).await.map_err(CommitError::Base)?;
+    let copied = copy_down(commit, top, writable.backend(), helpers).await;
     let closed = writable.close().await.map_err(CommitError::Close);
     copied.and(closed)?;
     if commit.empty {
-        commit.top.make_empty().await.map_err(CommitError::Empty)?;
+        top.make_empty().await.map_err(CommitError::Empty)?;
     }
     Ok(())
 }
 
 async fn copy_down(
     commit: &Commit,
+    top: &Backend,
     base: &Backend,
     helpers: &[IoThread],
 ) -> Result<(), CommitError> {
-    let size = commit.top.size();
+    let size = top.size();
     if base.size() < size {
         base.resize(size, Preallocation::Off).await.map_err(CommitError::Base)?;
     }
     let copy = Copy {
-        sources: vec![commit.top.clone()],
+        sources: vec![top.clone()],
         range: Some(0..size),
         target: base.clone(),
         options: CopyOptions {

@@ -1,9 +1,10 @@
 //! Comparison of two disks: finds the lowest offset at which they differ.
 //!
-//! Workers on several I/O threads take pieces of the disks in order, read both disks and compare. After a worker has found a
-//! difference or a failure, workers only compare pieces below its offset. So the result is the lowest offset for every number
-//! of workers, and little data above that offset is read. Ranges that are zero on both disks are not read. A range that is zero
-//! on one disk is read from the other disk and compared with zeroes.
+//! Workers on several I/O threads take pieces of the disks in order, read both disks and compare the data. After a
+//! worker has found a difference or a failure, only pieces below the offset of the difference or failure are compared.
+//! So the result is the lowest offset for every number of workers, and little data above that offset is read. Ranges
+//! that are zero on both disks are not read. A range that is zero on one disk is read from the other disk and compared
+//! with zeroes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -17,13 +18,13 @@ use crate::first_by_offset::FirstByOffset;
 use crate::progress::{InOrder, Piece};
 use crate::workers;
 
-/// Longest piece, in bytes. Progress is reported in these steps, as in QEMU.
+/// Longest piece that is read, in bytes. Progress is reported in these steps, as in QEMU.
 const PIECE: u64 = 2 << 20;
-/// Number of bytes that a worker takes in one step: several pieces, at most [`MOST_PIECES`]. Workers take pieces under a lock,
-/// the cursor. To wake a thread that waits for the lock takes longer than to compare a short piece, so each worker takes the
-/// lock rarely.
+/// Number of bytes to read after which a worker takes no further piece in one step; at most [`MOST_PIECES`] pieces.
+/// Workers take pieces under a lock, the cursor. To wake a thread that waits for the lock takes longer than to compare
+/// a short piece, so each worker takes the lock rarely.
 const BATCH: u64 = 8 << 20;
-/// Largest number of pieces that a worker takes in one step.
+/// Maximum number of pieces that a worker takes in one step.
 const MOST_PIECES: usize = 16;
 /// Length of one read from each disk, in bytes. It is short, so that the data is still in the processor's caches when it is
 /// compared.
@@ -59,7 +60,7 @@ pub enum Difference {
 }
 
 impl Difference {
-    /// Its byte offset.
+    /// The byte offset of the difference.
     pub fn offset(self) -> u64 {
         match self {
             Self::Content(offset) | Self::Status(offset) => offset,
@@ -171,7 +172,7 @@ impl Shared {
         }
     }
 
-    /// Ends the comparison with an error, even if a difference has been found.
+    /// Ends the comparison with an error, even if a difference was found.
     fn stopped(&self) {
         let error = Error::new(ErrorKind::Cancelled, "Interrupted");
         self.failed(CompareError { stage: CompareStage::Stopped, disk: 0, offset: 0, error });
@@ -188,7 +189,8 @@ impl Shared {
         self.bound.fetch_min(difference.offset(), Relaxed);
     }
 
-    /// Compares one piece, unless a difference or a failure at a lower offset is known.
+    /// Compares one piece, unless a difference or a failure at its offset or below is known, or the comparison was
+    /// stopped.
     async fn step(&self, range: &Range) -> Result<(), CompareError> {
         let &Range { offset, len, sides } = range;
         if self.job.stop.load(Relaxed) {
@@ -212,7 +214,7 @@ impl Shared {
         Ok(())
     }
 
-    /// The offset of the first difference in a range, relative to the start of the range.
+    /// The offset of the first sector with a difference in a range, relative to the start of the range.
     async fn compare(
         &self,
         offset: u64,
@@ -318,8 +320,8 @@ fn is_stored(found: &ChainStatus) -> bool {
     !found.status.is_zero()
 }
 
-/// The status flags that a strict comparison compares. `RECURSE` and `PASSED_ON` are not compared, because they only control
-/// the status query of the layers below. The flag for the end of the disk is compared, as in QEMU.
+/// The status flags that a strict comparison compares. `RECURSE` and `PASSED_ON` are not compared, because they only
+/// control the status query of the nodes below. The flag for the end of the disk is compared, as in QEMU.
 fn kept_as(found: &ChainStatus) -> StatusFlags {
     found.status.flags - (StatusFlags::RECURSE | StatusFlags::PASSED_ON)
 }

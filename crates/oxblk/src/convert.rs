@@ -48,8 +48,8 @@ pub struct Convert {
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// Stops the conversion, which then fails with [`ErrorKind::Cancelled`]. A target file that did not exist before is
-    /// removed.
+    /// Stops the conversion before its next chunk. The conversion then fails with [`ErrorKind::Cancelled`], and a
+    /// target file that did not exist before is removed. If all chunks are copied, the call has no effect.
     pub fn stop(&self) {
         self.0.store(true, Relaxed);
     }
@@ -103,7 +103,7 @@ impl Convert {
         Stop(Arc::clone(&self.stop))
     }
 
-    /// Creates the image, copies the disk, and closes the image. When the request completes, the image has been flushed.
+    /// Creates the image, copies the disk, and closes the image. When the request has succeeded, the image is flushed.
     ///
     /// # Errors
     /// If the target is a file of the source, or if another process uses one of the files; otherwise the errors of the images
@@ -172,17 +172,17 @@ fn refuse_source_file(source: &Arc<Node>, target: &str) -> Result<()> {
     Ok(())
 }
 
-/// Device and inode number of an existing file.
+/// Device and inode number of an existing file; `None` if the file cannot be examined.
 fn identity(name: &str) -> Option<(u64, u64)> {
     let path = names::to_path(name.strip_prefix("file:").unwrap_or(name));
     std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
-/// A use of the source that excludes writers in other processes. It ends when this value is dropped.
+/// An edge to the source. While this value exists, the file locks of the source keep writers in other processes away.
 struct Reading(Option<Arc<Edge>>);
 
 impl Reading {
-    /// Begins the use. If the source is open for writing, it already has the necessary locks.
+    /// Attaches the edge. A source that is open for writing already has the necessary locks, so it gets no edge.
     fn begin(source: Arc<Node>) -> Result<Self> {
         if !source.is_read_only() {
             return Ok(Self(None));

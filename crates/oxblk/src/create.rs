@@ -37,9 +37,9 @@ impl Create {
         create
     }
 
-    /// A qcow2 image with the backing file `backing`, and with the same size. Clusters that have not been written in the image
-    /// are read from the backing file. The image stores the name of the backing file; a relative name is relative to the folder
-    /// of the image.
+    /// A qcow2 image with the backing file `backing` and, by default, the size of the backing file. Clusters that have
+    /// not been written in the image are read from the backing file. The image stores the name of the backing file; a
+    /// relative name is relative to the folder of the image.
     pub fn overlay(path: impl AsRef<Path>, backing: impl AsRef<Path>, format: Format) -> Self {
         let mut create = Self::at(path.as_ref(), Format::Qcow2.into());
         create.backing = Some((names::from_os(backing.as_ref()), format));
@@ -76,7 +76,7 @@ impl Create {
     /// Creates the image.
     ///
     /// # Errors
-    /// If an option is invalid; otherwise the errors of the system.
+    /// If an option is invalid, or if the backing file cannot be opened; otherwise the errors of the system.
     pub fn run(self) -> Request<()> {
         let threads = match self.threads.clone().map_or_else(IoThreads::shared, Ok) {
             Ok(threads) => threads,

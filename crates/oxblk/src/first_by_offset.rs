@@ -1,8 +1,8 @@
 //! The result with the lowest disk offset, among the results of several workers.
 //!
-//! The engines that compare, copy and rebase process a disk in pieces on several threads. A worker may find a difference or a
-//! failure at a high offset before another worker finds one at a low offset. [`FirstByOffset`] keeps the value with the lowest
-//! offset, so that the outcome is the same on every run and for every number of workers.
+//! A comparison, a copy and a rebase process a disk in pieces on several threads. A worker may find a difference or a
+//! failure at a high offset before another worker finds one at a low offset. [`FirstByOffset`] keeps the value with the
+//! lowest offset, so that the outcome is the same on every run and for every number of workers.
 
 use std::sync::{Mutex, PoisonError};
 

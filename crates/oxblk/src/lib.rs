@@ -7,9 +7,9 @@
 //! whether the image survives a power cut. Programs that need such images usually start QEMU's tools and parse the output of
 //! the tools.
 //!
-//! With oxblk, a program opens, reads, writes, creates, copies and serves disk images itself. Image formats, option names and
-//! error texts are the same as in QEMU, so both can use the same images. Requests run on `io_uring`, with many requests in
-//! flight.
+//! With oxblk, a program opens, reads, writes, creates, copies and serves disk images itself. Image formats and option
+//! names are the same as in QEMU, so both can use the same images. Requests run on `io_uring` if the kernel allows it,
+//! with many requests in flight.
 //!
 //! # A first program
 //!
@@ -59,8 +59,8 @@
 //! began after the write completed has succeeded. With [`Cache::Writethrough`] and [`Cache::Directsync`], each write is flushed
 //! before it completes.
 //!
-//! If a flush fails, completed writes may be lost. The system does not report which writes were lost, so every later flush of
-//! that file fails too.
+//! If a flush fails, completed writes may be lost. The system does not report which writes were lost. So every later flush of
+//! that file fails too, if the file uses the page cache.
 //!
 //! # Threads and tokio
 //!
@@ -90,9 +90,10 @@
 //!
 //! # Errors
 //!
-//! Disks, requests and servers report failures as one [`Error`] type. Its text is one line, with the same words as in QEMU's
-//! tools. Use [`Error::kind`] for decisions of the program, and [`Error::raw_errno`] for the errno value that is passed to a
-//! guest. An error also contains the node, the path and the offset if they are known.
+//! Disks, requests and servers report failures as one [`Error`] type. Its text is one line. For a failure that QEMU's
+//! tools report too, the words are the same. Use [`Error::kind`] for decisions of the program, and [`Error::raw_errno`]
+//! for the errno value that is passed to a guest. An error also contains the node, the path and the offset if they are
+//! known.
 //!
 //! # Untrusted images
 //!
@@ -104,8 +105,8 @@
 //!
 //! - [`check`] checks and repairs images, as [`Disk::check`] does. [`qapi`] converts results to JSON objects of QEMU.
 //! - [`drivers`] returns the table of all drivers, for [`core::Graph::new`].
-//! - [`copy`], [`compare`], [`commit`] and [`rebase`] are the engines for operations on complete disks, with many requests in
-//!   flight on several I/O threads. [`workers`] distributes their workers over the threads.
+//! - [`copy`], [`compare`], [`commit`] and [`rebase`] process complete disks, with many requests in flight on several
+//!   I/O threads. [`workers`] distributes their workers over the threads.
 //! - [`core`] is the block graph, [`ring`] the I/O engine, and [`exports`] contains the servers.
 #![forbid(unsafe_code)]
 

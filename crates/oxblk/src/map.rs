@@ -28,8 +28,8 @@ pub struct Extent {
     pub data: bool,
     /// The data is compressed.
     pub compressed: bool,
-    /// The byte offset of the data, and the node that contains it. `None`: there is no data, or the data is compressed or
-    /// encrypted.
+    /// The byte offset of the range in the node that stores it, and this node. `None`: the range occupies no space of
+    /// its own, or its data is compressed or encrypted.
     pub place: Option<(u64, Arc<Node>)>,
 }
 
@@ -88,7 +88,8 @@ impl Extent {
     }
 }
 
-/// Returns the extents of a disk in order. Adjacent extents with the same status are merged.
+/// Returns the extents of a disk in order. Adjacent extents are merged if they have the same status and lie one after
+/// the other in the same node.
 #[derive(Debug)]
 pub struct Extents<'a> {
     disk: &'a Backend,

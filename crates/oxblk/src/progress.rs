@@ -47,7 +47,7 @@ pub(crate) struct InOrder(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
-    /// All pieces below this offset have been reported.
+    /// All pieces below this offset are complete, and their reports have been made or are due.
     next: u64,
     /// The number of bytes below `next` that count as progress.
     counted: u64,

@@ -1,9 +1,14 @@
 //! Rebase of an overlay: the overlay gets another backing file, and its guest-visible contents do not change.
 //!
-//! Workers on several I/O threads take pieces of the disk that consist of complete clusters. In ranges that the overlay has not
-//! allocated, the workers compare the old backing file with the new one. Where the two differ, they write the contents of the
-//! old backing file to the overlay. They read no data in two cases: the block status shows that both backing files are zero; or
-//! the new backing file is in the backing chain of the old one, and no layer between the two has allocated the range.
+//! Workers on several I/O threads take pieces of the disk that consist of complete clusters. In ranges that the overlay
+//! has not allocated, the workers compare the old backing file with the new one. Where the two differ, the workers
+//! write the contents of the old backing file to the overlay. No data is read in two cases: the block status shows that
+//! both backing files are zero; or the new backing file is in the backing chain of the old one, and no image above the
+//! new backing file has allocated the range.
+//!
+//! Only the rebase writes to the overlay during this work ([`SoleWriter`]). Otherwise, the old data that a worker has read could
+//! replace data that another writer wrote after that. A rebase fails if the overlay has another writer. Writes through the
+//! backend of the rebase and its clones are refused until the rebase ends.
 //!
 //! The overlay has its old backing file until this work has ended. If the work has succeeded, the caller changes the backing
 //! file ([`Backend::change_backing_file`]).
@@ -12,6 +17,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
+#[cfg(doc)]
+use oxblk_core::SoleWriter;
 use oxblk_core::{Backend, Error, ErrorKind, Node, Want, WriteFlags, ZeroFlags, strerror};
 use oxblk_ring::{IoBuf, IoBufMut, IoThread, TaskGone};
 
@@ -30,7 +37,7 @@ const STEP: u64 = 256 << 10;
 
 /// An overlay to be rebased.
 pub struct Rebase {
-    /// The overlay. It is writable and has its old backing file.
+    /// The overlay. It is writable and has its old backing file. Writes through this backend fail during the rebase.
     pub disk: Backend,
     /// The old backing file; `None`: zeroes.
     pub old: Option<Backend>,
@@ -44,13 +51,15 @@ pub struct Rebase {
     pub parallel: usize,
     /// Receives the progress.
     pub observer: Arc<dyn Observer>,
-    /// Any thread may set this flag to stop the work before its next request.
+    /// Any thread may set this flag. The work then stops before the next extent of the overlay.
     pub stop: Arc<AtomicBool>,
 }
 
 /// The step at which a rebase failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RebaseStage {
+    /// Becoming the only writer of the overlay.
+    Attaching,
     /// Querying the block status of an image.
     Status,
     /// Reading the old backing file.
@@ -78,6 +87,7 @@ impl std::fmt::Display for RebaseError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let error = strerror(self.error.raw_errno());
         match self.stage {
+            RebaseStage::Attaching => self.error.fmt(f),
             RebaseStage::Status => write!(f, "error while reading image metadata: {error}"),
             RebaseStage::ReadingOld => f.write_str("error while reading from old backing file"),
             RebaseStage::ReadingNew => f.write_str("error while reading from new backing file"),
@@ -112,6 +122,14 @@ struct Shared {
 /// # Errors
 /// The failure at the lowest offset, as if the pieces had been processed in order. No request is in flight when this returns.
 pub async fn run(job: Rebase, helpers: &[IoThread]) -> Outcome {
+    let attaching = failed(RebaseStage::Attaching, 0);
+    let writer = job.disk.sole_writer("rebase job").await.map_err(&attaching)?;
+    let outcome = run_alone(Rebase { disk: writer.backend().clone(), ..job }, helpers).await;
+    outcome.and(writer.end().await.map_err(attaching))
+}
+
+/// Runs a rebase whose `disk` is the only writer of the overlay.
+async fn run_alone(job: Rebase, helpers: &[IoThread]) -> Outcome {
     let parallel = job.parallel;
     let cluster = job.disk.node().map_or(0, |node| node.driver().info().cluster_size).max(512);
     let shared = Arc::new(Shared {
@@ -338,7 +356,7 @@ impl Shared {
 /// The contents of a backing file in one extent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Look {
-    /// Equal in the old and the new backing file: both read the same layer.
+    /// Equal in the old and the new backing file: both read the same image.
     Same,
     Zero,
     Data,

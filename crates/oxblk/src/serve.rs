@@ -85,7 +85,7 @@ impl NbdServer {
         &self.address
     }
 
-    /// The number of connections.
+    /// The number of open connections.
     pub fn connections(&self) -> usize {
         self.server.connections()
     }

@@ -19,7 +19,7 @@ use crate::SECTOR;
 /// Opens a temporary overlay whose backing file is `base`.
 ///
 /// # Errors
-/// The errors of the file system of temporary files. It is also an error if another user writes to `base`.
+/// The errors of the directory for temporary files. It is also an error if another parent of `base` writes to `base`.
 pub async fn overlay(graph: &Graph, base: &Arc<Node>, flags: OpenFlags) -> Result<Arc<Node>> {
     let file = File::from_fd(temporary()?, Aio::IoUring);
     let driver = Box::new(FileDriver::from_ring_file(file, 0));

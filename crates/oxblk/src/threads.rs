@@ -21,7 +21,7 @@ pub struct IoThreads(Arc<Group>);
 
 struct Group {
     threads: Vec<IoThread>,
-    /// The number of tasks that were sent to the group, to distribute tasks over the threads in turn.
+    /// The number of tasks that other threads have sent to the group. These tasks go to the threads of the group in turn.
     next: AtomicUsize,
 }
 
@@ -29,10 +29,10 @@ struct Group {
 static SHARED: Mutex<Weak<Group>> = Mutex::new(Weak::new());
 
 impl IoThreads {
-    /// Starts `count` threads, or fewer if the system cannot start more.
+    /// Starts `count` threads (at least one), or fewer if the system cannot start more.
     ///
     /// # Errors
-    /// If no thread can be started: `EAGAIN`, `ENOMEM` or `EMFILE`.
+    /// If no thread can be started, for example `EAGAIN`, `ENOMEM` or `EMFILE`.
     pub fn start(count: usize) -> Result<Self> {
         let (group, shortage) = Self::start_up_to(count.max(1));
         match (shortage, group.threads().len()) {

@@ -1,9 +1,9 @@
-//! Runs the workers of an operation on complete disks.
+//! Runs an operation on a whole disk (copy, comparison, rebase) as several tasks (workers) on several I/O threads.
 //!
-//! Several workers on several I/O threads take pieces of a disk from a common state. A worker ends when no piece is left, or
-//! when the state says that the operation has failed. [`run`] distributes the workers over the threads and waits until they
-//! have ended. If the future of [`run`] is dropped, the operation is cancelled, so that workers on other threads do not
-//! continue an operation that nobody awaits.
+//! The workers take pieces of the disk from a common state. A worker ends when no piece is left, or when the state says
+//! that the operation has failed. [`run`] distributes the workers over the threads and waits until they have ended. If
+//! the future of [`run`] is dropped, the operation is cancelled, so that workers on other threads do not continue an
+//! operation that nobody awaits.
 
 use std::sync::Arc;
 
@@ -15,10 +15,12 @@ use oxblk_ring::{IoThread, TaskGone, transfer_in_place};
 /// While the workers run, their threads execute reads and writes of up to `in_place` bytes on tmpfs inline, instead of in a
 /// kernel worker ([`transfer_in_place`]). `None`: the default limit.
 ///
-/// If the future is dropped, `cancel` is called. It marks the operation as failed in the state, so that the workers end.
+/// If the future is dropped, `cancel` is called. `cancel` marks the operation as failed in the state, so that the
+/// workers end.
 ///
 /// # Errors
-/// If the thread of a helper has ended before its workers. The workers of all other threads have ended when this returns.
+/// If a helper thread has ended before the workers that run on it. The workers of all other threads have ended when
+/// this returns.
 pub async fn run<S, W, F>(
     state: &Arc<S>,
     count: usize,

@@ -6,7 +6,8 @@ pub enum Aio {
     /// io_uring. On an I/O thread without io_uring: the same as [`Threads`](Aio::Threads).
     #[default]
     IoUring,
-    /// Linux AIO. For files opened with `O_DIRECT`.
+    /// Linux AIO, for files opened with `O_DIRECT`. If the kernel refuses Linux AIO: the same as
+    /// [`Threads`](Aio::Threads).
     Native,
     /// Blocking calls on worker threads.
     Threads,

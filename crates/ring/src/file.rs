@@ -11,8 +11,9 @@
 //! with the dense id of the file as the index. When the last handle is dropped, the engine sends a request to
 //! unregister the file to each of these rings, and closes the descriptor.
 //!
-//! A read or write starts when the method is called, on the current I/O thread, and owns its buffers. If its future
-//! is dropped, the operation continues. All other operations are `async fn`s.
+//! A single read or write ([`File::read_at`] and similar methods) starts when the method is called, on the current I/O
+//! thread, and owns its buffers. If its future is dropped, the operation continues. Most other operations are `async
+//! fn`s.
 
 mod extents;
 mod registration;
@@ -124,7 +125,7 @@ impl File {
     /// descriptor is closed, so that the host reports the error, and the descriptor stays open.
     ///
     /// # Errors
-    /// The errors of `close(2)`. The handle is then closed as well.
+    /// The errors of `close(2)`; `EBADF` for [`File::closed`]. The handle is then closed as well.
     pub async fn close(self) -> io::Result<()> {
         match self.0 {
             Inner::Host(host) => on_file(move || close_host(host)).await,
@@ -133,7 +134,7 @@ impl File {
         }
     }
 
-    /// The descriptor; `None` for a simulated disk.
+    /// The descriptor; `None` for a simulated disk and for [`File::closed`].
     pub fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.0 {
             Inner::Host(host) => Some(host.fd.as_fd()),
@@ -167,7 +168,7 @@ impl File {
         matches!(&self.0, Inner::Host(host) if host.in_memory)
     }
 
-    /// The dense id; for a simulated disk, an id beyond the end of every table.
+    /// The dense id; for a simulated disk or a closed file, an id beyond the end of every table.
     pub(crate) fn id(&self) -> u32 {
         match &self.0 {
             Inner::Host(host) => host.registration.id(),
@@ -212,7 +213,7 @@ impl File {
     /// Truncates the file or extends it with zeroes.
     ///
     /// # Errors
-    /// The errors of `ftruncate(2)`.
+    /// The errors of `ftruncate(2)`; `EFBIG` if `len` exceeds the signed range.
     pub async fn set_len(&self, len: u64) -> io::Result<()> {
         let host = match &self.0 {
             Inner::Sim(_) => return self.unit(Op::Truncate { len }).await,
@@ -243,7 +244,7 @@ impl File {
     /// The size in bytes, also of a block device.
     ///
     /// # Errors
-    /// The errors of `fstat(2)` and `lseek(2)`.
+    /// The errors of `lseek(2)`.
     #[expect(
         clippy::unused_async,
         reason = "part of the interface: a remote file system may have to send a request"
@@ -259,10 +260,12 @@ impl File {
         }
     }
 
-    /// Copies inside the kernel (`copy_file_range`); the copy may be short.
+    /// Copies at most 1 GiB inside the kernel (`copy_file_range`), and returns the number of bytes copied. The copy may
+    /// be short.
     ///
     /// # Errors
-    /// `EXDEV`, `EOPNOTSUPP` or `EINVAL` if the kernel cannot copy between these files.
+    /// The errors of `copy_file_range(2)`: `EXDEV`, `EOPNOTSUPP` or `EINVAL` if the kernel cannot copy between these
+    /// files. `EOPNOTSUPP` if one of the files is a simulated disk.
     pub async fn copy_range_to(
         &self,
         offset: u64,

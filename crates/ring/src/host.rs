@@ -1,6 +1,6 @@
 //! System calls of the host that have no safe wrapper elsewhere: locks of open file descriptions, ioctls of block
-//! devices and file systems, and limits of the process. These calls accept any descriptor and need no I/O thread. All
-//! of them return quickly, except [`discard_blocks`], which I/O threads call through
+//! devices and file systems, limits of the process, and a limit of the allocator. These calls accept any descriptor and
+//! need no I/O thread. All of them return quickly, except [`discard_blocks`]: I/O threads call it through
 //! [`File::call`](crate::File::call).
 
 use std::io;
@@ -17,7 +17,8 @@ pub fn limit_allocator_arenas() {
     }
 }
 
-/// The number of arenas, with the main arena (the heap of the process), which reserves no address space in advance.
+/// The number of arenas, including the main arena (the heap of the process), which reserves no address space in
+/// advance.
 #[cfg(target_env = "gnu")]
 const ARENAS: libc::c_int = 3;
 
@@ -56,7 +57,7 @@ pub fn lock_shared(fd: BorrowedFd<'_>, range: LockRange) -> io::Result<()> {
     set_lock(fd, range.request(libc::F_RDLCK))
 }
 
-/// Releases a lock.
+/// Releases the lock of the open file description on `range`.
 ///
 /// # Errors
 /// The errors of `fcntl(2)` with `F_OFD_SETLK`.
@@ -70,7 +71,7 @@ fn set_lock(fd: BorrowedFd<'_>, request: libc::flock) -> io::Result<()> {
     check(done)
 }
 
-/// Whether another open file description holds any lock in `range`.
+/// Whether there is any lock in `range` that the open file description behind `fd` does not hold.
 ///
 /// # Errors
 /// The errors of `fcntl(2)` with `F_OFD_GETLK`: `EINVAL` if the kernel or the file system does not support such
@@ -102,7 +103,7 @@ pub fn main_stack_limit() -> Option<u64> {
     rustix::process::getrlimit(rustix::process::Resource::Stack).current
 }
 
-/// Discards a range of a block device (`BLKDISCARD`). The call may take long.
+/// Discards a range of a block device (`BLKDISCARD`). The call may take a long time.
 ///
 /// # Errors
 /// The device's error: `EOPNOTSUPP` if it does not support discard.

@@ -1,8 +1,9 @@
 //! The I/O engine: executor, operations, buffers, timers. This crate contains nothing about disk images.
 //!
-//! One **I/O thread** is one executor with one io_uring. The futures of the executor are `!Send` and stay on the
-//! thread; wakers may be used from other threads. [`block_on`] turns the calling thread into an I/O thread,
-//! [`IoThread::start`] starts another one.
+//! One **I/O thread** is one executor with one io_uring, or with `poll` and blocking threads if the kernel refuses
+//! io_uring. The futures of the executor are `!Send` and stay on the thread; wakers may be used from other threads.
+//! [`block_on`] turns the calling thread into an I/O thread until it returns, [`IoThread::start`] starts another I/O
+//! thread.
 //!
 //! * [`buf`](IoBuf): owned memory. Memory that the kernel may access belongs to the slot of an operation until the
 //!   operation has completed, so a future can be dropped at any moment.
@@ -10,7 +11,7 @@
 //!   or poll.
 //! * `runtime`: the loop (take messages → run ready tasks → fire timers → one submit-and-wait call), tasks, timers,
 //!   wakers.
-//! * [`File`], [`Stream`], [`Listener`]: the objects that operations read from and write to.
+//! * [`File`], [`Stream`], [`Listener`]: the files, streams and listening sockets that operations use.
 //! * [`perturb`]: random delays between the steps of lock-free code, in test builds.
 //! * [`sim`]: a simulated disk and a deterministic executor for tests.
 //! * locks that work across I/O threads: [`Mutex`], [`RwLock`], [`Semaphore`], [`RangeLock`]; and [`Sharded`] data.

@@ -22,7 +22,7 @@ pub enum Address {
     Tcp {
         /// Name or IP address of the host.
         host: String,
-        /// Port; with 0 the kernel chooses one for a listening socket.
+        /// The port. With port 0, the kernel chooses the port of a listening socket.
         port: u16,
     },
 }
@@ -44,7 +44,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Binds and listens. The call blocks while it resolves the name of the host.
+    /// Binds a socket to the address and listens on it. The call blocks while it resolves the name of a TCP host.
     ///
     /// # Errors
     /// The system's error, for example `EADDRINUSE`.
@@ -59,7 +59,7 @@ impl Listener {
     /// Takes over a listening socket.
     ///
     /// # Errors
-    /// If the descriptor is not a Unix or TCP socket.
+    /// The error of the system, for example if the descriptor is not a socket.
     pub fn from_fd(fd: OwnedFd) -> io::Result<Listener> {
         let (address, fd) = local_address(fd)?;
         Ok(Listener { fd: Arc::new(fd), address })
@@ -117,15 +117,15 @@ fn local_address(fd: OwnedFd) -> io::Result<(Address, OwnedFd)> {
     Ok((Address::Unix(path), unix.into()))
 }
 
-/// A connected socket, or a pipe or terminal. One I/O thread at a time uses it; on that thread one task may receive
-/// while another sends.
+/// A connected socket, or a pipe or terminal. Only one I/O thread may use a stream at a time. On this thread, one task
+/// may receive while another task sends.
 pub struct Stream {
     fd: Arc<OwnedFd>,
     socket: bool,
 }
 
 impl Stream {
-    /// Takes over a descriptor.
+    /// Takes over a descriptor. Turns off Nagle's algorithm if the descriptor is a TCP socket.
     ///
     /// # Errors
     /// If the descriptor cannot be examined (`fstat`).
@@ -193,7 +193,8 @@ impl Stream {
     /// Receives until the buffer is full.
     ///
     /// # Errors
-    /// [`io::ErrorKind::UnexpectedEof`] if the stream ends first; the socket's error.
+    /// [`io::ErrorKind::UnexpectedEof`] if the stream ends before the buffer is full; otherwise the error of the
+    /// stream.
     pub async fn recv_exact(&self, buf: IoBufMut) -> io::Result<IoBufMut> {
         let len = buf.len();
         let (mut front, mut rest, mut filled) = (None::<IoBufMut>, buf, 0usize);
@@ -223,7 +224,7 @@ impl Stream {
     /// Sends everything. If the future is dropped, a part may have been sent.
     ///
     /// # Errors
-    /// The socket's error. `EPIPE` raises no signal.
+    /// The error of the stream. On a socket, `EPIPE` raises no signal.
     pub async fn send_all(&self, mut bufs: IoVec) -> io::Result<()> {
         while !bufs.is_empty() {
             self.send(&mut bufs).await?;
@@ -232,7 +233,7 @@ impl Stream {
     }
 
     /// Sends as many bytes as one operation can (at least one), and removes them from the list. Returns the number of
-    /// bytes. If the future is dropped, a part may have been sent.
+    /// bytes: 0 if the list contains no bytes. If the future is dropped, a part may have been sent.
     ///
     /// # Errors
     /// The errors of [`Stream::send_all`].
@@ -262,7 +263,8 @@ impl Stream {
         count(result).map(drop)
     }
 
-    /// Shuts down both directions. The peer and pending receives get the end of the stream.
+    /// Shuts down both directions of a socket. The peer and pending receives get the end of the stream. A pipe or
+    /// terminal is not changed.
     pub fn shutdown(&self) {
         // SAFETY: no memory involved.
         unsafe { libc::shutdown(self.fd.as_raw_fd(), libc::SHUT_RDWR) };

@@ -3,8 +3,8 @@
 //! A hand-over is code that passes data or a wake-up to another thread without a lock. Some races appear only if a
 //! thread is delayed for milliseconds exactly between two steps of a hand-over. Therefore a hand-over calls [`point`]
 //! between its steps. After a test has called `start`, each call of `point` returns immediately, yields, spins or
-//! sleeps, at random. The seed also chooses one of eight points. At a chosen point, half of the calls sleep for 0.5
-//! to 3 ms, up to 100 calls: some races appear only if one point has long delays and the other points have none.
+//! sleeps, at random. The seed also chooses about one in eight points. At a chosen point, half of the calls sleep for
+//! 0.5 to 3 ms, up to 100 calls: some races appear only if one point has long delays and the other points have none.
 //!
 //! Points exist only in builds with the feature `perturb`, which the test crates enable. In all other builds `point`
 //! is an empty function. A point never suspends a task: it delays the thread, as a busy machine does.
@@ -53,8 +53,8 @@ mod enabled {
         static STATE: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
     }
 
-    /// Turns perturbation on for the whole process. The same seed gives the same delays, but not the same run,
-    /// because the kernel still schedules the threads.
+    /// Turns perturbation on for the whole process. The seed determines which points are slow. The delays of a run
+    /// cannot be reproduced exactly, because the kernel schedules the threads.
     pub fn start(seed: u64) {
         SLOW.iter().for_each(|count| count.store(0, Relaxed));
         SEED.store(seed | 1, Relaxed);

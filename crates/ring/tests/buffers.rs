@@ -234,14 +234,14 @@ fn buffers_outlive_the_thread_whose_arena_they_come_from() {
     assert!(buf.iter().all(|&b| b == 5));
 }
 
-/// Buffers from every source of memory.
+/// Buffers from every source of memory, filled with `byte`.
 fn one_of_each(byte: u8) -> Vec<IoBufMut> {
     let pooled = [0, 100, 4096, 16 << 10, 64 << 10, 100_000, 1 << 20, 5 << 20];
     let pooled = pooled.into_iter().map(|len| IoBufMut::filled(len, byte));
     pooled.chain([IoBufMut::from(vec![byte; 1000])]).collect()
 }
 
-/// Whether all bytes of the buffers are `byte`. Miri is slow, so only a few of the bytes are checked with Miri.
+/// Whether all bytes of the buffers are `byte`. Under Miri, which is slow, only some of the bytes are checked.
 fn hold(bufs: &[IoBufMut], byte: u8) -> bool {
     let step = if cfg!(miri) { 50_000 } else { 1 };
     bufs.iter().all(|buf| buf.iter().step_by(step).all(|found| *found == byte))

@@ -1,5 +1,5 @@
 //! Tests that drop futures at every await point. Each operation keeps its buffer until the kernel has completed the
-//! operation, slots are reused, and the engine still works.
+//! operation, the slots of operations are reused, and the engine still works.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
@@ -29,7 +29,8 @@ async fn poll_and_drop<F: Future>(future: F, polls: usize) -> bool {
         left -= 1;
         match future.as_mut().poll(cx) {
             Poll::Ready(_) => Poll::Ready(true),
-            // Drop the future now, while it waits, and not after its next wake-up.
+            // Drop the future now, while its operation is in flight. After the next wake-up the operation would be
+            // complete.
             Poll::Pending if left == 0 => Poll::Ready(false),
             Poll::Pending => Poll::Pending,
         }

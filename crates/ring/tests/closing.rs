@@ -1,5 +1,5 @@
-//! Tests of the end of an I/O thread. Its files are closed when the thread has ended. While the thread closes,
-//! destructors, panics and other threads never free memory of an operation in flight.
+//! Tests of the end of an I/O thread. The files that the thread has used are closed when the thread has ended. While
+//! the thread closes, destructors, panics and other threads never free the memory of an operation in flight.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 

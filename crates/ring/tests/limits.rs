@@ -1,7 +1,8 @@
-//! Tests of limits on processes, locked memory, address space and descriptors. The engine works within the limit, or
-//! reports an error.
+//! Tests of resource limits (processes, locked memory, address space, descriptors), and of a sandbox that refuses
+//! `io_uring_enter`. The engine works within the limit, or reports an error.
 //!
-//! A limit cannot be raised again, so each test runs itself as a child process that sets the limit.
+//! A limit cannot be raised again, and a system-call filter cannot be removed. So each test runs itself as a child
+//! process that sets the limit or the filter.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
@@ -15,7 +16,7 @@ use oxblk_ring::{
     Aio, Config, Falloc, File, IoBufMut, IoThread, block_on, block_on_with, host, offload, spawn,
 };
 
-/// Becomes a user without privileges. The limits do not apply to root.
+/// Becomes a user without privileges. `RLIMIT_NPROC` and `RLIMIT_MEMLOCK` do not apply to root.
 fn become_nobody() {
     // SAFETY: no memory involved.
     unsafe {

@@ -34,7 +34,7 @@ fn perturbed(body: impl Fn(Engine)) {
 fn no_wake_up_between_threads_is_lost() {
     perturbed(|engine| {
         let threads = threads(engine);
-        // The threads increment a counter in a fixed order. Only a notification of another thread wakes a thread.
+        // The threads increment a counter in a fixed order. A thread is woken only by a notification of another thread.
         let (turn, moved) = (Arc::new(AtomicU64::new(0)), Arc::new(Event::new()));
         let remotes: Vec<_> = (0_u64..)
             .zip(&threads)

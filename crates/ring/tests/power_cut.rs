@@ -1,5 +1,5 @@
 //! Tests of the simulated disk. The same seed gives the same run. Faults happen as configured. After a power cut, the
-//! disk has all flushed data and any subset of the other changes.
+//! disk has all flushed data and any subset of the sectors that were written later.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 

@@ -56,7 +56,7 @@ fn a_value_is_kept_until_the_operations_in_flight_have_ended() {
                 yield_now().await;
             }
             assert!(!dropped.load(SeqCst));
-            // The value is not kept for operations that begin later.
+            // The value is not kept for operations that begin after `keep_until_settled`.
             let later = leave_call_behind(&file);
             end.send(()).unwrap();
             while !dropped.load(SeqCst) {

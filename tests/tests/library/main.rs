@@ -6,5 +6,6 @@ mod examine;
 mod examples;
 mod executors;
 mod files;
+mod one_writer;
 mod opening;
 mod programs;

@@ -220,11 +220,7 @@ fn a_resize_through_a_raw_node_waits_for_other_operations_on_its_image() {
         sim::run(seed, async move {
             let image = image().await;
             let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");
-            let mut options = Options::new();
-            options.insert("driver", "raw");
-            options.insert("file", "image0");
-            let flags = OpenFlags::default();
-            let raw = disk.graph().open_backend(None, options, flags).await.expect("a raw node");
+            let raw = open_raw(&disk).await.expect("a raw node");
             let operations: Vec<Operation<'_>> = vec![
                 Box::pin(take(&disk, "a")),
                 Box::pin(raw.resize(1200 * KIB, Preallocation::Off)),
@@ -239,6 +235,58 @@ fn a_resize_through_a_raw_node_waits_for_other_operations_on_its_image() {
             }
             assert_eq!((disk.size(), raw.size()), (1400 * KIB, 1400 * KIB));
             raw.close().await.expect("it closes");
+            chain::close(disk).await.expect("it closes");
+            chain::check(&image, Tolerance::Clean).await.expect("it is clean");
+        });
+    }
+}
+
+async fn open_raw(disk: &Backend) -> Result<Backend> {
+    let mut options = Options::new();
+    options.insert("driver", "raw");
+    options.insert("file", "image0");
+    disk.graph().open_backend(None, options, OpenFlags::default()).await
+}
+
+#[test]
+fn a_close_and_a_reopen_of_a_raw_node_wait_for_other_operations_on_its_image() {
+    for seed in 0..24 {
+        sim::run(seed, async move {
+            let image = image().await;
+            let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");
+            let (one, other) = (open_raw(&disk).await.unwrap(), open_raw(&disk).await.unwrap());
+            let early = |byte| IoBuf::from(vec![byte; EARLY]);
+            disk.write(0, early(1), WriteFlags::empty()).await.expect("a write");
+            one.write(0, early(2), WriteFlags::empty()).await.expect("a write");
+            other.write(0, early(3), WriteFlags::empty()).await.expect("a write");
+            let read_only = |read_only: bool| {
+                let mut options = Options::new();
+                options.insert("read-only", read_only);
+                other.reopen(options)
+            };
+            let mut operations: Vec<Operation<'_>> = vec![
+                Box::pin(take(&disk, "a")),
+                Box::pin(one.flush()),
+                Box::pin(async { disk.compact(64 * KIB, &|_, _| true).await.map(drop) }),
+                Box::pin(one.close()),
+                Box::pin(amend(&disk, true)),
+                Box::pin(read_only(true)),
+                Box::pin(take(&disk, "b")),
+                Box::pin(remove_first(&disk)),
+                Box::pin(read_only(false)),
+                Box::pin(amend(&disk, false)),
+            ];
+            let first = usize::try_from(seed).unwrap() % operations.len();
+            operations.rotate_left(first);
+            for outcome in join_all(operations).await {
+                match outcome {
+                    // The flush came after the close.
+                    Err(error) if error.raw_errno() == Errno::NOMEDIUM => {}
+                    outcome => outcome.expect("it succeeds"),
+                }
+            }
+            assert!(holds(&disk, 0, EARLY, 3).await);
+            other.close().await.expect("it closes");
             chain::close(disk).await.expect("it closes");
             chain::check(&image, Tolerance::Clean).await.expect("it is clean");
         });

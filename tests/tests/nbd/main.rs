@@ -4,6 +4,7 @@ mod addresses;
 mod guest_boot;
 mod log;
 mod peers;
+mod scarce;
 mod serve;
 mod served;
 mod signals;

@@ -461,8 +461,10 @@ const UNWALKABLE: &[Unwalkable] = &[
     ("exceeds the maximum supported size", |image, at, _| image.put64(at + 8, 1 << 40)),
     ("invalid bitmap directory offset", |image, at, _| image.put64(at + 16, 8)),
     ("Broken bitmap directory", |image, at, _| image.put64(at + 16, 1 << 40)),
-    ("Broken bitmap directory", |image, at, _| image.put64(at + 8, image.get64(at + 8) + 16)),
-    ("More bitmaps found", |image, at, _| image.put64(at + 8, image.get64(at + 8) + 24)),
+    ("Broken bitmap directory", |image, at, _| {
+        image.put32(at, 1);
+        image.put64(at + 8, image.get64(at + 8) - 16);
+    }),
     ("Broken bitmap directory", |image, _, entry| image.put32(entry + 20, u32::MAX)),
     ("Broken bitmap directory", |image, _, entry| image.put32(entry + 16, u32::MAX)),
 ];

@@ -162,7 +162,7 @@ fn base(context: &Context, arguments: &Arguments, top: &Backend) -> Step<Arc<Nod
 
 fn failed(context: &Context, arguments: &Arguments, failure: &CommitError) -> Exit {
     match failure {
-        CommitError::Base(error) => context.error(error),
+        CommitError::Top(error) | CommitError::Base(error) => context.error(error),
         CommitError::Copy(failure) if failure.stage == Stage::Stopped => {
             context.program.error(failure);
             Exit::INTERRUPTED

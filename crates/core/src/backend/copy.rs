@@ -1,8 +1,8 @@
 //! Copies from one backend to another. A copy is one request that is in flight at both backends.
 //!
-//! A drain waits for the requests in flight of several backends. If a copy waited for its target while it is in flight
-//! at its source, a drain of both backends would never end. So a copy never waits for one backend while it is in flight
-//! at the other backend.
+//! A drain waits for the requests in flight of several backends. If a copy that is in flight at its source waited for
+//! its target, a drain of both backends would never end. So a copy never waits for one backend while it is in flight at
+//! the other backend.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -19,8 +19,10 @@ impl Backend {
     /// its future is dropped.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Unsupported`] if copy offload is not possible for these ranges; otherwise the errors of the
-    /// host.
+    /// [`OutOfRange`](crate::ErrorKind::OutOfRange) if a range does not lie inside its disk;
+    /// [`Denied`](crate::ErrorKind::Denied) without write permission on the target;
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) if copy offload is not possible for these ranges; otherwise the
+    /// errors of the host.
     pub async fn copy_to(
         &self,
         offset: u64,
@@ -44,7 +46,7 @@ impl Backend {
             if through {
                 dest.edge.flush().await?;
             }
-            // After success, the copy has no operation in flight.
+            // After success, no host operation of the copy is in flight.
             places.release().into_iter().flatten().flatten().for_each(Place::done);
             Ok::<_, Error>(())
         })

@@ -1,8 +1,8 @@
 //! Requests in flight at a backend: beginning a request, counting it, and holding requests back.
 //!
-//! A request is counted on its I/O thread, and in the epoch in which it begins, until all its operations on the host
-//! have ended. A request first raises the count and then checks whether requests are held back. A drain first holds
-//! requests back and then waits until the counts are zero. So a drain misses no request.
+//! A request is counted on its I/O thread, and in the epoch in which the request begins, until all host operations of
+//! the request have ended. A request first raises the count and then checks whether requests are held back. A drain
+//! first holds requests back and then waits until the counts are zero. So a drain misses no request.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -63,7 +63,7 @@ impl Backend {
         }
     }
 
-    /// Begins a request, unless requests are held back.
+    /// Begins a request. Returns `None` if requests are held back.
     pub(super) fn try_begin(&self) -> Result<Option<Request<'_>>> {
         let count = InFlight::enter(self);
         oxblk_ring::perturb::point();
@@ -123,9 +123,10 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// A request in progress. If the request fails or its future is dropped, this value is dropped without
-/// [`Request::done`]. The host may then still carry out operations of the request. The request stays counted until
-/// these operations have ended, so that nobody reuses the clusters and buffers that the operations access.
+/// A request in progress. If the request fails after it has started a host operation, or if its future is dropped, this
+/// value is dropped without [`Request::done`]. The host may then still carry out operations of the request. The request
+/// stays counted until these operations have ended, so that nobody reuses the clusters and buffers that the operations
+/// access.
 pub(super) struct Request<'a> {
     pub(super) root: Arc<RootEdge>,
     guards: Option<(EpochGuard<'a>, InFlight<'a>)>,
@@ -151,7 +152,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Drops the entries of a request that has already marked its changes as unflushed.
+    /// Drops the entries of a request that has succeeded. Such a request has already marked its changes as unflushed.
     pub(super) fn done(mut self) {
         self.unfinished = None;
     }
@@ -187,7 +188,7 @@ impl Request<'_> {
         run_to_completion(async move {
             let outcome = work.await;
             if outcome.is_ok() {
-                // After success, the request has no operation in flight.
+                // After success, no host operation of the request is in flight.
                 if let Some(place) = place.release().flatten() {
                     place.done();
                 }
@@ -197,13 +198,13 @@ impl Request<'_> {
         .await
     }
 
-    /// Ends a request that has no operation in flight: the request has succeeded, or it has started no operation. So
-    /// the counts are lowered immediately, without waiting for other operations of the thread.
+    /// Ends a request that has no host operation in flight: the request has succeeded, or it has started no operation.
+    /// So the counts are lowered immediately, without waiting for other operations of the thread.
     pub(super) fn done(mut self) {
         self.guards = None;
     }
 
-    /// Returns the request if the range lies inside the disk. Otherwise the request ends.
+    /// Returns the request if the range lies inside the disk. Otherwise, ends the request and returns `OutOfRange`.
     pub(super) fn check(self, offset: u64, len: u64) -> Result<Self> {
         match offset.checked_add(len) {
             Some(end) if end <= self.root.edge.size() => Ok(self),

@@ -1,7 +1,8 @@
 //! The requests of a backend: reads, writes, zero writes, discards, flushes and status queries.
 //!
-//! Each request begins with [`Backend::begin`], which counts the request as in flight. A request that may change data
-//! with more than one operation runs to its end, even if its future is dropped.
+//! Each request begins with [`Backend::begin`], which counts the request as in flight. If a request may need more than
+//! one host operation to change data, the request runs to its end even if its future is dropped. A flush also runs to
+//! its end.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -17,7 +18,8 @@ impl Backend {
     /// Reads `buf.len()` bytes at `offset`.
     ///
     /// # Errors
-    /// [`OutOfRange`](crate::ErrorKind::OutOfRange) past the end; otherwise the errors of the driver and the host.
+    /// [`OutOfRange`](crate::ErrorKind::OutOfRange) if the range does not lie inside the disk; otherwise the errors of
+    /// the driver and the host.
     pub async fn read(&self, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
         let len = request::as_u64(buf.len());
         let request = self.begin().await?.check(offset, len)?;
@@ -39,7 +41,10 @@ impl Backend {
     /// Writes `data` at `offset`.
     ///
     /// # Errors
-    /// [`OutOfRange`](crate::ErrorKind::OutOfRange) past the end; otherwise the errors of the driver and the host.
+    /// [`OutOfRange`](crate::ErrorKind::OutOfRange) if the range does not lie inside the disk;
+    /// [`Denied`](crate::ErrorKind::Denied) without write permission; [`Unsupported`](crate::ErrorKind::Unsupported)
+    /// for [`WriteFlags::COMPRESSED`] if the format has no compression; otherwise the errors of the driver and the
+    /// host.
     pub async fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> Result<()> {
         let len = request::as_u64(data.len());
         let request = self.begin().await?.check(offset, len)?;
@@ -53,7 +58,8 @@ impl Backend {
     /// Stores at `offset` a cluster that [`Self::compress`] has compressed.
     ///
     /// # Errors
-    /// The errors of [`Self::write`].
+    /// The errors of [`Self::write`], and [`Unsupported`](crate::ErrorKind::Unsupported) if the format has no
+    /// compression.
     pub async fn write_compressed(&self, offset: u64, cluster: CompressedCluster) -> Result<()> {
         let len = request::as_u64(cluster.plain.len());
         let request = self.begin().await?.check(offset, len)?;
@@ -105,7 +111,8 @@ impl Backend {
     /// Makes a range read as zeroes.
     ///
     /// # Errors
-    /// The errors of [`Self::write`].
+    /// The errors of [`Self::write`]; `ENOTSUP` with [`ZeroFlags::NO_FALLBACK`] if the zeroes would have to be written
+    /// as data.
     pub async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         let request = self.begin().await?.check(offset, len)?;
         let flags = if self.0.write_through.load(Relaxed) { flags | ZeroFlags::FUA } else { flags };
@@ -116,7 +123,7 @@ impl Backend {
         Ok(())
     }
 
-    /// Discards a range: its contents no longer matter.
+    /// Discards a range: the caller no longer needs the contents of the range.
     ///
     /// # Errors
     /// The errors of [`Self::write`].
@@ -140,18 +147,20 @@ impl Backend {
         Ok(())
     }
 
-    /// The status of the start of a range, through the complete backing chain.
+    /// The block status of the start of a range, through the complete backing chain.
     ///
     /// # Errors
-    /// The errors of the driver and the host.
+    /// [`OutOfRange`](crate::ErrorKind::OutOfRange) if `offset` lies past the end of the disk; otherwise the errors of
+    /// the driver and the host.
     pub async fn block_status(&self, offset: u64, len: u64, want: Want) -> Result<ChainStatus> {
         self.status_above(None, offset, len, want).await
     }
 
-    /// The status of the start of a range from the root down to, but not including, `base`.
+    /// The block status of the start of a range, from the root down to, but not including, `base`. Without `base`, the
+    /// complete backing chain is queried.
     ///
     /// # Errors
-    /// The errors of the driver and the host.
+    /// The errors of [`Self::block_status`].
     pub async fn status_above(
         &self,
         base: Option<&Arc<Node>>,

@@ -1,15 +1,15 @@
-//! Marks ranges in a bitmap's state without a lock, while another thread may replace the state.
+//! Marks ranges in a bitmap's state without a lock. Another thread may replace the state at the same time.
 //!
-//! A marker marks in the state that it loads, and then checks whether that state is still current. If not, it marks
-//! again. A thread that replaces the state first stores the new state and then copies the marks of the old state. Both
-//! sides have a full fence between their two steps. So either the marker sees the new state, or the copied marks
-//! contain the marker's marks.
+//! A marker marks in the state that it loads, and then checks whether this state is still current. If not, the marker
+//! marks again in the new state. A thread that replaces the state first stores the new state and then reads the marks
+//! of the old state, to copy them. Both sides have a full fence between their two steps. So either the marker sees the
+//! new state, or the other thread sees the marker's marks in the old state.
 
 use oxblk_ring::perturb::point;
 
 use super::atomics::{Ordering::SeqCst, fence};
 
-/// Marks in the state that `current` returns. Repeats this if the state was replaced during the marking.
+/// Calls `mark` with the state that `current` returns, until the state has not been replaced during a call.
 pub(super) fn mark_current<S>(
     current: impl Fn() -> S,
     is_same: impl Fn(&S, &S) -> bool,
@@ -27,7 +27,7 @@ pub(super) fn mark_current<S>(
     }
 }
 
-/// Replaces the state by calling `store`. After this call, the caller copies the marks of the old state.
+/// Replaces the state by calling `store`. A caller that keeps the marks of the old state copies them after this call.
 pub(super) fn replace(store: impl FnOnce()) {
     store();
     fence(SeqCst);

@@ -1,12 +1,13 @@
 //! [`DirtyBitmap`]: a dirty bitmap with a name, flags, and possibly a successor.
 //!
-//! The current map, the enabled flag and the successor form one immutable state behind an atomic pointer.
-//! [`DirtyBitmap::mark`] follows the pointer. A change replaces the state; the module `current` describes how. The lock
-//! `control` serialises changes; marking never takes this lock.
+//! The current map, the enabled flag and the successor form one state behind an atomic pointer. Only the bits of the
+//! maps change in place; every other change replaces the state, as the module `current` describes.
+//! [`DirtyBitmap::mark`] follows the pointer. The lock `control` serialises changes; marking never takes this lock.
 //!
-//! **Successor.** While a job reads a bitmap, writes are recorded in its successor. The job ends in one of two ways.
-//! After success it *abdicates*: the successor's marks replace those of the bitmap. After a failure it *reclaims*: the
-//! successor's marks are added to the bitmap. Dropping a [`Successor`] reclaims it, so a cancelled job loses no marks.
+//! **Successor.** A job that reads a bitmap freezes the bitmap. Until the job ends, the bitmap's successor records the
+//! writes. If the job succeeds, the bitmap *abdicates*: the successor's marks replace those of the bitmap. If the job
+//! fails, the bitmap *reclaims* the successor: the successor's marks are added to those of the bitmap. Dropping a
+//! [`Successor`] reclaims the successor, so a cancelled job loses no marks.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +19,7 @@ use super::current::{mark_current, replace};
 use super::{BitmapError, MAX_NAME, RangeMap};
 
 bitflags::bitflags! {
-    /// States in which a bitmap can be refused by an operation.
+    /// States of a bitmap in which an operation may refuse the bitmap.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct Checks: u8 {
         /// Another operation uses the bitmap.
@@ -27,9 +28,9 @@ bitflags::bitflags! {
         const READ_ONLY = 2;
         /// The contents are unusable.
         const INCONSISTENT = 4;
-        /// The states refused by an operation that changes the bitmap.
+        /// An operation that changes the bitmap refuses these states.
         const CHANGE = 7;
-        /// The states refused by an operation that only reads the bitmap.
+        /// An operation that only reads the bitmap refuses these states.
         const READ = 5;
     }
 }
@@ -59,7 +60,7 @@ struct State {
 pub struct BitmapInfo {
     /// Name; empty if anonymous.
     pub name: String,
-    /// Dirty bytes.
+    /// Number of dirty bytes.
     pub count: u64,
     /// Bytes per bit.
     pub granularity: u64,
@@ -67,7 +68,7 @@ pub struct BitmapInfo {
     pub recording: bool,
     /// An operation has reserved the bitmap.
     pub busy: bool,
-    /// The bitmap is stored in the image when the image is closed.
+    /// The image stores the bitmap.
     pub persistent: bool,
     /// The contents are unusable.
     pub inconsistent: bool,
@@ -85,10 +86,10 @@ pub struct DirtyBitmap {
 }
 
 impl DirtyBitmap {
-    /// An enabled, clean bitmap over `size` bytes. An empty `name` makes it anonymous.
+    /// An enabled, clean bitmap of a disk of `size` bytes. A bitmap with an empty `name` is anonymous.
     ///
     /// # Errors
-    /// When the name is too long or [`RangeMap::new`] refuses.
+    /// [`BitmapError::NameTooLong`], and the errors of [`RangeMap::new`].
     pub fn new(name: &str, size: u64, granularity: u64) -> Result<Arc<Self>, BitmapError> {
         Self::with_map(name, RangeMap::new(size, granularity)?)
     }
@@ -96,7 +97,7 @@ impl DirtyBitmap {
     /// An enabled bitmap with the contents of `map`.
     ///
     /// # Errors
-    /// When the name is too long.
+    /// [`BitmapError::NameTooLong`].
     pub fn with_map(name: &str, map: RangeMap) -> Result<Arc<Self>, BitmapError> {
         if crate::names::to_bytes(name).len() > MAX_NAME {
             return Err(BitmapError::NameTooLong(name.to_owned()));
@@ -118,7 +119,8 @@ impl DirtyBitmap {
         &self.name
     }
 
-    /// Records a write that has completed, or that has failed and may have changed a part of the range.
+    /// Marks the range of a write that has completed, or of a write that has failed and may have changed a part of the
+    /// range. A bitmap that does not record writes ignores the call.
     pub fn mark(&self, offset: u64, len: u64) {
         let is_same = |one: &Guard<Arc<State>>, other: &Guard<Arc<State>>| Arc::ptr_eq(one, other);
         mark_current(
@@ -133,12 +135,12 @@ impl DirtyBitmap {
         );
     }
 
-    /// The current map. A clear or a resize replaces it by another map.
+    /// The current map. A clear, a resize and the success of a job replace this map.
     pub fn map(&self) -> Arc<RangeMap> {
         self.state.load().own.map.clone()
     }
 
-    /// All marks of the bitmap and of its successor. An image stores these marks when it is closed.
+    /// All marks of the bitmap and of its successor. The driver stores these marks in the image.
     ///
     /// # Errors
     /// None in practice: the new map has the size and granularity of the old one.
@@ -191,13 +193,13 @@ impl DirtyBitmap {
     }
 
     /// Undoes a `clear`. Ranges that were marked after the clear stay marked. If the disk was resized after the clear,
-    /// the bitmap keeps its new size.
+    /// the bitmap keeps the new size.
     pub fn restore(&self, old: &RangeMap) {
         let _control = self.lock();
         self.map().absorb(old);
     }
 
-    /// Adds the dirty areas of `source`.
+    /// Marks the dirty areas of `source`.
     ///
     /// # Errors
     /// When the sizes differ.
@@ -241,7 +243,8 @@ impl DirtyBitmap {
         Ok(())
     }
 
-    /// Reserves the bitmap for an operation. Other operations are refused until the guard is dropped.
+    /// Reserves the bitmap for an operation. Until the guard is dropped, a second reservation fails, and
+    /// [`Self::check`] refuses the bitmap for operations that check [`Checks::BUSY`].
     ///
     /// # Errors
     /// When another operation uses the bitmap.
@@ -252,7 +255,8 @@ impl DirtyBitmap {
         }
     }
 
-    /// Freezes the bitmap for a job. If the bitmap was enabled, a successor records writes until the job ends.
+    /// Freezes the bitmap for a job and creates a successor. If the bitmap was enabled, the successor records writes
+    /// until the job ends.
     ///
     /// # Errors
     /// When the bitmap is in use or has a successor already.
@@ -276,7 +280,7 @@ impl DirtyBitmap {
         self.busy.load(Ordering::Acquire)
     }
 
-    /// Whether the bitmap is read-only because its image is read-only.
+    /// Whether the bitmap is read-only, as a stored bitmap of a read-only image is.
     pub fn is_read_only(&self) -> bool {
         self.read_only.load(Ordering::Acquire)
     }
@@ -301,7 +305,8 @@ impl DirtyBitmap {
         self.inconsistent.load(Ordering::Acquire)
     }
 
-    /// Marks the contents as unusable. The bitmap stops recording and can only be removed.
+    /// Marks the contents as unusable. The bitmap itself stops recording, and operations other than a removal refuse
+    /// it.
     pub fn set_inconsistent(&self) {
         self.set_enabled(false);
         self.inconsistent.store(true, Ordering::Release);
@@ -325,7 +330,7 @@ impl DirtyBitmap {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Replaces the state by a changed copy. The caller holds `control`.
+    /// Replaces the state by a copy that `edit` has changed. The caller holds `control`.
     fn change(&self, edit: impl FnOnce(&mut State)) {
         let mut state = State::clone(&self.state.load());
         edit(&mut state);
@@ -382,14 +387,15 @@ impl Drop for Busy {
     }
 }
 
-/// A bitmap that a job has frozen, while a successor records writes. Dropping this value reclaims the successor.
+/// A bitmap that a job has frozen. Until this value is dropped, a successor records the writes. Dropping this value
+/// without [`Self::abdicate`] reclaims the successor.
 pub struct Successor {
     busy: Busy,
     ended: bool,
 }
 
 impl Successor {
-    /// The frozen map. It does not change while this value lives.
+    /// The frozen map. Only a resize of the disk changes this map before the job ends.
     pub fn frozen(&self) -> Arc<RangeMap> {
         self.busy.bitmap().map()
     }

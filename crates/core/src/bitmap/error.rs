@@ -1,10 +1,10 @@
-//! Errors of bitmap operations, with the message texts of QEMU's monitor.
+//! Errors of bitmap operations. The texts are those of QEMU's monitor if QEMU has the same error.
 
 use std::fmt;
 
 use crate::Errno;
 
-/// The reason why a bitmap operation was refused.
+/// The reason why a bitmap operation failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BitmapError {
@@ -12,7 +12,7 @@ pub enum BitmapError {
     Granularity,
     /// The bitmap would have more than [`super::MAX_GRANULES`] granules.
     TooBig,
-    /// The name is longer than [`super::MAX_NAME`].
+    /// The name is longer than [`super::MAX_NAME`] bytes.
     NameTooLong(String),
     /// The name is empty.
     NameEmpty,
@@ -24,7 +24,7 @@ pub enum BitmapError {
     Busy(String),
     /// The bitmap is read-only.
     ReadOnly(String),
-    /// The bitmap is inconsistent: it may lack changes, for example because of a crash.
+    /// The bitmap is inconsistent: after a crash, for example, the bitmap may lack some writes.
     Inconsistent(String),
     /// The bitmap has a successor already.
     HasSuccessor,
@@ -51,7 +51,7 @@ impl BitmapError {
         }
     }
 
-    /// A hint for the user how to solve the problem, if there is one.
+    /// A hint that tells the user how to solve the problem, if there is such a hint.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Inconsistent(_) => {

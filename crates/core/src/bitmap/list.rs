@@ -1,5 +1,5 @@
-//! The bitmaps of one node. If a node has bitmaps, the request path calls [`BitmapList::mark`] after every write.
-//! Otherwise the check for bitmaps costs one atomic load.
+//! The bitmaps of one node. If a node has bitmaps, the request path calls [`BitmapList::mark`] after every write. If a
+//! node has no bitmap, the check for bitmaps costs one atomic load.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,14 +27,14 @@ impl BitmapList {
         self.bitmaps.load().is_empty()
     }
 
-    /// Records a write in every enabled bitmap.
+    /// Records a write in every bitmap that records writes.
     pub fn mark(&self, offset: u64, len: u64) {
         for bitmap in self.bitmaps.load().iter() {
             bitmap.mark(offset, len);
         }
     }
 
-    /// The bitmap with this name.
+    /// The bitmap with this name. An anonymous bitmap cannot be found.
     ///
     /// # Errors
     /// When there is no such bitmap.
@@ -47,9 +47,9 @@ impl BitmapList {
         self.bitmaps.load().iter().any(|other| Arc::ptr_eq(other, bitmap))
     }
 
-    /// Adds bitmaps. The names of the new bitmaps must differ from one another, except for anonymous bitmaps.
-    /// `set_recording(true)` is called before the bitmaps are in the list. `set_recording` makes writes call
-    /// [`Self::mark`].
+    /// Adds the bitmaps `new`, which must have different names, except for anonymous bitmaps. `set_recording(true)` is
+    /// called before the bitmaps are in the list; it makes later writes call [`Self::mark`]. If the list stays empty,
+    /// `set_recording(false)` is called.
     ///
     /// # Errors
     /// When a name is in use; then no bitmap is added.
@@ -72,9 +72,9 @@ impl BitmapList {
         Ok(())
     }
 
-    /// Removes a bitmap, if the list contains it. After that, `set_recording` is called with false if the list is
-    /// empty, and with true otherwise. The list and the recording of writes change under one lock, so that a node with
-    /// bitmaps records its writes even if another thread adds a bitmap concurrently.
+    /// Removes a bitmap, if the list contains it. After that, `set_recording` is called: with false if the list is
+    /// empty, and with true otherwise. The list and the recording of writes change under one lock. So a node with
+    /// bitmaps records its writes even if another thread adds a bitmap at the same time.
     pub(crate) fn remove(&self, bitmap: &Arc<DirtyBitmap>, set_recording: impl FnOnce(bool)) {
         let _control = self.lock();
         let mut bitmaps = Vec::clone(&self.bitmaps.load());
@@ -85,9 +85,9 @@ impl BitmapList {
         set_recording(is_recording);
     }
 
-    /// Adapts the bitmaps to the node's size, which `size` returns. Calls are serialised, and each call queries the
-    /// size under the lock. So after concurrent calls, the bitmaps have the newest size of the node. A bitmap that
-    /// cannot have this size becomes inconsistent, because it can no longer record all changes.
+    /// Resizes the bitmaps to the node's size. `size` returns the node's size. Calls run one after the other, and each
+    /// call reads the size under the lock. So after concurrent calls, the bitmaps have the last size of the node. If a
+    /// bitmap cannot have this size, the bitmap becomes inconsistent, because it can no longer record all changes.
     pub fn resize(&self, size: impl Fn() -> u64) {
         if self.is_empty() {
             return;

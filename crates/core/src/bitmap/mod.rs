@@ -1,7 +1,7 @@
 //! Dirty bitmaps in memory. A dirty bitmap records the parts of a disk that were written after the bitmap was created
 //! or cleared.
 //!
-//! The layers, one file each:
+//! The parts, one file each:
 //!
 //! | file | content |
 //! |---|---|
@@ -12,10 +12,10 @@
 //! | `dirty`, `list` | [`DirtyBitmap`] with a name, flags and a successor; the [`BitmapList`] of a node |
 //! | `persistent` | the interface of formats that store bitmaps in their images |
 //!
-//! Every write, on every I/O thread, marks its range. Therefore marking takes no lock, and it writes to no shared cache
-//! line if the bits are set already. Rare changes (clearing, resizing, successors) replace the state. After marking,
-//! [`DirtyBitmap::mark`] checks whether the state was replaced, and then marks the new state too. So a range may stay
-//! marked longer than necessary, but no mark is lost.
+//! Every write, on every I/O thread, marks its range. Therefore marking takes no lock, and marking bits that are set
+//! already writes to no shared cache line. Rare changes (clearing, resizing, enabling, successors) replace the state.
+//! After marking, [`DirtyBitmap::mark`] checks whether the state was replaced, and then marks the new state too. So a
+//! range may stay marked longer than necessary, but no mark is lost.
 //!
 //! Sizes come from images and from QMP and may be huge. So the size of every allocation is either proportional to the
 //! number of dirty bits or limited by [`MAX_GRANULES`].
@@ -33,7 +33,7 @@ mod tree;
 #[cfg(test)]
 mod under_loom;
 
-/// The atomics of the files that the loom models include.
+/// The atomics of the module `current`. The loom models replace this module by a module with loom's types.
 mod atomics {
     pub(super) use std::sync::atomic::{Ordering, fence};
 }
@@ -44,5 +44,5 @@ pub use list::BitmapList;
 pub use persistent::PersistentBitmaps;
 pub use ranges::{MAX_GRANULARITY, MAX_GRANULES, MIN_GRANULARITY, RangeMap, default_granularity};
 
-/// Longest name of a bitmap, in bytes.
+/// Maximum length of a bitmap's name, in bytes.
 pub const MAX_NAME: usize = 1023;

@@ -1,10 +1,10 @@
 //! Persistent dirty bitmaps: the interface of formats that store dirty bitmaps in their images.
 //!
-//! When an image is opened, its bitmaps are loaded before the first write and are added to the node's list. While the
-//! image is writable, its bitmaps are flagged as in use on disk. When the image is closed or becomes read-only, the
-//! driver writes the contents of the bitmaps and clears the flag. After a crash the flag is still set, and the bitmap
-//! is inconsistent ([`DirtyBitmap::is_inconsistent`]). So a crash can make a bitmap unusable, but a usable bitmap
-//! contains every write.
+//! When an image is opened (but not for a check), its bitmaps are loaded before the first write and are added to the
+//! node's list. As long as the image is writable, its bitmaps have the flag "in use" in the image. When the image is
+//! closed or becomes read-only, the driver writes the contents of the bitmaps and clears the flag. After a crash the
+//! flag is still set, and the bitmap is inconsistent ([`DirtyBitmap::is_inconsistent`]). So a crash can make a bitmap
+//! unusable, but no usable bitmap lacks a write.
 
 use std::sync::Arc;
 
@@ -17,8 +17,9 @@ pub trait PersistentBitmaps: Send + Sync {
     /// Whether this image can store bitmaps (qcow2: from version 3 on).
     fn are_supported(&self) -> bool;
 
-    /// Reads the image's bitmaps, and flags them as in use on disk if the image is writable. Core calls this once, when
-    /// it opens the node. A bitmap that cannot be used is returned as an inconsistent bitmap.
+    /// Reads the image's bitmaps. If the image is writable, sets the flag "in use" of the bitmaps in the image. The
+    /// graph calls this function once, when it opens the node. A bitmap that cannot be used is returned as an
+    /// inconsistent bitmap.
     ///
     /// # Errors
     /// When the image cannot be read or written, or when its list of bitmaps is corrupt.

@@ -1,9 +1,9 @@
 //! [`RangeMap`]: the dirty ranges of a disk in bytes, stored in a bit tree.
 //!
 //! A *granule* is the range of the disk that one bit covers. Setting rounds outwards: every granule that a write
-//! touches becomes dirty. Resetting rounds inwards: a granule becomes clean only when the complete granule is reset. So
-//! rounding never loses a change. The last granule may extend past the end of the disk; a reset that reaches the end of
-//! the disk also resets this granule.
+//! touches becomes dirty. Resetting rounds inwards: a granule becomes clean only if the reset range contains the
+//! complete granule. So rounding never loses a change. The last granule may extend past the end of the disk; a reset
+//! that reaches the end of the disk also resets this granule.
 
 use std::ops::Range;
 
@@ -14,10 +14,11 @@ use super::tree::BitTree;
 pub const MIN_GRANULARITY: u64 = 512;
 /// Largest granularity in bytes.
 pub const MAX_GRANULARITY: u64 = 1 << 31;
-/// Largest number of granules in one bitmap. The root table of a bitmap of this size takes 2 MiB.
+/// Maximum number of granules in one bitmap. The root table of a bitmap of this size takes 2 MiB.
 pub const MAX_GRANULES: u64 = 1 << 41;
 
-/// The default granularity of a bitmap: the image's cluster size, limited to 4 to 64 KiB, or 64 KiB without clusters.
+/// The default granularity of a bitmap: the image's cluster size, but at least 4 KiB and at most 64 KiB. Without
+/// clusters (`cluster_size` is 0), the default is 64 KiB.
 pub fn default_granularity(cluster_size: u64) -> u64 {
     if cluster_size == 0 { 65536 } else { cluster_size.clamp(4096, 65536) }
 }
@@ -33,7 +34,7 @@ impl RangeMap {
     /// A clean map for a disk of `size` bytes.
     ///
     /// # Errors
-    /// When `granularity` is not a power of two within the limits, or `size` has too many granules.
+    /// When `granularity` is not a power of two within the limits, or a disk of `size` bytes has too many granules.
     pub fn new(size: u64, granularity: u64) -> Result<Self, BitmapError> {
         if !granularity.is_power_of_two()
             || !(MIN_GRANULARITY..=MAX_GRANULARITY).contains(&granularity)
@@ -88,7 +89,8 @@ impl RangeMap {
         self.tree.set(offset >> self.shift, last >> self.shift);
     }
 
-    /// Cleans every granule that lies completely in the range.
+    /// Cleans every granule that lies completely in the range. If the range reaches the end of the disk, the last
+    /// granule is cleaned too.
     pub fn reset(&self, offset: u64, len: u64) {
         let end = offset.saturating_add(len);
         let first = offset.div_ceil(self.granularity());
@@ -128,7 +130,8 @@ impl RangeMap {
         Some((bit << self.shift).max(offset))
     }
 
-    /// The first dirty area in `range`, at most `max_len` bytes long (rounded up to a granule).
+    /// The first dirty area in `range`. The area ends at most `max_len` bytes after its start, rounded up to the end of
+    /// a granule.
     pub fn next_dirty_area(&self, range: Range<u64>, max_len: u64) -> Option<Range<u64>> {
         let end = range.end.min(self.size);
         let start = self.next_dirty(range.start, end.checked_sub(range.start)?)?;
@@ -163,7 +166,7 @@ impl RangeMap {
         Ok(())
     }
 
-    /// Marks every dirty area of `source` that lies inside this disk.
+    /// Marks the dirty areas of `source`, as far as they lie inside this disk.
     pub(super) fn absorb(&self, source: &Self) {
         for area in source.areas() {
             if area.start >= self.size {

@@ -1,5 +1,5 @@
 //! The serialised form of bitmaps: granule `n` is bit `n % 8` of byte `n / 8`. This form equals a sequence of 64-bit
-//! little-endian words. It is specified in the section "Bitmap data" of the qcow2 specification, and migration streams
+//! little-endian words. The section "Bitmap data" of the qcow2 specification specifies this form, and migration streams
 //! use it too.
 //!
 //! A chunk starts at a multiple of [`RangeMap::chunk_alignment`], and ends at such a multiple or at the end of the
@@ -28,7 +28,7 @@ impl RangeMap {
         Ok((past - first) * 8)
     }
 
-    /// Writes the chunk's bits to `out`, which must have the serialised length of the chunk.
+    /// Writes the chunk's bits to `out`. `out` must have the serialised length of the chunk.
     ///
     /// # Errors
     /// When the range is not a chunk, or `out` has another length.

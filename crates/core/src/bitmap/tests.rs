@@ -407,7 +407,7 @@ fn a_disabled_bitmap_and_its_successor_record_no_writes() {
 }
 
 #[test]
-fn checks_refuse_bitmaps_in_the_states_that_they_name() {
+fn a_check_refuses_a_bitmap_in_a_state_that_it_checks() {
     let bitmap = DirtyBitmap::new("b", 1 << 20, 4096).unwrap();
     assert!(bitmap.check(Checks::CHANGE).is_ok());
     bitmap.set_read_only(true);

@@ -1,23 +1,24 @@
 //! A set of bits that many threads change concurrently, with fast search for the next set or clear bit.
 //!
 //! The set has three levels: leaf *pages* of 512 words (32,768 bits), *branches* of 512 pages, and a root table. The
-//! root table, branches and pages are allocated when a bit in them is first set, so memory use grows with the number of
-//! dirty bits. The root table has one pointer per 2^24 bits.
+//! root table, a branch and a page are allocated when the first of their bits is set, so memory use grows with the
+//! number of dirty bits. The root table has one pointer per 2^24 bits.
 //!
-//! Each level has a **summary**: one bit per word, page or branch below. The bit is set if that part may contain set
-//! bits. Invariant for every thread: *when `set` of a bit has returned, all summary bits above the bit are set*, except
-//! while a `clear` is in progress. `set` works upwards (the word, then each summary). `clear` clears a summary bit only
-//! after it has found that the part below is empty. Then `clear` checks the part again. If another thread has set a bit
-//! there, `clear` sets the summary bits again (upwards, like `set`). A search relies on summaries only if no `clear`
-//! ran during the search (`clears_begun`, `clears_done`); otherwise the search reads the words themselves.
+//! Each level has a **summary**: one bit per word, page or branch below. A summary bit is set if the part below may
+//! contain set bits. Invariant for every thread: *when `set` of a bit has returned, all summary bits above the bit are
+//! set*, except while a `clear` is in progress. `set` works upwards (the word, then each summary). `clear` clears a
+//! summary bit only after `clear` has found that the part below is empty. Then `clear` checks the part again. If
+//! another thread has set a bit there, `clear` sets the summary bits again (upwards, like `set`). A search relies on
+//! summaries only if no `clear` ran during the search (`clears_begun`, `clears_done`); otherwise the search reads the
+//! words themselves.
 //!
 //! All operations on words and summaries are `SeqCst`, because the argument above needs a single total order. On x86, a
 //! `SeqCst` read-modify-write costs the same as a weaker one. `set` starts with a fence and then loads the word; if the
 //! bits are set already, `set` writes nothing. This fence orders the caller's earlier writes of data before the load.
 //! `clear` ends with a fence. This fence orders the cleared bits before the reader's later reads of the data. Both
-//! fences together guarantee: if a reader clears a bit and then reads the data, it sees the data of every `set` that
-//! found the bit still set. Without the second fence, the reader could read the data before it sees the bit as clear,
-//! on machines where an atomic operation is a separate load and store (ARMv8.0, RISC-V).
+//! fences together guarantee: if a reader clears a bit and then reads the data, the reader sees the data of every `set`
+//! that found the bit still set. Without the second fence, the reader could read the data before it sees the bit as
+//! clear, on machines where an atomic operation is a separate load and store (ARMv8.0, RISC-V).
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering, Ordering::SeqCst, fence};
@@ -30,7 +31,7 @@ const PAGE_BITS: u64 = WORD_BITS * FANOUT;
 const BRANCH_BITS: u64 = PAGE_BITS * FANOUT;
 const SLOTS: usize = 512;
 
-/// 512 bits; each records whether one of the 512 parts below may be non-empty.
+/// 512 bits; each bit records whether one of the 512 parts below may contain set bits.
 struct Summary([AtomicU64; SLOTS / 64]);
 
 impl Summary {
@@ -197,7 +198,7 @@ impl BitTree {
         inner + size_of_val::<[_]>(&root.branches) + size_of_val::<[_]>(&root.summary)
     }
 
-    /// Sets the bits `first..=last`. Bits outside the set are ignored.
+    /// Sets the bits `first..=last`. Bits past the end of the tree are ignored.
     pub(super) fn set(&self, first: u64, last: u64) {
         let Some((first, last)) = self.clip(first, last) else { return };
         fence(SeqCst);

@@ -1,7 +1,8 @@
 //! [`WritableBase`]: makes a backing file writable for a commit.
 //!
 //! A backing file is read-only and must not change while an overlay uses it. A commit may bypass both rules, because it
-//! only writes data that the overlay already shows. A [`WritableBase`] suspends both rules until it is closed.
+//! only writes data that the overlay already shows. A [`WritableBase`] suspends both rules until it is closed. Until then the
+//! overlay's edge to the backing file shares all permissions, whatever the users of the overlay share.
 
 use std::sync::Arc;
 
@@ -19,37 +20,44 @@ pub struct WritableBase {
     is_closed: bool,
 }
 
-/// The edge through which the overlay reads the backing file, and the edge's former permissions.
+/// The edge through which the node above reads the backing file.
 #[derive(Clone)]
 struct Reader {
+    above: Arc<Node>,
     edge: Arc<Edge>,
-    before: Permissions,
+}
+
+impl Reader {
+    /// Makes the edge share `also` in addition to what the users of the node above share.
+    fn share(&self, also: Perm) -> Result<()> {
+        self.edge.set_also_shared(also);
+        self.above.refresh_permissions()
+    }
 }
 
 impl Graph {
     /// Makes `base`, a backing file below `top`, writable. Once begun, the operation runs to its end. If the caller's
-    /// future is dropped, the base is made read-only again after that.
+    /// future is dropped, the former state of the base is restored after that.
     ///
     /// # Errors
-    /// When `base` is not below `top`; when the driver, the host or another user refuses. After an error, nothing has
-    /// changed.
+    /// When `base` is not below `top`; when the driver, the host or another user refuses. After an error, the former
+    /// state is restored; the log reports a failure to restore it.
     pub async fn write_base(&self, top: &Arc<Node>, base: &Arc<Node>) -> Result<WritableBase> {
-        let edge = edge_above(top, base)?;
+        let parent = reader_of(top, base)?;
         let (graph, base) = (self.clone(), Arc::clone(base));
-        run_to_completion(async move { graph.open_base(edge, &base).await }).await
+        run_to_completion(async move { graph.open_base(parent, &base).await }).await
     }
 
-    async fn open_base(&self, edge: Arc<Edge>, base: &Arc<Node>) -> Result<WritableBase> {
+    async fn open_base(&self, parent: Reader, base: &Arc<Node>) -> Result<WritableBase> {
         let was_read_only = base.is_read_only();
         if was_read_only {
             self.set_read_only(base, false).await?;
         }
-        let parent = Reader { before: edge.permissions(), edge };
         match attach(self, &parent, base) {
             Ok(backend) => Ok(WritableBase { backend, parent, was_read_only, is_closed: false }),
             Err(error) => {
                 // The former permissions were valid before, so they cannot conflict now.
-                if let Err(error) = parent.edge.set_permissions(parent.before) {
+                if let Err(error) = parent.share(Perm::empty()) {
                     tracing::warn!(%error, "cannot restore permissions");
                 }
                 if was_read_only && let Err(error) = self.set_read_only(base, true).await {
@@ -67,20 +75,19 @@ impl Graph {
     }
 }
 
-fn edge_above(top: &Arc<Node>, base: &Arc<Node>) -> Result<Arc<Edge>> {
-    let mut over = Arc::clone(top);
-    while let Some(edge) = over.children().get(ChildIdx::BACKING) {
+fn reader_of(top: &Arc<Node>, base: &Arc<Node>) -> Result<Reader> {
+    let mut above = Arc::clone(top);
+    while let Some(edge) = above.children().get(ChildIdx::BACKING) {
         if Arc::ptr_eq(edge.node(), base) {
-            return Ok(edge);
+            return Ok(Reader { above, edge });
         }
-        over = Arc::clone(edge.node());
+        above = Arc::clone(edge.node());
     }
     Err(Error::invalid(format!("'{}' is not in the chain of '{}'", base.name(), top.name())))
 }
 
 fn attach(graph: &Graph, parent: &Reader, base: &Arc<Node>) -> Result<Backend> {
-    let shared = Permissions { shared: Perm::all(), ..parent.before };
-    parent.edge.set_permissions(shared)?;
+    parent.share(Perm::all())?;
     let taken = Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE;
     Backend::new(graph, "", Arc::clone(base), Permissions::sharing_all(taken))
 }
@@ -91,8 +98,8 @@ impl WritableBase {
         &self.backend
     }
 
-    /// Flushes all writes, and restores the node's permissions and read-only state. Once begun, the close runs to its
-    /// end even if the caller's future is dropped.
+    /// Flushes all writes, closes the backend, and restores the permissions of the overlay and the read-only state of
+    /// the base. Once begun, the close runs to its end even if the caller's future is dropped.
     ///
     /// # Errors
     /// The first failure. The remaining steps are carried out even after a failure.
@@ -106,7 +113,7 @@ impl WritableBase {
         let was_read_only = self.was_read_only;
         async move {
             let closed = backend.close().await;
-            let outcome = closed.and(parent.edge.set_permissions(parent.before));
+            let outcome = closed.and(parent.share(Perm::empty()));
             if was_read_only {
                 let base = parent.edge.node();
                 return outcome.and(backend.graph().set_read_only(base, true).await);

@@ -1,13 +1,13 @@
 //! Operations that change the dirty bitmaps of a node.
 //!
 //! Persistent bitmaps are stored when the image is closed or becomes read-only, and bitmaps are resized with the disk.
-//! So every change of a bitmap is a control operation: the operation has exclusive use of the node, and runs to its end
-//! once it has begun. The operation never overlaps with a snapshot, a resize, a reopen, a close, or another change of a
-//! bitmap. Only [`DirtyBitmap::mark`], and jobs that read a bitmap frozen by [`Graph::freeze_bitmap`], run concurrently
-//! with it.
+//! So every operation of this file is a control operation: the operation has exclusive use of the node, and runs to its
+//! end once it has begun. The operation never overlaps with a snapshot, a resize, a reopen, a close, or another change
+//! of a bitmap. Only [`DirtyBitmap::mark`], and jobs that read a bitmap frozen by [`Graph::freeze_bitmap`], run at the
+//! same time.
 //!
-//! While a node has bitmaps, its writes take the slow path, which marks them. The list of bitmaps and the flag for the
-//! slow path change together ([`Node::insert_bitmap`], [`Node::remove_bitmap`]).
+//! While a node has bitmaps, its writes take the slow path. The slow path marks the bitmaps. The list of bitmaps and
+//! the flag for the slow path change together ([`Node::insert_bitmap`], [`Node::remove_bitmap`]).
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ impl Graph {
     /// Without `granularity`, the image's cluster size determines the granularity.
     ///
     /// # Errors
-    /// When the name is empty, too long or in use, or the granularity is not valid.
+    /// When the name is empty, too long or in use, or the granularity is not valid for the size of the disk.
     pub async fn add_bitmap(
         &self,
         node: &Arc<Node>,
@@ -57,8 +57,8 @@ impl Graph {
     /// Removes a bitmap from `node` and from its image. An inconsistent bitmap can be removed too.
     ///
     /// # Errors
-    /// When `node` no longer has the bitmap, when a job uses the bitmap, when the bitmap is read-only, or when the image
-    /// cannot be written.
+    /// When `node` does not have the bitmap, when another operation uses the bitmap, when the bitmap is read-only, or
+    /// when the image cannot be written.
     pub async fn delete_bitmap(&self, node: &Arc<Node>, bitmap: &Arc<DirtyBitmap>) -> Result<()> {
         let bitmap = Arc::clone(bitmap);
         let delete = move |node: Arc<Node>| async move {
@@ -79,10 +79,11 @@ impl Graph {
         self.run_exclusive(node, delete).await
     }
 
-    /// Makes the bitmap `name` of `node` clean. Returns its former contents.
+    /// Makes the bitmap `name` of `node` clean. Returns the former contents of the bitmap.
     ///
     /// # Errors
-    /// When there is no such bitmap, when a job uses it, or when it is read-only or inconsistent.
+    /// When there is no such bitmap, when another operation uses the bitmap, or when the bitmap is read-only or
+    /// inconsistent.
     pub async fn clear_bitmap(&self, node: &Arc<Node>, name: &str) -> Result<Arc<RangeMap>> {
         self.change_bitmap(node, name, DirtyBitmap::clear).await
     }
@@ -99,7 +100,7 @@ impl Graph {
         self.change_bitmap(node, name, set).await
     }
 
-    /// Adds the dirty areas of `source` to the bitmap `name` of `node`.
+    /// Marks the dirty areas of `source` in the bitmap `name` of `node`.
     ///
     /// # Errors
     /// The errors of [`Self::clear_bitmap`], and when the sizes differ.
@@ -112,8 +113,8 @@ impl Graph {
         self.change_bitmap(node, name, move |bitmap| bitmap.merge_from(&source)).await
     }
 
-    /// Freezes the bitmap `name` of `node` for a job, which reads the frozen map. Until the job ends, a successor records
-    /// writes, and other operations cannot use the bitmap.
+    /// Freezes the bitmap `name` of `node` for a job. The job reads the frozen map. Until the job ends, a successor
+    /// records writes, and other operations cannot use the bitmap.
     ///
     /// # Errors
     /// The errors of [`Self::clear_bitmap`].

@@ -1,4 +1,4 @@
-//! Opens a backing chain. Images are opened from the top down, because each image contains the name of the next one.
+//! Opens a backing chain. Images are opened from the top down, because an image contains the name of its backing file.
 //! Nodes are made from the bottom up.
 //!
 //! The opened images that wait for their backing file are kept in a list. So the stack depth does not grow with the
@@ -16,18 +16,18 @@ use crate::node::{NodeParts, Settings};
 use crate::perm::{Permissions, Role};
 use crate::{ChildIdx, DetectZeroes, Edge, Error, ErrorKind, Node, Options, Perm, Result};
 
-/// Largest number of backing files in a chain. A longer chain is probably a loop or an attack on memory and
+/// Maximum number of backing files in a chain. A longer chain is probably a loop, or an attack on memory and file
 /// descriptors.
 const MAX_DEPTH: u32 = 5000;
-/// Largest depth of nodes that are nested through their `file` children. Each level is a nested call.
+/// Maximum nesting of nodes through their `file` children. Each level is a nested call.
 const MAX_NESTING: u32 = 32;
-/// Largest number of prefixes "Could not open backing file" in one error.
+/// Maximum number of prefixes "Could not open backing file" in one error.
 const MAX_PREFIXES: usize = 4;
 
 /// Prefix of an error in a backing file.
 pub(super) const BACKING: &str = "Could not open backing file";
 
-/// The backing file of an image.
+/// The backing file of an image: none, an open node, or an image to open.
 pub(super) enum Below {
     Nothing,
     Node(Arc<Node>),
@@ -90,11 +90,11 @@ impl Graph {
                 Err(error) => Err(error),
             };
             let (layer, below) = opened.map_err(|error| match layers.is_empty() {
-                // The caller adds the name of the image that it opens.
+                // The first image of the chain: the caller adds its name to the error.
                 true => error,
                 false => Context::default().about(error, named),
             })?;
-            // If options describe an image, its file name is known only after the image is open.
+            // If options describe an image, the file name of the image is known only after the image is open.
             let is_above = layer.named_above && above.has(&layer);
             above.push(&layer);
             layers.push(layer);
@@ -111,7 +111,8 @@ impl Graph {
         }
     }
 
-    /// Closes the images above an image that failed to open. Returns the error with a prefix for each of these images.
+    /// Closes the images above an image that failed to open. Returns the error with at most [`MAX_PREFIXES`] prefixes,
+    /// one for each of these images.
     async fn close_layers(&self, mut layers: Vec<Layer>, mut error: Error) -> Error {
         // The caller has already added the first prefix.
         let mut context = Context { prefixes: 1 };
@@ -218,7 +219,7 @@ fn real_path(filename: &str) -> Option<PathBuf> {
     crate::names::to_path(filename.strip_prefix("file:").unwrap_or(filename)).canonicalize().ok()
 }
 
-/// The file name of an image of the chain when it was opened, and whether it was opened as a backing file.
+/// The file name by which an image of the chain was opened, and whether the image was opened as a backing file.
 struct Named {
     path: Option<String>,
     above: bool,
@@ -230,7 +231,7 @@ impl Named {
     }
 }
 
-/// Counts the prefixes before an error.
+/// Counts the prefixes that were added to an error.
 #[derive(Default)]
 struct Context {
     prefixes: usize,
@@ -253,7 +254,7 @@ impl Context {
     }
 }
 
-/// Puts the backing file into its slot.
+/// Attaches the backing file to its slot.
 fn attach_backing(
     driver: &dyn DriverFactory,
     backing: &Arc<Node>,

@@ -12,13 +12,13 @@ use crate::perm::{Perm, Permissions};
 use crate::{ChildIdx, Edge, Error, Node, OpenFlags, Options, Result};
 
 impl Graph {
-    /// Creates the image `filename` of `format`. Options that the format does not know are passed to the protocol. Once
-    /// begun, the creation runs to its end even if the returned future is dropped.
+    /// Creates the image `filename` with the format `format`. Options that the format does not know are passed to the
+    /// protocol. Once begun, the creation runs to its end even if the returned future is dropped.
     ///
     /// # Errors
-    /// When neither the format nor the protocol knows an option; otherwise the errors of the drivers. After an error,
-    /// the incomplete file of a format is removed, except for a raw image, and except if another program uses or has
-    /// replaced the file.
+    /// When the format or the protocol is unknown, or when neither of them knows an option; otherwise the errors of the
+    /// drivers. If the format fails after the protocol has created the file, the file is removed, except for a raw
+    /// image, and except if another program uses or has replaced the file.
     pub async fn create_image(
         &self,
         filename: &str,
@@ -65,7 +65,7 @@ impl NewImage {
         let edge = match self.attach(&node) {
             Ok(edge) => edge,
             Err(error) => {
-                // Another process uses the file, so the file is not removed.
+                // Another user has the file open, so the file is not removed.
                 graph.release_after_failure(node).await;
                 return Err(error);
             }
@@ -73,7 +73,7 @@ impl NewImage {
         let target = CreateTarget::File(Arc::clone(&edge));
         let created = run(driver, graph, CreateRequest { target, options: own }).await;
         if let Err(error) = created {
-            // The edge still excludes other processes, so no other process uses the file.
+            // The edge still holds the permissions (and file locks), so no other process writes to the file.
             self.remove(new_file);
             edge.detach();
             graph.release_after_failure(node).await;
@@ -92,7 +92,7 @@ impl NewImage {
         self.graph.open_protocol(&self.filename, Options::new(), flags).await
     }
 
-    /// Attaches a user to the file. The permissions of this user exclude other processes.
+    /// Attaches a user to the file. The permissions of this user keep other users and processes from changing the file.
     fn attach(&self, node: &Arc<Node>) -> Result<Arc<Edge>> {
         // A format without metadata in the file only sets the size, so other users may write at the same time.
         let passes = self.driver.passes_permissions();

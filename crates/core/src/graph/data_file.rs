@@ -6,20 +6,22 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::{Graph, OpenContext, OpenFlags};
+use crate::create::Created;
 use crate::driver::DriverKind;
 use crate::gate::Purpose;
 use crate::perm::{Perm, Permissions, Role};
 use crate::{ChildIdx, Edge, Error, Options, Result};
 
 impl OpenContext {
-    /// Opens the data file and puts it into its slot. The `data-file` option describes the data file. Without this
-    /// option, the image's own reference `named` is used. Returns false if both are missing.
+    /// Opens the data file and puts its edge into the slot. The `data-file` option describes the data file. Without
+    /// this option, the image's own reference `named` is used. Returns false if both are missing.
     ///
     /// The name `named` is always a path and is used unchanged. Unlike a backing file name, this path is not relative
     /// to the directory of the image.
     ///
     /// # Errors
-    /// When the graph's gate refuses the name; otherwise the errors of the protocol.
+    /// When the option is not valid, when the graph's gate refuses the name, or when the permissions conflict with
+    /// those of another user; otherwise the errors of the protocol.
     pub async fn open_data_file(&mut self, named: Option<&str>) -> Result<bool> {
         let mut flags = self.flags.clone();
         flags.probed = false;
@@ -59,15 +61,16 @@ impl OpenContext {
 
 impl Graph {
     /// Creates an empty file for the guest data of a new image and opens it for writing. An existing file is
-    /// overwritten. When the image is complete, the caller detaches the edge and releases its node.
+    /// overwritten. When the image is complete, the caller detaches the edge and releases its node. If the creation of the
+    /// image fails, the caller removes the file with the returned [`Created`].
     ///
     /// # Errors
-    /// The errors of the protocol.
-    pub async fn create_data_file(&self, filename: &str) -> Result<Arc<Edge>> {
+    /// The errors of the protocol, and when another user holds conflicting permissions on the file.
+    pub async fn create_data_file(&self, filename: &str) -> Result<(Arc<Edge>, Created)> {
         let (protocol, _) = self.protocol_for(filename)?;
         let mut options = Options::new();
         options.insert("size", 0_u64);
-        self.create_image(filename, protocol.name(), &options).await?;
+        let created = self.create_image(filename, protocol.name(), &options).await?;
         let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
         let node = self.open_storage(Some(filename), Options::new(), flags).await?;
         let writes = Perm::WRITE | Perm::RESIZE;
@@ -75,7 +78,7 @@ impl Graph {
             Permissions { taken: Perm::CONSISTENT_READ | writes, shared: Perm::all() - writes };
         let user = format!("creation of '{filename}'");
         match Edge::attach(Arc::clone(&node), user, ChildIdx::DATA.name(), permissions) {
-            Ok(edge) => Ok(edge),
+            Ok(edge) => Ok((edge, created)),
             Err(error) => {
                 self.release_after_failure(node).await;
                 Err(error)

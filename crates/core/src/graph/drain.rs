@@ -1,8 +1,8 @@
 //! Draining: while a part of the graph is drained, no request is in flight in this part, and no request begins.
 //!
 //! The graph keeps a list of the drains in progress. During a drain, the drained node may become reachable from another
-//! backend: the backend is new, or a node above gets another backing file. The requests of such a backend are held back
-//! too.
+//! backend: the backend is new, or a node above gets another backing file. The requests of this backend are then held
+//! back too.
 
 use std::sync::Arc;
 
@@ -25,7 +25,8 @@ pub(super) struct Active {
 }
 
 impl Graph {
-    /// Holds back the requests of every backend that can reach `node` and waits for those in flight.
+    /// Holds back the requests of every backend that can reach `node`, and waits until their requests in flight have
+    /// ended.
     pub async fn drain(&self, node: &Arc<Node>) -> Drained {
         let (drained, backends) = self.hold_back(node);
         for backend in backends {
@@ -48,8 +49,8 @@ impl Graph {
         (Drained { graph: self.clone(), id }, backends)
     }
 
-    /// Extends the drains in progress to backends that can now reach their nodes. The caller has changed edges, and
-    /// still holds back the backends above these edges.
+    /// Makes the drains in progress hold back the backends that can now reach a drained node. The caller has changed
+    /// edges, and still holds back the backends above these edges.
     pub(super) fn extend_drains(&self) {
         let looked_at = self.registry().extend_drains();
         drop(looked_at);
@@ -57,9 +58,9 @@ impl Graph {
 }
 
 impl Registry {
-    /// Makes each drain hold back the backends that can reach its node. Returns the backends that were checked. The
-    /// caller must drop them after it has unlocked the registry, because a returned reference may be the last one, and
-    /// dropping a backend may lock the registry.
+    /// Makes each drain hold back the backends that can reach the drained node. Returns the backends that were checked.
+    /// The caller must drop these backends after it has unlocked the registry: a returned reference may be the last
+    /// one, and dropping a backend may lock the registry.
     #[must_use]
     pub(super) fn extend_drains(&mut self) -> Vec<Backend> {
         if self.drains.is_empty() {

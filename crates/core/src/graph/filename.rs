@@ -6,7 +6,7 @@ use super::Graph;
 use crate::driver::{DriverFactory, DriverKind};
 use crate::{Error, Options, Result};
 
-/// The scheme of a file name: the part before the first colon, if that part contains no slash.
+/// The scheme of a file name: the part before the first colon, if that part is not empty and contains no slash.
 pub(crate) fn scheme(filename: &str) -> Option<&str> {
     let (scheme, _) = filename.split_once(':')?;
     if scheme.is_empty() || scheme.contains('/') { None } else { Some(scheme) }
@@ -31,7 +31,7 @@ const ABSENT: &[&str] = &[
     "vvfat",
 ];
 
-/// The error for an unknown protocol.
+/// The error for a protocol that is unknown or not supported yet.
 pub(super) fn no_protocol(name: &str) -> Error {
     if ABSENT.contains(&name.split('+').next().unwrap_or(name)) {
         return Error::unsupported(format!("The protocol '{name}' is not supported yet"));
@@ -39,7 +39,7 @@ pub(super) fn no_protocol(name: &str) -> Error {
     Error::invalid(format!("Unknown protocol '{name}'"))
 }
 
-/// The error for an unknown driver.
+/// The error for a driver that is unknown or not supported yet.
 pub(super) fn no_driver(name: &str) -> Error {
     if ABSENT.contains(&name) {
         return Error::unsupported(format!("The driver '{name}' is not supported yet"));
@@ -48,10 +48,10 @@ pub(super) fn no_driver(name: &str) -> Error {
 }
 
 impl Graph {
-    /// The protocol driver for a file name, and the options that the name is equivalent to.
+    /// The protocol driver for a file name, and the options to which the driver converts the name.
     ///
     /// # Errors
-    /// When the scheme is unknown or the name malformed.
+    /// When the scheme is unknown or the name is malformed.
     pub fn protocol_for(&self, filename: &str) -> Result<(&'static dyn DriverFactory, Options)> {
         let protocols = || self.drivers().iter().filter(|d| d.kind() == DriverKind::Protocol);
         if let Some(scheme) = scheme(filename) {
@@ -99,7 +99,8 @@ impl Graph {
     }
 }
 
-/// Resolves `name` relative to the directory of the image `base` that contains the name.
+/// Resolves `name` relative to the directory of the image `base` that contains the name. An absolute name, and a name
+/// with a scheme, stay unchanged. The same applies to all names if `base` has another scheme than `file:`.
 pub fn relative_to(base: &str, name: &str) -> String {
     if name.starts_with('/') || scheme(name).is_some() {
         return name.to_owned();

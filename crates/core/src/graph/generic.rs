@@ -5,20 +5,20 @@ use serde_json::Value;
 use super::OpenFlags;
 use crate::{DetectZeroes, Error, Options, Result};
 
-/// The generic options of one node, taken out of its options.
+/// The generic options of one node, removed from the node's options.
 pub(super) struct Generic {
     pub(super) driver: Option<String>,
     pub(super) node_name: Option<String>,
     pub(super) flags: OpenFlags,
     pub(super) detect_zeroes: DetectZeroes,
-    /// The inheritable options as the user gave them. A reopen starts from these options.
+    /// The options from the list `INHERITABLE`, as the user gave them. A reopen starts from these options.
     pub(super) given: Options,
 }
 
 const INHERITABLE: [&str; 6] =
     ["read-only", "auto-read-only", "force-share", "cache", "discard", "detect-zeroes"];
 
-/// Takes the generic options out of `options`. If an option is missing, its flag comes from `inherited`.
+/// Removes the generic options from `options`. If the option for a flag is missing, the flag comes from `inherited`.
 ///
 /// # Errors
 /// When a value is wrong, or two values contradict each other.
@@ -79,7 +79,7 @@ pub(super) fn take_generic(options: &mut Options, inherited: &OpenFlags) -> Resu
     })
 }
 
-/// Takes the name of the driver. A value that is not a string is ignored, as in QEMU.
+/// Removes the name of the driver from the options. A value that is not a string is ignored, as in QEMU.
 fn take_driver(options: &mut Options) -> Option<String> {
     match options.take("driver") {
         Some(Value::String(name)) => Some(name),

@@ -1,8 +1,8 @@
 //! The graph: all nodes and backends of one program, and operations on them.
 //!
 //! A [`Graph`] has a table of drivers, finds nodes by name, opens ([`open`]) and creates images, drains nodes, and
-//! closes nodes that have no user. The graph is control plane: requests use only its epoch domain and its copy-on-read
-//! flag.
+//! closes nodes that have no user. Requests do not pass through the [`Graph`]: they use only the epochs and the
+//! copy-on-read flag of the [`Graph`].
 
 mod base;
 mod bitmaps;
@@ -32,7 +32,7 @@ pub use open::{BackingFile, OpenContext, OpenFlags};
 pub use reopen::ReopenRequest;
 
 use crate::backend::WeakBackend;
-use crate::control::{ControlLock, in_background, run_to_completion};
+use crate::control::{ControlLock, Controls, in_background, run_to_completion};
 use crate::driver::{BoxFuture, Driver, DriverFactory, DriverTable};
 use crate::epoch::Epochs;
 use crate::gate::Gate;
@@ -93,13 +93,13 @@ fn warn_in_log(text: &str) {
 }
 
 impl Graph {
-    /// An empty graph with a table of drivers. `gate` decides which other files its images may open.
+    /// An empty graph with a table of drivers. `gate` decides which other files the graph's images may open.
     pub fn new(drivers: DriverTable, gate: Gate) -> Self {
         Self::with_parts(drivers, gate, warn_in_log, Secrets::default())
     }
 
-    /// Like [`Self::new`], with a function that reports warnings. Tools print warnings; the default function writes
-    /// them to the log.
+    /// Like [`Self::new`], with a function that reports warnings. Tools print warnings; a graph made by [`Self::new`]
+    /// writes warnings to the log.
     pub fn with_warner(drivers: DriverTable, gate: Gate, warner: fn(&str)) -> Self {
         Self::with_parts(drivers, gate, warner, Secrets::default())
     }
@@ -124,7 +124,7 @@ impl Graph {
         Self { inner: Arc::new(inner), gate }
     }
 
-    /// The same graph with another gate, for the images that are opened through the new handle.
+    /// A handle to the same graph, with another gate for the images that are opened through the new handle.
     #[must_use]
     pub fn with_gate(&self, gate: Gate) -> Self {
         Self { inner: Arc::clone(&self.inner), gate }
@@ -158,7 +158,7 @@ impl Graph {
         &self.inner.secrets
     }
 
-    /// The epoch domain.
+    /// The epochs in which the requests of this graph are counted.
     pub fn epochs(&self) -> &Arc<Epochs> {
         &self.inner.epochs
     }
@@ -181,12 +181,12 @@ impl Graph {
         self.registry().nodes.get(name).and_then(Weak::upgrade)
     }
 
-    /// All nodes.
+    /// All nodes of the graph.
     pub fn nodes(&self) -> Vec<Arc<Node>> {
         self.registry().nodes.values().filter_map(Weak::upgrade).collect()
     }
 
-    /// All backends.
+    /// All backends of the graph that are not closed.
     pub fn backends(&self) -> Vec<Backend> {
         self.registry().backends.iter().filter_map(WeakBackend::upgrade).collect()
     }
@@ -211,7 +211,7 @@ impl Graph {
         self.release(node).await
     }
 
-    /// Adds `backend` to the graph. If a node of the backend is drained, the backend is held back before its first
+    /// Adds `backend` to the graph. If the backend can reach a drained node, the backend is held back before its first
     /// request.
     pub(crate) fn register_backend(&self, backend: &Backend) {
         let mut registry = self.registry();
@@ -226,7 +226,7 @@ impl Graph {
         self.registry().backends.retain(|other| !other.is(backend));
     }
 
-    /// Generates a node-name. No user can choose such a name, and no other node has the same name.
+    /// Generates a node-name. The name is not valid as a user's node-name, and no other node has the same name.
     fn generate_name(&self) -> String {
         format!("#block{:03}", self.inner.next_name.fetch_add(1, Relaxed))
     }
@@ -306,17 +306,24 @@ impl Graph {
         }
     }
 
-    /// Closes `node` if it has no user, and then each of its children that has no other user. Once begun, the release
-    /// runs to its end even if the returned future is dropped.
+    /// Closes `node` if it has no user, and then, in the same way, the nodes below that have lost their last user. Waits for
+    /// control operations on these nodes. Once begun, the release runs to its end even if the returned future is dropped.
     ///
     /// # Errors
-    /// The first failure. All nodes are closed even after a failure.
+    /// The first failure. After a failure, the remaining nodes are closed too.
     pub fn release(&self, node: Arc<Node>) -> BoxFuture<'_, Result<()>> {
         let graph = self.clone();
-        Box::pin(async move { run_to_completion(graph.release_unused(node)).await })
+        Box::pin(run_to_completion(async move {
+            if node.users().is_used() {
+                return Ok(());
+            }
+            let controls = graph.controls(&node).await;
+            graph.release_unused(node, &controls).await
+        }))
     }
 
-    async fn release_unused(self, node: Arc<Node>) -> Result<()> {
+    /// As [`Self::release`], for a holder of the control locks of `node` and of the nodes below it.
+    pub(crate) async fn release_unused(&self, node: Arc<Node>, _: &Controls) -> Result<()> {
         let mut outcome = Ok(());
         // This function is iterative, because a backing chain may be long.
         let mut released = vec![node];

@@ -1,7 +1,7 @@
 //! Opens nodes from options or a file name.
 //!
-//! The steps: generic options → driver (named, or probed if this is allowed) → `file` child → the driver's own open →
-//! refusal of unknown options → backing file → node. After a failure, all nodes that were opened are closed again.
+//! The steps: generic options → driver (given by an option, or probed) → `file` child → the driver's own open → refusal
+//! of unknown options → backing file → node. After a failure, all nodes that were opened are closed again.
 //!
 //! Images of a backing chain are opened from the top down and become nodes from the bottom up ([`super::chain`]). So
 //! opening a long chain needs no nested calls.
@@ -46,7 +46,7 @@ pub struct OpenFlags {
     pub aio: Option<oxblk_ring::Aio>,
     /// Pass discards to the host (`discard=unmap`).
     pub unmap: bool,
-    /// Take no locks that exclude other processes.
+    /// Take no file locks (`force-share`).
     pub force_share: bool,
     /// Do not open the backing file of the image.
     pub no_backing: bool,
@@ -90,7 +90,7 @@ pub struct OpenContext {
     pub filename: Option<String>,
     /// The image's reference to its backing file. The driver sets this field.
     pub backing: Option<BackingFile>,
-    /// The epoch domain of the node's requests.
+    /// The epochs in which the node's requests are counted.
     pub epochs: Arc<Epochs>,
 }
 
@@ -100,10 +100,10 @@ impl OpenContext {
         self.filename.clone().or_else(|| self.file().ok()?.node().filename())
     }
 
-    /// The primary child.
+    /// The edge to the primary child.
     ///
     /// # Errors
-    /// When there is none.
+    /// `ENOMEDIUM` if there is no primary child.
     pub fn file(&self) -> Result<Arc<Edge>> {
         self.children.require(ChildIdx::FILE)
     }
@@ -111,7 +111,7 @@ impl OpenContext {
     /// Called by a driver that cannot write: makes the node read-only if `auto-read-only` allows this.
     ///
     /// # Errors
-    /// `EACCES` with `reason` if `auto-read-only` is off.
+    /// `EACCES` with `reason` if the node is not read-only and `auto-read-only` is off.
     pub fn fall_back_to_read_only(&mut self, reason: &str) -> Result<()> {
         if self.flags.read_only {
             return Ok(());
@@ -130,13 +130,13 @@ pub(super) struct Target {
     pub(super) filename: Option<String>,
     options: Options,
     flags: OpenFlags,
-    /// Open the protocol layer only: a file name is not probed for a format.
+    /// Open only the node of the protocol: the file is not probed for a format.
     protocol: bool,
     /// The image is opened as a backing file, by a name or by `file` options.
     pub(super) named_above: bool,
     /// Number of images above this image.
     pub(super) depth: u32,
-    /// Number of nodes above that use this node through their `file` child.
+    /// Nesting depth: the number of nodes above this node that are connected to it by `file` edges.
     pub(super) nesting: u32,
 }
 
@@ -144,15 +144,15 @@ impl Graph {
     /// Opens a node from options, as `blockdev-add` does. If the returned future is dropped, nothing stays open.
     ///
     /// # Errors
-    /// The errors of the driver; nothing stays open.
+    /// An error for an invalid option; the errors of the driver. After an error, nothing stays open.
     pub async fn open(&self, options: Options, flags: OpenFlags) -> Result<Arc<Node>> {
         self.open_target(Target { options, flags, ..Target::default() }).await
     }
 
-    /// Opens an image by file name (a path, a URL, `json:{…}`); without a `driver` option its format is probed.
+    /// Opens an image by its file name (a path, a URL, `json:{…}`). Without a `driver` option, the format is probed.
     ///
     /// # Errors
-    /// The errors of the driver, with the file name as context; nothing stays open.
+    /// The errors of [`Self::open`], with the file name as the path of the error. After an error, nothing stays open.
     pub async fn open_image(
         &self,
         name: &str,
@@ -164,7 +164,7 @@ impl Graph {
         self.open_target(target).await
     }
 
-    /// Opens the protocol layer of a file name: the raw bytes, without interpreting a format.
+    /// Opens only the protocol node of a file name: the bytes of the file, without interpreting a format.
     ///
     /// # Errors
     /// The errors of [`Self::open_image`].
@@ -179,11 +179,11 @@ impl Graph {
         self.open_target(target).await
     }
 
-    /// Opens an image and an unnamed backend on it. The backend takes read permission and, unless the node is
-    /// read-only, write and resize permission. It shares all permissions, as tools do.
+    /// Opens an image and creates an unnamed backend whose root is the image. The backend takes read permission and,
+    /// unless the node is read-only, write and resize permission. The backend shares all permissions, as tools do.
     ///
     /// # Errors
-    /// The errors of [`Self::open_image`].
+    /// The errors of [`Self::open_image`], and when the permissions conflict with those of another user.
     pub async fn open_backend(
         &self,
         name: Option<&str>,
@@ -207,8 +207,8 @@ impl Graph {
         }
     }
 
-    /// Opens a file that contains a part of an image (a data file, for example): the protocol layer of a name, or the
-    /// node that options describe.
+    /// Opens a file that contains a part of an image (a data file, for example): the protocol node of a file name, or
+    /// the node that options describe.
     pub(super) async fn open_storage(
         &self,
         name: Option<&str>,
@@ -235,8 +235,8 @@ impl Graph {
             };
             let outcome = run_to_completion(opening).await;
             let outcome = outcome.and_then(|opened| opened.keep().ok_or_else(no_medium));
-            // The name is added as the path of the error, not to its text, because tools print the path before the
-            // text.
+            // The name becomes the path of the error and is not added to the text, because tools print the path before
+            // the text.
             outcome.map_err(|error| match shown {
                 Some(name) => error.on_path(&name),
                 None => error,
@@ -547,7 +547,8 @@ fn check_opened_length(opened: &dyn Driver) -> Result<()> {
     Ok(())
 }
 
-/// Takes out the option that describes the backing file.
+/// Removes the `backing` option from the options and returns it. Refuses a backing file if the driver does not support
+/// backing files.
 fn take_backing(driver: &dyn DriverFactory, context: &mut OpenContext) -> Result<Option<Value>> {
     let (is_none, is_one) = match context.options.get("backing") {
         Some(Value::Null) => (true, false),

@@ -11,7 +11,7 @@ use crate::{Error, Node, Result, request};
 /// Number of bytes that probing reads.
 pub(super) const PROBE_BYTES: usize = 2048;
 impl Graph {
-    /// The format driver with the highest probe score for `head`.
+    /// The format driver with the highest probe score for `head`. `None` if no driver has a score above 0.
     pub fn probe(&self, head: &[u8], filename: Option<&str>) -> Option<&'static dyn DriverFactory> {
         let formats = self.drivers().iter().filter(|driver| driver.kind() == DriverKind::Format);
         let scored = formats.map(|driver| (driver.probe(head, filename), *driver));

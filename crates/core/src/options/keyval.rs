@@ -1,5 +1,6 @@
-//! Parses definitions of objects: `secret,id=s0,data=x`. The syntax equals that of option lists, but with stricter
-//! rules for keys. Keys consist of names of letters, digits, `-` and `_`, joined by dots, and every key has a value.
+//! Parses definitions of objects: `secret,id=s0,data=x`. The syntax is that of option lists, with stricter rules for
+//! keys. A key consists of names joined by dots. A name consists of letters, digits, `-` and `_`. Every key has a
+//! value.
 
 use serde_json::Value;
 

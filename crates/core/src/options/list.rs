@@ -1,6 +1,6 @@
 //! Splits the option lists of the tools: `key=value,key=value`. A comma inside a value is written twice.
 
-/// One element of a list.
+/// One element of an option list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListItem {
     /// The key. For a word without `=`, this is the word without a leading `no`.
@@ -11,8 +11,8 @@ pub struct ListItem {
     pub short_form: Option<String>,
 }
 
-/// Splits a list. A first element without `=` is the value of `implied`. Any other word without `=` sets the option of
-/// that name to `on`, or, with `no` before the name, to `off`.
+/// Splits an option list. A first element without `=` is the value of `implied`. Any other word without `=` is the name
+/// of an option with the value `on`, or `no` and the name of an option with the value `off`.
 pub fn split_list(text: &str, implied: Option<&str>) -> Vec<ListItem> {
     let mut items = Vec::new();
     let mut rest = text;

@@ -24,7 +24,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Options(Map<String, Value>);
 
-/// Largest accepted depth of nesting. Options come from users and must not exhaust the stack.
+/// Maximum depth of nesting. Options come from users and must not exhaust the stack.
 const MAX_DEPTH: usize = 128;
 
 impl Options {
@@ -89,7 +89,7 @@ impl Options {
         map.is_some_and(|map| map.contains_key(last))
     }
 
-    /// Parses a list of options with dotted keys; [`split_list`] splits it.
+    /// Parses an option list with dotted keys. [`split_list`] describes the syntax and `implied`.
     ///
     /// # Errors
     /// When a key is nested too deeply.
@@ -186,7 +186,7 @@ impl Options {
         self.0.shift_remove(key)
     }
 
-    /// Removes a value and returns it as text.
+    /// Removes a value and returns it as text. A boolean becomes `on` or `off`. A JSON `null` counts as missing.
     ///
     /// # Errors
     /// When the value is an object or a list.

@@ -5,7 +5,7 @@
 pub enum SizeError {
     /// Not a number with an optional suffix.
     Malformed,
-    /// A number, but below zero or above 2^64 - 1.
+    /// A size with a minus sign, or a number above 2^64 - 1.
     OutOfRange,
 }
 

@@ -12,8 +12,8 @@
 //!   data that was written, not zeroes past the old end of the node.
 //!
 //! On the fast path only a leaf counts its writes. So a write takes the slow path at a node that is not a leaf and has
-//! an alignment of more than one byte. Copy-on-read excludes other changes in the same way. Nodes with an alignment of
-//! one byte and without copy-on-read do not use this module, so it costs them nothing.
+//! an alignment of more than one byte. Copy-on-read keeps other changes out in the same way. A node with an alignment
+//! of one byte and without copy-on-read does not use this module, so the module costs such a node nothing.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -108,8 +108,8 @@ async fn fill_block(
     Ok(bounce)
 }
 
-/// Writes aligned data to a node whose requests must be aligned. The write is counted. While a read-modify-write is in
-/// progress, the write takes the range lock instead.
+/// Writes aligned data to a node whose requests must be aligned. The write is counted. While a read-modify-write or a
+/// copy-on-read is in progress, the write takes the range lock instead.
 pub(super) async fn write_counted(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     let data = if node.takes_memory_at(data.as_ptr().addr()) {
         data

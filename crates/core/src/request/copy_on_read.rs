@@ -19,7 +19,7 @@ use super::{align, as_u64, min_len, slow, status};
 use crate::driver::Want;
 use crate::{ErrorKind, Node, Result, ZeroFlags};
 
-/// Largest number of bytes read from the backing file in one step; a multiple of every block size.
+/// Maximum number of requested bytes in one step. A step reads whole blocks, so it may read more bytes.
 const AT_ONCE: u64 = 2 << 20;
 
 /// Reads an aligned range inside the node through the driver.
@@ -28,7 +28,7 @@ pub(super) async fn read(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Re
     let mut at = offset;
     while !buf.is_empty() {
         let found = status::block_status(node, at, as_u64(buf.len()), Want::Allocation).await?;
-        // A range that no layer of the chain has allocated is not stored.
+        // Without a backing file, or past its end, an unallocated range reads as zeroes. Such a range is not stored.
         let (len, fetch) = match found.is_allocated() || found.is_zero() {
             true => (found.len, false),
             false => (found.len.min(AT_ONCE - at % AT_ONCE), true),

@@ -176,8 +176,7 @@ pub(super) fn start_write(root: &Arc<Node>, offset: u64, data: IoBuf) -> WriteSt
     walk(root, MapOp::Write, offset, len, |end| match end {
         End::Split { first } => WriteStart::Split { first, data },
         End::Slow { node, offset } => WriteStart::Slow { node: Arc::clone(node), offset, data },
-        // No driver answers a write with `Zero`. If a driver does so nevertheless, the write takes the slow path at the
-        // root.
+        // A driver must not return `Zero` for a write. If a driver does so, the write takes the slow path at the root.
         End::Zero => WriteStart::Slow { node: Arc::clone(root), offset, data },
         End::Host { leaf, offset } => match leaf.driver().host_file() {
             Some(file) if leaf.takes_memory_at(address) => {

@@ -1,15 +1,15 @@
 //! The request path: the part of a request's processing that is the same for all drivers.
 //!
 //! A request enters the graph at a node. [`fast`] calls the synchronous `map` of each driver from this node down to a
-//! host file. Then it submits one operation. The fast path needs no lock, no allocation and no boxed future, for every
-//! depth of the chain. The request takes the slow path ([`slow`]) at a node if the driver cannot map the range, if the
+//! host file, and then submits one operation. The fast path needs no lock, no allocation and no boxed future, however
+//! long the chain is. The request takes the slow path ([`slow`]) at a node if the driver cannot map the range, if the
 //! data must be inspected, or if a rule must be enforced (alignment, growth, zero detection, read-modify-write). A
 //! request that covers several extents is split, and the pieces run concurrently.
 //!
-//! Flushes: a node is marked as unflushed (field `unflushed`) after a write through this node has completed. When a
-//! write starts on the fast path, it also marks every node on its path; this mark is only a hint. [`flush`] of a node
-//! marks the children before it flushes them. So a flush covers every write that has completed through the same node. A
-//! flush without completed writes makes no system call.
+//! Flushes: a node is marked as unflushed (field `unflushed`) after a write through this node has completed. A write on
+//! the fast path also marks every node on its path when the write starts; this mark is only a hint. [`flush`] of a node
+//! marks the children before it flushes them. So a flush covers every write that has completed through the same node.
+//! If the node has not been marked since the last flush, a flush makes no system call.
 
 mod align;
 mod changed;
@@ -44,7 +44,7 @@ pub(crate) async fn read_padded(node: &Arc<Node>, offset: u64, buf: IoBufMut) ->
     read_within(node, offset, buf, 0).await
 }
 
-/// Largest number of times that a piece of a request is split again into concurrent pieces; see [`read_on`].
+/// Maximum number of times that a piece of a request is split again into concurrent pieces; see [`read_on`].
 const MAX_SPLITS: u32 = 8;
 
 /// Like [`read_padded`], for a piece of a request that has been split `splits` times.
@@ -70,9 +70,9 @@ async fn read_within(
     }
 }
 
-/// Continues a read at a node where [`fast`] stopped because metadata was not loaded. The driver loads the metadata,
-/// and the fast path continues at the same node, so that a long backing chain does not cause nested calls. After
-/// [`MAX_SPLITS`] splits, the pieces of a range are read one after the other.
+/// Continues a read at a node where [`fast`] stopped. If the driver can load the missing metadata, the fast path then
+/// continues at the same node, so that a long backing chain does not cause nested calls. After [`MAX_SPLITS`] splits,
+/// the pieces of a range are read one after the other.
 async fn read_on(node: Arc<Node>, offset: u64, buf: IoBufMut, splits: u32) -> Result<IoBufMut> {
     let mut whole: Option<IoBufMut> = None;
     let mut left = vec![(node, offset, buf)];
@@ -190,7 +190,8 @@ pub(crate) struct Unfinished {
     data: IoBuf,
 }
 
-/// Completes a write in place after its operation was cut short or failed with a transient error. Returns other errors.
+/// Completes a write in place whose operation wrote only a part of the data or failed with a transient error. Returns
+/// other errors.
 pub(crate) async fn finish_in_place(node: &Arc<Node>, offset: u64, rest: Unfinished) -> Result<()> {
     let outcome = slow::finish_write(node, offset, rest.data, rest.outcome).await;
     node.mark_unflushed();
@@ -282,9 +283,9 @@ async fn write_plain(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
 }
 
 /// Writes to a leaf whose requests must be aligned. The write is counted, so that a read-modify-write can wait for the
-/// write to end. If a read-modify-write is in progress, this write takes the slow path. If the host cuts the write
-/// short, this write leaves the count before the rest of the data is written, because the rest may have to wait for a
-/// range lock whose holder waits for the count.
+/// write to end. If a read-modify-write is in progress, this write takes the slow path. If the host writes only a part
+/// of the data, this write leaves the count before the rest of the data is written. The reason is that the rest may
+/// have to wait for a range lock, and the holder of the lock waits for the count.
 async fn tracked(leaf: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     let guard = leaf.aligned_writes.enter();
     oxblk_ring::perturb::point();

@@ -16,8 +16,8 @@ use super::{align, as_u64, copy_on_read, min_len, run_all, zero};
 use crate::node::{DetectZeroes, SlowPathFlags};
 use crate::{Errno, Error, ErrorKind, Node, Result, WriteFlags, ZeroFlags};
 
-/// Longest transfer passed to a driver in one call: the limit of one Linux system call (almost 2 GiB), rounded down to
-/// a power of two.
+/// Maximum length of a transfer passed to a driver in one call: the limit of one Linux system call (almost 2 GiB),
+/// rounded down to a power of two.
 const MAX_TRANSFER: u64 = 1 << 30;
 
 /// Refuses a write that the node does not accept.
@@ -103,7 +103,8 @@ fn max_piece(node: &Node) -> usize {
     min_len(aligned.max(1), usize::MAX)
 }
 
-/// Completes a read after its operation was cut short or failed with a transient error. Returns other errors.
+/// Completes a read whose operation read only a part of the data or failed with a transient error. Returns other
+/// errors.
 pub(super) async fn finish_read(
     node: &Arc<Node>,
     offset: u64,
@@ -130,7 +131,8 @@ fn is_transient(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
 }
 
-/// Completes a write after its operation was cut short or failed with a transient error. Returns other errors.
+/// Completes a write whose operation wrote only a part of the data or failed with a transient error. Returns other
+/// errors.
 pub(super) async fn finish_write(
     node: &Arc<Node>,
     offset: u64,
@@ -179,8 +181,8 @@ pub(super) async fn write_data(node: &Arc<Node>, offset: u64, data: IoBuf) -> Re
 }
 
 /// Writes aligned data, split by the driver's maximum transfer. This function updates the node's size before it
-/// returns, while the caller still has its range lock or is counted. So the next writer of the block does not treat the
-/// block as unwritten.
+/// returns. At this time the caller still has its range lock or is still counted. So the next writer of the block does
+/// not treat the block as unwritten.
 pub(super) async fn write_pieces(node: &Node, offset: u64, data: IoBuf) -> Result<()> {
     if node.has_gate(SlowPathFlags::WRITE_GUARD) {
         node.guard_write(offset, &data)?;

@@ -50,9 +50,9 @@ fn completed(node: &Node, offset: u64, mut status: Status) -> Status {
     status
 }
 
-/// The status of one layer of a chain, and the node that its offset refers to. If the node only forwards the data of
-/// its child, the status is that of the child's own chain. For example, a raw node over a qcow2 image stores no data
-/// itself.
+/// The status of one image of a chain, and the node to which the offset in the status refers. If the image only
+/// forwards the data of its child, the status is that of the child's own chain. For example, a raw node above a qcow2
+/// image stores no data itself.
 async fn layer_status(
     node: &Arc<Node>,
     offset: u64,
@@ -120,15 +120,15 @@ fn zero_without_backing(node: &Node, offset: u64, status: &mut Status) {
     }
 }
 
-/// The status of a range in a chain: the layer that determines the contents of the range, and the status in this layer.
+/// The status of a range in a backing chain: the status in the image that determines the contents of the range.
 #[derive(Debug, Clone)]
 pub struct ChainStatus {
-    /// The status that this layer reports; `ALLOCATED` is set if any layer has allocated the range.
+    /// The status in this image. Without `ALLOCATED`, no queried image has allocated the range.
     pub status: Status,
-    /// Number of layers above this layer; 0 for the top.
+    /// Number of images above this image; 0 for the top.
     pub depth: u32,
-    /// The node that reports the status: the layer itself, or, if the layer only forwards the data of its child, a node
-    /// below the layer.
+    /// The node that reports the status: the node of this image, or, if this node only forwards the data of its child,
+    /// a node below it.
     pub node: Arc<Node>,
 }
 
@@ -146,7 +146,7 @@ pub(crate) async fn status_above(
     loop {
         let (mut status, holder) = layer_status(&node, offset, len, want).await?;
         if status.len == 0 && len > 0 {
-            // The layer is shorter than the layers above it: the rest reads as zeroes.
+            // This image is shorter than the images above it: the rest reads as zeroes.
             status = Status {
                 len,
                 flags: StatusFlags::ZERO | StatusFlags::ALLOCATED,

@@ -8,11 +8,11 @@ use super::changed::Changing;
 use super::{align, flush, min_len, run_all, slow};
 use crate::{Errno, Error, ErrorKind, Node, Result, ZeroFlags};
 
-/// Largest number of zero bytes written as data in one request.
+/// Maximum number of zero bytes written as data in one call.
 const MAX_ZERO_DATA: u64 = 1 << 20;
-/// Longest range passed to a driver in one call; a multiple of every alignment.
+/// Maximum length of a range passed to a driver in one call, before it is rounded down to the driver's alignment.
 const MAX_RANGE: u64 = 1 << 40;
-/// Largest number of discards in flight.
+/// Maximum number of discards in flight.
 const DISCARDS_AT_ONCE: usize = 16;
 
 /// Makes a range read as zeroes.
@@ -40,8 +40,8 @@ pub(crate) async fn write_zeroes(
     Ok(())
 }
 
-/// Splits the range at the driver's alignment and maximum. The driver receives a misaligned head, whole blocks, and a
-/// misaligned tail as separate calls.
+/// Splits the range at the driver's alignment and maximum. A misaligned head, the whole blocks, and a misaligned tail
+/// are separate pieces.
 async fn write_zeroes_parts(
     node: &Arc<Node>,
     offset: u64,
@@ -114,7 +114,7 @@ async fn write_zero_data(node: &Arc<Node>, offset: u64, len: u64) -> Result<()> 
     Ok(())
 }
 
-/// Discards a range: its contents no longer matter.
+/// Discards a range: the caller no longer needs the contents of the range.
 pub(crate) async fn discard(node: &Arc<Node>, offset: u64, len: u64) -> Result<()> {
     if len == 0 {
         return Ok(());

@@ -21,10 +21,10 @@ pub struct Memory {
     pub yields: u32,
     /// The driver implements zero writes itself.
     pub zeroes: bool,
-    /// Number of yields until a discard that was started takes effect, even if its future is dropped (as on a host). A
-    /// number other than 0 applies to writes too.
+    /// Number of times that the driver yields to other tasks before a discard takes effect. As on a host, the discard
+    /// takes effect even if its future is dropped. A number other than 0 applies to writes too.
     pub landing: AtomicU32,
-    /// Writes and discards that start at this offset fail immediately.
+    /// Writes and discards that start at this offset fail and change nothing.
     pub bad: Option<u64>,
     /// A resize fails after it has changed the size.
     pub resize_fails: AtomicBool,
@@ -307,12 +307,12 @@ pub fn graph() -> Graph {
     Graph::new(DRIVERS, oxblk_core::Gate::Anything)
 }
 
-/// A node on `memory`.
+/// A node with a [`MemoryDriver`] for `memory`.
 pub fn node(graph: &Graph, name: &str, memory: &Arc<Memory>) -> Arc<Node> {
     node_with(graph, name, memory, OpenFlags { unmap: true, ..OpenFlags::default() })
 }
 
-/// Like [`node`], opened with `flags`.
+/// Like [`node`], with the flags `flags`.
 pub fn node_with(graph: &Graph, name: &str, memory: &Arc<Memory>, flags: OpenFlags) -> Arc<Node> {
     let driver = Box::new(MemoryDriver(Arc::clone(memory)));
     graph.add_node(Some(name), &MemoryFactory, driver, flags).unwrap()

@@ -14,7 +14,7 @@ use oxblk_ring::{Aio, File, IoBuf, IoBufMut, IoThread, block_on, timeout, yield_
 use crate::all;
 use crate::memory::{DRIVERS, Memory, graph, node};
 
-/// A protocol whose reads last until the test sends a message.
+/// A protocol whose first read lasts until the test sends a message.
 struct Host {
     file: File,
     end: Mutex<Option<mpsc::Receiver<()>>>,
@@ -56,13 +56,13 @@ async fn is_idle(backend: &Backend) -> bool {
 }
 
 #[test]
-fn a_request_begun_in_one_context_and_dropped_in_another_is_counted_down_once() {
+fn a_request_that_is_dropped_in_another_shard_lowers_its_count_once() {
     let graph = graph();
     let memory = Arc::new(Memory { bytes: vec![0; 4096].into(), yields: 3, ..Memory::default() });
     let backend = Backend::new(&graph, "b", node(&graph, "m", &memory), all()).unwrap();
     for keep in [false, true] {
         let mut read = Box::pin(backend.read(0, IoBufMut::new(512)));
-        // This I/O thread has its own counters.
+        // Each running I/O thread occupies a shard, so `block_on` does not use the first shard.
         let _other = IoThread::start("other", oxblk_ring::Config::default()).unwrap();
         block_on(async {
             assert!(poll_once(&mut read));

@@ -39,7 +39,7 @@ impl SectorCipher {
     /// The cipher of `suite` with `key`, which must have [`Suite::key_len`] bytes.
     ///
     /// # Errors
-    /// If the parts of the suite cannot be combined.
+    /// If the parts of the suite cannot be combined, or if the key has another length.
     pub fn new(suite: Suite, key: &[u8]) -> Result<Self> {
         suite.check()?;
         if key.len() != suite.key_len() {
@@ -103,7 +103,7 @@ impl<C> Keyed for C where
 {
 }
 
-/// Ciphers with 16-byte blocks.
+/// Makes the cipher of a suite whose block cipher has 16-byte blocks.
 fn wide<C: Keyed + modes::Wide>(suite: Suite, key: &[u8]) -> Result<Box<dyn modes::Sectors>> {
     let ivs: Generator<cipher::typenum::U16> = generator(suite, key)?;
     if suite.mode != Mode::Xts {
@@ -113,7 +113,7 @@ fn wide<C: Keyed + modes::Wide>(suite: Suite, key: &[u8]) -> Result<Box<dyn mode
     Ok(Box::new(Xts::new(C::keyed(data)?, C::keyed(tweak)?, ivs)))
 }
 
-/// The modes that work with every block size.
+/// Makes the cipher of a mode that works with every block size.
 fn narrow<C: Keyed>(
     mode: Mode,
     key: &[u8],

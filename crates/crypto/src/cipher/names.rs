@@ -74,7 +74,7 @@ impl BlockCipher {
         found.ok_or_else(|| rejected("cipher-alg", name))
     }
 
-    /// The name in a LUKS header, which does not include the key length.
+    /// The name in a LUKS header. It does not include the key length.
     pub fn luks_name(self) -> &'static str {
         self.name().split('-').next().unwrap_or_default()
     }

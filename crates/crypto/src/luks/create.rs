@@ -48,12 +48,12 @@ fn sector(offset: u64) -> u32 {
 }
 
 impl Recipe {
-    /// Creates a header with a new master key. The password of slot 0 is `password`. The call takes a few times as
-    /// long as `iter_time`.
+    /// Creates a header with a new master key. The password of slot 0 is `password`. The call takes a little more than
+    /// `iter_time` milliseconds of processor time.
     ///
     /// # Errors
-    /// If the parts of the suite cannot be combined, the number of iterations is out of range, or the system provides
-    /// no random bytes.
+    /// If the parts of the suite cannot be combined, if the number of iterations is out of range or exceeds the limit
+    /// [`MAX_WORK`](super::MAX_WORK), or if the system provides no random bytes.
     pub fn create(&self, password: &[u8]) -> Result<Created> {
         self.suite.check()?;
         let key = Secret::random(self.suite.key_len())?;

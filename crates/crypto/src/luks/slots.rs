@@ -7,15 +7,15 @@ use crate::hash::Hash;
 use crate::secret::Secret;
 use crate::{Error, ErrorKind, Result};
 
-/// Minimum number of PBKDF2 iterations for any use.
+/// Minimum number of PBKDF2 iterations in a new slot or digest.
 const LEAST: u64 = 1000;
 /// Computing the digest of the master key takes the time of opening a slot divided by this number.
 const DIGEST_SHARE: u64 = 8;
 
 impl Header {
-    /// Returns the master key if slot `index` is active and `password` is its password. `material` is the key
-    /// material of the slot. The time depends on the number of iterations of the slot; [`Header::check_work`] limits
-    /// this number.
+    /// Returns the master key if slot `index` is active and `password` is its password. `material` is the key material
+    /// of the slot. The time depends on the number of iterations of the slot; [`Header::check_work`] refuses headers
+    /// with too many iterations.
     ///
     /// # Errors
     /// If the key material does not have the expected length.
@@ -44,8 +44,8 @@ impl Header {
         Ok(digest.matches(&self.digest))
     }
 
-    /// Makes a slot that contains the master key `key`, encrypted with `password`, from slot `index`. Returns the
-    /// slot and its key material. Opening the slot takes about `iter_time` milliseconds on this machine.
+    /// Returns a copy of slot `index` that contains the master key `key`, encrypted with `password`, and the key
+    /// material of the slot. Opening the slot takes about `iter_time` milliseconds of processor time on this machine.
     ///
     /// # Errors
     /// If there is no such slot, the number of iterations is out of range, or the system provides no random bytes.

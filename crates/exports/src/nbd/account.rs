@@ -1,14 +1,15 @@
 //! Accounting of the memory of one connection.
 //!
-//! Memory that a client can make the server allocate is accounted here before it is allocated: the buffers of reads until the
-//! reply has been sent, the payloads of writes as they arrive, and the receive blocks that contain payloads. Each connection
-//! may hold [`ALLOWANCE`] bytes that are not part of the budget; more memory is taken from the [`Budget`] in multiples of
-//! [`STEP`], so that ordinary requests do not access the counters that all connections use.
+//! Memory that the requests of a client make the server allocate is accounted here before the allocation: the buffers
+//! of reads until the reply has been sent, the payloads of writes as they arrive, and the receive blocks that contain
+//! payloads. Each connection may hold [`ALLOWANCE`] bytes that are not part of the budget. More memory is taken from
+//! the [`Budget`], if possible in multiples of [`STEP`], so that ordinary requests do not access the counters that all
+//! connections use.
 //!
-//! No connection waits for memory forever, for three reasons. Small requests need nothing from the budget. One connection at a
-//! time may overdraw the budget. While another connection waits for memory, a connection that has taken memory from the budget
-//! must make progress: if its client sends and receives too little for [`ServerOptions::stall_timeout`], the connection is
-//! [stalled](Account::is_stalled) and is closed.
+//! No connection waits for memory forever, for three reasons. Small requests need nothing from the budget. One
+//! connection at a time may overdraw the budget. If a connection has taken memory from the budget and another
+//! connection waits for memory, the first connection must make progress: if its client sends and receives too little
+//! for [`ServerOptions::stall_timeout`], the first connection is [stalled](Account::is_stalled) and is closed.
 //!
 //! [`ServerOptions::stall_timeout`]: super::ServerOptions::stall_timeout
 
@@ -30,8 +31,8 @@ const STEP: usize = 256 << 10;
 /// Maximum overdraft of the budget in bytes.
 const MAX_OVERDRAFT: usize = MAX_REQUEST as usize + STEP;
 
-/// A client that has taken at least this number of bytes from the budget must send and receive at least this number of bytes in
-/// every [`ServerOptions::stall_timeout`].
+/// If other connections wait for memory, a client must send and receive at least this number of bytes in every
+/// [`ServerOptions::stall_timeout`], or as many bytes as it has taken from the budget if these are fewer.
 ///
 /// [`ServerOptions::stall_timeout`]: super::ServerOptions::stall_timeout
 const LEAST_PROGRESS: usize = 1 << 20;
@@ -60,7 +61,7 @@ pub(super) struct Account {
     /// Bytes that the client has sent and received.
     progress: Cell<usize>,
     watched: Cell<bool>,
-    /// The task that detects a stalled client. It ends when the account is dropped.
+    /// The task that detects a stalled client. The task is cancelled when the account is dropped.
     watcher: RefCell<Option<Task<()>>>,
     stalled: Cell<bool>,
 }
@@ -82,7 +83,7 @@ impl Account {
         })
     }
 
-    /// Number of bytes that the connection has taken from the budget, with the overdraft.
+    /// Number of bytes that the connection has taken from the budget, including the overdraft.
     fn taken(&self) -> usize {
         self.granted.get() + self.overdraft.get()
     }
@@ -113,7 +114,7 @@ impl Account {
         allowed
     }
 
-    /// Takes `bytes` more bytes. Waits until they are available.
+    /// Takes `bytes` bytes more for the connection. Waits until the memory is available.
     pub(super) async fn hold(&self, bytes: usize) {
         if self.try_hold(bytes) {
             return;
@@ -137,7 +138,7 @@ impl Account {
         self.waiting.set(false);
     }
 
-    /// Releases `bytes`.
+    /// Releases `bytes` bytes.
     pub(super) fn release(&self, bytes: usize) {
         let held = self.held.get().saturating_sub(bytes);
         self.held.set(held);
@@ -175,8 +176,8 @@ impl Account {
         self.stalled.get()
     }
 
-    /// Records the number of requests that are being executed. If the connection has taken memory from the budget, this also
-    /// starts the task that wakes `waker` when the client is stalled.
+    /// Records the number of requests that are being executed. If the connection has taken memory from the budget, this
+    /// function also starts the task that wakes `waker` when the client is stalled.
     pub(super) fn watch(self: &Rc<Self>, running: usize, waker: &Waker) {
         self.running.set(running);
         if self.taken() == 0 || self.watched.replace(true) {

@@ -13,15 +13,16 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Number of file descriptors that are not used for connections, for the rest of the process.
+/// Number of file descriptors that are kept free for the rest of the process.
 const SPARE_DESCRIPTORS: u64 = 64;
 /// Maximum memory for the allowances of all connections together, in bytes.
 const MAX_ALLOWANCES: u64 = 1 << 30;
 /// Minimum time between two log lines about refused connections.
 const BETWEEN_WARNINGS: Duration = Duration::from_secs(60);
 
-/// The number of connections that this process can serve. It is limited by the limit on open files, by the number of
-/// allowances that fit in a quarter of the machine's memory, and by the number that fit in 1 GiB. It is at least 16.
+/// The number of connections that this process can serve, at least 16. The number is limited by the limit on open
+/// files, by the number of allowances that fit in a quarter of the machine's memory, and by the number that fit in 1
+/// GiB.
 pub(super) fn possible_connections() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let open = std::fs::read_dir("/proc/self/fd").map_or(0, |open| open.count());
@@ -81,8 +82,8 @@ pub(super) struct Handshake {
 }
 
 impl Handshake {
-    /// Records that the handshake has succeeded, so that it cannot be cancelled any more. Returns false if it has already been
-    /// cancelled.
+    /// Records that the handshake has succeeded, so that the handshake cannot be cancelled any more. Returns false if
+    /// the handshake has already been cancelled.
     pub(super) fn finish(&self) -> bool {
         self.among.lock().cancels.remove(&self.id).is_some()
     }

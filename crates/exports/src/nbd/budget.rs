@@ -1,9 +1,9 @@
 //! The limit on the memory of all connections of a server together.
 //!
-//! Every connection has an [`Account`](super::account::Account) with its own allowance. Memory beyond the allowance is taken
-//! from this budget. If the budget has nothing left, one connection at a time may overdraw it by a little more than the size of
-//! the largest request. This prevents a deadlock: a write takes memory step by step while its data arrives, so without an
-//! overdraft all connections could hold a part of a write and wait for each other forever.
+//! Every connection has an [`Account`](super::account::Account) with its own allowance. Memory beyond the allowance is
+//! taken from this budget. If the budget has nothing left, one connection at a time may overdraw the budget by a little
+//! more than the size of the largest request. This prevents a deadlock: a write takes memory step by step while its
+//! data arrives, so without an overdraft all connections could hold a part of a write and wait for each other forever.
 
 use oxblk_ring::{Event, EventListener};
 use std::sync::Arc;
@@ -31,7 +31,7 @@ impl Budget {
         })
     }
 
-    /// Takes `bytes` if they are available.
+    /// Takes `bytes` bytes. Returns false if they are not available.
     pub(super) fn take(&self, bytes: usize) -> bool {
         let within = |used: usize| used.checked_add(bytes).filter(|after| *after <= self.limit);
         self.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, within).is_ok()
@@ -44,8 +44,8 @@ impl Budget {
         }
     }
 
-    /// Allows the caller to hold more memory than is available. Returns false if another connection has done this and has not
-    /// called [`Budget::repay`].
+    /// Allows the caller to hold more memory than is available. Returns false if a connection already has this
+    /// permission and has not called [`Budget::repay`].
     pub(super) fn overdraw(&self) -> bool {
         !self.overdrawn.swap(true, Ordering::SeqCst)
     }
@@ -60,7 +60,7 @@ impl Budget {
         self.waiting.load(Ordering::Relaxed) > 0
     }
 
-    /// Records that the caller waits for memory, until the guard is dropped.
+    /// Records that the caller waits for memory. The record ends when the guard is dropped.
     pub(super) fn wait(&self) -> Waiting<'_> {
         self.waiting.fetch_add(1, Ordering::SeqCst);
         Waiting(self)

@@ -1,13 +1,15 @@
 //! The transmission phase of one connection.
 //!
-//! One task has three parts: one polls the requests in flight (the futures in the slots), one receives and starts requests, and
-//! one sends replies (batches from the outbox). Whenever the task is woken, [`transmit`] polls the three parts in this order.
-//! If replies that have been sent make room for a request that waits for the limits, it polls the receiver and the sender
-//! again. So the parts can use `Cell`s for their common state, and do not need wakers for each other.
+//! One task has three parts: one polls the requests in flight (the futures in the slots), one receives and starts
+//! requests, and one sends replies (batches from the outbox). Whenever the task is woken, [`transmit`] polls the three
+//! parts in this order. If replies that have been sent make room for a request that waits for the limits, [`transmit`]
+//! polls the receiver and the sender again. So the parts can use `Cell`s for their common state, and do not need wakers
+//! for each other.
 //!
 //! Limits: a request is outstanding from the moment when it is accepted until its reply has been sent. At most
-//! [`MAX_OUTSTANDING`] requests with [`MAX_DATA`] bytes of data are outstanding. A request with more data is accepted only when
-//! no other data is outstanding. The memory of requests is accounted in the connection's [`Account`].
+//! [`MAX_OUTSTANDING`] requests are outstanding, with at most [`MAX_DATA`] bytes of data together. A request with more
+//! data is accepted only when no other data is outstanding. The memory of requests is accounted in the connection's
+//! [`Account`].
 
 use super::MAX_REQUEST;
 use super::account::Account;
@@ -28,7 +30,7 @@ use std::task::Poll;
 
 /// Maximum number of outstanding requests of a connection.
 const MAX_OUTSTANDING: usize = CAPACITY;
-/// Maximum number of bytes of data of the outstanding requests of a connection.
+/// Maximum number of bytes of data of the outstanding requests of a connection, unless a single request has more data.
 const MAX_DATA: usize = 16 << 20;
 
 /// The reason why the transmission phase ended.
@@ -114,8 +116,8 @@ impl<F: Future<Output = Reply>> Shared<'_, F> {
     }
 }
 
-/// Serves requests until the client disconnects, the socket fails, or `stop` completes. After that, requests in flight run to
-/// completion, and their replies are sent if the socket still accepts data.
+/// Serves requests until one of the reasons in [`End`] occurs. After that, requests in flight run to completion, and
+/// their replies are sent if the socket still accepts data.
 pub(super) async fn transmit(
     stream: &Stream,
     backend: Backend,

@@ -1,7 +1,8 @@
 //! Execution of one request on a backend.
 //!
-//! The request has passed the checks of the protocol. If the backend returns an error, its errno value is converted to the NBD
-//! error that is sent to the client. The module `outbox` encodes the reply.
+//! A request that has passed the checks of the protocol is executed. A request that the checks have refused only gets
+//! its error. If the backend returns an error, the errno value of the error is converted to the NBD error that is sent
+//! to the client. The module `outbox` encodes the reply.
 
 use super::account::{Hold, footprint};
 use oxblk_core::{Backend, Errno, Error, Result, StatusFlags, Want, WriteFlags, ZeroFlags};
@@ -42,7 +43,7 @@ pub(super) struct Reply {
     pub(super) cost: Cost,
 }
 
-/// The cost of a request. It is accounted until the reply has been sent.
+/// The cost of a request. The cost is accounted until the reply has been sent.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Cost {
     /// Bytes of data.
@@ -51,7 +52,8 @@ pub(super) struct Cost {
     pub(super) held: usize,
 }
 
-/// A request that was completely received. It is either valid and accounted, or refused by the checks of the protocol.
+/// A request that was completely received. The request is either valid and accounted, or refused by the checks of the
+/// protocol.
 pub(super) struct Accepted {
     pub(super) cookie: u64,
     /// The request, with the data of a write; or the error if the request is refused.
@@ -68,7 +70,7 @@ pub(super) fn memory(request: &Request) -> usize {
         Command::Read { .. } => footprint(length),
         Command::Cache => footprint(length.min(PREFETCH)),
         Command::BlockStatus { one: false } => {
-            // An extent covers at least one sector.
+            // This estimate assumes that an extent covers at least one sector.
             footprint(MAX_EXTENTS.min(length / 512 + 1) * size_of::<(u64, AllocationFlags)>())
         }
         _ => 0,
@@ -128,8 +130,8 @@ async fn perform(backend: &Backend, request: &Request, payload: Option<IoBuf>) -
     Ok(Outcome::Done)
 }
 
-/// Allocates a buffer whose length the client chooses. If the memory is not available, this fails and does not abort the
-/// process.
+/// Allocates a buffer whose length the client chooses. If the memory is not available, this function returns `ENOMEM`
+/// and does not abort the process.
 fn buffer(len: usize) -> Result<IoBufMut> {
     IoBufMut::try_new(len).ok_or_else(|| Error::from_errno(Errno::NOMEM))
 }
@@ -151,8 +153,8 @@ async fn prefetch(backend: &Backend, mut offset: u64, mut length: u64) -> Result
     Ok(())
 }
 
-/// The extents of a range. Adjacent extents with equal flags are merged. To limit the work of one request, the extents may end
-/// before the end of the range, which the protocol allows.
+/// The extents of a range. Adjacent extents with equal flags are merged. To limit the work of one request, the extents
+/// may end before the end of the range. The protocol allows this.
 async fn status(
     backend: &Backend,
     mut offset: u64,

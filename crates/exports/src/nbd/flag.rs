@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 
-/// A flag that is set at most once and never cleared.
+/// A flag that is never cleared after it has been set.
 #[derive(Default)]
 pub(super) struct Flag {
     set: AtomicBool,
@@ -23,8 +23,8 @@ impl Flag {
         self.set.load(Ordering::SeqCst)
     }
 
-    /// Waits until the flag is set. Only the task that polls first is woken. A later poll is one atomic load; it must be cheap,
-    /// because connections poll the future with every request.
+    /// Waits until the flag is set. Only the task that polls the future first is woken. Each later poll costs one
+    /// atomic load. A poll must be cheap, because connections poll the future with every request.
     pub(super) fn wait(&self) -> impl Future<Output = ()> {
         let mut listener = None;
         poll_fn(move |cx| {

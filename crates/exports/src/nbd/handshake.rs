@@ -1,4 +1,4 @@
-//! The handshake of a connection over a socket. The caller limits its duration.
+//! The handshake of a connection over a socket. The caller limits the duration of the handshake.
 
 use super::input::Input;
 use oxblk_nbd::negotiation::MAX_OPTION_PAYLOAD;

@@ -18,7 +18,7 @@ use std::rc::Rc;
 pub(super) const BLOCK: usize = 64 << 10;
 /// Payloads of up to this number of bytes are split off the block.
 const CUT: usize = 16 << 10;
-/// If the block has fewer free bytes, a new block is started.
+/// If the block has fewer free bytes than this number, a new block is started.
 const LEAST_ROOM: usize = 4 << 10;
 /// A larger payload is received and accounted in steps of this number of bytes.
 const STEP: usize = 1 << 20;
@@ -159,7 +159,7 @@ fn exchanged(_: IoBufMut) -> io::Error {
     io::Error::other("receive buffer was exchanged")
 }
 
-/// The data of a write, and the memory that is accounted for it.
+/// The data of a write, and the memory that is accounted for this data.
 pub(super) struct Payload {
     pub(super) data: IoBufMut,
     /// The block that contains the data, if the data was split off a block.

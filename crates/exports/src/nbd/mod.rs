@@ -14,18 +14,18 @@
 //! | `account` | the accounting of the memory of one connection |
 //! | `budget` | the limit on the memory of all connections together |
 //!
-//! The path of a request: one receive returns many requests. Each request becomes a future in a reused slot and is polled
+//! The path of a request: one receive can return many requests. Each request becomes a future in a slot and is polled
 //! immediately. So a read is in the submission queue of io_uring before the I/O thread makes its next system call. When
-//! requests complete, their wakers set bits in a bit map, and the task of the connection is woken once. The task polls the
-//! futures whose bits are set, and puts reply headers and read buffers into one scatter list. So a single system call submits
-//! all reads, the send and the next receive.
+//! requests complete, their wakers set bits in a bit map, and the task of the connection is woken once. The task polls
+//! the futures whose bits are set, and puts reply headers and read buffers into one scatter list. So a single system
+//! call submits all reads, the send and the next receive.
 //!
 //! Invariants:
 //! * a request whose reply has not been sent counts against the connection's limits. So the server stops receiving from a
 //!   client that does not receive its replies;
-//! * all memory that a client can make the server allocate for requests is accounted before it is allocated. Its limit is
-//!   [`ServerOptions::memory`], plus the allowances of [`ServerOptions::max_connections`] connections, plus one largest
-//!   request;
+//! * all memory that the requests of clients make the server allocate is accounted before the allocation. The limit is
+//!   [`ServerOptions::memory`], plus the allowances of [`ServerOptions::max_connections`] connections, plus one
+//!   overdraft of a little more than one largest request;
 //! * a completely received request runs to completion, even if the client has closed the connection.
 
 mod account;
@@ -42,6 +42,6 @@ mod slots;
 
 pub use server::{Export, Server, ServerOptions};
 
-/// Largest read or write in bytes. Every client may use requests of this size (section "Block size constraints" of the NBD
-/// specification).
+/// Maximum length of a read or write in bytes. Every client may use requests of this length (section "Block size
+/// constraints" of the NBD specification).
 pub const MAX_REQUEST: u32 = 32 << 20;

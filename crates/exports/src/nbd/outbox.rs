@@ -1,8 +1,8 @@
 //! Replies that wait to be sent.
 //!
-//! The headers of replies are written one after the other into a small buffer. The data of a read is not copied: the buffer
-//! into which it was read is sent after the header. Replies that arrive while a send is in flight are sent by the next send, as
-//! one scatter list.
+//! The headers of replies are written one after the other into a small buffer. The data of a read is not copied: the
+//! buffer that contains the data is sent after the header. Replies that arrive during a send are sent by the next send,
+//! as one scatter list.
 
 use super::execute::{Cost, Outcome, Reply};
 use oxblk_nbd::proto::MAX_STRING;
@@ -136,8 +136,8 @@ impl Outbox {
     }
 }
 
-/// Length of the run of data or of zeroes at the start of `data`, and whether it consists of zeroes. A run consists of pieces
-/// of [`HOLE`] bytes; only the last piece of `data` may be shorter.
+/// Length of the run of data or of zeroes at the start of `data`, and whether the run consists of zeroes. A run
+/// consists of pieces of [`HOLE`] bytes; only the last piece of `data` may be shorter.
 fn next_run(data: &IoBuf) -> (usize, bool) {
     let mut pieces = data.chunks(HOLE);
     let first = pieces.next().map_or((0, false), |piece| (piece.len(), oxblk_ring::is_zero(piece)));

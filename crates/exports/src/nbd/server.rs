@@ -1,4 +1,4 @@
-//! The server: it listens, distributes connections over I/O threads, and can be stopped.
+//! The server: listens, distributes connections over I/O threads, and can be stopped.
 //!
 //! A connection stays on one I/O thread: the thread that had the fewest connections when the client connected. The module
 //! `admission` decides which clients may connect. A server can have several listeners. [`Server::stop`] ends listening
@@ -34,7 +34,7 @@ pub struct Export {
     pub name: String,
     /// Human-readable description.
     pub description: Option<String>,
-    /// The exported backend. The server does not close it.
+    /// The exported backend. The server does not close the backend.
     pub backend: Backend,
     /// If true, writes are refused even if the backend is writable.
     pub read_only: bool,
@@ -43,8 +43,8 @@ pub struct Export {
 /// Limits of a server.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
-    /// Maximum number of concurrent connections. Further clients are refused. The default is computed from the limit on open
-    /// files and the memory of the machine.
+    /// Maximum number of concurrent connections. If there are as many connections and none of them is in the handshake,
+    /// further clients are refused. The default is computed from the limit on open files and the memory of the machine.
     pub max_connections: usize,
     /// Time limit for a handshake.
     pub handshake_timeout: Duration,
@@ -53,8 +53,9 @@ pub struct ServerOptions {
     /// Memory limit for the requests of all connections together, in bytes. In addition, every connection may hold 256 KiB, and
     /// one connection at a time may hold a request of the largest size.
     pub memory: usize,
-    /// If a client holds memory, other connections wait for memory, and the client transfers too little (less than 1 MiB) for
-    /// this time, its connection is closed. The connection is closed after at most twice this time.
+    /// If a client holds a part of [`Self::memory`], other connections wait for memory, and the client transfers too
+    /// little for this time, its connection is closed. Too little means: less than 1 MiB, and less than the part that
+    /// the client holds. The connection is closed after at most twice this time.
     pub stall_timeout: Duration,
 }
 
@@ -96,7 +97,7 @@ struct Worker {
 }
 
 impl Server {
-    /// A server with these exports. Its connections run on `threads`, which must not be empty.
+    /// A server with these exports. The connections run on `threads`, which must not be empty.
     ///
     /// # Errors
     /// If there is no thread or no export.
@@ -172,10 +173,15 @@ impl Server {
         }
     }
 
-    /// Serves a client, or refuses it.
+    /// Serves a client, or refuses the client.
     async fn admit(&self, socket: OwnedFd) {
         let inner = &self.0;
         let most = inner.options.max_connections;
+        if inner.threads.iter().all(|worker| worker.thread.has_ended()) {
+            return tracing::warn!(
+                "refusing an NBD client: all I/O threads of the server have ended"
+            );
+        }
         loop {
             if let Some(permit) = ConnectionPermit::take(inner) {
                 return begin(permit, socket);
@@ -192,8 +198,9 @@ impl Server {
         }
     }
 
-    /// Stops the server: it accepts no further connections, and the existing connections finish their requests and end. The
-    /// stop begins immediately. The future completes when all connections have ended; it can be awaited on every executor.
+    /// Stops the server: the server accepts no further connections, and the existing connections finish their requests
+    /// and end. The stop begins immediately. The future completes when all connections have ended. The future can be
+    /// awaited on every executor.
     pub fn stop(&self) -> impl Future<Output = ()> + Send + use<> {
         let inner = Arc::clone(&self.0);
         inner.stop.set();
@@ -323,11 +330,13 @@ struct ConnectionPermit {
 }
 
 impl ConnectionPermit {
-    /// Takes a permit on the thread with the fewest connections. Returns `None` if no permit is left, or if the server is
-    /// stopping.
+    /// Takes a permit on the running thread with the fewest connections. Returns `None` if no permit or no thread is left, or if
+    /// the server is stopping.
     fn take(inner: &Arc<Inner>) -> Option<ConnectionPermit> {
         let load = |(_, worker): &(usize, &Worker)| worker.connections.load(Ordering::SeqCst);
-        let (worker, chosen) = inner.threads.iter().enumerate().min_by_key(load)?;
+        let alive =
+            inner.threads.iter().enumerate().filter(|(_, worker)| !worker.thread.has_ended());
+        let (worker, chosen) = alive.min_by_key(load)?;
         let most = inner.options.max_connections;
         let one_more = |open: usize| open.checked_add(1).filter(|after| *after <= most);
         inner.connections.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more).ok()?;

@@ -1,8 +1,8 @@
 //! The requests in flight of one connection, as futures in reusable slots.
 //!
-//! A slot is an allocation for one future, with a waker that is made once. The waker sets the bit of the slot and wakes the
-//! connection's task, which then polls only the futures whose bits are set. If a free slot exists, a request needs no
-//! allocation. A new slot is made only if all existing slots are in use.
+//! A slot is an allocation for one future, with a waker that is made once. The waker sets the bit of the slot and wakes
+//! the connection's task. The task then polls only the futures whose bits are set. If a free slot exists, a request
+//! needs no allocation. A new slot is made only if all existing slots are in use.
 
 use futures_util::task::AtomicWaker;
 use std::future::Future;

@@ -1,4 +1,4 @@
-//! A test client that can also send invalid data, and a server to test.
+//! A test client that can also send invalid data, and a server to test with this client.
 
 use crate::memory::Disk;
 use oxblk_core::Backend;
@@ -229,7 +229,7 @@ impl Client {
         }
     }
 
-    /// Receives the reply to the last request, which has one reply without data, and returns its error.
+    /// Receives the reply to the last request and returns its error. The request must have a single reply without data.
     pub(crate) fn status(&mut self) -> Option<ErrorCode> {
         match self.answer() {
             Answer::Simple { error, .. } => error,

@@ -1,5 +1,5 @@
-//! A disk in memory for tests. A test can delay its requests and make them fail. The disk records which of its blocks are
-//! allocated.
+//! A disk in memory for tests. A test can delay the requests to the disk and make them fail. The disk records which of
+//! its blocks are allocated.
 
 use oxblk_core::{
     Backend, BoxFuture, Driver, DriverFactory, DriverKind, Errno, Error, Graph, Limits,

@@ -1,4 +1,4 @@
-//! Tests with clients that make the server hold as much memory as possible, while other clients must be served.
+//! Tests with clients that make the server hold as much memory as possible. Other clients must still be served.
 
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,7 @@ fn clients_that_receive_no_replies_hold_no_more_than_the_budget() {
             client.request_as(cookie, CommandKind::READ, 0, cookie * 65536, 65536);
         }
     }
-    // The server stops reading from the disk much earlier than it has read all requested data.
+    // The server stops reading from the disk long before it has read all requested data.
     let (mut bytes, mut quiet) = (0, Instant::now());
     while quiet.elapsed() < Duration::from_millis(300) {
         let more = started(&fixture, "read ");

@@ -1,12 +1,12 @@
 //! The allocator of blocks. It records which blocks of the file are in use.
 //!
-//! The lowest free block is allocated first, so that gaps are filled. Blocks are reserved as a [`Run`]. Dropping a run
-//! returns its blocks, unless the map refers to them ([`Run::keep`]). If writes to the blocks are in flight, the blocks
-//! are returned after the host has completed these writes. A freed block is quarantined until every request that may
-//! have mapped it has ended.
+//! [`Allocator::reserve`] allocates the lowest free blocks first, so that gaps are filled. Blocks are reserved as a
+//! [`Run`]. Dropping a run returns its blocks, unless the map refers to them ([`Run::keep`]). If writes to the blocks are
+//! in flight, the blocks are returned after the host has completed these writes. A freed block is quarantined until every
+//! request that may have mapped it has ended.
 //!
-//! Blocks are allocated only while the allocator knows which blocks are in use. It does not know the blocks in use in an
-//! image that was opened for a check, and after a repair that has failed ([`Repair`]).
+//! Blocks are allocated only while the allocator knows which blocks are in use. It does not know this in an image that was
+//! opened read-only or for a check, and after a repair that failed ([`Repair`]).
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -25,7 +25,7 @@ struct State {
     gaps: RoaringBitmap,
     /// Blocks with this number or a higher one have never been written and read as zeroes.
     fresh: u32,
-    /// The largest value that `end` has had.
+    /// The largest value that `end` has had since the image was opened or the file was truncated.
     most: u32,
     /// Freed blocks with the epochs in which they were freed, oldest first.
     quarantined: VecDeque<(u64, u32)>,
@@ -57,7 +57,7 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// The block after the last one.
+    /// The block after the last block of the run.
     pub(crate) fn end(&self) -> u32 {
         self.start.saturating_add(self.count)
     }
@@ -101,7 +101,7 @@ impl Drop for GiveBack {
 pub(crate) struct Repair<'a>(Option<&'a Allocator>);
 
 impl Repair<'_> {
-    /// Ends the repair: it was successful.
+    /// Ends a successful repair.
     pub(crate) fn done(mut self) {
         self.0 = None;
     }
@@ -116,7 +116,7 @@ impl Drop for Repair<'_> {
 }
 
 impl State {
-    /// If gaps lie directly before `end`, removes them and moves `end` to the first of them.
+    /// If gaps lie directly before `end`, removes these gaps and moves `end` to the first of them.
     fn settle_end(&mut self) {
         while let Some(last) = self.end.checked_sub(1) {
             if !self.gaps.remove(last) {
@@ -126,7 +126,7 @@ impl State {
         }
     }
 
-    /// Takes `count` blocks at the end. Returns the first one, and whether all of them are fresh.
+    /// Takes `count` blocks at the end. Returns the first block, and whether all of them are fresh.
     fn append(&mut self, count: u32) -> (u32, bool) {
         let start = self.end;
         let fresh = start >= self.fresh;
@@ -166,7 +166,8 @@ impl Allocator {
         super::lock(&self.state)
     }
 
-    /// Sets which blocks are in use. From block `fresh` on, the file contains no data (`None`: the file does not grow).
+    /// Sets which blocks are in use. From block `fresh` on, the file contains no data (`None`: no block is fresh). `most`
+    /// is the least value for [`Allocator::most`].
     pub(crate) fn set_used(&self, used: &RoaringBitmap, fresh: Option<u32>, most: u32) {
         let end = end_of(used);
         let mut gaps = RoaringBitmap::new();
@@ -180,7 +181,7 @@ impl Allocator {
         *state = State { end, gaps, fresh, most, quarantined, is_known: true, returning };
     }
 
-    /// Sets which blocks are in use in an image that will be repaired. The file does not grow.
+    /// Sets which blocks are in use in an image that will be repaired. No block is fresh.
     pub(crate) fn begin_repair(&self, used: &RoaringBitmap, most: u32) -> Repair<'_> {
         self.set_used(used, None, most);
         Repair(Some(self))
@@ -195,7 +196,7 @@ impl Allocator {
     /// still in flight.
     ///
     /// # Errors
-    /// `ENOSPC` when all blocks are in use. `EIO` when it is not known which blocks are in use.
+    /// `ENOSPC` if all blocks are in use. `EIO` if the allocator does not know which blocks are in use.
     pub(crate) async fn reserve(self: &Arc<Self>, count: u32) -> Result<Run> {
         loop {
             let listener = self.returned.listen();
@@ -206,7 +207,7 @@ impl Allocator {
         }
     }
 
-    /// As [`Allocator::reserve`]. Returns `None` if the caller must wait for blocks.
+    /// The same as [`Allocator::reserve`], but returns `None` if the caller must wait for blocks.
     fn try_reserve(self: &Arc<Self>, count: u32) -> Result<Option<Run>> {
         let mut state = self.usable()?;
         let (start, count, fresh) = match state.gaps.min() {
@@ -233,10 +234,10 @@ impl Allocator {
     }
 
     /// Reserves exactly `count` contiguous blocks, even if lower blocks are free. If there is no free run of this length,
-    /// waits as [`Allocator::reserve`] does.
+    /// waits for blocks of dropped runs.
     ///
     /// # Errors
-    /// As for [`Allocator::reserve`].
+    /// `ENOSPC` if there is no such run and none is returned. `EIO` as for [`Allocator::reserve`].
     pub(crate) async fn reserve_contiguous(self: &Arc<Self>, count: u32) -> Result<Run> {
         loop {
             let listener = self.returned.listen();
@@ -264,7 +265,7 @@ impl Allocator {
     /// Reserves `count` blocks at the end, even if lower blocks are free.
     ///
     /// # Errors
-    /// As for [`Allocator::reserve`].
+    /// `ENOSPC` if the map could not refer to these blocks. `EIO` as for [`Allocator::reserve`].
     pub(crate) fn reserve_at_end(self: &Arc<Self>, count: u32) -> Result<Run> {
         let mut state = self.usable()?;
         if count > self.limit.saturating_sub(state.end) {
@@ -279,10 +280,10 @@ impl Allocator {
         Run { start, count, fresh, give_back: Some(UntilSettled::new(give_back)) }
     }
 
-    /// The state, in which blocks whose quarantine has ended are free.
+    /// Locks the state, and frees the blocks whose quarantine has ended.
     ///
     /// # Errors
-    /// `EIO` when it is not known which blocks are in use.
+    /// `EIO` if the allocator does not know which blocks are in use.
     fn usable(&self) -> Result<MutexGuard<'_, State>> {
         let mut state = self.lock();
         if !state.is_known {
@@ -309,8 +310,8 @@ impl Allocator {
         self.returned.notify(usize::MAX);
     }
 
-    /// Frees blocks to which no entry on disk refers any more. They are quarantined until all requests that began before
-    /// this call have ended.
+    /// Frees blocks to which no entry on disk refers. The blocks are quarantined until all requests that began before this
+    /// call have ended.
     pub(crate) fn free(&self, blocks: impl IntoIterator<Item = u32>) {
         let epoch = self.epochs.current();
         self.lock().quarantined.extend(blocks.into_iter().map(|block| (epoch, block)));
@@ -327,7 +328,7 @@ impl Allocator {
         state.settle_end();
     }
 
-    /// Number of blocks before block `capacity` that can be allocated. Quarantined blocks do not count.
+    /// Number of gaps, plus the number of blocks from the end up to block `capacity`. Quarantined blocks do not count.
     pub(crate) fn available(&self, capacity: u32) -> u64 {
         let state = self.lock();
         u64::from(capacity.saturating_sub(state.end)).saturating_add(state.gaps.len())
@@ -338,7 +339,7 @@ impl Allocator {
         self.lock().end
     }
 
-    /// The largest value that the end has had since the image was opened.
+    /// The largest value that the end has had since the image was opened or the file was truncated.
     pub(crate) fn most(&self) -> u32 {
         self.lock().most
     }

@@ -9,7 +9,7 @@ use super::length;
 pub(crate) enum Content {
     /// These bytes.
     Data(IoBuf),
-    /// This number of zeroes.
+    /// This number of zero bytes.
     Zeroes(u64, ZeroFlags),
 }
 

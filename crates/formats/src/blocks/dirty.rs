@@ -1,4 +1,4 @@
-//! Dirty parts of a map: the entries that must be written back.
+//! The dirty sectors of a map: the entries that must be written back.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -8,9 +8,9 @@ use oxblk_ring::perturb::point;
 
 use super::lock;
 
-/// Entries in 512 bytes, the unit of write-back.
+/// Number of entries in a sector of 512 bytes. A sector is the unit of write-back.
 const PER_SECTOR: u32 = 128;
-/// Largest number of sectors in one write.
+/// Maximum number of sectors in one write.
 const MAX_SECTORS: u32 = 512;
 
 /// Sectors of a map whose entries have changed since they were written. Sectors are counted from the first entry, so
@@ -28,7 +28,7 @@ pub(crate) struct Writing<'a> {
 impl DirtySectors {
     /// Changes an entry with `set` and marks it as changed.
     ///
-    /// The entry changes and is marked under one lock. So a write-back that begins after another task has used the new
+    /// One lock is held while the entry changes and is marked. So a write-back that begins after a task has seen the new
     /// entry includes this entry.
     pub(crate) fn change(&self, index: u32, set: impl FnOnce()) {
         let mut sectors = lock(&self.0);
@@ -49,7 +49,7 @@ impl Writing<'_> {
         self.sectors.is_empty()
     }
 
-    /// The runs of entries to write, in a map of `entries` entries.
+    /// The runs of entries to write. The map has `entries` entries.
     pub(crate) fn runs(&self, entries: u32) -> Vec<Range<u32>> {
         let mut runs: Vec<(u32, u32)> = Vec::new();
         for sector in &self.sectors {
@@ -100,8 +100,8 @@ mod tests {
     fn an_entry_is_visible_only_when_a_write_back_includes_it() {
         let (dirty, set) = (DirtySectors::default(), AtomicBool::new(false));
         std::thread::scope(|scope| {
-            // The lock is held as by a write-back that takes the sectors. This write-back does not include the entry, so no
-            // thread may see the entry yet.
+            // This thread holds the lock, like a write-back that takes the sectors. This write-back does not include the
+            // entry, so no thread may see the entry yet.
             let taking = lock(&dirty.0);
             scope.spawn(|| dirty.change(7, || set.store(true, SeqCst)));
             let begin = Instant::now();

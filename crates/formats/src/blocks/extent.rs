@@ -56,7 +56,8 @@ pub(crate) async fn read(
     Ok(whole)
 }
 
-/// The extent at `offset`, merged with the following extents that continue it. Its length is at most `len` bytes.
+/// Returns the extent at `offset`, merged with the following extents if they continue it. Its length is at most `len`
+/// bytes.
 pub(crate) async fn joined(
     offset: u64,
     len: u64,

@@ -1,7 +1,8 @@
 //! Freed blocks to which entries on disk may still refer.
 //!
 //! A block is freed in three steps. First, the entry that refers to the block is changed in memory, and the block is added
-//! to the list. Second, a write-back writes and flushes the new entry. Third, the block is returned to the allocator.
+//! to the list. Second, a write-back writes and flushes the new entry. Third, the block is returned to the allocator, and
+//! quarantined there.
 
 use std::sync::Mutex;
 

@@ -3,12 +3,12 @@
 //! A format implements the required methods of [`BlockImage`]: the size and the offsets of its blocks, and the meaning of
 //! its entries. The provided methods load the map, forward reads and writes to the file, and allocate blocks.
 //!
-//! A request that allocates locks the range of its blocks before it looks up the blocks. It holds the lock until the map
-//! refers to the new blocks. So two writers of one block run one after the other. Each run of blocks goes through these
-//! steps:
+//! A request that allocates blocks of the file locks its range of blocks of the disk. It holds the lock during the lookup
+//! and until the map refers to the new blocks. So two allocating writes to one block run one after the other. Each run of
+//! blocks goes through these steps:
 //!
 //! 1. *reserve*: reserve blocks of the file, and make the file long enough;
-//! 2. *write*: write the data, and zeroes around it where the file may contain other data;
+//! 2. *write*: write the data, and zeroes around the data where the file may contain other data;
 //! 3. *link*: set the entries in memory. Readers see the new data from this step on. The format's write-back writes the
 //!    entries to the file.
 
@@ -48,31 +48,32 @@ pub(crate) trait BlockImage {
     /// The file that contains the image.
     fn file(&self) -> Result<Arc<Edge>>;
 
-    /// Refuses changes of an image that is read-only.
+    /// Refuses a change of a read-only image.
     fn check_writable(&self) -> Result<()>;
 
     /// Size of a block in bytes.
     fn block_size(&self) -> u64;
 
-    /// Byte offset of a block in the file; block 0 is the first one of the data area.
+    /// Byte offset of a block in the file. Block 0 is the first block of the data area.
     fn block_offset(&self, block: u32) -> u64;
 
     /// Byte offset of an entry of the map in the file.
     fn entry_offset(&self, index: u32) -> u64;
 
-    /// Looks up the extent at the start of `offset..offset + len` (`len` > 0) in memory. `None` if this part of the map is
-    /// not loaded. Takes no lock.
+    /// Looks up the extent at the start of `offset..offset + len` (`len` > 0) in memory. Returns `None` if the map has no
+    /// loaded entry for `offset`. Takes no lock.
     fn lookup(&self, offset: u64, len: u64) -> Option<Extent>;
 
     /// Makes entry `index` refer to `block` of the file, in memory.
     fn link(&self, index: u32, block: u32);
 
-    /// Prepares an allocation. The caller holds the range lock.
+    /// Prepares an allocation. The default does nothing. The caller holds the range lock.
     async fn before_allocation(&self) -> Result<()> {
         Ok(())
     }
 
-    /// The block of the disk that contains `offset`; also the number of whole blocks in `offset` bytes of the data area.
+    /// The block of the disk that contains `offset`. This is also the number of whole blocks in `offset` bytes of the data
+    /// area.
     fn block_of(&self, offset: u64) -> u32 {
         u32::try_from(offset / self.block_size()).unwrap_or(u32::MAX)
     }
@@ -92,7 +93,7 @@ pub(crate) trait BlockImage {
                 Step::Forward { child, offset: host, len }
             }
             (Some(Extent::Data { host, len }), MapOp::Write) => {
-                // Extending the file needs a lock, so the slow path does it.
+                // Extending the file needs a lock, so the slow path extends it.
                 if self.parts().whole.load(Acquire) < self.whole_blocks_until(host, len) {
                     return Step::Slow;
                 }
@@ -108,7 +109,7 @@ pub(crate) trait BlockImage {
         self.block_of(end.saturating_add(self.block_size() - 1))
     }
 
-    /// The extent at the start of `offset..offset + len`. Loads the map if necessary.
+    /// The extent at the start of `offset..offset + len`. Loads the chunk of the map if it is not loaded.
     async fn extent(&self, offset: u64, len: u64) -> Result<Extent> {
         if let Some(extent) = self.lookup(offset, len) {
             return Ok(extent);
@@ -149,7 +150,7 @@ pub(crate) trait BlockImage {
     async fn change(&self, offset: u64, content: Content) -> Result<()> {
         self.check_writable()?;
         let len = content.len();
-        // A write to allocated blocks needs no lock.
+        // A write to allocated blocks that are contiguous in the file needs no lock.
         if let Extent::Data { host, len: covered } = self.extent(offset, len).await?
             && covered == len
         {
@@ -165,14 +166,14 @@ pub(crate) trait BlockImage {
         self.change_locked(offset, content).await
     }
 
-    /// As [`Self::change`]; the caller holds the range lock.
+    /// The same as [`Self::change`], for callers that hold the range lock.
     async fn change_locked(&self, offset: u64, mut content: Content) -> Result<()> {
         let mut jobs: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
         let mut at = offset;
         while content.len() > 0 {
             let extent = match self.extent(at, content.len()).await {
                 Ok(extent) => extent,
-                // Reserved blocks return to the allocator once no write to them is in flight.
+                // The parts before the failed lookup are still written.
                 Err(error) => return run_all(jobs).await.and(Err(error)),
             };
             let mut piece = content.split_to(extent.len());
@@ -205,7 +206,7 @@ pub(crate) trait BlockImage {
 
     /// Writes to blocks that are allocated.
     async fn put_in_place(&self, host: u64, content: Content) -> Result<()> {
-        // The blocks may lie behind the end of the file, if the file was truncated by another program.
+        // The blocks may lie behind the end of the file, for example if another program has truncated the file.
         self.lengthen(self.whole_blocks_until(host, content.len())).await?;
         self.put(host, content).await
     }
@@ -246,8 +247,8 @@ pub(crate) trait BlockImage {
         Ok(())
     }
 
-    /// Extends the file so that it contains all blocks before `end`. The file is only extended under the `growing` lock, so
-    /// no task truncates a file that another task has just extended.
+    /// Extends the file so that it contains all blocks before `end`. This function holds the `growing` lock while it
+    /// changes the file size, so it never truncates a file that another task has just extended.
     async fn lengthen(&self, end: u32) -> Result<()> {
         let Parts { whole, growing, .. } = self.parts();
         if whole.load(Acquire) >= end {

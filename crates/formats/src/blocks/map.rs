@@ -1,8 +1,9 @@
 //! A map of 32-bit little-endian entries in memory: one for each block of the disk.
 //!
-//! The map is read in chunks when they are needed. A lookup takes no lock. A chunk whose entries are all equal takes no
-//! memory; a sparse image consists mostly of such chunks. One atomic store changes an entry. Once a chunk is loaded, its
-//! entries in memory are valid, and the file may contain older entries.
+//! The map is read in chunks when they are needed. A lookup takes no lock. A chunk that is loaded with equal entries takes
+//! no memory for its entries until one of them changes. The map of a sparse image consists mostly of such chunks. One
+//! atomic store changes an entry. Once a chunk is loaded, its entries in memory are valid, and the file may contain older
+//! entries.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{
@@ -71,13 +72,13 @@ impl EntryMap {
         start..start.saturating_add(CHUNK).min(self.entries)
     }
 
-    /// The entry at `index`; `None` if it is not loaded.
+    /// The entry at `index`. `None` if this entry is not loaded or does not exist.
     pub(crate) fn get(&self, index: u32) -> Option<u32> {
         let (chunk, within) = split(index);
         self.chunks.get(chunk)?.number(within)
     }
 
-    /// If all entries of a chunk are equal: their value, and the number of entries from `index` to the end of the
+    /// If the chunk of `index` is stored as one value: this value, and the number of entries from `index` to the end of the
     /// chunk.
     pub(crate) fn uniform(&self, index: u32) -> Option<(u32, u32)> {
         let chunk = self.chunks.get(split(index).0)?;
@@ -88,7 +89,7 @@ impl EntryMap {
         Some((number, self.chunk_of(index).end.saturating_sub(index)))
     }
 
-    /// Whether the entry at `index` is loaded.
+    /// Whether the entry at `index` is loaded. Also true if there is no such entry.
     pub(crate) fn is_loaded(&self, index: u32) -> bool {
         self.chunks.get(split(index).0).is_none_or(Chunk::is_loaded)
     }
@@ -103,7 +104,8 @@ impl EntryMap {
         let Some(first) = numbers.next() else { return };
         if numbers.all(|number| number == first) {
             let word = UNIFORM | u64::from(first);
-            // If another task was first, it has loaded the same value: a chunk changes only after it is loaded.
+            // If another task was first, that task has loaded the same value, because a chunk changes only after it is
+            // loaded.
             let _ = chunk.uniform.compare_exchange(0, word, Release, Relaxed);
         } else {
             let own = self::numbers(bytes).map(AtomicU32::new).collect();
@@ -120,7 +122,8 @@ impl EntryMap {
         })
     }
 
-    /// Changes an entry of a loaded chunk. A reader of the new entry sees all data written before this call.
+    /// Changes an entry of a loaded chunk. A thread that reads the new entry also sees all writes to memory before this
+    /// call.
     pub(crate) fn set(&self, index: u32, number: u32) {
         let (chunk, within) = split(index);
         let Some(chunk) = self.chunks.get(chunk) else { return };

@@ -3,8 +3,9 @@
 //! Such a format has a map with one entry for each block of the disk, and allocates blocks of the file when the disk is
 //! written. This module contains the map in memory (`map`), its dirty sectors (`dirty`), the allocator of blocks
 //! (`allocator`), freed blocks before they return to the allocator (`freed`), the extents that the map describes
-//! (`extent`), the requests (`image`), reading all entries (`survey`), and reopen (`reopen`). The formats vdi and parallels
-//! use all parts, and add the header, the layout and the order of writes. vpc and qed use some of the parts.
+//! (`extent`), the data of a write (`content`), the requests (`image`), reading all entries (`survey`), and reopen
+//! (`reopen`). The formats vdi and parallels use all parts, and add the header, the layout and the order of writes. vpc and
+//! qed use some of the parts.
 
 mod allocator;
 mod content;

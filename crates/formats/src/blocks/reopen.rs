@@ -1,7 +1,7 @@
-//! Reopen, which can make an image read-only or writable.
+//! Reopen: making an image read-only or writable.
 //!
-//! An image that becomes read-only writes all its metadata while it is still writable. An image that becomes writable
-//! must have the same metadata on disk as in memory: without file locks, another program may have written to the image
+//! An image that becomes read-only writes all its metadata while it is still writable. An image that becomes writable must
+//! have the same header and map on disk as in memory: without file locks, another program may have written to the image
 //! while it was read-only.
 
 use std::sync::Mutex;
@@ -40,7 +40,7 @@ impl<S> WriteAccess<S> {
     /// Refuses to write to a read-only image.
     ///
     /// # Errors
-    /// When the image is read-only.
+    /// `ReadOnly` if the image is read-only.
     pub(crate) fn check_writable(&self) -> Result<()> {
         if self.is_read_only() {
             return Err(Error::new(ErrorKind::ReadOnly, "Image is read-only"));
@@ -80,7 +80,8 @@ pub(crate) trait Reopenable {
 /// Prepares a reopen with these flags.
 ///
 /// # Errors
-/// When the metadata cannot be written, or when the image must not become writable.
+/// Fails if an option remains, because no option of the format can be changed. Also fails if the metadata cannot be
+/// written, or if the image must not become writable.
 pub(crate) async fn prepare<T: Reopenable>(
     image: &T,
     flags: OpenFlags,
@@ -103,7 +104,7 @@ pub(crate) async fn prepare<T: Reopenable>(
     Ok(())
 }
 
-/// Puts the prepared reopen into effect.
+/// Commits the prepared reopen, if there is one.
 pub(crate) fn commit<T: Reopenable>(image: &T) {
     let access = image.access();
     let Some(prepared) = lock(&access.prepared).take() else { return };
@@ -113,12 +114,12 @@ pub(crate) fn commit<T: Reopenable>(image: &T) {
     access.read_only.store(prepared.read_only, Relaxed);
 }
 
-/// Discards the prepared reopen.
+/// Discards the prepared reopen, if there is one.
 pub(crate) fn abort<T: Reopenable>(image: &T) {
     lock(&image.access().prepared).take();
 }
 
-/// Checks that the metadata in the file equals the metadata in memory.
+/// Checks that the header and the loaded chunks of the map are the same in the file and in memory.
 async fn require_unchanged<T: Reopenable>(image: &T) -> Result<()> {
     if !image.is_header_same().await? {
         return Err(changed_meanwhile());

@@ -10,10 +10,10 @@ use super::EntryMap;
 /// Loads the complete map, and calls `each` for all entries in the order of the disk. The arguments of a call are the
 /// indices of adjacent entries and their common value. In a chunk of equal entries, the first entry has its own call, and
 /// all others have one call together: if several entries have the same value, only the first may be correct. In all other
-/// chunks, each entry has its own call.
+/// chunks, each entry has its own call. If `each` returns `Break`, the function ends.
 ///
 /// # Errors
-/// The errors of `load`, which loads the chunk of an entry.
+/// The errors of `load`. `load` loads the chunk of an entry.
 pub(crate) async fn each_entry(
     map: &EntryMap,
     load: impl AsyncFn(u32) -> Result<()>,
@@ -41,7 +41,7 @@ pub(crate) async fn each_entry(
     Ok(())
 }
 
-/// The number after the highest of these blocks; 0 if there are none.
+/// The number of the highest of these blocks, plus 1. 0 if there are no blocks.
 pub(crate) fn end_of(blocks: &RoaringBitmap) -> u32 {
     blocks.max().map_or(0, |last| last.saturating_add(1))
 }

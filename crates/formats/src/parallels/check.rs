@@ -1,11 +1,12 @@
-//! Check and repair of an image. The image must have been closed, each entry of the BAT must refer to a cluster inside the
-//! file, no two entries may refer to the same cluster, and the file must end with the last cluster. Findings have the same
-//! messages and are counted in the same way as in `qemu-img check`.
+//! Check and repair of an image. The image must have been closed, and the field `data_off` must be valid. Each entry of the
+//! BAT must refer to a cluster inside the file, and no two entries may refer to the same cluster. The file must end with
+//! the last cluster. Faults that QEMU finds have the same messages and are counted in the same way as in `qemu-img check`.
 //!
-//! A repair loses no readable data. If an entry refers to the cluster of an earlier entry, or to an offset before the first
-//! cluster, it gets its own copy of the data. An entry that refers to an offset after the end of the file becomes 0. A file
-//! that ends inside a cluster is extended. The file is truncated after its last cluster only if the image has no other fault,
-//! or all other faults have been repaired.
+//! A repair loses no readable data. If an entry refers to the cluster of an earlier entry, to an offset that is not the
+//! start of a cluster, or to an offset before the first cluster, the entry gets its own copy of the data. If the data
+//! consists of zeroes, the entry is set to 0 instead. An entry that refers to an offset after the end of the file is set to
+//! 0. A file that ends inside a cluster is extended. The file is truncated after its last cluster only if the image has no
+//! other fault, or all other faults have been repaired.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering::{Acquire, Release};
@@ -19,10 +20,11 @@ use super::Parallels;
 use super::survey::{Fault, Finding, Survey};
 use crate::blocks::BlockImage;
 
-/// A repair makes at most this number of copies more than the file has clusters.
+/// A repair handles at most as many faulty entries as the file has clusters, plus this number.
 const SPARE_COPIES: u64 = 64;
 
-/// Faulty entries of one kind. The list contains at most as many entries as a repair can handle; `count` includes all.
+/// Faulty entries of one kind. The list contains at most as many entries as a repair can handle. `count` includes all
+/// faulty entries.
 #[derive(Default)]
 struct Faults {
     entries: Vec<Finding>,
@@ -48,6 +50,9 @@ struct Findings {
 
 impl Parallels {
     /// Checks the image and repairs the faults that `fix` allows. No request is in flight.
+    ///
+    /// # Errors
+    /// `EROFS` if a read-only image is to be repaired, and the errors of the file.
     pub(super) async fn check_image(
         &self,
         fix: Fix,
@@ -173,8 +178,8 @@ impl Parallels {
         number(first)..number(index(end).div_ceil(self.header.cluster))
     }
 
-    /// Copies the data to which an entry refers to a new cluster, and changes the entry. If the data consists of zeroes, the
-    /// entry becomes 0 instead.
+    /// Copies the data to which an entry refers to a new cluster, and changes the entry. If the data consists of zeroes,
+    /// sets the entry to 0 instead.
     async fn give_copy(&self, finding: &Finding) -> Result<()> {
         let file = self.file()?;
         let buf = IoBufMut::new(usize::try_from(self.header.cluster).unwrap_or(0));
@@ -188,7 +193,7 @@ impl Parallels {
         let at = self.header.cluster_offset(run.start);
         file.write(at, data, WriteFlags::empty()).await?;
         self.set_entry(finding.index, self.header.entry(run.start).unwrap_or_default());
-        // The entry in memory refers to the cluster now, also if a later step fails.
+        // The entry in memory refers to the cluster now, even if a later step fails.
         run.keep();
         Ok(())
     }

@@ -36,7 +36,7 @@ impl Wanted {
     /// Reads the options.
     ///
     /// # Errors
-    /// When a value is wrong. The messages are the same as in QEMU's tools.
+    /// Fails if a value is invalid or not supported. The messages are the same as in QEMU's tools.
     pub(super) fn from_options(mut options: Options) -> Result<Self> {
         let size = options.take_size("size")?.unwrap_or(0);
         // The protocol uses the option when it creates the file. Here the value is only checked.
@@ -67,7 +67,7 @@ impl Wanted {
 /// Creates an image.
 ///
 /// # Errors
-/// When an option is wrong; otherwise the errors of the file.
+/// Fails if an option is invalid or not supported, or if the target is not a file. Also returns the errors of the file.
 pub(super) async fn create(request: CreateRequest) -> Result<()> {
     let wanted = Wanted::from_options(request.options)?;
     let CreateTarget::File(file) = request.target else {
@@ -85,7 +85,8 @@ async fn write_image(file: &Edge, header: &Header) -> Result<()> {
     file.flush().await
 }
 
-/// Makes the file end at the offset of the first cluster, and fills it with zeroes, which are an empty BAT.
+/// Makes the file end at the offset of the first cluster (a device can be longer), and fills it with zeroes up to this
+/// offset. The zeroes are an empty BAT.
 async fn reserve_table(file: &Edge, header: &Header) -> Result<()> {
     let limits = file.node().limits();
     let is_zero = limits.has_zero_init && limits.grows && file.size() == 0;

@@ -11,7 +11,7 @@ use super::Parallels;
 use super::header::HEADER_BYTES;
 use crate::blocks::{BlockImage, ENTRY_BYTES, Extent, Parts, extent};
 
-/// Largest number of clusters whose entries one lookup examines.
+/// A lookup ends when it has covered this many clusters.
 const MAX_RUN: u32 = 1 << 20;
 
 impl BlockImage for Parallels {
@@ -84,7 +84,7 @@ impl BlockImage for Parallels {
     }
 
     fn link(&self, index: u32, block: u32) {
-        // The allocator only returns clusters whose offsets fit in an entry.
+        // The allocator returns only clusters whose offsets fit in an entry.
         self.set_entry(index, self.header.entry(block).unwrap_or_default());
     }
 

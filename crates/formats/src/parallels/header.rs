@@ -1,4 +1,5 @@
-//! The image header: 64 bytes with little-endian fields. The parser makes every check that needs no I/O.
+//! The image header: 64 bytes with little-endian fields. The parser makes all checks that need only the header and the file
+//! size.
 //!
 //! Spec: docs/interop/parallels of QEMU, section "Header".
 
@@ -9,9 +10,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::blocks::ENTRY_BYTES;
 
-/// Length of the header in bytes. The BAT follows it.
+/// Length of the header in bytes. The BAT follows the header.
 pub const HEADER_BYTES: u64 = 64;
-/// Largest number of entries of the BAT.
+/// Maximum number of entries of the BAT.
 pub const MAX_ENTRIES: u32 = 0x1fff_ffff;
 
 pub(super) const SECTOR: u64 = 512;
@@ -24,7 +25,7 @@ pub(super) const DATA_OFF_OFFSET: u64 = 48;
 const MAGIC: &[u8; 16] = b"WithoutFreeSpace";
 const MAGIC_EXT: &[u8; 16] = b"WithouFreSpacExt";
 const VERSION: u32 = 2;
-/// Largest number of sectors of a cluster.
+/// Maximum number of sectors of a cluster.
 const MAX_TRACKS: u32 = 0x7fff_ffff / 513;
 /// Geometry of new images.
 const HEADS: u32 = 16;
@@ -56,7 +57,7 @@ const _: () = {
 /// A header that has been checked: the file contains the complete BAT, and the clusters lie after the BAT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// If true, the unit of BAT entries is a cluster; otherwise it is a sector.
+    /// The unit of BAT entries is a cluster (true) or a sector (false).
     pub extended: bool,
     /// Length of a cluster in bytes; a multiple of 512.
     pub cluster: u64,
@@ -64,7 +65,7 @@ pub struct Header {
     pub entries: u32,
     /// Virtual size in bytes; a multiple of 512.
     pub size: u64,
-    /// The image was changed and has not been closed since then.
+    /// The image is open for writing, or was not closed after it was changed.
     pub in_use: bool,
     /// Byte offset of the first cluster.
     pub data_offset: u64,
@@ -110,7 +111,7 @@ impl Header {
     /// Parses the first bytes of a file of `file_size` bytes.
     ///
     /// # Errors
-    /// When the image has an unsupported property, or its header is invalid.
+    /// Fails if the file is not a parallels image, if the image has an unsupported property, or if its header is invalid.
     pub fn parse(bytes: &[u8], file_size: u64) -> Result<Self> {
         let not_parallels = || invalid("Image not in Parallels format");
         let (raw, _) = RawHeader::read_from_prefix(bytes).map_err(|_| not_parallels())?;
@@ -181,13 +182,13 @@ impl Header {
 
     /// The byte offset in the file to which a BAT entry other than 0 refers.
     pub fn host(&self, entry: u32) -> u64 {
-        // Below 2^32 * 2^31.
+        // The product is below 2^63: an entry has 32 bits, and the unit is below 2^31.
         u64::from(entry) * self.unit()
     }
 
-    /// Byte offset of a cluster of the data area, which is also the end of the previous cluster.
+    /// Byte offset of a cluster of the data area; also the end of the previous cluster.
     pub fn cluster_offset(&self, index: u32) -> u64 {
-        // Both parts are below 2^63.
+        // Both summands are below 2^63.
         self.data_offset.saturating_add(u64::from(index) * self.cluster)
     }
 
@@ -200,7 +201,7 @@ impl Header {
         u32::try_from(within / self.cluster).ok()
     }
 
-    /// The BAT entry that refers to a cluster of the data area; `None` if the offset does not fit in an entry.
+    /// The BAT entry that refers to a cluster of the data area. `None` if the offset does not fit in an entry.
     pub fn entry(&self, index: u32) -> Option<u32> {
         u32::try_from(self.cluster_offset(index) / self.unit()).ok()
     }

@@ -1,8 +1,8 @@
 //! parallels: the expandable disk image format of Parallels.
 //!
-//! Spec: docs/interop/parallels of QEMU. An image is `header | BAT | clusters`. The BAT has a 32-bit entry for each cluster of
-//! the disk: the position of the cluster in the file, or 0 if it reads as zeroes. A discarded cluster is freed and can be
-//! allocated again.
+//! Spec: docs/interop/parallels of QEMU. An image is `header | BAT | clusters`. The BAT has a 32-bit entry for each cluster
+//! of the disk: the position of the cluster in the file, or 0 if the cluster reads as zeroes. A discarded cluster is freed
+//! and can be allocated again.
 //!
 //! | | |
 //! |---|---|
@@ -27,10 +27,10 @@
 //!
 //! # After a crash
 //!
-//! An entry is written after the data of its cluster has been flushed. A freed cluster is allocated again only after the 0 in
-//! its entry has been written and flushed. So a crash loses no flushed data. After a crash the header says that the image was
-//! not closed, and clusters at the end of the file may be unused. A program that opens the image for writing checks and repairs
-//! it.
+//! An entry is written after the data of its cluster has been flushed. A freed cluster is allocated again only after the 0
+//! in its entry has been written and flushed. So a crash loses no flushed data. After a crash the header says that the
+//! image was not closed, and clusters at the end of the file may be unused. When this driver opens such an image for
+//! writing, it checks and repairs the image.
 
 mod check;
 mod create;
@@ -69,7 +69,7 @@ pub(crate) struct Parallels {
     allocator: Arc<Allocator>,
     /// State of the field `in_use` in the header on disk.
     mark: Mark,
-    /// A previous program did not close the image, and the image has not been repaired.
+    /// A program that opened the image before did not close it, and the image has not been repaired.
     unclean: AtomicBool,
     /// Whether the field `data_off` of the header on disk is valid.
     data_offset_is_told: AtomicBool,
@@ -85,7 +85,8 @@ pub(crate) struct Parallels {
 }
 
 impl Parallels {
-    /// Changes a BAT entry and marks it as dirty. A reader of the new entry sees all data written before this call.
+    /// Changes a BAT entry and marks it as dirty. A thread that reads the new entry also sees all writes to memory before
+    /// this call.
     fn set_entry(&self, index: u32, number: u32) {
         self.dirty.change(index, || self.map.set(index, number));
     }

@@ -1,5 +1,5 @@
-//! Opening an image. If it is opened for writing, its complete BAT is checked, and the image is repaired if it was not closed
-//! or has a fault.
+//! Opening an image. If an image is opened for writing and not for a check, its complete BAT is checked, and the image is
+//! repaired if it was not closed or has a fault.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32};
@@ -16,7 +16,7 @@ use crate::blocks::{Allocator, DirtySectors, EntryMap, FreedBlocks};
 use crate::header_mark::Mark;
 use crate::write_barrier::WriteBarrier;
 
-/// Message for an image with a format extension, which cannot be opened for writing.
+/// Message for an image with a format extension. Such an image cannot be opened for writing.
 pub(super) const HAS_EXTENSION: &str =
     "Images with a format extension (dirty bitmaps) can only be opened read-only";
 
@@ -64,6 +64,9 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Parallels> {
 
 impl Parallels {
     /// Checks the image, and repairs it if it was not closed or has a fault.
+    ///
+    /// # Errors
+    /// `Corrupt` if the repair leaves faults, and the errors of the check and of the file.
     async fn make_sound(&self) -> Result<()> {
         if !self.header.in_use && self.header.data_offset_is_told {
             let mut faults = 0_u32;
@@ -84,7 +87,7 @@ impl Parallels {
     /// Checks the complete BAT of an image that will be written.
     ///
     /// # Errors
-    /// When an entry of the BAT is faulty.
+    /// `Corrupt` if an entry of the BAT is faulty, and the errors of the file.
     pub(super) async fn survey_sound(&self) -> Result<Survey> {
         let mut fault = None;
         let survey = self.survey(|finding| {
@@ -99,7 +102,7 @@ impl Parallels {
         }
     }
 
-    /// Informs the allocator which clusters of the file are in use.
+    /// Tells the allocator which clusters of the file are in use, so that clusters can be allocated.
     pub(super) fn allow_allocations(&self, file: &Edge, survey: &Survey) {
         let grows = file.node().limits().grows;
         let behind = file.size().saturating_sub(self.header.data_offset);

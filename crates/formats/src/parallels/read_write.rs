@@ -1,12 +1,11 @@
-//! Zero writes and discards of parallels, which free clusters. [`BlockImage`] implements the other requests, which are the same
-//! for all formats with a block map.
+//! Zero writes and discards of parallels. These requests free clusters. [`BlockImage`] implements the other requests.
 
 use oxblk_core::{Result, ZeroFlags};
 
 use super::Parallels;
 use crate::blocks::{BlockImage, Content, Extent};
 
-/// Largest number of freed clusters that wait for a flush. If there are more, their entries are written back immediately.
+/// If more freed clusters than this wait for a flush, their entries are written back immediately.
 const MANY_FREED: usize = 64;
 /// In a file that cannot grow, entries of freed clusters are written back immediately if only this number of clusters or fewer
 /// can be allocated. The number is larger than [`MANY_FREED`], because a freed cluster can be allocated only after the requests
@@ -15,7 +14,7 @@ const FEW_AVAILABLE: u64 = 128;
 
 impl Parallels {
     /// Makes a range of the disk read as zeroes. Clusters that the range covers completely are freed. In other allocated
-    /// clusters, zeroes are written.
+    /// clusters of the range, zeroes are written.
     pub(super) async fn zero_guest(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         self.access.check_writable()?;
         let end = offset.saturating_add(len);
@@ -43,8 +42,8 @@ impl Parallels {
         self.relieve().await
     }
 
-    /// Writes back without a flush request if many freed clusters wait for a write-back. Without this, the file would grow
-    /// until the next flush.
+    /// Writes back if many freed clusters wait for a write-back, or if the file is nearly full. Without this, the file
+    /// could grow until the next flush request.
     async fn relieve(&self) -> Result<()> {
         if self.freed.len() > MANY_FREED {
             return self.write_back().await;
@@ -52,7 +51,7 @@ impl Parallels {
         self.relieve_nearly_full().await
     }
 
-    /// Writes back without a flush request if freed clusters wait for a write-back and few other clusters can be allocated.
+    /// Writes back if freed clusters wait for a write-back and few other clusters can be allocated.
     pub(super) async fn relieve_nearly_full(&self) -> Result<()> {
         let needed = self.freed.len() > 0 && self.is_nearly_full()?;
         if needed { self.write_back().await } else { Ok(()) }

@@ -20,7 +20,7 @@ pub(super) enum Fault {
     Duplicate,
 }
 
-/// Faulty entries. `count` entries from `index` on have the same value and the same fault.
+/// Faulty entries: `count` entries from `index` on with the same value and the same fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Finding {
     pub(super) fault: Fault,
@@ -38,12 +38,13 @@ pub(crate) struct Survey {
     pub(super) used: RoaringBitmap,
     /// Number of entries that refer to an offset inside the data area of the file.
     pub(super) allocated: u64,
-    /// Number of `allocated` entries whose cluster does not follow the cluster of the previous entry.
+    /// Number of these entries whose cluster does not follow the cluster of the previous entry, if that entry is also
+    /// allocated.
     pub(super) fragmented: u64,
 }
 
 impl Survey {
-    /// The cluster after the last one in use.
+    /// The cluster after the last cluster in use.
     pub(super) fn end(&self) -> u32 {
         end_of(&self.used)
     }

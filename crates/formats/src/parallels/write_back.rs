@@ -3,10 +3,11 @@
 //! The steps of a write-back:
 //!
 //! 1. *copy*: copy the changed sectors of the BAT. The data of all clusters to which the copied entries refer has been written;
-//! 2. *mark*: set the field `in_use` of the header, which says that the image is open for writing;
+//! 2. *mark*: set the field `in_use` of the header, unless it is set: the image is open for writing;
 //! 3. *flush*: flush the data and the header;
 //! 4. *entries*: write the copies;
-//! 5. *flush*: after this flush, clusters whose entries have become 0 are free.
+//! 5. *flush*: flush the file. After this flush, the clusters whose entries have become 0 are discarded on the host and
+//!    freed.
 //!
 //! If an entry changes after its sector was copied, the next write-back writes the new value.
 
@@ -83,8 +84,8 @@ impl Parallels {
         file.flush().await
     }
 
-    /// Writes all metadata to the image, truncates the file after its last cluster, and marks the image as closed in
-    /// the header. No request is in flight.
+    /// Writes all metadata to the image, and truncates the file after its last cluster. Then clears the field `in_use` of
+    /// the header, unless the image still needs a repair. Does nothing if the image is read-only. No request is in flight.
     pub(super) async fn complete_image(&self) -> Result<()> {
         if self.access.is_read_only() {
             return Ok(());
@@ -113,7 +114,8 @@ impl Parallels {
         Ok(())
     }
 
-    /// Truncates the file after its last cluster in use.
+    /// Truncates the file after its last cluster in use, if the file can change its length and the image has no format
+    /// extension.
     pub(super) async fn trim(&self) -> Result<()> {
         let file = self.file()?;
         let end = self.allocator.end();

@@ -1,7 +1,7 @@
 //! Changing the backing file of an image, and emptying the image.
 //!
-//! An image is emptied by activating an L1 table without allocated entries. The old L2 tables and data clusters are freed after
-//! this, so a crash before they are freed only leaks clusters.
+//! An image is emptied by activating an L1 table without allocated entries. After this, the old L2 tables and data clusters are
+//! freed. A crash between these two steps only leaks clusters.
 
 use oxblk_core::driver::Backing;
 use oxblk_core::{BoxFuture, Errno, Error, Result};
@@ -17,8 +17,8 @@ impl Qcow2 {
             // A raw data file must hold the complete contents of the disk, so a backing file is refused.
             return Err(Error::from_errno(Errno::INVAL));
         }
-        // The caller may have written data because of the new backing file (rebase). This data must be on the disk before the
-        // header contains the name of the new backing file.
+        // A rebase copies data to the image so that the contents of the disk do not change with the new backing file. This data
+        // must be on the disk before the header contains the name of the new backing file.
         self.metadata.write_back(true).await?;
         let filename = filename.filter(|name| !name.is_empty());
         self.metadata
@@ -31,7 +31,7 @@ impl Qcow2 {
     }
 
     /// Empties the image. The change takes effect with the write that makes the header refer to an L1 table without allocated
-    /// entries. If the machine crashes before or after this write, refcounts are too high at worst.
+    /// entries. A crash before or after this write leaks clusters at worst.
     async fn give_up_contents(&self) -> Result<()> {
         self.facts.check_writable()?;
         self.metadata.write_back(true).await?;
@@ -41,7 +41,7 @@ impl Qcow2 {
             return Ok(());
         }
         self.begin_empty(l1.len()).await?;
-        // The second pass moves the L1 table into space near the start of the file, which the first pass freed.
+        // The first pass has freed space near the start of the file. The second pass moves the L1 table into this space.
         self.begin_empty(l1.len()).await?;
         self.clusters.trim_file().await
     }

@@ -1,6 +1,7 @@
-//! Compressed writes: each guest cluster becomes a deflate or zstd stream. The streams are packed one after another.
+//! Compressed writes: each guest cluster becomes a deflate or zstd stream, or is stored uncompressed if compression saves no
+//! space. The streams are packed one after another.
 //!
-//! The streams of one request are stored in guest order. `clusters/tail` chooses their places.
+//! The streams of one request are stored in guest order. `clusters/tail` chooses the host offset of each stream.
 
 use std::sync::Arc;
 
@@ -11,13 +12,13 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use super::layout::L2Entry;
 use super::{Qcow2, compression};
 
-/// An image file ends at a multiple of this many bytes.
+/// At the end of a series of compressed writes, the file is extended to a multiple of this many bytes.
 const SECTOR: u64 = 512;
-/// Number of clusters of one request that are compressed concurrently.
+/// Maximum number of clusters of one request that are compressed concurrently.
 const SIDE_BY_SIDE: usize = 16;
 
 impl Qcow2 {
-    /// Stores whole clusters compressed. The last cluster of the disk may be shorter.
+    /// Compresses and stores whole clusters. The last cluster of the disk may be shorter.
     pub(super) async fn compress_guest(&self, offset: u64, data: IoBuf) -> Result<()> {
         self.facts.check_writable()?;
         self.check_compressed(offset, data.len())?;
@@ -78,7 +79,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Extends the file to a whole sector, because the last stream may end at any byte. Core has drained the node.
+    /// Extends the file to a multiple of [`SECTOR`] bytes if the file can grow, because the last stream may end at any byte.
+    /// `oxblk_core` calls this while no other request is in flight.
     pub(super) async fn end_with_a_sector(&self) -> Result<()> {
         self.facts.check_writable()?;
         let file = self.facts.file()?;

@@ -1,12 +1,13 @@
 //! Compressing and decompressing one cluster in memory, without I/O.
 //!
-//! An L2 entry stores the length of compressed data in whole sectors only. So a decoder gets trailing bytes that are not part
-//! of the stream. The decoder must produce exactly one cluster, and never writes more than one cluster, even if the stream is
-//! damaged.
+//! An L2 entry stores the length of compressed data in whole sectors only. So the input of a decoder can have trailing bytes
+//! that are not part of the stream. The output must fill the cluster, and a decoder never writes more than one cluster, even if
+//! the stream is damaged.
 //!
 //! The compression type zlib is raw deflate with a window of 4 KiB, because QEMU's decoder has no larger window. libdeflate
-//! cannot limit its window, so this module uses libdeflate only for decompression. libdeflate rejects streams that end early or
-//! late although they fill the cluster. The streaming decoder decodes such streams, and accepts the same streams as QEMU.
+//! cannot limit its window, so this module uses libdeflate only for decompression. libdeflate rejects a stream that has no end
+//! mark, or that continues behind the end of the cluster, even if the output fills the cluster. QEMU accepts such streams, so
+//! this module decompresses them with the streaming decoder of zlib-rs.
 //!
 //! The contexts of the codecs are large, so each thread keeps one set.
 
@@ -20,7 +21,7 @@ use super::layout::Compression;
 
 /// Binary logarithm of the size of the deflate window of QEMU's decoder.
 const WINDOW_BITS: u8 = 12;
-/// Binary logarithm of the largest deflate window, which decompresses every stream.
+/// Binary logarithm of the largest deflate window. A decoder with this window decompresses every stream.
 const MAX_WINDOW_BITS: u8 = 15;
 /// Default compression level of zlib.
 const ZLIB_LEVEL: u32 = 6;
@@ -40,7 +41,7 @@ thread_local! {
     static CONTEXTS: RefCell<Contexts> = RefCell::default();
 }
 
-/// Compresses a cluster. `None` when the result would not be smaller than the cluster.
+/// Compresses a cluster. `None` if the result would not be smaller than the cluster.
 ///
 /// # Errors
 /// When memory runs out.
@@ -55,7 +56,8 @@ pub fn compress(method: Compression, cluster: &[u8]) -> Result<Option<Vec<u8>>> 
 /// Decompresses `data`, which may have trailing bytes. The output fills `cluster`.
 ///
 /// # Errors
-/// `EIO` when the data is not a valid stream, or decompresses to less than a cluster.
+/// `EIO` if the data cannot be decompressed to a whole cluster. A Zstandard stream that decompresses to more than a cluster is
+/// also an error.
 pub fn decompress(method: Compression, data: &[u8], cluster: &mut [u8]) -> Result<()> {
     let done = CONTEXTS.with_borrow_mut(|contexts| match method {
         Compression::Zlib => contexts.inflate(data, cluster),
@@ -81,8 +83,9 @@ impl Contexts {
                 (len <= room).then_some(out)
             }
             _ => {
-                // If a stream was not finished, zlib-rs keeps its position in the output buffer across a reset. The next use of
-                // the context then panics when the position passes the end of the buffer. So the context is dropped.
+                // If a stream was not finished, a reset of the context does not reset the position of zlib-rs in the output
+                // buffer. The next use of the context then panics when this position passes the end of the buffer. So the
+                // context is dropped.
                 self.deflate = None;
                 None
             }
@@ -98,7 +101,8 @@ impl Contexts {
             .inflate_stream
             .get_or_insert_with(|| Decompress::new_with_window_bits(false, MAX_WINDOW_BITS));
         slow.reset(false);
-        // The decoder may fill the cluster and then fail on the bytes behind the stream. Only the output counts.
+        // The decoder may fill the cluster and then fail on the bytes behind the stream. So only the length of the output is
+        // checked.
         let _ = slow.decompress(data, cluster, FlushDecompress::Finish);
         (slow.total_out() == cluster.len() as u64).then_some(())
     }
@@ -109,7 +113,7 @@ impl Contexts {
         }
         let Some(context) = &mut self.zstd else { return Ok(None) };
         let mut out = vec![0; room];
-        // With an existing context, every other error means that the output buffer is too small.
+        // The context exists, so an error means that the output buffer is too small, unless memory runs out.
         match context.compress_to_buffer(cluster, out.as_mut_slice()) {
             Ok(len) => {
                 out.truncate(len);
@@ -224,7 +228,7 @@ mod tests {
         let data = compress(Compression::Zlib, &cluster).unwrap().unwrap();
         let mut narrow = Decompress::new_with_window_bits(false, WINDOW_BITS);
         let mut back = vec![0; cluster.len()];
-        // The output is produced in small steps, because one large output buffer would serve as the window.
+        // The output is produced in small steps, because the decoder would use one large output buffer as its window.
         while narrow.total_out() < cluster.len() as u64 {
             let from = usize::try_from(narrow.total_in()).unwrap();
             let at = usize::try_from(narrow.total_out()).unwrap();
@@ -267,7 +271,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_decompress_or_fail(
+        fn decompressing_any_bytes_does_not_panic(
             data in prop::collection::vec(any::<u8>(), 0..2000)
         ) {
             for method in METHODS {

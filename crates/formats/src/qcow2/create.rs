@@ -1,9 +1,9 @@
-//! Creating images: writing the layout that `plan` computes for the checked options (see `create_options`).
+//! Creating images: writes the layout that `plan` computes for the checked options (see `create_options`).
 //!
-//! All sizes are known before the first write, so the refcounts are written once with their final values. The header is written
-//! after all tables are written and flushed. A large or preallocated image is first created with size 0 and then resized,
-//! which writes the full size to the header last. So a creation that fails or is killed leaves no valid header, or an image of
-//! size 0.
+//! The sizes of all structures are known before the first write, so the refcounts are written once with their final values. The
+//! header is written after all tables are written and flushed. In an empty file, a large or preallocated image without a LUKS
+//! header is first created with size 0 and then resized. The resize writes the full size to the header last. So, if a creation
+//! in an empty file fails or is killed, the file contains no valid header, an image of size 0, or the complete image.
 
 use std::sync::Arc;
 
@@ -17,13 +17,13 @@ use super::layout::L1Entry;
 use super::open::open_new;
 use super::plan::{Plan, put_entries, too_large};
 
-/// Number of table clusters that are written concurrently.
+/// Maximum number of table clusters that are written concurrently.
 const IN_FLIGHT: usize = 8;
 
 /// Checks the options of a new image.
 ///
 /// # Errors
-/// As [`create`] reports for wrong options.
+/// The same errors as [`create`] for wrong options.
 pub(super) fn check(options: Options, secrets: &Secrets) -> Result<()> {
     let wanted = Wanted::from_options(options, false)?;
     wanted.encryption.password(secrets)?;
@@ -35,7 +35,7 @@ pub(super) fn check(options: Options, secrets: &Secrets) -> Result<()> {
 /// Writes a new image into `file`, whose contents are lost. `data` is the data file, if the image has one.
 ///
 /// # Errors
-/// When the options are wrong, with the message of QEMU's tools; or as the file reports.
+/// When the options are wrong, with the message of QEMU's tools; the errors of the image file and of the data file.
 pub async fn create(
     file: &Arc<Edge>,
     data: Option<&Arc<Edge>>,
@@ -50,9 +50,9 @@ pub async fn create(
     write_new(file, data.map(|data| &**data), &wanted, secrets).await
 }
 
-/// Whether the image is created with size 0 and then resized, with preallocation. A large or preallocated image without a LUKS
-/// header is created in this way, so its layout is the layout of a resized image. The file must be empty, and must read as
-/// zeroes where it is not written.
+/// Whether the image is created with size 0 and then resized to its full size, with preallocation. This is so if the image has
+/// no LUKS header and is preallocated or needs more than one refcount block. In addition, `file`, which contains the guest
+/// data, must be empty, must be able to grow, and must read as zeroes where it is not written.
 fn grows_to_its_size(file: &Edge, wanted: &Wanted) -> Result<bool> {
     let limits = file.node().limits();
     let is_empty = limits.has_zero_init && limits.grows && file.size() == 0;
@@ -79,7 +79,7 @@ async fn create_and_grow(
     file.flush().await
 }
 
-/// Writes an image with its full size and the layout of its plan.
+/// Writes an image with the size in `wanted` and the layout of its plan.
 async fn write_new(
     file: &Edge,
     data: Option<&Edge>,
@@ -123,14 +123,15 @@ fn backing_fault(wanted: &Wanted, error: &Error) -> Error {
 /// Why preallocated clusters have the contents that the guest must read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Contents {
-    /// The file reads as zeroes at these clusters, or the guest must read the present contents of the file.
+    /// The L2 entries need no zero flag. The file reads as zeroes at these clusters, or the guest must read the present
+    /// contents of the file, or the subclusters are unallocated, or no clusters are preallocated.
     OfFile,
     /// The file may contain any bytes, so the L2 entries have the zero flag.
     ZeroByEntry,
 }
 
-/// Sets the size of the file that contains the guest data, as the preallocation mode requires. A file that may contain any
-/// bytes (for example a device) is not overwritten if zero entries in the L2 tables can hide its contents.
+/// Sets the size of `file`, which contains the guest data, as the preallocation mode requires. A file may contain any bytes,
+/// for example if it is a device. Such a file is not overwritten if zero entries in the L2 tables can hide its contents.
 async fn preallocate(file: &Edge, wanted: &Wanted, plan: &Plan) -> Result<Contents> {
     let size = match plan.geometry.data_file {
         true => wanted.size,
@@ -140,7 +141,7 @@ async fn preallocate(file: &Edge, wanted: &Wanted, plan: &Plan) -> Result<Conten
     let is_zero = limits.has_zero_init && limits.grows && file.size() == 0;
     match wanted.preallocation {
         Preallocation::Off if !plan.geometry.data_file => {}
-        // The data clusters are holes.
+        // The data clusters become holes.
         Preallocation::Off | Preallocation::Metadata => {
             file.resize(size, Preallocation::Off).await?;
         }
@@ -157,7 +158,7 @@ async fn preallocate(file: &Edge, wanted: &Wanted, plan: &Plan) -> Result<Conten
     if wanted.version >= 3 {
         return Ok(Contents::ZeroByEntry);
     }
-    // Version 2 has no data file.
+    // Version 2 has neither zero entries nor a data file, so the data clusters in the image file are zeroed.
     file.write_zeroes(plan.l2_offset, size.saturating_sub(plan.l2_offset), ZeroFlags::MAY_UNMAP)
         .await?;
     Ok(Contents::OfFile)

@@ -15,7 +15,7 @@ use super::plan::Plan;
 /// Virtual sizes are multiples of this many bytes.
 const SECTOR: u64 = 512;
 
-/// An option without a default.
+/// A creation option without a default.
 pub(super) const fn option(
     name: &'static str,
     kind: OptionType,
@@ -90,17 +90,17 @@ pub struct Wanted {
     pub size: u64,
     /// 2 or 3.
     pub version: u32,
-    /// Cluster size and refcount width.
+    /// Cluster size, refcount width, and whether the image has extended L2 entries and a data file.
     pub geometry: Geometry,
     /// Lazy refcounts: refcount updates are postponed.
     pub lazy_refcounts: bool,
-    /// The preallocation mode.
+    /// The preallocation mode. With `data_file_raw`, this is never `Off`.
     pub preallocation: Preallocation,
     /// The compression type.
     pub compression: Compression,
     /// Encryption of guest data.
     pub encryption: Encryption,
-    /// Backing file.
+    /// Name of the backing file, as the header stores it.
     pub backing_file: Option<String>,
     /// Format of the backing file.
     pub backing_format: Option<String>,
@@ -173,14 +173,16 @@ impl Wanted {
         wanted.geometry.refcount_order = refcount_order(refcount_bits)?;
         wanted.check()?;
         if data_file_raw && preallocation == Preallocation::Off {
-            // Other programs may write to a raw data file without the L2 tables, so all clusters are mapped from the beginning.
+            // Other programs may write to a raw data file and do not change the L2 tables, so all clusters are mapped from the
+            // beginning.
             wanted.preallocation = Preallocation::Metadata;
         }
         check_length(wanted.size).map_err(|error| error.prefix("Could not resize image"))?;
         Ok(wanted)
     }
 
-    /// Refuses options that conflict with a backing file, and lazy refcounts in version 2.
+    /// Refuses a backing format without a backing file, preallocation with a backing file, and lazy refcounts in version 2.
+    /// Preallocation with a backing file is accepted if `extended_l2` is on.
     fn check_backing(&self) -> Result<()> {
         let fault = |text: &'static str| Err(Error::invalid(text));
         if self.backing_format.is_some() && self.backing_file.is_none() {
@@ -201,7 +203,7 @@ impl Wanted {
         Ok(())
     }
 
-    /// Refuses the other combinations of options that conflict.
+    /// Refuses the combinations of options that [`Self::check_backing`] does not check.
     fn check(&self) -> Result<()> {
         let fault = |text: &'static str| Err(Error::invalid(text));
         if self.version < 3 && self.geometry.refcount_order != 4 {

@@ -1,12 +1,14 @@
 //! Reads, writes and allocation of uncompressed guest data at its host offset.
 //!
-//! All reads and writes of uncompressed guest data that `map` does not forward use this module. Callers pass the guest offset
-//! together with the host offset. This module chooses the child that contains the data, and encrypts and decrypts the data.
+//! All reads and writes of uncompressed guest data use this module, apart from requests that `map` forwards. Callers pass the
+//! guest offset together with the host offset. This module chooses the child that contains the data, and encrypts and decrypts
+//! the data.
 //!
 //! This module also chooses the place of new data ([`Data::reserve_data`]). Without a data file, new data goes to newly
 //! reserved clusters of the image. With a data file, the host offset of data in the data file equals the guest offset. Clusters
-//! of a data file have no refcounts. Each of them can be used only for the guest cluster with the same offset, so they are not
-//! quarantined when they are freed. The code that frees them holds the guest range lock until the host has discarded them.
+//! of a data file have no refcounts. A cluster of a data file can be used only for the guest cluster with the same offset, so
+//! it is not quarantined when it is freed. The code that frees the cluster holds the guest range lock until the host has
+//! discarded the cluster.
 
 use std::sync::Arc;
 
@@ -21,13 +23,13 @@ use super::facts::Facts;
 use super::layout::Geometry;
 use super::metadata::Metadata;
 
-/// Clusters that are reserved for new guest data.
+/// A run of host clusters for new guest data.
 pub(super) struct NewData<'a> {
-    /// First cluster.
+    /// Index of the first cluster.
     pub(super) start: u64,
     /// Number of clusters.
     pub(super) count: u64,
-    /// The clusters have never been written and read as zeroes.
+    /// The clusters have never been written, so the file reads as zeroes there.
     pub(super) untouched: bool,
     /// The reservation of these clusters. `None` with a data file, whose clusters are not reserved.
     reserved: Option<Reserved<'a>>,
@@ -41,8 +43,8 @@ impl<'a> NewData<'a> {
         }
     }
 
-    /// If `written` is `Ok`, adds one reference to each cluster. If it is an error, frees the clusters and returns the error.
-    /// All writes to the clusters have ended.
+    /// If `written` is `Ok`, adds one reference to each reserved cluster. If `written` is an error, frees the clusters and
+    /// returns the error. All writes to the clusters have ended. Clusters of a data file are neither counted nor freed.
     pub(super) async fn count_if(
         self,
         written: Result<()>,
@@ -90,14 +92,14 @@ impl Data {
         self.encryption.is_none()
     }
 
-    /// Whether the data in front of a guest offset and the data behind it can be written concurrently by separate writes. With
+    /// Whether two concurrent writes may write the data in front of a guest offset and the data behind this offset. With
     /// encryption, the offset must lie between two sectors.
     pub(super) fn can_part_at(&self, guest: u64) -> bool {
         self.is_plain() || guest.is_multiple_of(oxblk_crypto::SECTOR as u64)
     }
 
-    /// Whether reserved clusters read as zeroes for the guest. Zeroes in the file of an encrypted image do not decrypt to
-    /// zeroes.
+    /// Whether reserved clusters are known to read as zeroes for the guest. Zeroes in the file of an encrypted image do not
+    /// decrypt to zeroes.
     pub(super) fn reads_as_zeroes(&self, run: &NewData<'_>) -> bool {
         run.untouched && self.is_plain()
     }
@@ -111,7 +113,7 @@ impl Data {
         }
     }
 
-    /// Writes `data`, which belongs to the guest offset `guest`, to `host`.
+    /// Writes `data`, which belongs to the guest offset `guest`, to the host offset `host`.
     pub(super) async fn write_data(&self, guest: u64, host: u64, data: IoBuf) -> Result<()> {
         let child = self.facts.children().require(self.facts.data_child())?;
         match &self.encryption {
@@ -121,7 +123,8 @@ impl Data {
     }
 
     /// Reserves host clusters for up to `count` guest clusters from `guest` on, and for at least one. If host cluster `behind`
-    /// is free, the run begins with this cluster.
+    /// is free, the run begins with this cluster. With a data file, returns the clusters at the guest offset, which need no
+    /// reservation.
     pub(super) async fn reserve_data(
         &self,
         guest: u64,
@@ -137,8 +140,8 @@ impl Data {
         Ok(NewData { start, count, untouched, reserved: Some(run) })
     }
 
-    /// Zeroes a range of a raw data file. The caller holds the range lock, and makes the L2 entries of the range read as zeroes
-    /// only after this. Does nothing without a raw data file.
+    /// Zeroes a range of a raw data file, up to the end of the disk. Does nothing without a raw data file. The caller holds the
+    /// range lock, and changes the L2 entries to zero entries only after this call.
     pub(super) async fn zero_raw_data(&self, from: u64, to: u64, unmap: bool) -> Result<()> {
         let to = self.facts.end_of_data(to);
         if !self.facts.has_raw_data() || from >= to {
@@ -149,8 +152,8 @@ impl Data {
         self.facts.children().require(ChildIdx::DATA)?.write_zeroes(from, to - from, flags).await
     }
 
-    /// Discards whole clusters of a data file that is not raw. The caller holds the range lock, and has changed the L2 entries
-    /// in the cache, so that they no longer refer to the clusters.
+    /// Discards whole clusters of a data file that is not raw. Does nothing without such a data file. The caller holds the
+    /// range lock, and has changed the L2 entries in the cache, so that these entries no longer refer to the clusters.
     pub(super) async fn give_up_data(&self, from: u64, to: u64) {
         let to = self.facts.end_of_data(to);
         if self.facts.has_raw_data() || from >= to {

@@ -1,4 +1,4 @@
-//! Zero writes and discards. They change L2 entries and do not write data to clusters of the image.
+//! Zero writes and discards. They change L2 entries and write no data to the image file. A raw data file is also zeroed.
 
 use std::cell::RefCell;
 
@@ -11,14 +11,16 @@ use super::layout::{L2Entry, L2Kind};
 use super::mapping::Extent;
 
 impl Qcow2 {
-    /// Makes a range of the guest disk read as zeroes with zero entries in the L2 tables. The range stays zero even if the
-    /// image gets another backing file later. Version 2 has no zero entries. A version 2 image must have no backing file, and
-    /// the clusters become unallocated.
+    /// Makes a range of the guest disk read as zeroes. In version 3, the L2 entries become zero entries, so the range stays
+    /// zero even if the image gets another backing file later. Version 2 has no zero entries. In a version 2 image without a
+    /// backing file, the clusters become unallocated.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] if the caller must write zeroes as data instead. This is so for a part of a cluster that
-    /// contains data or whose other parts do not read as zeroes. It is also so in version 2 with a backing file, and in version
-    /// 2 with the flags `OWN` or `NO_FALLBACK`.
+    /// [`ErrorKind::Unsupported`] if the caller must write zeroes as data instead. This is so if the range does not consist of
+    /// whole clusters or subclusters. As an exception, a part of one cluster or subcluster is accepted if the cluster contains
+    /// no data and its other parts read as zeroes. The error is also returned in version 2 with a backing file, and in version
+    /// 2 with the flags `OWN` or `NO_FALLBACK`. Other errors: the image is read-only, is corrupt, or accepts no requests; the
+    /// errors of the children.
     pub(super) async fn zero_guest(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         self.facts.check_writable()?;
         if self.facts.version() < 3 && flags.contains(ZeroFlags::NO_FALLBACK) {
@@ -41,7 +43,8 @@ impl Qcow2 {
             }
             false => return Err(unsupported()),
         };
-        // The last cluster of the disk counts as a whole cluster, even if the disk ends inside it.
+        // If the range begins at the start of a cluster, the last cluster of the disk counts as a whole cluster, even if the
+        // disk ends inside this cluster.
         let last = match is_at_end && self.geometry.offset_in_cluster(offset) == 0 {
             true => self.geometry.cluster_end(last),
             false => last,
@@ -57,8 +60,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Whether the cluster or subcluster that contains a range can become a zero cluster as a whole. It must have no data, and
-    /// its parts around the range must read as zeroes.
+    /// Whether a range lies inside one cluster or subcluster that can become zero as a whole. This cluster or subcluster must
+    /// have no data, and its parts around the range must read as zeroes.
     async fn can_zero_whole(&self, from: u64, to: u64) -> Result<bool> {
         let size = self.geometry.subcluster_size();
         let start = from - from % size;
@@ -138,7 +141,8 @@ impl Qcow2 {
             .await
     }
 
-    /// Discards the whole clusters of a range. Partial clusters at its ends do not change.
+    /// Discards the whole clusters of a range. Partial clusters at the ends of the range do not change, but the last cluster of
+    /// the disk counts as a whole cluster. Does nothing in version 2 with a backing file.
     pub(super) async fn discard_guest(&self, offset: u64, len: u64) -> Result<()> {
         self.facts.check_writable()?;
         let end = offset.saturating_add(len);
@@ -183,8 +187,10 @@ impl Qcow2 {
             .await
     }
 
-    /// As [`Self::discard_entries`], but clusters that have the copied flag stay allocated, and their contents may be discarded
-    /// on the host. With `explicit`, unallocated clusters become zero clusters too. The caller holds the range lock.
+    /// As [`Self::discard_entries`], but data clusters that have the copied flag stay allocated, as preallocated clusters of
+    /// zero entries. If the options pass guest discards to the host, the contents of these clusters are discarded. Existing
+    /// zero entries do not change. With `explicit`, unallocated clusters become zero clusters even without a backing file. The
+    /// caller holds the range lock.
     async fn discard_in_place(&self, first: u64, last: u64, explicit: bool) -> Result<()> {
         let kept = RefCell::new(RoaringTreemap::new());
         self.metadata
@@ -212,8 +218,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Frees whole clusters. Their L2 entries become unallocated. The clusters lie behind the end of the disk, or the image has
-    /// no backing file that the guest would then read.
+    /// Frees whole clusters. Their L2 entries become unallocated. The caller ensures that the guest cannot then read a backing
+    /// file in this range: the clusters lie behind the end of the disk, or the image has no backing file.
     pub(super) async fn forget_guest(&self, from: u64, to: u64, was: ReleaseReason) -> Result<()> {
         if from >= to {
             return Ok(());
@@ -230,9 +236,9 @@ impl Qcow2 {
             .await
     }
 
-    /// Frees whole clusters that will lie behind the end of the disk after a shrink. Until the shrink is complete, the guest
-    /// must not read the backing file in this range. So clusters over a backing file become zero clusters if the version has
-    /// zero clusters. All other clusters become unallocated.
+    /// Frees whole clusters that will lie behind the end of the disk after a shrink. Until the shrink is complete, freed
+    /// clusters must not read as the backing file. So, in version 3 with a backing file, all clusters that are not unallocated
+    /// become zero clusters. Otherwise they become unallocated.
     pub(super) async fn clear_guest(&self, from: u64, to: u64) -> Result<()> {
         if from >= to {
             return Ok(());

@@ -284,7 +284,7 @@ impl PersistentBitmaps for Qcow2 {
 }
 
 impl Qcow2 {
-    /// Checks the file of an open image. The caller has drained the node.
+    /// Checks the file of an open image, and repairs the faults that `fix` requests. The caller has drained the node.
     pub(super) async fn check_image(&self, fix: Fix, say: &dyn Fn(Finding)) -> Result<CheckReport> {
         if fix != Fix::Nothing && self.facts.is_read_only() {
             return Err(Error::from_errno(Errno::ROFS).prefix("Cannot repair the image"));

@@ -9,7 +9,8 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use super::Qcow2;
 use super::mapping::Extent;
 
-/// Up to this size in bytes, the old and new contents of a cluster are combined in memory and written with one write.
+/// Up to this size in bytes, new data and the old contents around the data are combined in memory and written with one write.
+/// The limit does not apply if encryption requires one write.
 const ASSEMBLE: u64 = 256 << 10;
 
 /// Length of data in bytes.
@@ -19,7 +20,8 @@ pub(super) fn length(data: &[u8]) -> u64 {
 
 impl Qcow2 {
     /// Writes `data`, whose guest offset is `offset`, to the host offset `at`. Writes the old contents of the rest of the guest
-    /// range `whole` around `data`. `untouched`: all host clusters of this range read as zeroes.
+    /// range `whole` around `data`, unless these contents are zero and the clusters read as zeroes. `untouched`: all host
+    /// clusters of this range read as zeroes.
     pub(super) async fn fill(
         &self,
         whole: Range<u64>,
@@ -81,7 +83,7 @@ impl Qcow2 {
         Ok(if untouched && oxblk_ring::is_zero(&old) { None } else { Some(old) })
     }
 
-    /// Whether the metadata alone shows that a range reads as zeroes.
+    /// Whether the L2 entries of this image and the size of the backing file alone show that a range reads as zeroes.
     pub(super) async fn reads_as_zero(&self, from: u64, to: u64) -> Result<bool> {
         let backing_end =
             self.facts.children().get(ChildIdx::BACKING).map_or(0, |edge| edge.size());

@@ -1,8 +1,8 @@
 //! Computing the size of a new image, as `qemu-img measure` does.
 //!
 //! The fully allocated size is the size of the layout that [`super::create`] plans with all clusters preallocated. The required
-//! size omits the data clusters for which the source has no data. It still includes the metadata of those clusters, as in
-//! `qemu-img measure`.
+//! size omits the data clusters for which the source has no data, unless the options preallocate data or set a backing file.
+//! The required size always includes the metadata of all clusters, as in `qemu-img measure`.
 
 use oxblk_core::create::{Measure, MeasureRequest};
 use oxblk_core::{Backend, Errno, Error, Node, Options, Preallocation, Result, StatusFlags, Want};
@@ -12,13 +12,13 @@ use super::encryption::create::Wanted as Encryption;
 use super::layout::{BitmapEntry, Geometry, bitmap_bytes};
 use super::plan::fully_allocated;
 
-/// Largest range of one status query to the source, in bytes.
+/// Maximum length of the range of one status query to the source, in bytes.
 const STATUS_CHUNK: u64 = 1 << 40;
 
 /// Measures a new image for the contents of the source. Without a source, measures an empty image.
 ///
 /// # Errors
-/// When the options are wrong, and the errors of the source.
+/// When the options are wrong, when the image is too large, and the errors of the source.
 pub(super) async fn measure(request: MeasureRequest<'_>) -> Result<Measure> {
     let wanted = Wanted::from_options(request.options)?;
     let geometry = wanted.geometry;
@@ -36,7 +36,7 @@ pub(super) async fn measure(request: MeasureRequest<'_>) -> Result<Measure> {
     }
     let data = match (wanted.preallocation, request.source) {
         (Preallocation::Falloc | Preallocation::Full, _) => virtual_size,
-        // It is unknown how much of the source is also in the backing file, so the image may need all of it.
+        // It is unknown how much data of the source is also in the backing file, so the image may need all data clusters.
         (_, Some(_)) if wanted.has_backing => virtual_size,
         (_, Some(source)) => used_bytes(source, geometry).await?,
         (_, None) => 0,
@@ -105,7 +105,8 @@ impl Wanted {
     }
 }
 
-/// Bytes that the persistent bitmaps of the source need if all their clusters are allocated.
+/// Bytes that the persistent bitmaps of the source need if all their clusters are allocated. `None` if the source cannot store
+/// bitmaps.
 fn bitmaps(source: &Node, geometry: Geometry) -> Option<u64> {
     source.driver().persistent_bitmaps().filter(|persistent| persistent.are_supported())?;
     let bytes_in = |clusters: u64| clusters.saturating_mul(geometry.cluster_size());
@@ -121,7 +122,7 @@ fn bitmaps(source: &Node, geometry: Geometry) -> Option<u64> {
     Some(total.saturating_add(bytes_in(geometry.clusters_for(directory))))
 }
 
-/// Total size of the clusters in which the source has data that is not zero.
+/// Total size of the clusters in which the source or its backing chain has data that is not known to be zero.
 async fn used_bytes(source: &Backend, geometry: Geometry) -> Result<u64> {
     let size = source.size();
     let mut used: u64 = 0;

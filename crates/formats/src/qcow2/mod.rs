@@ -16,8 +16,8 @@
 //! | `metadata::Metadata` | order of metadata writes: write-back, new tables, changed entries, dirty bit | the three above |
 //! | `bitmaps::Bitmaps` | persistent dirty bitmaps | `Facts`, `Clusters` |
 //! | `data::Data` | guest data at its host offset, encryption | `Facts`, `Clusters`, `Metadata` |
-//! | `snapshots::ImageSnapshots` | changes of snapshots | all above but `Data` |
-//! | `compact::Compaction` | one step of a compaction | all above but `ImageSnapshots` |
+//! | `snapshots::ImageSnapshots` | changes of snapshots | all above except `Data` |
+//! | `compact::Compaction` | one step of a compaction | all above except `ImageSnapshots` |
 //! | `Qcow2`, the driver | range locks of guest clusters, requests, operations on the complete image | all |
 //!
 //! # Modules without state
@@ -50,12 +50,13 @@
 //! 4. `Metadata::writing_back`: one write-back cycle at a time;
 //! 5. `HeaderState::turn` of `Facts`: writing more of the header than one table pointer, changing passwords;
 //! 6. `Clusters::growing`: making refcount blocks, moving the refcount table;
-//! 7. `Allocator::scanning` of `Clusters`: scanning refcount blocks for free clusters, lowering refcounts to 0;
+//! 7. `Allocator::scanning` of `Clusters`: scanning refcount blocks for free clusters, lowering refcounts;
 //! 8. `Clusters::writing`: writing dirty refcount slices;
 //! 9. short mutexes (dirty L1 entries, dropped references, the free map), never held across I/O.
 //!
-//! Crash safety: guest data reaches the disk first, then refcounts, then L2 tables, then the L1 table. Refcounts are lowered
-//! last. So a crash leaks clusters at worst. See `metadata/write_back`.
+//! Crash safety: guest data reaches the disk first, then refcounts, then L2 tables, then the L1 table. Refcounts are
+//! lowered last. So a crash leaks clusters at worst. With lazy refcounts, the next open for writing rebuilds the refcounts
+//! after a crash. See `metadata/write_back`.
 
 mod amend;
 mod backing;
@@ -127,7 +128,7 @@ pub(crate) struct Qcow2 {
     snapshots: ImageSnapshots,
     data: Data,
     compression: Compression,
-    /// Whether the image appears to have preallocated metadata. Computed at the first use (see `status`).
+    /// Whether the image appears to have preallocated metadata. 0 until it is computed (see `status`).
     preallocated: AtomicU8,
     /// Drops cached slices that were not used for a while.
     cleaner: Cleaner,

@@ -1,7 +1,7 @@
 //! Opening and closing an image.
 //!
-//! Opening checks the header, and reads the L1 table and the refcount table. Opening for writing also repairs an image that was
-//! not closed cleanly. Closing writes all metadata, so that no cluster leaks.
+//! Opening checks the header, and reads the L1 table and the refcount table. Opening for writing, except for a check, also
+//! repairs an image that was not closed cleanly. Closing a writable image writes all metadata, so that no cluster leaks.
 
 use std::sync::atomic::AtomicU8;
 use std::sync::{Arc, Mutex};
@@ -13,6 +13,8 @@ use oxblk_core::{
 };
 use oxblk_ring::{Event, RangeLock};
 use serde::{Deserialize, Serialize};
+
+use roaring::RoaringTreemap;
 
 use super::Qcow2;
 use super::bitmaps::Bitmaps;
@@ -35,7 +37,7 @@ const L2_CACHE: u64 = 64 << 20;
 const REFCOUNT_CACHE: u64 = 8 << 20;
 const SLICE: u64 = 4096;
 
-/// Options of the driver, besides `file` and `backing`.
+/// The cache options of the driver, in bytes. Other modules parse the other options of the driver.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub(super) struct OpenOptions {
@@ -88,14 +90,15 @@ impl OpenOptions {
 }
 
 impl CacheSizes {
-    /// The number of slices in the L2 cache. It is limited to the number that covers the complete disk.
+    /// The number of slices in the L2 cache: at most the number that an L1 table of `l1_entries` entries can map, but at
+    /// least 8.
     pub(super) fn l2_slices(&self, geometry: Geometry, l1_entries: u64) -> usize {
         let whole = l1_entries.saturating_mul(geometry.cluster_size() / self.slice);
         let slices = (self.l2 / self.slice).min(whole);
         usize::try_from(slices).unwrap_or(usize::MAX).max(8)
     }
 
-    /// The number of slices in the refcount cache.
+    /// The number of slices in the refcount cache, at least 4.
     pub(super) fn refcount_slices(&self, geometry: Geometry) -> usize {
         let slices = self.refcounts / refcount_slice(geometry);
         usize::try_from(slices).unwrap_or(usize::MAX).max(4)
@@ -107,18 +110,18 @@ fn refcount_slice(geometry: Geometry) -> u64 {
     SLICE.min(geometry.cluster_size())
 }
 
-/// Opens the image in `context`'s file child.
+/// Opens the image that the file child of `context` contains.
 pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
     let options: OpenOptions = context.options.extract()?;
     let encrypt = encryption::Given::take(&mut context.options)?;
     let run = RunOptions::take(&mut context.options)?;
     let file = context.file()?;
     let mut header = read_header(&file).await?;
-    // A check skips these tests, because it repairs the faults that would make an ordinary open fail.
+    // An open for a check skips these tests, because the check reports or repairs the faults that make an ordinary open
+    // fail.
     if !context.flags.check {
         header.require_refcounts()?;
         header.require_bitmaps()?;
-        header.require_snapshots()?;
     }
     if !context.flags.check && !context.flags.read_only {
         header.require_writable()?;
@@ -142,7 +145,14 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
     let image = build(surroundings, header, &sizes, encryption, modes).await?;
     image.metadata.read_l1(&file).await?;
     if !context.flags.check {
-        let inactive = image.metadata.note_snapshots(&file).await?;
+        let inactive = match image.metadata.note_snapshots(&file).await {
+            // The active state does not need the snapshot table.
+            Err(error) if image.facts.is_read_only() => {
+                image.metadata.leave_out_snapshots(&error);
+                RoaringTreemap::new()
+            }
+            noted => noted?,
+        };
         if modes.contains(Modes::INACTIVE_L2) && !image.facts.is_read_only() {
             image.metadata.note_inactive_tables().await?;
         }
@@ -155,7 +165,7 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
     Ok(image)
 }
 
-/// Opens the data file of an image that has one. An open without I/O does not need the data file.
+/// Opens the data file of an image that has one. An open without I/O (`no_io`) does not open the data file.
 async fn open_data(context: &mut OpenContext, header: &Header) -> Result<()> {
     if context.flags.no_io {
         context.options.take(ChildIdx::DATA.name());
@@ -178,7 +188,10 @@ async fn open_data(context: &mut OpenContext, header: &Header) -> Result<()> {
     Err(Error::invalid("'data-file' is required for this image"))
 }
 
-/// Rebuilds the refcounts of an image that was not closed cleanly: the dirty bit of the header is set.
+/// Repairs an image that was not closed cleanly: the dirty bit of its header is set. Returns the header after the repair.
+///
+/// # Errors
+/// `Corrupt` if the repair leaves errors, and the errors of the check and of the file.
 pub(super) async fn repair_dirty(file: &Edge, header: &Header) -> Result<Header> {
     let report = check(file, header, Fix::All, &|_| ()).await;
     let report = report.map_err(|error| error.prefix("Could not repair dirty image"))?;
@@ -192,8 +205,8 @@ pub(super) async fn repair_dirty(file: &Edge, header: &Header) -> Result<Header>
     read_header(file).await
 }
 
-/// Opens an image that was just created in `file`, to continue its creation. `data` is its data file, if it has one.
-/// The image is not a node of any graph, and only the caller uses it.
+/// Opens a new image in `file`, to continue its creation. `data` is the data file of the image, if there is one. The image
+/// is not a node of a graph, and only the caller uses it.
 pub(super) async fn open_new(
     file: &Arc<Edge>,
     data: Option<&Arc<Edge>>,
@@ -211,7 +224,7 @@ pub(super) async fn open_new(
     Ok(image)
 }
 
-/// The values that an image gets from core: its children, the epochs of its requests, and the read-only mode.
+/// The values that an image gets from `oxblk_core`: its children, the epochs of its requests, and the read-only mode.
 struct Surroundings {
     children: ChildrenRef,
     epochs: Arc<Epochs>,
@@ -286,11 +299,11 @@ async fn build(
     })
 }
 
-/// Notes the L1 table and the LUKS header as metadata.
+/// Records the L1 table and the LUKS header as metadata.
 pub(super) fn note_named_places(clusters: &Clusters, header: &Header, file: &Edge) {
     clusters.note_metadata(header.l1_offset, u64::from(header.l1_entries).saturating_mul(8));
     if let Some(crypto) = header.extensions.crypto {
-        // The length in the header may be wrong. Guest data lies within the file, so the length is limited to the file.
+        // The length in the image header may be wrong. It is limited to the end of the file.
         let len = crypto.length.min(file.size().saturating_sub(crypto.offset));
         clusters.note_metadata(crypto.offset, len);
     }

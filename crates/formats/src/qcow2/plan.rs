@@ -1,8 +1,9 @@
 //! The layout of a new image, and the contents of its tables.
 //!
-//! A new image is `header | refcount table | refcount blocks | L1 table`. If it is preallocated, each L2 table follows with its
-//! data clusters (if there is a data file, the data clusters are there instead). The LUKS header comes last. The refcounts
-//! cover the finished image, including the refcount blocks themselves, so each refcount is written only once.
+//! A new image is `header | refcount table | refcount blocks | L1 table`. If the image is preallocated, the L2 tables
+//! follow, each with its data clusters behind it. With a data file, the data clusters are in the data file. The LUKS header
+//! comes last. The refcounts cover the finished image, including the refcount blocks themselves, so each refcount block is
+//! written only once.
 
 use oxblk_core::{Errno, Error, Preallocation, Result};
 use oxblk_ring::IoBufMut;
@@ -16,26 +17,29 @@ use super::layout::{
 pub(super) struct Plan {
     /// Sizes of clusters and entries.
     pub(super) geometry: Geometry,
-    /// Clusters of the refcount table.
+    /// Number of clusters of the refcount table.
     pub(super) table_clusters: u32,
-    /// Refcount blocks.
+    /// Number of refcount blocks.
     pub(super) blocks: u64,
     /// Offset of the L1 table.
     pub(super) l1_offset: u64,
     /// Number of entries in the L1 table.
     pub(super) l1_entries: u32,
-    /// Offset of the first L2 table, which follows the L1 table.
+    /// Offset behind the L1 table. If the image is preallocated, the first L2 table is there.
     pub(super) l2_offset: u64,
-    /// The LUKS header, which is the last part of the image.
+    /// The LUKS header: the last part of the image.
     pub(super) crypto: Option<CryptoHeader>,
-    /// Guest clusters that are preallocated, with their L2 tables.
+    /// Number of preallocated guest clusters.
     pub(super) data_clusters: u64,
-    /// Clusters in the image.
+    /// Number of clusters in the image file.
     pub(super) clusters: u64,
 }
 
 impl Plan {
-    /// The plan of an image of `size` bytes with a LUKS header of `luks` bytes.
+    /// The layout of a new image of `size` bytes with a LUKS header of `luks` bytes (0: without one).
+    ///
+    /// # Errors
+    /// `EFBIG` if the L1 table or the refcount table would be too large.
     pub(super) fn new(
         geometry: Geometry,
         size: u64,
@@ -79,7 +83,8 @@ impl Plan {
         (1 + u64::from(self.table_clusters) + index) * self.geometry.cluster_size()
     }
 
-    /// Offset of the L2 table at `index`. The clusters that a table maps follow it, unless they are in a data file.
+    /// Offset of the L2 table at `index`. The clusters that this table maps follow the table, unless they are in a data
+    /// file.
     pub(super) fn table_offset(&self, index: u64) -> u64 {
         let mapped = if self.geometry.data_file { 0 } else { self.geometry.l2_entries() };
         self.l2_offset + index * (mapped + 1) * self.geometry.cluster_size()
@@ -116,8 +121,8 @@ impl Plan {
         Ok(block)
     }
 
-    /// The preallocated L2 table at `index`. With `zero`, its entries are zero clusters, so the clusters read as zeroes
-    /// regardless of their contents.
+    /// The preallocated L2 table at `index`. With `zero`, its entries are zero entries with a preallocated cluster. So
+    /// these clusters read as zeroes, regardless of their contents. With extended L2 entries, `zero` has no effect.
     pub(super) fn l2_table(&self, index: u64, zero: bool) -> Result<IoBufMut> {
         let (cluster_size, entries) = (self.geometry.cluster_size(), self.geometry.l2_entries());
         let used = self.data_clusters.saturating_sub(index * entries).min(entries);
@@ -126,7 +131,7 @@ impl Plan {
             false => self.table_offset(index) + cluster_size,
         };
         let mut table = self.cluster()?;
-        // With extended L2 entries, all subclusters stay unallocated and read as the backing file.
+        // With extended L2 entries, all subclusters stay unallocated and are read from the backing file.
         let stride = usize::try_from(self.geometry.l2_entry_words()).unwrap_or(1);
         let kind = match zero && !self.geometry.extended_l2 {
             true => L2Entry::zero_allocated,
@@ -140,7 +145,7 @@ impl Plan {
     }
 }
 
-/// Writes big-endian words into a table.
+/// Writes entries as big-endian words into a table.
 pub(super) fn put_entries(table: &mut [u8], entries: impl Iterator<Item = u64>) {
     for (to, entry) in table.chunks_exact_mut(8).zip(entries) {
         to.copy_from_slice(&entry.to_be_bytes());
@@ -172,7 +177,7 @@ impl Counted {
 }
 
 /// File size of an image of `size` bytes whose clusters are all allocated. Does not check the limit of the refcount table.
-/// `None` if no image can have that size.
+/// `None` if the L1 table would be too large, or if the file size overflows.
 pub(super) fn fully_allocated(geometry: Geometry, size: u64) -> Option<u64> {
     let l1_entries =
         geometry.l1_entries_for(size).filter(|entries| *entries <= MAX_L1_BYTES / 8)?;

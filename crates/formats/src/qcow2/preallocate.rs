@@ -1,11 +1,12 @@
 //! Preallocation: guest clusters get host clusters before the guest writes to them.
 //!
-//! Each run of clusters is first made to read as zeroes. Then its refcounts are raised, and then L2 entries refer to it. An
-//! ordinary write has the same order (see [`super::write`]). The modes differ in how the file is made to read as zeroes.
+//! First, a run of host clusters is made to read as zeroes. Then its refcounts are raised. Then L2 entries refer to the
+//! run. An ordinary write has the same order (see [`super::write`]). The modes differ in how the file is made to read as
+//! zeroes.
 //!
-//! The modes `falloc` and `full` also allocate the space on the host. If the file can grow and contains the unencrypted guest
-//! data, these modes allocate all data in one contiguous run at the end of the file, behind its refcount blocks and the
-//! refcount table. This is the layout that QEMU's tools produce.
+//! The modes `falloc` and `full` also allocate the space on the host. If the file can grow and contains the unencrypted
+//! guest data, these modes allocate all data in one contiguous run at the end of the file, behind the refcount blocks of
+//! this run and the refcount table. This is the layout that QEMU's tools produce.
 
 use oxblk_core::{Edge, Preallocation, Result, WriteFlags, ZeroFlags};
 use oxblk_ring::IoBuf;
@@ -16,13 +17,14 @@ use super::clusters::ReleaseReason;
 use super::clusters::Reserved;
 use super::layout::{ExtendedEntry, L2Entry};
 
-/// Largest number of bytes that one step allocates.
+/// Maximum number of guest bytes that one step allocates.
 const STEP: u64 = 1 << 30;
 /// Number of zero bytes per write.
 const WRITE: u64 = 1 << 20;
 
 impl Qcow2 {
-    /// Allocates all clusters that begin in the guest range. Their host clusters are zeroed.
+    /// Allocates all guest clusters that begin in `from..to`, and makes their host clusters read as zeroes. Flushes at the
+    /// end.
     pub(super) async fn preallocate(&self, from: u64, to: u64, mode: Preallocation) -> Result<()> {
         let bits = self.geometry.cluster_bits;
         let file = self.facts.children().require(self.facts.data_child())?;
@@ -42,7 +44,7 @@ impl Qcow2 {
             let untouched = run.untouched || self.geometry.data_file && file.node().limits().grows;
             let host = start << bits;
             let end = start.saturating_add(count) << bits;
-            // A data file ends at the new end of the disk. An image file ends with its last subcluster.
+            // A data file ends at the new end of the disk. An image file ends at the end of its last subcluster.
             let unit = if self.geometry.data_file { 1 } else { self.geometry.subcluster_size() };
             let disk_end = host.saturating_add((to - at).div_ceil(unit).saturating_mul(unit));
             let end = end.min(disk_end);
@@ -102,7 +104,7 @@ impl Qcow2 {
         let in_file = self.geometry.clusters_for(file.size());
         let mut start = self.clusters.last_in_use(in_file).await?.map_or(0, |last| last + 1);
         loop {
-            // The data may begin and end in the middle of the range of an L2 table, so it may need one more table.
+            // The data may begin and end in the middle of the range of an L2 table, so the data may need one more table.
             let counted = count.saturating_add(tables).saturating_add(1);
             if let Some(run) = self.clusters.make_room(start, counted, count).await? {
                 return Ok(Some(run).filter(|_| count > 0));
@@ -112,7 +114,8 @@ impl Qcow2 {
         }
     }
 
-    /// Links `count` clusters from host cluster `start` on, which read as zeroes, into the L2 tables.
+    /// Makes the L2 entries from guest offset `at` on refer to `count` host clusters from `start` on. These clusters read
+    /// as zeroes.
     async fn link_preallocated(
         &self,
         at: u64,
@@ -136,7 +139,8 @@ impl Qcow2 {
         self.metadata.link(at, count, counted, |index| L2Entry::data(place(index))).await
     }
 
-    /// Whether preallocated clusters get zero entries. In an encrypted image, zeroes in the file do not decrypt to zeroes.
+    /// Whether preallocated clusters get zero entries (in images without extended L2 entries). In an encrypted image,
+    /// zeroes in the file do not decrypt to zeroes.
     fn zeroes_as_entries(&self) -> bool {
         !self.data.is_plain() && self.facts.version() >= 3
     }
@@ -166,7 +170,8 @@ async fn zero(
 ) -> Result<()> {
     match mode {
         Preallocation::Off | Preallocation::Metadata if untouched => {
-            // The file must not become shorter. Core has drained the node, so no other task changes the size concurrently.
+            // The file must not become shorter. `oxblk_core` has drained the node, so no other task changes the size
+            // concurrently.
             let end = offset.saturating_add(len);
             if end > file.size() { file.resize(end, Preallocation::Off).await } else { Ok(()) }
         }

@@ -1,4 +1,5 @@
-//! Reads that `Driver::map` cannot forward: the metadata is not cached, or the data is compressed or encrypted.
+//! Reads that `Driver::map` cannot forward to a child, for example because the metadata is not cached, or because the data
+//! is compressed or encrypted.
 
 use futures_util::future::try_join_all;
 use oxblk_core::{BoxFuture, ChildIdx, Errno, Error, Result};
@@ -71,7 +72,7 @@ impl Qcow2 {
         stored: u64,
         mut cluster: IoBufMut,
     ) -> Result<IoBufMut> {
-        // The length is less than two clusters, because the L2 entry cannot store a larger length.
+        // The length is at most two clusters, because an L2 entry cannot store a larger length.
         let len = usize::try_from(stored).map_err(|_| Error::from_errno(Errno::IO))?;
         let file = self.facts.file()?;
         let data = file.read(host, IoBufMut::new(len)).await?;

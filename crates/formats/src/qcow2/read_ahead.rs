@@ -1,9 +1,9 @@
 //! Reading metadata whose length is not known in advance.
 //!
-//! The length of some structures is known only from their contents (the header with its extensions, the snapshot table). Such a
-//! structure is read with one request, which usually covers the structure and some bytes behind it. A bad sector behind the
-//! structure must not make the image unusable. So a failed request is repeated in small pieces, up to the first piece that
-//! fails.
+//! The length of some structures is known only from their contents (the header with its extensions, the snapshot table).
+//! Such a structure is read with one request that usually covers the structure and some bytes behind it. A bad sector
+//! behind the structure must not make the image unusable. So a failed request is repeated in small pieces, up to the first
+//! sector that cannot be read.
 
 use oxblk_core::{Edge, Error};
 use oxblk_ring::IoBufMut;
@@ -11,7 +11,7 @@ use oxblk_ring::IoBufMut;
 /// Sizes of the pieces in bytes: first large pieces, then sectors, the smallest unit that can be unreadable.
 const PIECES: [usize; 2] = [16 << 10, 512];
 
-/// The readable start of a range of the file.
+/// The part at the start of a range of the file that could be read.
 pub(super) struct ReadAhead {
     /// The bytes that were read.
     pub(super) bytes: Vec<u8>,
@@ -19,7 +19,7 @@ pub(super) struct ReadAhead {
     pub(super) fault: Option<Error>,
 }
 
-/// Reads `len` bytes at `offset`. Returns fewer bytes if some of them cannot be read.
+/// Reads `len` bytes at `offset`. If a byte cannot be read, returns the bytes in front of it, and the error.
 pub(super) async fn read_ahead(file: &Edge, offset: u64, len: usize) -> ReadAhead {
     let mut fault = match file.read(offset, IoBufMut::new(len)).await {
         Ok(whole) => return ReadAhead { bytes: whole.to_vec(), fault: None },

@@ -1,9 +1,10 @@
-//! Reopen: changes read-only mode, the cache sizes, and the runtime options.
+//! Reopen: changing read-only mode, the cache sizes, and the runtime options.
 //!
-//! An image that becomes read-only first writes all its metadata. An image that becomes writable must pass two checks. First,
-//! its header must permit writing. Second, its metadata on disk must be the same as in memory, because another program may have
-//! written the image if locking is off. Then the image drops its cached slices, because slices that were loaded while the image
-//! was read-only were not checked for overlaps with metadata.
+//! An image that becomes read-only first writes all its metadata. An image that becomes writable must pass two checks.
+//! First, its header must permit writing. Second, the sizes and table offsets in the header, the L1 table, the refcount
+//! table and the bitmaps on disk must be the same as in memory, because another program may have written the image if
+//! locking is off. Then the image drops its cached slices, because slices that were loaded while the image was read-only
+//! were not checked for overlaps with metadata.
 
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
@@ -28,7 +29,7 @@ pub(super) struct Prepared {
     refcount_slices: usize,
     modes: Modes,
     clean_interval: Duration,
-    /// The image was not closed cleanly, so its refcounts must be rebuilt.
+    /// The image was not closed cleanly, so the commit must repair it.
     repair: bool,
 }
 
@@ -61,7 +62,8 @@ impl Qcow2 {
         })
     }
 
-    /// Writes all metadata and bitmaps. If that fails, the image stays writable, and its bitmaps are marked as in use again.
+    /// Writes all metadata and bitmaps. After a failure, the image stays writable, and its bitmaps are marked as in use
+    /// again.
     async fn complete_or_go_on(&self) -> Result<()> {
         let completed = self.complete_image().await;
         if completed.is_err() {
@@ -70,13 +72,14 @@ impl Qcow2 {
         completed
     }
 
-    /// Checks that a read-only image can become writable. Returns whether its refcounts must be rebuilt first.
+    /// Checks that a read-only image can become writable. Returns whether the image must be repaired first.
     async fn check_can_be_written(&self) -> Result<bool> {
         let file = self.facts.file()?;
         let header = read_header(&file).await?;
         header.require_refcounts()?;
         header.require_bitmaps()?;
         header.require_snapshots()?;
+        self.metadata.check_snapshot_table(&file).await?;
         header.require_writable()?;
         let same = self.is_as_on_disk(&file, &header).await?;
         if same && self.bitmaps.has_bitmaps_on_disk(&file, &header).await? {
@@ -105,7 +108,7 @@ impl Qcow2 {
         let table = file.read(header.l1_offset, IoBufMut::new(bytes)).await?;
         let entries = table.chunks_exact(8).map(|word| {
             let entry = L1Entry(word.try_into().map_or(0, u64::from_be_bytes));
-            // As in memory, an entry that refers to no table counts as 0.
+            // The L1 table in memory contains 0 for an entry that refers to no table.
             if entry.l2_offset(self.geometry) == Ok(None) { 0 } else { entry.0 }
         });
         Ok((0..).zip(entries).all(|(index, entry)| self.mapping.l1_entry(index).0 == entry))
@@ -154,7 +157,10 @@ impl Qcow2 {
         self.bitmaps.use_bitmaps().await;
     }
 
-    /// Rebuilds the refcounts of an image that was not closed cleanly, and reloads the changed metadata.
+    /// Repairs an image that was not closed cleanly, and reloads the changed metadata.
+    ///
+    /// # Errors
+    /// Fails if the repair changed the bitmaps. Also returns the errors of the repair and of the file.
     async fn repair_and_reload(&self) -> Result<()> {
         let file = self.facts.file()?;
         let before = read_header(&file).await?;
@@ -164,7 +170,8 @@ impl Qcow2 {
                 "Bitmaps had to be repaired: the image is to be opened again",
             ));
         }
-        // The repair may have moved or freed structures. After this function, the caller notes L2 tables and snapshots.
+        // The repair may have moved or freed structures. After this function, the caller records L2 tables and snapshots as
+        // metadata.
         self.clusters.forget_all_metadata();
         self.clusters.reload(&header).await?;
         note_named_places(&self.clusters, &header, &file);

@@ -1,8 +1,8 @@
-//! Changing the virtual size. Core has drained the node. [`super::shrink`] makes a disk smaller.
+//! Changing the virtual size. `oxblk_core` has drained the node. [`super::shrink`] makes a disk smaller.
 //!
-//! A growth first makes the added space read as zeroes, preallocates it if requested, and flushes. Then it writes the new size
-//! to the header. So a crash or a failure leaves the old size or the new one. The added space never shows old data or the
-//! backing file. A growth that fails frees the clusters that it has allocated.
+//! A growth first makes the added space read as zeroes, preallocates it if requested, and flushes. Then it writes the new
+//! size to the header. So a crash or a failure leaves the old size or the new one. The added space never shows old data or
+//! the backing file. If a growth fails, the image frees the clusters that the growth has allocated.
 
 use oxblk_core::{ChildIdx, Error, ErrorKind, Preallocation, Result, ZeroFlags};
 use oxblk_ring::IoBuf;
@@ -19,8 +19,8 @@ impl Qcow2 {
     /// Sets the virtual size to `size` bytes.
     ///
     /// # Errors
-    /// When the size or the preallocation mode is not supported, and the errors of the file. The size and the bitmaps are then
-    /// unchanged.
+    /// Fails if the image, the size, the preallocation mode or a bitmap does not permit the resize. Also returns the errors
+    /// of the file. The size and the bitmaps are then unchanged.
     pub(super) async fn resize_image(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         self.facts.check_writable()?;
         if !size.is_multiple_of(512) {
@@ -32,7 +32,8 @@ impl Qcow2 {
         if size < old && preallocation != Preallocation::Off {
             return Err(Error::invalid("Preallocation can't be used for shrinking an image"));
         }
-        // The VM state area begins behind the disk. The resize moves its start, so stored VM state would become invalid.
+        // The VM state area begins behind the disk. The resize can move the start of this area, so stored VM state would
+        // become invalid.
         self.snapshots.forget_vm_state().await?;
         if size < old {
             return self.shrink(old, size).await;
@@ -64,7 +65,7 @@ impl Qcow2 {
     async fn grow(&self, old: u64, size: u64, preallocation: Preallocation) -> Result<()> {
         self.grow_data(old, size).await?;
         self.metadata.grow_l1(size).await?;
-        // A crash, also of another program, may have left data behind the end of the disk.
+        // A crash of this or of another program may have left data behind the end of the disk.
         self.forget_guest(
             self.geometry.cluster_end(old),
             self.facts.vm_state_offset(),
@@ -103,9 +104,9 @@ impl Qcow2 {
         self.clusters.trim_file().await
     }
 
-    /// Extends a data file to the new disk size, with zeroes behind the old end of the disk. A data file that is not raw is
-    /// first truncated to the old disk size. A raw data file may be longer than the disk on purpose, or because a crash
-    /// interrupted a shrink. The part of the data file that becomes a part of the disk is zeroed.
+    /// Extends a data file to the new disk size, with zeroes behind the old end of the disk. A longer data file that is not
+    /// raw is first truncated to the old disk size. A raw data file may be longer than the disk on purpose, or because a
+    /// crash interrupted a shrink. The part of the data file that becomes a part of the disk is zeroed.
     async fn grow_data(&self, old: u64, size: u64) -> Result<()> {
         if !self.geometry.data_file {
             return Ok(());
@@ -122,7 +123,8 @@ impl Qcow2 {
         data.resize(size, Preallocation::Off).await
     }
 
-    /// Zeroes the last cluster of the old disk behind the old end. Allocates this cluster if the new space is preallocated.
+    /// Zeroes the last cluster of the old disk behind the old end. If the new space is preallocated, allocates this
+    /// cluster.
     async fn zero_rest_of_cluster(
         &self,
         old: u64,
@@ -150,7 +152,7 @@ impl Qcow2 {
         }
     }
 
-    /// Makes the added space read as zeroes where the backing file is longer than the old disk.
+    /// Makes the part of the added space that the backing file covers read as zeroes.
     async fn hide_backing(&self, old: u64, size: u64) -> Result<()> {
         let backing = self.facts.children().get(ChildIdx::BACKING).map_or(0, |edge| edge.size());
         let (from, to) =
@@ -182,7 +184,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Frees the L2 tables of the L1 entries from `index` on. These tables map no clusters any more.
+    /// Frees the L2 tables of the L1 entries from `index` on. The caller has freed all clusters that these tables mapped.
     fn drop_tables_from(&self, index: u64) {
         for index in index..self.mapping.l1_entries() {
             if let Ok(Some(table)) = self.mapping.l1_entry(index).l2_offset(self.geometry) {

@@ -1,15 +1,18 @@
-//! Making the disk smaller. Core has drained the node.
+//! Making the disk smaller. `oxblk_core` has drained the node.
 //!
-//! One write to the header makes the shrink effective: the header gets the new size and a new L1 table, which does not map the
-//! part behind the new end. Before this write, the image writes new copies of the L1 table, of the L2 table in which the disk
-//! ends, and of the last cluster. The copies contain nothing behind the new end. After this write, the old tables and clusters
-//! are freed. So a crash or a failure leaves the old disk or the new one, and leaks clusters at worst.
+//! One write to the header makes the shrink effective: the header gets the new size and a new L1 table. The new L1 table
+//! does not map the part behind the new end. Before this write, the image writes copies of the L1 table, of the L2 table in
+//! which the disk ends, and of the last cluster (of the last two only if they contain something behind the new end). The
+//! copies contain nothing behind the new end. After the write to the header, the old tables and clusters are freed. So a
+//! crash or a failure leaves the old disk or the new one, and leaks clusters at worst.
 //!
 //! A raw data file is truncated directly after the write to the header. If the truncation fails, the header gets the old size
 //! back. A crash between the two steps leaves the data file longer than the disk.
 //!
-//! If there is no free space for the copies, the part behind the new end is cleared in place before the size changes. A failure
-//! may then leave the old size with a part of that area cleared.
+//! If there is no free space for the copies, the part behind the new end is cleared in place before the size changes. A
+//! failure may then leave the old size and a partly cleared end of the disk.
+
+use std::collections::BTreeMap;
 
 use oxblk_core::{ChildIdx, Errno, Error, ErrorKind, Preallocation, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
@@ -20,19 +23,19 @@ use super::clusters::ReleaseReason;
 use super::facts::header::stop_unless_known;
 use super::layout::{ExtendedEntry, L1Entry, L2Entry, field_offsets};
 
-/// New copies of the last L2 table and the last cluster. They were written and have refcounts, and they contain nothing behind
-/// the new end.
+/// New copies of the last L2 table and of the last cluster, if they are needed. The copies are written and have refcounts.
+/// They contain nothing behind the new end.
 #[derive(Default)]
 struct Cut<'a> {
     /// The new L2 table that replaces the table in which the disk ends: its L1 index and its offset.
     table: Option<(usize, u64)>,
     held: Vec<Counted<'a>>,
-    /// Entries of the old table that the new table does not contain.
+    /// Entries of the old table that the new table does not contain. Their clusters are freed later.
     dropped: Vec<L2Entry>,
 }
 
 impl Qcow2 {
-    /// Makes the disk `size` bytes long, which is less than `old`.
+    /// Makes a disk of `old` bytes `size` bytes long. `size` is less than `old`.
     pub(super) async fn shrink(&self, old: u64, size: u64) -> Result<()> {
         match self.shrink_at_once(size).await {
             Err(error)
@@ -70,7 +73,7 @@ impl Qcow2 {
         if named.is_ok()
             && let Err(error) = self.shrink_raw_data(size).await
         {
-            // Memory still has the old size. If the header cannot be restored, the image accepts no further writes.
+            // Memory still has the old size. If the header cannot be restored, the image accepts no further requests.
             let back = self.facts.exchange_header_field(place, &after, &before);
             stop_unless_known(back, self.facts.disabled()).await?;
             named = Err(error);
@@ -94,7 +97,7 @@ impl Qcow2 {
             self.clusters.drop_l1_clusters(l1.len(), l1_offset);
         }
         let gone: Vec<L1Entry> = l1.into_iter().skip(kept).collect();
-        // The disk is smaller already. Clusters that cannot be freed only leak.
+        // The disk is already smaller. Clusters that cannot be freed are leaked.
         if let Err(error) = self.give_up_tables(replaced, &gone, size).await {
             tracing::warn!(
                 "qcow2: clusters behind the new end of the disk could not be freed: {error}"
@@ -211,20 +214,23 @@ impl Qcow2 {
             );
         }
         let mut outcome = Ok(());
+        // The number of entries that name a table. Each table is read once.
+        let mut tables: BTreeMap<u64, u64> = BTreeMap::new();
         for table in gone.iter().filter_map(table_of) {
+            let times = tables.entry(table).or_default();
+            *times = times.saturating_add(1);
+        }
+        for (table, times) in tables {
             match file.read(table, IoBufMut::new(len)).await {
                 Ok(words) => {
                     let entries: Vec<L2Entry> =
                         words.chunks_exact(entry_size).map(first_word).collect();
-                    self.clusters.drop_entries(&entries, ReleaseReason::CutOff);
+                    self.clusters.drop_entries_of(&entries, times, ReleaseReason::CutOff);
                 }
                 Err(error) => outcome = outcome.and(Err(error)),
             }
-            self.clusters.drop_clusters(
-                self.geometry.cluster_index(table),
-                1,
-                ReleaseReason::Table,
-            );
+            let cluster = self.geometry.cluster_index(table);
+            self.clusters.drop_references(cluster, 1, times, ReleaseReason::Table);
             self.metadata.relieve().await?;
         }
         // The first cycle lowers refcounts, the second writes them.
@@ -266,7 +272,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Makes a part of one cluster read as zeroes. Writes nothing if it reads as zeroes already.
+    /// Makes a part of one cluster read as zeroes. Writes nothing if this part reads as zeroes already.
     pub(super) async fn zero_if_needed(&self, from: u64, to: u64) -> Result<()> {
         if from >= to || self.reads_as_zero(from, to).await? {
             return Ok(());
@@ -278,7 +284,7 @@ impl Qcow2 {
         self.write_guest(from, IoBuf::zeroes(len)).await
     }
 
-    /// Writes the new size to the header, then updates it in memory and in the bitmaps.
+    /// Writes the new size to the header, then sets the size in memory and in the bitmaps.
     pub(super) async fn name_size(&self, size: u64) -> Result<()> {
         let (before, after) = (self.facts.size_in_header().to_be_bytes(), size.to_be_bytes());
         self.facts.exchange_header_field(field_offsets::SIZE, &before, &after).await?;
@@ -288,7 +294,7 @@ impl Qcow2 {
     }
 }
 
-/// The first word of an L2 entry, which contains the host offset.
+/// The first word of an L2 entry: the word with the host offset.
 fn first_word(entry: &[u8]) -> L2Entry {
     let word = entry.first_chunk().map_or(0, |word| u64::from_be_bytes(*word));
     L2Entry(word)

@@ -1,8 +1,9 @@
-//! Block status: the extents of the lookup. Adjacent extents that continue each other are merged.
+//! Block status: describes the extents that the lookup in the L2 tables returns. Extents that continue each other are
+//! merged.
 //!
-//! An allocated cluster counts as data, even if it is a hole in the file. Asking the file for its holes would cost one system
-//! call per hole. The file is asked only if the image has preallocated metadata, because such an image has many allocated
-//! clusters that are holes.
+//! An allocated cluster counts as data, even if it is a hole in the file. Asking the file for its holes would cost one
+//! system call per hole. The file is asked only for a precise status, and only if the image has preallocated metadata,
+//! because such an image has many allocated clusters that are holes.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -15,7 +16,7 @@ use super::mapping::Extent;
 const KNOWN_NOT: u8 = 1;
 const KNOWN: u8 = 2;
 
-/// Largest number of extents that are merged into one answer.
+/// Maximum number of extents that are merged with the first one.
 const JOIN: u32 = 1 << 14;
 
 impl Qcow2 {
@@ -47,15 +48,16 @@ impl Qcow2 {
         Ok(status)
     }
 
-    /// Whether the image has preallocated metadata. As in QEMU, this is assumed if the allocated size of the file is at least a
-    /// tenth smaller than the clusters that have a refcount. The result is computed once.
+    /// Whether the image has preallocated metadata. As in QEMU, this is assumed if the allocated size of the file is at
+    /// least 10 %, and at least two clusters, smaller than the clusters that have a refcount. It is also assumed if the
+    /// allocated size is unknown. The result is computed once.
     async fn is_preallocated(&self) -> bool {
         match self.preallocated.load(Relaxed) {
             KNOWN_NOT => return false,
             KNOWN => return true,
             _ => {}
         }
-        // On an error, assume preallocation. The file is then asked for its holes, which is only slower.
+        // On an error, assume preallocation. The file is then asked for its holes. This is slower, but not wrong.
         let found = self.compare_with_host().await.unwrap_or(true);
         self.preallocated.store(if found { KNOWN } else { KNOWN_NOT }, Relaxed);
         found
@@ -102,7 +104,7 @@ fn describe(extent: Extent, len: u64, data: ChildIdx) -> Status {
     }
 }
 
-/// Adds the host offset of the preallocated cluster to a status, if there is one.
+/// Adds `host`, the offset of the preallocated cluster, to a status, if there is such a cluster.
 fn kept(mut status: Status, data: ChildIdx, host: Option<u64>) -> Status {
     if host.is_some() {
         status.flags |= StatusFlags::OFFSET_VALID;

@@ -1,8 +1,8 @@
 //! VM state: guest clusters behind the disk (section "Snapshots" of the qcow2 specification).
 //!
-//! The L1 and L2 tables of the disk also map these clusters. They are allocated, shared and have refcounts like all other guest
-//! clusters, so snapshots include them. The area begins behind the L1 entries that the disk needs. A resize moves this start,
-//! so a resize frees the VM state.
+//! The L1 and L2 tables of the disk also map these clusters. They are allocated, shared and have refcounts like all other
+//! guest clusters, so snapshots include them. The VM state begins at the first guest cluster whose L1 entry the disk does
+//! not need. A resize can move this start, so a resize frees the VM state.
 
 use oxblk_core::vm_state::VmState;
 use oxblk_core::{BoxFuture, Errno, Error, Result};
@@ -11,7 +11,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use super::Qcow2;
 use super::mapping::Extent;
 
-/// Guest offsets are below this, in bytes.
+/// Maximum end of a guest range, in bytes.
 const MAX_OFFSET: u64 = 1 << 63;
 
 impl Qcow2 {

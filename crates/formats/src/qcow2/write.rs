@@ -1,14 +1,15 @@
 //! Guest writes that `Driver::map` cannot forward to a host offset: allocation and copy-on-write.
 //!
-//! A write holds the guest range lock on its clusters from the lookup until the clusters are linked. So two writers of one
-//! cluster run one after the other, and writers of different clusters run concurrently. Each run of clusters goes through these
-//! steps:
+//! A write that changes L2 entries holds the guest range lock on its clusters from the lookup until the entries are
+//! changed. So two such writes to one cluster run one after the other, and writes to different clusters run concurrently.
+//! Each run of clusters goes through these steps:
 //!
 //! 1. *reserve*: host clusters are taken out of the free map;
 //! 2. *write*: the data is written, and around it the old contents of the guest clusters (copy-on-write);
 //! 3. *count*: the refcounts of the host clusters become 1 in the cache;
 //! 4. *link*: the L2 entries in the cache refer to the host clusters. Readers see the new data from this step on. The
-//!    references of the old entries are passed to the write-back. It lowers their refcounts after the new entries are on disk.
+//!    references of the old entries are passed to the write-back. The write-back lowers the refcounts of the old clusters
+//!    after the new entries are on disk.
 
 use oxblk_core::{BoxFuture, Result, run_all};
 use oxblk_ring::IoBuf;
@@ -33,7 +34,7 @@ impl Qcow2 {
     /// Writes `data` to the guest disk at `offset`.
     pub(super) async fn write_guest(&self, offset: u64, data: IoBuf) -> Result<()> {
         self.facts.check_writable()?;
-        // A write over existing data needs no lock.
+        // A write in place needs no lock.
         if let Extent::Data { host, len, owned: true } =
             self.metadata.extent_to_write(offset, length(&data)).await?
             && len == length(&data)
@@ -46,14 +47,14 @@ impl Qcow2 {
         self.write_locked(offset, data).await
     }
 
-    /// As [`Self::write_guest`], for callers that hold the range lock.
+    /// The same as [`Self::write_guest`], for callers that hold the guest range lock.
     pub(super) async fn write_locked(&self, offset: u64, mut data: IoBuf) -> Result<()> {
         if self.geometry.extended_l2 {
             return self.write_subclusters(offset, data).await;
         }
         let mut jobs: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
         let mut at = offset;
-        // The host cluster that follows the previous piece.
+        // Host offset of the cluster behind the previous piece, if this piece was written to an allocated cluster.
         let mut behind = None;
         while !data.is_empty() {
             let (place, len) = self.run_at(at, length(&data)).await?;
@@ -77,7 +78,7 @@ impl Qcow2 {
         run_all(jobs).await
     }
 
-    /// The place for data at `offset`, and the length of the longest run from there on with the same kind of place.
+    /// The place for data at `offset`, and the length of the run from there on with the same kind of place.
     async fn run_at(&self, offset: u64, len: u64) -> Result<(Place, u64)> {
         let mut covered = 0_u64;
         while covered < len {
@@ -100,8 +101,8 @@ impl Qcow2 {
         Ok((Place::New, covered.min(len)))
     }
 
-    /// Writes `data` into the preallocated cluster at `host` of a guest cluster that reads as zeroes. A power cut before the L2
-    /// entry changes has no visible effect, because the entry is still a zero entry.
+    /// Writes `data` into the preallocated cluster at `host` of a guest cluster that reads as zeroes. A power cut before
+    /// the L2 entry changes on disk has no visible effect, because the entry is still a zero entry.
     async fn write_kept(&self, offset: u64, data: IoBuf, host: u64) -> Result<()> {
         let first = self.geometry.cluster_start(offset);
         let whole = first..self.geometry.cluster_end(offset.saturating_add(length(&data)));

@@ -9,8 +9,8 @@ use super::fill::length;
 use super::layout::L2Entry;
 
 impl Qcow2 {
-    /// Writes `data` into newly allocated clusters. Host cluster `behind` follows the data in front of `offset`. If this
-    /// cluster is free, the new clusters begin there, so the data is contiguous in the file.
+    /// Writes `data` into newly allocated clusters. If host cluster `behind` is free, the new clusters begin there.
+    /// `behind` is the host cluster that follows the data in front of `offset`, so the data becomes contiguous in the file.
     pub(super) async fn write_new(
         &self,
         offset: u64,

@@ -1,7 +1,7 @@
-//! Change of the backing file of an image, and emptying of an image.
+//! Changing the backing file of an image, and emptying an image.
 //!
-//! To empty an image, the header is changed to refer to a new L1 table without entries. After that, all other clusters are
-//! freed. So after a crash the image has all of its data or none.
+//! To empty an image, the header is changed to refer to a new L1 table without entries. After that, the old tables and all
+//! data clusters are freed. So after a crash the image has all of its data or none.
 
 use oxblk_core::driver::Backing;
 use oxblk_core::{BoxFuture, Error, ErrorKind, Result, ZeroFlags};
@@ -26,7 +26,7 @@ impl Qed {
         check_name(filename)?;
         let bytes = oxblk_core::names::to_bytes(filename).into_owned();
         let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        // The header on disk still refers to the old name, so the new name must not overwrite it.
+        // The header on disk still refers to the old name, so the new name must not overwrite the old one.
         let first_place = u32::try_from(HEADER_BYTES).unwrap_or(0);
         let offset = match self.header().header.backing.clone() {
             Some(old) if first_place.saturating_add(len) > old.offset => {
@@ -47,7 +47,7 @@ impl Qed {
         .await
     }
 
-    /// Empties the image.
+    /// Empties the image: all clusters become unallocated.
     async fn empty(&self) -> Result<()> {
         self.check_writable()?;
         self.write_back(true).await?;

@@ -1,10 +1,10 @@
-//! Check and repair of an image. Each entry must refer to a cluster or table inside the file. No two entries may refer to the
-//! same cluster or table. Faults are counted as in `qemu-img check`.
+//! Check and repair of an image. Each entry for an allocated cluster or table must refer to a place inside the file. No two
+//! entries may refer to the same cluster or table. Faults are counted as in `qemu-img check`.
 //!
-//! A repair loses no readable data. An invalid entry becomes 0. If two L2 entries refer to the same cluster, or an L2 entry
-//! refers to a cluster of a table, the entry gets its own copy of the cluster. Tables that overlap are not repaired, because it
-//! is not known which part of the disk they map. Unused clusters are removed by moving the last clusters of the file into them.
-//! This is done only if the image has no other fault or all other faults have been repaired.
+//! A repair loses no readable data. An invalid entry is set to 0. If an L2 entry refers to the cluster of an earlier L2
+//! entry or to a cluster of a table, the entry gets its own copy of the cluster. Tables that overlap are not repaired,
+//! because it is not known which part of the disk they map. To remove unused clusters, the last clusters of the file are
+//! moved into them. This is done only if the image has no other fault or all other faults have been repaired.
 
 use oxblk_core::check::{self, CheckReport, FindingKind, Fix};
 use oxblk_core::{Errno, Error, Result};
@@ -13,20 +13,20 @@ use super::Qed;
 use super::lookup::set;
 use super::survey::{Fault, Survey};
 
-/// A repair changes at most this number of entries more than the file has clusters.
+/// If there are more faults than the file has clusters, plus this number, no fault is repaired.
 const SPARE_FAULTS: u64 = 64;
 
 /// The faults of an image, for the repair.
 #[derive(Default)]
 struct Faults {
     list: Vec<Fault>,
-    /// Number of faults of L2 entries, and of invalid L1 entries.
+    /// Number of faults that can be repaired: invalid L1 entries, and faulty L2 entries.
     count: u64,
     /// Number of clusters in which tables overlap other structures.
     shared: u64,
 }
 
-/// Consecutive invalid L2 entries, which are reported together.
+/// Consecutive invalid L2 entries that are reported together.
 #[derive(Default)]
 struct BadRun {
     first: Option<(u64, u64)>,
@@ -62,6 +62,9 @@ impl BadRun {
 
 impl Qed {
     /// Checks the image and repairs the faults that `fix` allows. No request is in flight.
+    ///
+    /// # Errors
+    /// `EROFS` if a read-only image is to be repaired, and the errors of the file and of closing gaps.
     pub(super) async fn check_image(
         &self,
         fix: Fix,
@@ -167,7 +170,7 @@ impl Qed {
         Ok(())
     }
 
-    /// Changes the L2 entry of the cluster at the disk offset `guest`. The L2 table exists.
+    /// Changes the L2 entry of the cluster at the disk offset `guest`. The L2 table must exist.
     pub(super) async fn set_data_entry(&self, guest: u64, entry: u64) -> Result<()> {
         let (_, index) = self.slice_of(guest);
         let slice = self.pin_slice(guest).await?;

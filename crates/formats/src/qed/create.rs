@@ -43,7 +43,7 @@ impl Wanted {
     /// Reads the options.
     ///
     /// # Errors
-    /// When a value is wrong. The messages are the same as in QEMU's tools.
+    /// Fails if a value is invalid or not supported. The messages are the same as in QEMU's tools.
     pub(super) fn from_options(mut options: Options) -> Result<Self> {
         let size = options.take_size("size")?.unwrap_or(0);
         // The protocol uses the option when it creates the file. Here the value is only checked.
@@ -81,10 +81,10 @@ impl Wanted {
         Ok(Self { size, geometry, backing_file, backing_is_raw })
     }
 
-    /// The header of the image, and the name of the backing file, which is stored after the header.
+    /// The header of the image, and the name of the backing file. The name is stored after the fixed part of the header.
     ///
     /// # Errors
-    /// When the name of the backing file does not fit.
+    /// Fails if the name of the backing file does not fit into the header cluster.
     fn header(&self) -> Result<(Header, Vec<u8>)> {
         let mut header = Header {
             geometry: self.geometry,
@@ -116,7 +116,7 @@ pub(super) fn empty_bytes(geometry: Geometry) -> u64 {
 /// Checks the options of [`create`].
 ///
 /// # Errors
-/// When an option is wrong.
+/// Fails if an option is invalid or not supported.
 pub(super) fn check(options: Options) -> Result<()> {
     Wanted::from_options(options)?.header().map(drop)
 }
@@ -124,7 +124,7 @@ pub(super) fn check(options: Options) -> Result<()> {
 /// Creates an image.
 ///
 /// # Errors
-/// When an option is wrong; otherwise the errors of the file.
+/// Fails if an option is invalid or not supported, or if the target is not a file. Also returns the errors of the file.
 pub(super) async fn create(request: CreateRequest) -> Result<()> {
     let wanted = Wanted::from_options(request.options)?;
     let CreateTarget::File(file) = request.target else {
@@ -140,7 +140,7 @@ pub(super) async fn create(request: CreateRequest) -> Result<()> {
     file.flush().await
 }
 
-/// Makes the file `len` bytes long, all zeroes.
+/// Makes the file `len` bytes long (a device can be longer), and fills these bytes with zeroes.
 async fn reserve_tables(file: &Edge, len: u64) -> Result<()> {
     let limits = file.node().limits();
     let is_zero = limits.has_zero_init && limits.grows && file.size() == 0;

@@ -4,9 +4,9 @@
 //! the changed entry has been written and flushed.
 //!
 //! Each round fills the lowest gaps with the last data clusters. If the last cluster belongs to a table, the table is moved
-//! into the lowest gap that is long enough. If no gap is long enough, the clusters directly after the lowest gap are first
-//! moved to the end of the file. So the lowest gap moves towards the end of the file until no gap is left. The last step
-//! truncates the file after its last cluster in use.
+//! into the lowest run of contiguous gaps that is long enough. If no run is long enough, the clusters directly after the
+//! lowest gap are first moved to the end of the file. So the lowest gap moves towards the end of the file until no gap is
+//! left. The last step truncates the file after its last cluster in use.
 
 use std::sync::atomic::Ordering::AcqRel;
 
@@ -17,21 +17,21 @@ use super::Qed;
 use super::survey::Owner;
 use crate::blocks::Run;
 
-/// Largest number of gaps that are closed when an image is closed.
+/// If an image has more gaps than this, they are not closed when the image is closed.
 pub(super) const MOST_AT_CLOSE: u64 = 64;
-/// Largest number of clusters that are moved in one round.
+/// Maximum number of data clusters that are moved in one round.
 const ROUND: u32 = 1024;
 /// Data is copied in steps of this size in bytes.
 const STEP: u64 = 1 << 20;
 
-/// A cluster or table that is moved: its first cluster, its owner and its new clusters.
+/// A data cluster or table that is moved: its first cluster, its owner and its new clusters.
 type Move = (u32, Owner, Run);
 
 impl Qed {
-    /// Closes all gaps if there are at most `most` gaps, and truncates the file. No request is in flight.
+    /// Closes all gaps if there are at most `most` gaps. Then, in any case, truncates the file. No request is in flight.
     ///
     /// # Errors
-    /// The errors of the file. The image is consistent after an error too.
+    /// The errors of the file, and `ENOSPC` if a gap cannot be closed. The image is consistent after an error too.
     pub(super) async fn close_gaps(&self, most: u64) -> Result<()> {
         self.allocator.end_quarantine();
         if self.allocator.gaps().len() <= most {
@@ -75,8 +75,8 @@ impl Qed {
         Ok(true)
     }
 
-    /// Plans the move of the last table. If no gap is long enough, this moves the clusters after the lowest gap to the end of
-    /// the file first.
+    /// Plans the move of the last table. If no run of gaps is long enough, first moves the clusters after the lowest gap to
+    /// the end of the file.
     async fn plan_table(
         &self,
         cluster: u32,
@@ -100,8 +100,8 @@ impl Qed {
             moves.push((*first, *owner, place));
         }
         if window.contains(&cluster) {
-            // The gap lies directly before the table, and the new place would overlap the old one. So the table is moved to the
-            // end of the file now, and into the gap in a later round.
+            // The gap lies directly before the table, and the new place would overlap the old place. So the table is moved
+            // to the end of the file now, and into the gap in a later round.
             moves.push((cluster, owner, run));
             return Ok(moves);
         }
@@ -114,6 +114,9 @@ impl Qed {
     }
 
     /// Copies clusters and tables to their new places, changes the entries that refer to them, and flushes.
+    ///
+    /// # Errors
+    /// `ENOSPC` if there is nothing to move, and the errors of the file.
     async fn carry_out(&self, moves: Vec<Move>) -> Result<()> {
         if moves.is_empty() {
             return Err(Error::from_errno(Errno::NOSPC).reword("Gaps cannot be closed"));
@@ -155,7 +158,7 @@ impl Qed {
         Ok(())
     }
 
-    /// Truncates the file after its last cluster in use.
+    /// Truncates the file after its last cluster in use, if the file can change its length.
     pub(super) async fn trim(&self) -> Result<()> {
         let file = self.file()?;
         let end = self.offset_of(self.allocator.end());

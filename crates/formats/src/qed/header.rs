@@ -1,5 +1,5 @@
-//! The image header: 64 bytes with little-endian fields, and the name of the backing file. The parser makes every check that
-//! needs no I/O.
+//! The image header: 64 bytes with little-endian fields, and the name of the backing file. The parser makes all checks that
+//! need only the header and the file size.
 //!
 //! Spec: docs/interop/qed_spec of QEMU, section "Header". After the parser's checks, products of the sizes in a [`Header`] fit
 //! in 64 bits, and the L1 table lies inside the file.
@@ -12,7 +12,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub const HEADER_BYTES: u64 = 64;
 /// Bytes of a table entry.
 pub const ENTRY_BYTES: u64 = 8;
-/// Longest name of a backing file in bytes.
+/// Maximum length of the name of a backing file, in bytes.
 pub const MAX_NAME: usize = 4095;
 
 /// Byte offsets of header fields that change while the image is open.
@@ -23,7 +23,7 @@ pub(super) const SECTOR: u64 = 512;
 const MAGIC: &[u8; 4] = b"QED\0";
 /// Limits of the cluster size, as powers of two.
 const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 12..=26;
-/// Most clusters of a table.
+/// Maximum number of clusters of a table.
 const MAX_TABLE_CLUSTERS: u32 = 16;
 
 const HAS_BACKING: u64 = 1;
@@ -65,7 +65,7 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// A geometry with these sizes; an error if a size is not permitted.
+    /// Creates a geometry with these sizes. Returns an error if a size is not permitted.
     pub fn new(cluster_size: u64, table_clusters: u64) -> Result<Self, BadGeometry> {
         let bits = cluster_size.trailing_zeros();
         if !cluster_size.is_power_of_two() || !CLUSTER_BITS.contains(&bits) {
@@ -99,7 +99,7 @@ impl Geometry {
         self.table_entries() << self.cluster_bits
     }
 
-    /// Largest size of a disk in bytes.
+    /// Maximum size of a disk in bytes.
     pub fn max_size(&self) -> u64 {
         self.table_reach().saturating_mul(self.table_entries()).min(MAX_LENGTH)
     }
@@ -109,7 +109,7 @@ impl Geometry {
         self.max_size().div_ceil(self.table_reach()).min(self.table_entries())
     }
 
-    /// The index of the cluster that contains a byte of the disk or of the file.
+    /// The index of the cluster that contains the byte at `offset` of the disk or of the file.
     pub fn index(&self, offset: u64) -> u64 {
         offset >> self.cluster_bits
     }
@@ -124,7 +124,7 @@ impl Geometry {
         offset.checked_next_multiple_of(self.cluster()).unwrap_or(u64::MAX)
     }
 
-    /// The offset inside its cluster.
+    /// The offset inside the cluster that contains `offset`.
     pub fn within(&self, offset: u64) -> u64 {
         offset & (self.cluster() - 1)
     }
@@ -135,7 +135,7 @@ impl Geometry {
     }
 }
 
-/// The size that a [`Geometry`] does not permit.
+/// Says which size is not permitted in a [`Geometry`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadGeometry {
     /// The cluster size.
@@ -151,9 +151,9 @@ pub struct Header {
     pub geometry: Geometry,
     /// Number of clusters of the header. No table or data lies there.
     pub header_clusters: u32,
-    /// The image was changed and has not been closed since then.
+    /// The image was changed, and was not closed after that.
     pub need_check: bool,
-    /// Features that older programs may ignore.
+    /// Feature bits that a program may ignore if it does not know them.
     pub compat_features: u64,
     /// Feature bits. A program that writes to the image must clear each bit that it does not know.
     pub autoclear_features: u64,
@@ -185,7 +185,7 @@ impl Header {
     /// Parses the first bytes of a file of `file_size` bytes.
     ///
     /// # Errors
-    /// When the image has an unsupported feature, or its header is invalid.
+    /// Fails if the file is not a QED image, if the image has an unsupported feature, or if its header is invalid.
     pub fn parse(bytes: &[u8], file_size: u64) -> Result<Self> {
         let not_qed = || Error::invalid("Image not in QED format");
         let (raw, _) = RawHeader::read_from_prefix(bytes).map_err(|_| not_qed())?;
@@ -244,7 +244,7 @@ impl Header {
     /// Byte offset of the first cluster that can store a table or data. The first cluster of the file always belongs to
     /// the header.
     pub fn first_cluster(&self) -> u64 {
-        // Below 2^32 * 2^26.
+        // The result is below 2^58.
         u64::from(self.header_clusters.max(1)) << self.geometry.cluster_bits
     }
 
@@ -282,10 +282,10 @@ impl Header {
     }
 }
 
-/// Checks the length of a name before it is stored.
+/// Checks the length of the name of a backing file before the name is stored.
 ///
 /// # Errors
-/// When the name is too long.
+/// Fails if the name is too long.
 pub(super) fn check_name(name: &str) -> Result<()> {
     if name.len() > MAX_NAME {
         return Err(Error::new(ErrorKind::NoSpace, "Backing file name too long"));
@@ -309,8 +309,8 @@ pub enum Entry {
 /// The value of an L2 entry of a zero cluster.
 pub(super) const ZERO_ENTRY: u64 = 1;
 
-/// The meaning of an L2 entry in a file of `file_end` bytes. Tables and data lie at offset `first` or higher. A data cluster
-/// must begin inside the file; the file may end inside the cluster.
+/// The meaning of an L2 entry in a file of `file_end` bytes. Tables and data lie at offset `first` or higher. A data
+/// cluster must begin inside the file, but the file may end inside the cluster.
 pub fn data_entry(geometry: Geometry, first: u64, entry: u64, file_end: u64) -> Entry {
     match entry {
         0 => Entry::Unallocated,

@@ -4,8 +4,9 @@
 //! of the header fails, the old header is written again. If the second write fails too, the contents of the header on disk are
 //! unknown, and the image refuses all further writes.
 //!
-//! The need-check flag has its own state ([`crate::header_mark`]), because requests set it concurrently. The flag is written
-//! and flushed before the first cluster is allocated or the first table is changed. It is removed when the image is closed.
+//! The need-check flag has its own state ([`crate::header_mark`]), because requests set it concurrently. The flag is
+//! written and flushed before the first cluster is allocated or the first table is changed. The flag is removed when the
+//! image is closed.
 
 use std::sync::atomic::Ordering::Release;
 
@@ -36,7 +37,8 @@ impl Qed {
         Ok(())
     }
 
-    /// Removes the need-check flag. All changes have been flushed, and no request is in flight.
+    /// Removes the need-check flag, unless it is known to be absent on disk. All changes have been flushed, and no request
+    /// is in flight.
     pub(super) async fn clear_need_check(&self) -> Result<()> {
         if !self.mark.is_possible() {
             return Ok(());
@@ -68,6 +70,10 @@ impl Qed {
     }
 
     /// Changes the header on disk, flushes, and then changes the header in memory. No request is in flight.
+    ///
+    /// # Errors
+    /// The errors of the file. The old header is then written again. If this fails too, the image refuses all further
+    /// writes.
     pub(super) async fn change_header(&self, change: impl FnOnce(&mut HeaderState)) -> Result<()> {
         let _turn = self.header_write.lock().await;
         let old = self.header().clone();

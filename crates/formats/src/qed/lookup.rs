@@ -2,8 +2,8 @@
 //!
 //! [`Qed::lookup`] uses only the cache and takes no lock. [`Qed::extent`] loads missing slices.
 //!
-//! The slice cache reads words as big-endian numbers, and the tables of QED are little-endian. So the words of a slice have
-//! their bytes swapped; [`load`] and [`set`] convert them.
+//! The slice cache reads words as big-endian numbers, and the tables of QED are little-endian. So the bytes of the words in
+//! a slice are swapped. [`load`] and [`set`] convert the words.
 
 use std::sync::atomic::{AtomicU64, Ordering::Acquire};
 
@@ -15,14 +15,14 @@ use super::Qed;
 use super::header::{ENTRY_BYTES, Entry};
 use crate::slice_cache::{Change, Pinned};
 
-/// Describes where the first `len` bytes of a range of the disk are stored.
+/// Where the first `len` bytes of a range of the disk are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Extent {
     /// The data lies at `host` in the file.
     Data { host: u64, len: u64 },
     /// The range reads as zeroes.
     Zero { len: u64 },
-    /// The range is not allocated and reads from the backing file.
+    /// The range is not allocated. It is read from the backing file, or as zeroes without a backing file.
     Unallocated { len: u64 },
 }
 
@@ -34,7 +34,7 @@ impl Extent {
     }
 }
 
-/// Number of failed lookups after which the thread yields to other threads.
+/// Each time that a lookup has failed this many times, the thread yields to other threads.
 const PATIENCE: u32 = 64;
 
 /// The reason why a lookup in the cache failed.
@@ -50,7 +50,7 @@ pub(super) fn load(word: &AtomicU64) -> u64 {
     word.load(Acquire).swap_bytes()
 }
 
-/// Changes an entry. A reader of the new value sees all data written before this call.
+/// Changes an entry. A thread that reads the new value also sees all writes to memory before this call.
 pub(super) fn set(change: &mut Change<'_>, index: usize, entry: u64) {
     change.replace(index, entry.swap_bytes());
 }
@@ -81,16 +81,16 @@ impl Qed {
         super::header::data_entry(self.geometry, self.first_cluster, entry, self.entry_end())
     }
 
-    /// An entry that refers to this offset or a higher one is invalid: the file ends there, or cluster numbers do not fit in 32
-    /// bits.
+    /// The limit for offsets in entries. An entry that refers to this offset or a higher one is invalid, because the file
+    /// ends there or because the cluster number does not fit in 32 bits.
     pub(super) fn entry_end(&self) -> u64 {
         self.file_end.load(Acquire).min(u64::from(u32::MAX) << self.geometry.cluster_bits)
     }
 
-    /// Byte offset of an L2 table; `None` if the table does not exist.
+    /// Byte offset of an L2 table. `None` if the table does not exist.
     ///
     /// # Errors
-    /// When the L1 entry is invalid.
+    /// `Corrupt` if the L1 entry is invalid.
     pub(super) fn table_offset(&self, index: u64) -> Result<Option<u64>> {
         let entry = self.l1_entry(index);
         let end = self.entry_end();
@@ -117,7 +117,7 @@ impl Qed {
         }
     }
 
-    /// The extent that starts at word `index`. It ends at the end of the slice or of the range at the latest.
+    /// The extent that starts at word `index`. The extent ends at the end of the slice or of the range at the latest.
     fn scan(
         &self,
         words: &[AtomicU64],
@@ -157,6 +157,9 @@ impl Qed {
     }
 
     /// The extent at the start of `offset..offset + len`. Loads the slice if it is not cached.
+    ///
+    /// # Errors
+    /// `Corrupt` if an L1 or L2 entry is invalid, and the errors of the file.
     pub(super) async fn extent(&self, offset: u64, len: u64) -> Result<Extent> {
         let mut tries = 0_u32;
         loop {
@@ -175,7 +178,8 @@ impl Qed {
         }
     }
 
-    /// Pins the slice of a disk offset; `None` if its L2 table does not exist.
+    /// Pins the slice that maps a disk offset. Loads the slice if it is not cached. Returns `None` if its L2 table does not
+    /// exist.
     pub(super) async fn pin_slice(&self, offset: u64) -> Result<Option<Pinned<'_>>> {
         let (slice, _) = self.slice_of(offset);
         loop {
@@ -188,7 +192,7 @@ impl Qed {
             point();
             match self.l2.get(slice, || self.load_slice(slice)).await? {
                 Some(pinned) => return Ok(Some(pinned)),
-                // Every slice in the cache is dirty or pinned. A write-back makes slices clean.
+                // Every slice in the cache is dirty or pinned. A write-back makes dirty slices clean.
                 None => self.write_back(false).await?,
             }
         }
@@ -203,7 +207,7 @@ impl Qed {
         read.map_err(|error| error.prefix("Could not read an L2 table"))
     }
 
-    /// Byte offset of a slice; `None` if its L2 table does not exist.
+    /// Byte offset of a slice. `None` if its L2 table does not exist.
     pub(super) fn slice_place(&self, slice: u64) -> Result<Option<u64>> {
         let per_table = self.geometry.table_entries() / self.slice_words;
         let table = self.table_offset(slice / per_table)?;

@@ -9,10 +9,10 @@ use super::header::Geometry;
 /// Longest range of the source in one status query.
 const STATUS_CHUNK: u64 = 1 << 40;
 
-/// Measures an image with the contents of the source. Without a source, it measures an empty image.
+/// Measures a new image with the contents of the source. Without a source, measures an empty image.
 ///
 /// # Errors
-/// When an option is wrong; otherwise the errors of the source.
+/// Fails if an option is invalid or not supported. Also returns the errors of the source.
 pub(super) async fn measure(request: MeasureRequest<'_>) -> Result<Measure> {
     let mut options = request.options;
     if let Some(source) = request.source {
@@ -32,7 +32,8 @@ pub(super) async fn measure(request: MeasureRequest<'_>) -> Result<Measure> {
     Ok(Measure { required, fully_allocated, bitmaps: None })
 }
 
-/// Bytes of the clusters in which the source has data other than zeroes, and of the tables that map them.
+/// Total size of the clusters for which the block status of the source reports data that is not zero, and of the tables
+/// that map these clusters.
 async fn used_bytes(source: &Backend, geometry: Geometry) -> Result<u64> {
     let size = source.size();
     let reach = geometry.table_reach();

@@ -1,8 +1,9 @@
 //! qed: QEMU's enhanced disk format.
 //!
 //! Spec: docs/interop/qed_spec of QEMU. An image consists of clusters: the header, an L1 table, L2 tables and data. The L1
-//! table contains the offsets of the L2 tables, and the L2 tables contain the offsets of the data clusters. A cluster that is
-//! not allocated reads from the backing file. There are no refcounts: a cluster is in use if an entry of a table refers to it.
+//! table contains the offsets of the L2 tables, and the L2 tables contain the offsets of the data clusters. A cluster that
+//! is not allocated is read from the backing file, or as zeroes without a backing file. There are no refcounts: a cluster
+//! is in use if an entry of a table refers to it.
 //!
 //! | | |
 //! |---|---|
@@ -35,11 +36,11 @@
 //!
 //! # After a crash
 //!
-//! An L2 entry is written after its data has been flushed, and an L1 entry after its table has been flushed. A freed cluster is
-//! allocated again only after the entries that referred to it have been changed on disk and flushed. So a crash loses no
-//! flushed data; it can only leave clusters that are unused. The need-check flag of the header is written and flushed before
-//! the first cluster is allocated. The next program that opens the image for writing finds the flag, and checks and repairs the
-//! image.
+//! An L2 entry is written after its data has been flushed, and an L1 entry after its table has been flushed. A freed
+//! cluster is allocated again only after the entries that referred to it have been changed on disk and flushed. So a crash
+//! loses no flushed data, but can leave unused clusters. The need-check flag of the header is written and flushed before
+//! the first cluster is allocated. A program that opens the image for writing after a crash finds the flag, and checks and
+//! repairs the image.
 
 mod backing;
 mod check;
@@ -92,7 +93,7 @@ pub(crate) struct Qed {
     size: AtomicU64,
     /// Byte offset of the first cluster that can store a table or data.
     first_cluster: u64,
-    /// The file has at least this number of bytes. An entry that refers to a later offset is invalid.
+    /// The file has at least this number of bytes. An entry that refers to this offset or a higher one is invalid.
     file_end: AtomicU64,
     /// The L1 table. An entry that is absent here is 0.
     l1: Radix<AtomicU64>,
@@ -103,7 +104,7 @@ pub(crate) struct Qed {
     /// Entries of a slice.
     slice_words: u64,
     allocator: Arc<Allocator>,
-    /// Clusters that no entry in memory refers to any more. An entry on disk may still refer to them.
+    /// Freed clusters: no entry in memory refers to them, but an entry on disk may still refer to them.
     freed: FreedBlocks,
     /// State of the need-check flag in the header on disk.
     mark: Mark,
@@ -139,8 +140,10 @@ impl Qed {
         self.read_only.load(Relaxed)
     }
 
+    /// Refuses writes that the image does not permit.
+    ///
     /// # Errors
-    /// When the image is read-only, or when the header on disk is unknown after a failed write.
+    /// Fails if the image is read-only, or if the header on disk is unknown after a failed write.
     fn check_writable(&self) -> Result<()> {
         if self.is_read_only() {
             return Err(Error::new(ErrorKind::ReadOnly, "Image is read-only"));

@@ -1,8 +1,9 @@
 //! Opening and closing an image.
 //!
-//! If an image with the need-check flag is opened for writing, it is checked and repaired first. If the flag is absent and the
-//! file can grow, all clusters of the file count as used, as in QEMU. In the other cases all tables are read to find the
-//! clusters in use. Closing writes all tables, closes gaps, and removes the need-check flag.
+//! If an image with the need-check flag is opened for writing and not for a check, it is repaired first. If the flag is
+//! absent and the file can grow, all clusters of the file count as used, as in QEMU. In the other cases, all tables are
+//! read to find the clusters in use. Closing a writable image writes all tables. If the image was changed, closing also
+//! removes a small number of gaps and the need-check flag.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -37,7 +38,7 @@ pub(super) struct OpenOptions {
 }
 
 impl OpenOptions {
-    /// Number of slices in the cache.
+    /// Number of slices in the cache, at least 8.
     pub(super) fn slices(&self, slice_words: u64) -> usize {
         let bytes = self.l2_cache_size.unwrap_or(L2_CACHE);
         let slices = bytes / slice_words.saturating_mul(ENTRY_BYTES);
@@ -152,7 +153,7 @@ impl Qed {
         Ok(())
     }
 
-    /// Prepares writes to an image that is opened for writing: repairs it if necessary, and initialises the allocator.
+    /// Prepares an image that is opened for writing: repairs the image if necessary, and initialises the allocator.
     async fn begin_to_write(&self, file: &Edge) -> Result<()> {
         self.clear_autoclear().await?;
         if self.mark.is_possible() {
@@ -167,12 +168,15 @@ impl Qed {
     }
 
     /// Checks and repairs an image that was not closed.
+    ///
+    /// # Errors
+    /// `Corrupt` if the repair leaves faults, and the errors of the check.
     async fn make_consistent(&self) -> Result<()> {
         let say = |finding: Finding| tracing::error!("qed: {finding}");
         let failed = |error: Error| error.prefix("Could not repair dirty image");
         let report = self.check_image(Fix::All, &say).await;
         let report = match report {
-            // If the file cannot grow, unused clusters stay in it.
+            // If the file cannot grow, unused clusters may stay in the file.
             Err(error) if error.kind() == ErrorKind::NoSpace => {
                 self.check_image(Fix::Nothing, &say).await.map_err(failed)?
             }
@@ -205,7 +209,7 @@ impl Qed {
         Ok(survey.used)
     }
 
-    /// Informs the allocator which clusters of the file are in use.
+    /// Tells the allocator which clusters of the file are in use, so that clusters can be allocated.
     pub(super) fn allow_allocations(&self, file: &Edge, used: &RoaringBitmap) {
         let grows = file.node().limits().grows;
         let clusters = self.geometry.index(self.geometry.end(file.size()));
@@ -213,7 +217,8 @@ impl Qed {
         self.allocator.set_used(used, grows.then_some(fresh), 0);
     }
 
-    /// Writes all tables, closes gaps, and removes the need-check flag. No request is in flight.
+    /// Writes all tables. If the image was changed, closes a small number of gaps, truncates the file, and removes the
+    /// need-check flag. Does nothing if the image is read-only or accepts no writes. No request is in flight.
     pub(super) async fn complete_image(&self) -> Result<()> {
         if self.is_read_only() || self.stopped.load(Relaxed) {
             return Ok(());

@@ -8,7 +8,7 @@ use super::Qed;
 use super::lookup::Extent;
 use crate::blocks::length;
 
-/// Largest number of extents that are merged into one status.
+/// Maximum number of extents that are merged with the first one into one status.
 const JOIN: u32 = 1 << 14;
 
 impl Qed {

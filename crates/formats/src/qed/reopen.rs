@@ -1,8 +1,8 @@
-//! Reopen of an image, which can change its read-only mode and the size of its cache.
+//! Reopen: changing the read-only mode of an image and the size of its cache.
 //!
-//! Before an image becomes read-only, all of its metadata is written to disk and the need-check flag is removed. An image that
-//! becomes writable must have the same header and L1 table on disk as in memory: if locking is off, another program may have
-//! written to it. For the same reason, its cached slices are dropped.
+//! Before an image becomes read-only, all of its metadata is written to disk and the need-check flag is removed. An image
+//! that becomes writable must have the same header and L1 table on disk as in memory: if locking is off, another program
+//! may have written to the image. For the same reason, the cached slices of the image are dropped.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;

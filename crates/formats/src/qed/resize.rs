@@ -1,8 +1,9 @@
-//! Changing the virtual size. The core has drained the node.
+//! Changing the virtual size. `oxblk_core` has drained the node.
 //!
 //! To grow the disk, the driver first makes the added range read as zeroes, flushes, and then writes the new size to the
-//! header. To shrink the disk, it first writes the new size, and then frees the clusters after the new end. So after a crash or
-//! an error the disk has the old or the new size. A range that is added later never reads as old data or as the backing file.
+//! header. To shrink the disk, the driver first writes the new size, and then frees the clusters after the new end. So
+//! after a crash or an error the disk has the old or the new size. A range that is added later never reads as old data or
+//! as the backing file.
 
 use std::sync::atomic::Ordering::Release;
 
@@ -17,7 +18,8 @@ impl Qed {
     /// Sets the virtual size to `size` bytes.
     ///
     /// # Errors
-    /// When the size is not possible; otherwise the errors of the file.
+    /// Fails if the image is read-only, if the size is invalid, or if preallocation is requested. Also returns the errors
+    /// of the file.
     pub(super) async fn resize_image(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         self.check_writable()?;
         if preallocation != Preallocation::Off {
@@ -52,7 +54,7 @@ impl Qed {
         Ok(())
     }
 
-    /// Makes the rest of the last cluster after `size`, the end of the disk, read as zeroes.
+    /// Makes the part of the last cluster of the disk after `size`, the end of the disk, read as zeroes.
     async fn zero_rest(&self, size: u64) -> Result<()> {
         let end = self.geometry.end(size);
         if size == end {
@@ -71,8 +73,8 @@ impl Qed {
         }
     }
 
-    /// Frees the clusters of the disk from offset `from` on, and the L2 tables that map only such clusters. Their entries
-    /// become 0.
+    /// Frees the clusters of the disk from offset `from` on, and the L2 tables that map only such clusters. The entries of
+    /// these clusters and tables become 0.
     pub(super) async fn forget(&self, from: u64) -> Result<()> {
         let reach = self.geometry.table_reach();
         let first = self.l1_index(from);
@@ -92,7 +94,8 @@ impl Qed {
         Ok(())
     }
 
-    /// Frees the clusters of the disk between `from` and `to`. One table maps the range, and `to` is the end of what it maps.
+    /// Frees the clusters of the disk between `from` and `to`. One L2 table maps the range, and `to` is the end of the
+    /// range that this table maps.
     async fn forget_entries(&self, from: u64, to: u64) -> Result<()> {
         let end = self.entry_end();
         let mut at = from;

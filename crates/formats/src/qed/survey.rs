@@ -1,8 +1,8 @@
 //! The survey of an image: it reads all tables, and collects the clusters in use and the faults.
 //!
 //! Tables are read from the file, so all changes must have been written back. No request is in flight, or the image is
-//! read-only. An L2 table that overlaps an earlier table is reported as a fault and is not read. So a survey reads no part of
-//! the file twice.
+//! read-only. An L2 table that overlaps an earlier table is reported as a fault and is not read. So a survey reads no table
+//! twice.
 
 use std::ops::ControlFlow;
 
@@ -34,7 +34,7 @@ pub(super) enum Fault {
 pub(super) struct Survey {
     /// Clusters of the file that are in use.
     pub(super) used: RoaringBitmap,
-    /// Number of L2 entries that are neither unallocated nor zero clusters.
+    /// Number of L2 entries that are neither unallocated nor zero clusters, including invalid entries.
     pub(super) allocated: u64,
     /// Number of allocated L2 entries whose cluster does not follow the cluster of the previous allocated entry of the table.
     pub(super) fragmented: u64,

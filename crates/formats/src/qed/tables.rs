@@ -1,7 +1,8 @@
-//! Creation of L2 tables, changes of L1 entries, and extension of the file.
+//! Creating L2 tables, changing L1 entries, and extending the file.
 //!
-//! A new table is filled with zeroes in the file before the L1 entry in memory refers to it. So its slices can be loaded from
-//! the file like those of every other table. The next write-back writes the L1 entry, after the contents of the table.
+//! A new table is filled with zeroes in the file before the L1 entry in memory refers to it. So the slices of the table can
+//! be loaded from the file, as with every other table. The next write-back writes the L1 entry, after the contents of the
+//! table.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Release};
@@ -14,6 +15,9 @@ use crate::blocks::Run;
 
 impl Qed {
     /// Creates the L2 table of the L1 entry `index` if it does not exist.
+    ///
+    /// # Errors
+    /// `EFBIG` if the L1 table has no such entry, `Corrupt` if the entry is invalid, and the errors of the file.
     pub(super) async fn ensure_table(&self, index: u64) -> Result<()> {
         if self.table_offset(index)?.is_some() {
             return Ok(());
@@ -44,8 +48,8 @@ impl Qed {
         Ok(run)
     }
 
-    /// Sets an L1 entry and marks it dirty, both under one lock. So if a thread sees the new entry and then flushes, its flush
-    /// writes the entry.
+    /// Sets an L1 entry and marks it dirty, both under one lock. So if a thread sees the new entry and then flushes, this
+    /// flush writes the entry.
     pub(super) fn set_l1_entry(&self, index: u64, entry: u64) {
         let mut dirty = lock(&self.l1_dirty);
         self.l1.get_or_make(index).store(entry, Release);
@@ -65,8 +69,11 @@ impl Qed {
         place.store(entry, Release);
     }
 
-    /// Extends the file so that it contains all clusters before `end`. Extensions are serialised by the `growing` lock; without
-    /// it, an extension with an older, smaller `end` could truncate the file.
+    /// Extends the file so that it contains all clusters before `end`. The `growing` lock serialises extensions. Without
+    /// this lock, an extension with a smaller `end` could truncate the file.
+    ///
+    /// # Errors
+    /// `ENOSPC` if the file cannot grow and is too short, and the errors of the file.
     pub(super) async fn lengthen(&self, end: u32) -> Result<()> {
         use std::sync::atomic::Ordering::{AcqRel, Acquire};
         let needed = self.offset_of(end);

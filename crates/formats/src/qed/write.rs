@@ -1,11 +1,12 @@
 //! Writes that allocate clusters, with copy-on-write.
 //!
-//! A write holds the range lock on its clusters from the lookup until the clusters are linked. So two allocating writes to the
-//! same cluster run one after the other. Each run of clusters goes through these steps:
+//! A write that allocates clusters holds the range lock on its clusters of the disk from the lookup until the clusters are
+//! linked. So two allocating writes to the same cluster run one after the other. Each run of clusters goes through these
+//! steps:
 //!
 //! 1. *reserve*: get clusters of the file that no other request has reserved; make the file long enough;
 //! 2. *write*: write the data, and around it the old contents of the clusters;
-//! 3. *link*: set the L2 entries in the cache. Readers see the new data from here on. [`super::write_back`] writes the
+//! 3. *link*: set the L2 entries in the cache. Readers see the new data from this step on. [`super::write_back`] writes the
 //!    entries to the file.
 //!
 //! The entries of a run lie in one slice, so that either all of them are set or none.
@@ -29,7 +30,7 @@ impl Qed {
     pub(super) async fn write_guest(&self, offset: u64, data: IoBuf) -> Result<()> {
         self.check_writable()?;
         let len = length(&data);
-        // A write to allocated clusters needs no lock.
+        // A write to allocated clusters that are contiguous in the file needs no lock.
         if let Extent::Data { host, len: covered } = self.extent(offset, len).await?
             && covered == len
         {
@@ -44,7 +45,7 @@ impl Qed {
         self.file()?.write(host, data, WriteFlags::empty()).await
     }
 
-    /// Like [`Self::write_guest`], for callers that hold the range lock.
+    /// The same as [`Self::write_guest`], for callers that hold the range lock.
     pub(super) async fn write_locked(&self, offset: u64, mut data: IoBuf) -> Result<()> {
         let mut jobs: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
         let mut at = offset;
@@ -52,7 +53,7 @@ impl Qed {
             let job = self.next_job(at, &mut data, &mut jobs);
             match job.await {
                 Ok(next) => at = next,
-                // The writes that have begun must complete first: a reserved cluster returns to the allocator only after that.
+                // The parts before the failed one are still written.
                 Err(error) => return run_all(jobs).await.and(Err(error)),
             }
         }
@@ -105,7 +106,7 @@ impl Qed {
         self.link(self.geometry.start(offset), run).await
     }
 
-    /// Writes the new contents of the clusters of `run`: `data`, and the old contents of the disk before and after it.
+    /// Writes the new contents of the clusters of `run`: `data`, and the old contents of the disk before and after `data`.
     async fn fill(&self, offset: u64, data: IoBuf, run: &Run) -> Result<()> {
         let first = self.geometry.start(offset);
         let host = self.offset_of(run.start);

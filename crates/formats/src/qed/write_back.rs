@@ -1,18 +1,19 @@
-//! Write-back of tables, in an order that is safe against a crash at any point.
+//! Writing tables back, in an order that survives a crash at any point.
 //!
 //! One cycle runs at a time (lock `writing_back`). The steps of a cycle are:
 //!
 //! 1. take the freed clusters, the changed L1 entries with their values, and copies of the dirty L2 slices, in that order. So
 //!    the copies contain the L2 entries that belong to the freed clusters and to the L1 entries. The data of every entry in the
 //!    copies has been written;
-//! 2. make sure that the header has the need-check flag;
-//! 3. flush the file, so that data and new tables are on disk;
+//! 2. if there are copies or L1 entries to write, make sure that the header has the need-check flag;
+//! 3. then flush the file, so that data and new tables are on disk;
 //! 4. write the copies; flush if L1 entries follow;
 //! 5. write the L1 entries;
-//! 6. flush if the caller asked for it or clusters have been freed. After this flush, the freed clusters can be allocated.
+//! 6. flush if the caller requests it or clusters have been freed. After this flush, the freed clusters are quarantined.
 //!
-//! A cycle that fails or is cancelled restores its input. The next cycle waits until the I/O of a cancelled cycle has ended
-//! (see `write_barrier`).
+//! If a cycle fails or is cancelled, it restores its input: the slices and L1 entries are dirty again, and the freed
+//! clusters wait for the next cycle. The next cycle waits until the I/O of a cancelled cycle has ended (see
+//! `write_barrier`).
 
 use std::collections::BTreeMap;
 
@@ -24,7 +25,8 @@ use super::header::ENTRY_BYTES;
 use super::{Qed, lock};
 use crate::slice_cache::DirtyCopy;
 
-/// The input of one cycle. If it is dropped early, the remaining input is restored.
+/// The tables that one cycle writes. If this value is dropped before [`Self::written`], the slices and L1 entries are
+/// marked dirty again.
 struct Cycle<'a> {
     image: &'a Qed,
     /// The changed L1 entries, with the values that they had when the cycle began. A newer value may refer to a table that this
@@ -62,7 +64,7 @@ impl Qed {
     pub(super) async fn write_back(&self, durable: bool) -> Result<()> {
         let _turn = self.writing_back.lock().await;
         let file = self.file()?;
-        // No entry in memory refers to these clusters any more.
+        // No entry in memory refers to these clusters.
         let freed = self.freed.take();
         point();
         let cycle = Cycle::begin(self);

@@ -1,5 +1,5 @@
-//! Zero writes and discards. Neither frees a cluster of the image. A zero write writes zeroes to allocated clusters and may
-//! release their blocks on the host; a discard passes allocated clusters to the file's discard.
+//! Zero writes and discards. These requests free no cluster of the image. A zero write writes zeroes to allocated clusters,
+//! and may release the host storage of these clusters. A discard discards allocated clusters in the file below.
 
 use oxblk_core::{ChildIdx, Error, ErrorKind, Result, Want, ZeroFlags};
 
@@ -11,8 +11,8 @@ impl Qed {
     /// Makes a range of the disk read as zeroes. Clusters that are not allocated become zero clusters.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] if the range covers only a part of an unallocated cluster, and the rest of the cluster may
-    /// not read as zeroes. The caller must write zeroes as data in this case.
+    /// [`ErrorKind::Unsupported`] if the range covers only a part of an unallocated cluster, and it is not certain that the
+    /// rest of the cluster reads as zeroes. The caller must write zeroes as data in this case. Also the errors of the file.
     pub(super) async fn zero_guest(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         self.check_writable()?;
         let end = offset.saturating_add(len);
@@ -21,7 +21,7 @@ impl Qed {
         self.zero_locked(offset, end, flags & ZeroFlags::MAY_UNMAP).await
     }
 
-    /// Like [`Self::zero_guest`], for callers that hold the range lock.
+    /// The same as [`Self::zero_guest`], for callers that hold the range lock.
     pub(super) async fn zero_locked(&self, from: u64, to: u64, flags: ZeroFlags) -> Result<()> {
         let mut at = from;
         while at < to {
@@ -39,7 +39,7 @@ impl Qed {
         Ok(())
     }
 
-    /// Turns the clusters of the range into zero clusters. None of them is allocated.
+    /// Turns the clusters of the range into zero clusters. The caller ensures that no data cluster is allocated for them.
     async fn zero_unallocated(&self, from: u64, to: u64) -> Result<()> {
         let (first, last) = (self.geometry.start(from), self.geometry.end(to));
         // The disk may end inside its last cluster.
@@ -73,7 +73,7 @@ impl Qed {
         Ok(())
     }
 
-    /// Whether the block status, also of the backing chain, shows that a range reads as zeroes. No data is read.
+    /// Whether the tables, and the block status of the backing chain, show that a range reads as zeroes. No data is read.
     async fn shows_zeroes(&self, from: u64, to: u64) -> Result<bool> {
         let mut at = from;
         while at < to {
@@ -96,7 +96,7 @@ impl Qed {
         Ok(true)
     }
 
-    /// Discards the host blocks of the allocated clusters that a range covers completely. The clusters stay allocated.
+    /// Discards allocated clusters in the file below, if the range covers them completely. The clusters stay allocated.
     pub(super) async fn discard_guest(&self, offset: u64, len: u64) -> Result<()> {
         self.check_writable()?;
         let end = offset.saturating_add(len);

@@ -1,4 +1,5 @@
-//! Creation and measurement of raw images. A new raw image is a file that has the size of the disk.
+//! Creation and measurement of raw images. A new raw image is a file with the size of the disk, rounded up to whole
+//! sectors.
 
 use oxblk_core::create::{
     CreateOption, CreateRequest, CreateTarget, Measure, MeasureRequest, OptionType,
@@ -25,7 +26,7 @@ fn take_size(options: &mut Options) -> Result<Option<u64>> {
 /// Reads the options: size and preallocation.
 ///
 /// # Errors
-/// When a value is wrong.
+/// Fails if a value is invalid.
 pub(super) fn read(mut options: Options) -> Result<(u64, Preallocation)> {
     let size = take_size(&mut options)?.unwrap_or(0);
     check_length(size)?;

@@ -3,9 +3,9 @@
 //! `offset` and `size` select a window of the file. All requests are forwarded to the file. The permissions of the parents are
 //! passed to the file unchanged, because raw has no metadata that must be protected.
 //!
-//! If an image was *probed* as raw, its guest could write the header of another format to it, and the next probe would find
-//! that format. The core refuses such writes. The driver of a probed image requires requests of whole sectors, so that the
-//! guest cannot build a header with smaller writes.
+//! If an image was *probed* as raw, the guest could write the header of another format to the image, and the next probe
+//! would find that format. `oxblk_core` refuses such writes. The driver of a probed image requires requests of whole
+//! sectors, so that the guest cannot build a header with smaller writes.
 
 mod create;
 
@@ -47,7 +47,7 @@ struct Window {
 }
 
 impl Window {
-    /// Checks the options against a file of `file_size` bytes, and returns the image's size.
+    /// Checks the options against a file of `file_size` bytes. Returns the window and the size of the image.
     fn new(options: &RawOptions, file_size: u64) -> Result<(Self, u64)> {
         let offset = options.offset.unwrap_or(0);
         let Some(rest) = file_size.checked_sub(offset) else {

@@ -1,8 +1,8 @@
 //! Dropping cached slices that were not used for a while (`cache-clean-interval`).
 //!
-//! A task scans the caches once per interval. It runs on the I/O thread that opened the image or last changed the interval. The
-//! task does not keep the caches alive. While no slice is cached, the task waits without a timer, so that an idle image wakes
-//! no thread.
+//! A task scans the caches once per interval. The task runs on the I/O thread that opened the image or last changed the
+//! interval. The task does not keep the caches alive. While no slice is cached, the task waits without a timer, so that an
+//! idle image wakes no thread.
 
 use std::sync::atomic::{
     AtomicU64,
@@ -23,7 +23,7 @@ struct Signal {
     turn: AtomicU64,
 }
 
-/// Cleans the caches of an image until it is dropped.
+/// Drops unused slices from the caches of an image, until the cleaner itself is dropped.
 pub(crate) struct Cleaner {
     signal: Arc<Signal>,
     interval: Mutex<Duration>,
@@ -37,7 +37,8 @@ impl Cleaner {
         Self { signal, interval: Mutex::default(), caches: caches.into() }
     }
 
-    /// Makes the cleaner drop slices that were not used for `interval`. Zero: it drops no slices.
+    /// Makes the cleaner drop slices that were not used for at least `interval`. It drops no slices if `interval` is 0, or
+    /// if the caller does not run on an I/O thread.
     pub(crate) fn set_interval(&self, interval: Duration) {
         let mut current = lock(&self.interval);
         if *current == interval {

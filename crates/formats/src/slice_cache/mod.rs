@@ -1,8 +1,8 @@
 //! The metadata cache of qcow2 and qed: slices of L2 tables and of qcow2 refcount blocks, read without a lock.
 //!
-//! A *slice* is a run of 64-bit words of a table (usually 4 KiB). The slices of all tables are numbered consecutively.
-//! [`SliceCache`] stores slices in numbered *slots*. A slot is created once; later only its contents change. A
-//! [`Radix`](radix::Radix) tree maps the number of a slice to its slot.
+//! A *slice* is a part of a table: a run of 64-bit words, usually 4 KiB. The slices of all tables are numbered
+//! consecutively. [`SliceCache`] stores slices in numbered *slots*. A slot is created once. Later, only its contents
+//! change. A [`Radix`](radix::Radix) tree maps the number of a slice to its slot.
 //!
 //! - A **hit** ([`SliceCache::peek`]) takes no lock and writes no shared data, apart from a usage flag. It reads the slot's
 //!   version before and after the words (a sequence lock over atomics). So it detects that the slot was reused for another
@@ -15,9 +15,9 @@
 //!   a slice is being loaded.
 //! - **Eviction** is CLOCK over clean, unpinned slots. If there is none, [`SliceCache::get`] returns `None`, and the caller
 //!   writes metadata back first.
-//! - **Unused** slices are dropped periodically ([`clean`]), and their memory is returned to the host. The words of slots lie
-//!   in memory that can be released while readers access it. Such a reader sees zeroes. It discards them, because the version
-//!   has changed.
+//! - **Unused** slices are dropped periodically ([`clean`]), and their memory is returned to the host. The words of slots
+//!   lie in memory that can be released while readers access it. Such a reader sees zeroes. It discards the zeroes, because
+//!   the version has changed.
 
 mod clean;
 mod radix;
@@ -66,13 +66,14 @@ const LIMIT_LATER: usize = 16 << 10;
 /// A cache of table slices.
 pub(crate) struct SliceCache {
     words: usize,
-    /// Largest number of slices. After the limit was lowered, the cache may contain more slices for some time.
+    /// Maximum number of slices. After the limit was lowered, the cache may contain more slices for some time.
     limit: AtomicUsize,
     directory: Radix<AtomicU32>,
     chunks: Box<[OnceLock<Chunk>]>,
     made: AtomicUsize,
     hand: AtomicUsize,
-    /// The numbers of free slots, which contain no slice. The lock is held while slices are removed from slots or stored there.
+    /// The numbers of free slots: slots without a slice. The lock is held while slices are removed from slots or stored
+    /// there.
     claiming: Mutex<Vec<u32>>,
     /// Number of slots that contain a slice.
     in_use: AtomicUsize,
@@ -97,12 +98,12 @@ impl Chunk {
     }
 }
 
-/// No slot can be reused: metadata must be written back first.
+/// No slot can be reused, because all slots are dirty, pinned or claimed. A write-back makes dirty slots clean.
 pub(crate) struct Full;
 
 impl SliceCache {
-    /// A cache of at most `limit` slices (at least 2) of `words` words each. `filled` is notified when a slice is cached and
-    /// the cache was empty.
+    /// Creates a cache of at most `limit` slices (2 to 2^24) of `words` words each. `filled` is notified when a slice is
+    /// cached and the cache was empty.
     pub(crate) fn new(words: usize, limit: usize, filled: Arc<Event>) -> Self {
         let limit = limit.clamp(2, 1 << 24);
         let most = limit.max(LIMIT_LATER);
@@ -121,7 +122,8 @@ impl SliceCache {
         }
     }
 
-    /// Changes the largest number of cached slices. The number is limited by the size for which the cache was created.
+    /// Changes the maximum number of cached slices. The number is at least 2, and cannot exceed the number of slots for
+    /// which the cache was created.
     pub(crate) fn set_limit(&self, limit: usize) {
         let most = self.chunks.len().saturating_mul(CHUNK);
         self.limit.store(limit.clamp(2, most), Relaxed);
@@ -211,8 +213,8 @@ impl SliceCache {
         self.chunks.get(index / CHUNK)?.get()?.slots.get(index % CHUNK)
     }
 
-    /// Calls `look` on the words of a slice if it is cached. `look` may run on words that are being replaced; its result is
-    /// then discarded.
+    /// Calls `look` on the words of a slice, if the slice is cached. If the words change during the call, the result of
+    /// `look` is discarded.
     pub(crate) fn peek<R>(&self, slice: u64, look: impl FnOnce(&[AtomicU64]) -> R) -> Option<R> {
         let number = self.directory.get(slice)?.load(Acquire);
         point();
@@ -227,8 +229,8 @@ impl SliceCache {
         slot.pin(slice).then_some(Pinned { cache: self, slot, number })
     }
 
-    /// Pins a slice. If it is not cached, loads it with `load`, which returns the words as big-endian bytes. `Ok(None)`: the
-    /// cache is full of slices that must be written back first.
+    /// Pins a slice. If the slice is not cached, loads it with `load`. `load` returns the words as big-endian bytes.
+    /// Returns `Ok(None)` if no slot can be reused ([`Full`]).
     ///
     /// # Errors
     /// The errors of `load`.
@@ -286,7 +288,7 @@ impl SliceCache {
         Ok(Pinned { cache: self, slot, number })
     }
 
-    /// Claims a slot for a new slice: a free one, a new one, or one that CLOCK selects.
+    /// Claims a slot for a new slice: a free slot, a new slot, or the slot that CLOCK selects.
     fn claim(&self, free: &mut Vec<u32>) -> Result<u32, Full> {
         let (made, limit) = (self.made.load(Acquire), self.limit.load(Relaxed));
         while let Some(number) = free.pop() {
@@ -397,7 +399,7 @@ impl Change<'_> {
         self.pinned.words()
     }
 
-    /// Replaces the word `index` and returns the old one. Does nothing if the slice has no such word.
+    /// Replaces the word `index` and returns the old word. Returns 0 and changes nothing if the slice has no such word.
     pub(crate) fn replace(&mut self, index: usize, new: u64) -> u64 {
         let Some(word) = self.pinned.words().get(index) else { return 0 };
         self.changed = true;
@@ -425,7 +427,7 @@ pub(crate) struct DirtyCopy<'a> {
     pinned: Pinned<'a>,
     /// The number of the slice.
     pub(crate) slice: u64,
-    /// Its words in big-endian bytes.
+    /// The words of the slice in big-endian bytes.
     pub(crate) bytes: Vec<u8>,
     written: bool,
 }

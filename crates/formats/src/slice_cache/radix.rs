@@ -1,7 +1,7 @@
 //! A sparse array that never shrinks and that is read without a lock.
 //!
-//! The array is a tree of four levels with 256 children each. Only used parts of the array take memory, a few KiB per image, so
-//! that a backing chain of a thousand images takes little memory.
+//! The array is a tree of four levels with 256 children each. Only used parts of the array take memory (about 20 KiB for
+//! the first element), so that a backing chain of a thousand images takes little memory.
 
 use std::sync::OnceLock;
 
@@ -33,14 +33,14 @@ fn cells<T>() -> Box<[OnceLock<T>]> {
 }
 
 impl<T: Default> Radix<T> {
-    /// The element, if its part of the array has been allocated.
+    /// The element at `index`, if its part of the array has been allocated.
     pub(crate) fn get(&self, index: u64) -> Option<&T> {
         let [top, high, low, leaf] = digits(index)?;
         self.top.get()?.get(top)?.get()?.get(high)?.get()?.get(low)?.get()?.get(leaf)
     }
 
-    /// The element. Allocates its part of the array if necessary. Indices of 2^32 and more share the last element; callers do
-    /// not use them, because tables are limited in size.
+    /// The element at `index`. Allocates its part of the array if necessary. Indices of 2^32 and more share the last
+    /// element. Callers do not use such indices, because tables are limited in size.
     pub(crate) fn get_or_make(&self, index: u64) -> &T {
         let [top, high, low, leaf] = digits(index).unwrap_or([FAN - 1; 4]);
         let tops = self.top.get_or_init(cells);

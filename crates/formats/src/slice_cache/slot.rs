@@ -1,7 +1,7 @@
 //! One slot of the cache: the words of a slice, the number of that slice, and the slot's state.
 //!
-//! [`State`] counts pins and has the dirty and claimed bits. [`Version`] lets readers detect that words changed while they
-//! read.
+//! [`State`] counts pins and has the dirty and claimed bits. With [`Version`], a reader detects that words changed during
+//! its read.
 
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU64,
@@ -20,7 +20,7 @@ const USED_FOR_CLOCK: u8 = 1;
 /// Bit of `used`: the slot was used since unused slices were last dropped.
 const USED_IN_INTERVAL: u8 = 2;
 const USED: u8 = USED_FOR_CLOCK | USED_IN_INTERVAL;
-/// After this many failed copies of a slice the thread yields to other threads.
+/// Each time that a copy of a slice has failed this many times, the thread yields to other threads.
 const PATIENCE: u32 = 64;
 
 pub(super) struct Slot {

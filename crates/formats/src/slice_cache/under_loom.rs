@@ -1,5 +1,6 @@
 //! Tests of the lock-free parts of the cache with the model checker loom. `state.rs` and `version.rs` are compiled against
-//! loom's primitives. loom then tries the possible interleavings, and the reorderings that the memory orderings permit.
+//! loom's primitives. loom then tries the interleavings with at most three preemptions, and the reorderings that the memory
+//! orderings permit.
 
 #![allow(dead_code, unreachable_pub, reason = "the models use a part of each file")]
 #![allow(clippy::duplicate_mod, reason = "the same files, against other primitives")]
@@ -116,7 +117,7 @@ fn a_slot_with_an_unwritten_change_is_not_claimed() {
         let changing = {
             let image = Arc::clone(&image);
             thread::spawn(move || {
-                // A claimed slot no longer holds the slice, so the change would use another slot.
+                // A claimed slot no longer contains the slice, so a change would use another slot.
                 if image.state.pin() {
                     image.words[0].store(1, Release);
                     image.list.mark(&image.state, 1);

@@ -1,14 +1,15 @@
 //! Check and repair of an image. No two entries of the block map may refer to the same block, and the number of allocated
 //! blocks in the header must be right.
 //!
-//! Faults that QEMU finds have the same messages and are counted in the same way as in `qemu-img check`. In addition, a block
-//! after the end of the file is an error, and so is a block that the number of allocated blocks in the header does not include.
-//! If the image has no other fault, a block that this number includes is a leak if no entry refers to it.
+//! Faults that QEMU finds have the same messages and are counted in the same way as in `qemu-img check`. In addition, an
+//! entry is an error if its block lies after the end of the file, or if the number of allocated blocks in the header does
+//! not include its block. In an image without such errors, a block that this number includes is a leak if no entry refers
+//! to it.
 //!
 //! A repair loses no readable data:
 //!
-//! - If two entries refer to the same block, or an entry refers to a block number that is too large, the entry gets its own
-//!   copy of the block.
+//! - If two entries refer to the same block, the second entry gets its own copy of the block. An entry whose block number
+//!   is too large also gets a copy. If the block contains only zeroes, the entry is set to unallocated instead.
 //! - A file that is too short is extended. The missing part reads as zeroes, as before.
 //! - The last blocks are moved into the gaps, and the number of blocks in use is written to the header.
 //!
@@ -24,9 +25,9 @@ use super::entry::Entry;
 use super::survey::{Fault, Finding, Survey};
 use crate::blocks::BlockImage;
 
-/// A repair makes at most this number of copies more than the file has blocks.
+/// A repair makes at most as many copies as the file has blocks, plus this number.
 const SPARE_COPIES: u64 = 64;
-/// Number of faulty entries that are reported individually. Further faulty entries are only counted.
+/// Approximate number of faulty entries that are reported individually. Further faulty entries are only counted.
 const MOST_TOLD: u64 = 100_000;
 
 /// The result of a check.
@@ -79,6 +80,9 @@ fn describe(finding: Finding) -> String {
 
 impl Vdi {
     /// Checks the image and repairs the faults that `fix` allows. No request is in flight.
+    ///
+    /// # Errors
+    /// `EROFS` if a read-only image is to be repaired, and the errors of the file.
     pub(super) async fn check_image(
         &self,
         fix: Fix,
@@ -105,8 +109,8 @@ impl Vdi {
         Ok(findings.report)
     }
 
-    /// Largest number of entries that get a block of their own. Without this limit, a map with many faulty entries could make
-    /// the file very large.
+    /// If more entries than this need a block of their own, the image is not repaired. Without this limit, a map with many
+    /// faulty entries could make the file very large.
     fn most_copies(&self) -> u64 {
         u64::from(self.whole_blocks.load(Acquire)).saturating_add(SPARE_COPIES)
     }
@@ -159,7 +163,7 @@ impl Vdi {
         Ok(findings)
     }
 
-    /// Repairs all faults. Returns false if there are too many faults; nothing has been repaired then.
+    /// Repairs all faults. Returns false and repairs nothing if too many entries need a block of their own.
     async fn repair(&self, findings: &Findings, say: &dyn Fn(check::Finding)) -> Result<bool> {
         let Findings { survey, misplaced, misplaced_count, cut_off, .. } = findings;
         if *misplaced_count > self.most_copies() {

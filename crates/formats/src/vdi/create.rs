@@ -12,7 +12,7 @@ use super::entry::Entry;
 use super::header::{BLOCK, HEADER_BYTES, Header, MAX_SIZE, SECTOR, too_large};
 use crate::blocks::ENTRY_BYTES;
 
-/// Largest number of entries of the map in one write.
+/// Maximum number of entries of the map in one write.
 const ENTRIES_AT_ONCE: u32 = 1 << 18;
 
 /// The options of the format itself. `preallocation` is an option of the protocol, because it preallocates the file.
@@ -39,7 +39,7 @@ impl Wanted {
     /// Reads the options. `size`, if given, replaces the `size` option.
     ///
     /// # Errors
-    /// When a value is wrong. The messages are the same as in QEMU's tools.
+    /// Fails if a value is invalid or not supported. The messages are the same as in QEMU's tools.
     pub(super) fn from_options(mut options: Options, size: Option<u64>) -> Result<Self> {
         let own = options.take_size("size")?;
         let size = size.or(own).unwrap_or(0);
@@ -76,7 +76,7 @@ fn uuid() -> Result<[u8; 16]> {
 /// Creates an image.
 ///
 /// # Errors
-/// When an option is wrong; otherwise the errors of the file.
+/// Fails if an option is invalid or not supported, or if the target is not a file. Also returns the errors of the file.
 pub(super) async fn create(request: CreateRequest) -> Result<()> {
     let wanted = Wanted::from_options(request.options, None)?;
     let CreateTarget::File(file) = request.target else {

@@ -35,18 +35,20 @@ impl Entry {
 }
 
 impl Vdi {
-    /// The entry of a block of the disk; `None` if it is not loaded.
+    /// The entry of a block of the disk. `None` if this entry is not loaded or does not exist.
     pub(super) fn entry(&self, index: u32) -> Option<Entry> {
         self.map.get(index).map(Entry::from_number)
     }
 
-    /// If all entries of a chunk are equal: the entry, and the number of entries from `index` to the end of the chunk.
+    /// If the chunk of `index` is stored as one value: the entry, and the number of entries from `index` to the end of the
+    /// chunk.
     pub(super) fn uniform(&self, index: u32) -> Option<(Entry, u32)> {
         let (number, count) = self.map.uniform(index)?;
         Some((Entry::from_number(number), count))
     }
 
-    /// Changes an entry and marks it as dirty. A reader of the new entry sees all data written before this call.
+    /// Changes an entry and marks it as dirty. A thread that reads the new entry also sees all writes to memory before this
+    /// call.
     pub(super) fn set_entry(&self, index: u32, entry: Entry) {
         self.dirty.change(index, || self.map.set(index, entry.number()));
     }

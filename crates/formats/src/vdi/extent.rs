@@ -12,7 +12,7 @@ use super::entry::Entry;
 use super::header::{BLOCK, ImageType};
 use crate::blocks::{BlockImage, ENTRY_BYTES, Extent, Parts, extent};
 
-/// Largest number of blocks whose entries one lookup examines.
+/// A lookup ends when it has covered this many blocks.
 const MAX_RUN: u32 = 1 << 20;
 
 impl BlockImage for Vdi {
@@ -86,8 +86,8 @@ impl Vdi {
         }
     }
 
-    /// The block status at `offset`, for at most `len` bytes. Allocated blocks are reported as data. For a static image, the
-    /// caller also queries the file, because the file system knows which parts were never written.
+    /// The block status at `offset`, for at most `len` bytes. Allocated blocks are reported as data. For a static image,
+    /// `RECURSE` stays set: the caller also queries the file, because the file system knows which parts were never written.
     pub(super) async fn status(&self, offset: u64, len: u64, _want: Want) -> Result<Status> {
         let extent = async |at, len| self.extent(at, len).await;
         Ok(match extent::joined(offset, len, extent).await? {

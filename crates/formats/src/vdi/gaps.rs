@@ -1,5 +1,5 @@
-//! Closing gaps (unused blocks) of the file: the last blocks are moved into the gaps, and the number of allocated blocks in the
-//! header is lowered. After that, the image has no leaks.
+//! Filling gaps (unused blocks) of the file: the last blocks are moved into the gaps, and the number of allocated blocks in
+//! the header is lowered. If all gaps are filled, the image has no leaks.
 //!
 //! No request is in flight. The copy of a block is flushed before an entry refers to it. The original is not overwritten before
 //! the changed entry has been flushed.
@@ -17,11 +17,12 @@ use crate::blocks::BlockImage;
 use crate::blocks::Run;
 use crate::blocks::survey::each_entry;
 
-/// Largest number of gaps that are closed when an image is closed.
+/// If an image has more gaps than this, they are not filled when the image is closed.
 const MOST_AT_CLOSE: u64 = 64;
 
 impl Vdi {
-    /// Writes all metadata to the image, closes gaps, and truncates the file. No request is in flight.
+    /// Writes all metadata to the image, fills a small number of gaps, and truncates the file. Does nothing if the image is
+    /// read-only. No request is in flight.
     pub(super) async fn complete_image(&self) -> Result<()> {
         if self.access.is_read_only() {
             return Ok(());
@@ -39,7 +40,7 @@ impl Vdi {
         self.trim().await
     }
 
-    /// If there are at most `most` gaps, moves the last blocks into all gaps. No request is in flight.
+    /// If there are at most `most` gaps, moves the last blocks into the gaps. No request is in flight.
     ///
     /// # Errors
     /// The errors of the file. The image is consistent after an error too.
@@ -79,7 +80,7 @@ impl Vdi {
         Ok(())
     }
 
-    /// Reads a block at offset `from` of the file. Bytes after the end of the file are zeroes.
+    /// Reads the block at offset `from` of the file. Bytes after the end of the file are zeroes.
     pub(super) async fn read_block(&self, from: u64) -> Result<IoBuf> {
         let buf = IoBufMut::new(usize::try_from(BLOCK).unwrap_or(0));
         Ok(self.file()?.read(from, buf).await?.freeze())
@@ -91,9 +92,10 @@ impl Vdi {
         self.file()?.write(self.header.block_offset(to), data, WriteFlags::empty()).await
     }
 
-    /// Sets the entries of copied blocks, frees `originals`, and writes the entries back with a flush. `copies` contains pairs
-    /// of the index of a block of the disk and its new block of the file. No entry refers to the originals after that. After an
-    /// error, the entries in memory still refer to the copies, and a later write-back frees the originals.
+    /// Sets the entries of copied blocks, frees `originals`, and writes the entries back with a flush. Each element of
+    /// `copies` is the index of a block of the disk and its new block of the file. After this call, no entry refers to the
+    /// originals. After an error, the entries in memory still refer to the copies, and a later write-back frees the
+    /// originals.
     pub(super) async fn link_copies(
         &self,
         copies: Vec<(u32, Run)>,
@@ -108,8 +110,8 @@ impl Vdi {
     }
 
     /// Truncates the file after its last block in use. If the file contains bytes after the blocks that this driver has
-    /// allocated, it is not truncated, because the use of these bytes is unknown. The caller has lowered the number of
-    /// allocated blocks in the header and flushed.
+    /// allocated, the file is not truncated, because the use of these bytes is unknown. The caller has lowered the number
+    /// of allocated blocks in the header and flushed.
     pub(super) async fn trim(&self) -> Result<()> {
         let file = self.file()?;
         let (end, most) = (self.allocator.end(), self.allocator.most());

@@ -1,7 +1,8 @@
-//! The image header: 512 bytes with little-endian fields. The parser makes every check that needs no I/O.
+//! The image header: 512 bytes with little-endian fields. The parser makes all checks that need only the header and the
+//! file size.
 //!
-//! The order of the checks is the same as in QEMU, so that an image with several faults gets the same message. Checks that QEMU
-//! does not make come last.
+//! The order of the checks is the same as in QEMU, so that an image with several faults gets the same message. The checks
+//! that QEMU does not make come last.
 
 use oxblk_core::{Error, ErrorKind, Result};
 use zerocopy::byteorder::little_endian::{U32, U64};
@@ -13,9 +14,9 @@ use crate::blocks::ENTRY_BYTES;
 pub const HEADER_BYTES: u64 = 512;
 /// Bytes of a block, the unit of allocation.
 pub const BLOCK: u64 = 1 << 20;
-/// Largest number of blocks of an image.
+/// Maximum number of blocks of an image.
 pub const MAX_BLOCKS: u32 = 0x1fff_ff80;
-/// Largest virtual size in bytes.
+/// Maximum virtual size in bytes.
 pub const MAX_SIZE: u64 = MAX_BLOCKS as u64 * BLOCK;
 
 /// The magic number of vdi images, and its offset.
@@ -111,9 +112,9 @@ pub struct Header {
     pub size: u64,
     /// Number of entries in the block map.
     pub blocks: u32,
-    /// Number of allocated blocks. These are the first blocks of the file.
+    /// Number of allocated blocks. In a valid image, these are the first blocks of the file.
     pub allocated: u32,
-    /// UUIDs of the image and of its contents.
+    /// The UUIDs of the image and of its last snapshot (`uuid_image` and `uuid_last_snapshot`).
     pub uuids: [[u8; 16]; 2],
 }
 
@@ -127,7 +128,7 @@ fn unsupported(what: impl std::fmt::Display) -> Error {
     Error::unsupported(format!("unsupported VDI image ({what})"))
 }
 
-/// The error for an image of `size` bytes, which is too large.
+/// The error for an image whose size of `size` bytes is too large.
 pub(super) fn too_large(size: u64) -> Error {
     Error::unsupported(format!(
         "Unsupported VDI image size (size is {size:#x}, max supported is {MAX_SIZE:#x})"
@@ -135,7 +136,7 @@ pub(super) fn too_large(size: u64) -> Error {
 }
 
 impl Header {
-    /// The header of a new image, whose data follows its map.
+    /// The header of a new image. The data area follows the map.
     pub(super) fn new(size: u64, blocks: u32, is_static: bool, uuids: [[u8; 16]; 2]) -> Self {
         let map_bytes = (u64::from(blocks) * ENTRY_BYTES).next_multiple_of(SECTOR);
         Self {
@@ -149,10 +150,10 @@ impl Header {
         }
     }
 
-    /// Parses the first bytes of a file of `file_size` bytes.
+    /// Parses the first bytes of a file of `file_size` bytes. Missing bytes of the header count as zeroes.
     ///
     /// # Errors
-    /// When the image has an unsupported property, or its header is invalid.
+    /// Fails if the image has an unsupported property, or its header is invalid.
     pub fn parse(bytes: &[u8], file_size: u64) -> Result<Self> {
         let mut whole = [0_u8; 512];
         for (to, from) in whole.iter_mut().zip(bytes) {
@@ -252,8 +253,8 @@ impl Header {
         self.map_offset + u64::from(self.blocks) * ENTRY_BYTES
     }
 
-    /// Byte offset of a block, which is also the end of the previous block. The sum cannot overflow, because block numbers have
-    /// 32 bits.
+    /// Byte offset of a block; also the end of the previous block. The sum cannot overflow, because block numbers have 32
+    /// bits.
     pub fn block_offset(&self, block: u32) -> u64 {
         self.data_offset + u64::from(block) * BLOCK
     }

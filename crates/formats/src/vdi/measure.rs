@@ -9,10 +9,10 @@ use super::header::{BLOCK, Header};
 /// Longest range of the source in one status query.
 const STATUS_CHUNK: u64 = 1 << 40;
 
-/// Measures an image with the contents of the source. Without a source, it measures an empty image.
+/// Measures a new image with the contents of the source. Without a source, measures an empty image.
 ///
 /// # Errors
-/// When an option is wrong; otherwise the errors of the source.
+/// Fails if an option is invalid or not supported. Also returns the errors of the source.
 pub(super) async fn measure(request: MeasureRequest<'_>) -> Result<Measure> {
     let wanted = Wanted::from_options(request.options, request.source.map(Backend::size))?;
     let header = Header::new(wanted.size, wanted.blocks, wanted.is_static, [[0; 16]; 2]);
@@ -25,7 +25,7 @@ pub(super) async fn measure(request: MeasureRequest<'_>) -> Result<Measure> {
     Ok(Measure { required, fully_allocated, bitmaps: None })
 }
 
-/// Bytes of the blocks in which the source has data other than zeroes.
+/// Total size of the blocks for which the block status of the source reports data that is not zero.
 async fn used_bytes(source: &Backend) -> Result<u64> {
     let size = source.size();
     let (mut used, mut offset) = (0_u64, 0);

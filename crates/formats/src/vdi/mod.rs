@@ -1,9 +1,9 @@
 //! vdi: VirtualBox's disk image format.
 //!
 //! An image is `header | block map | blocks`. A block has 1 MiB. The map has a 32-bit entry for each block of the disk: the
-//! number of the block in the file, or a value for a block that reads as zeroes. Blocks are allocated from 0 on without gaps,
-//! and the header contains their number. A dynamic image allocates a block when it is first written; in a static image, all
-//! blocks are allocated when the image is created.
+//! number of the block in the file, or a special value if the block reads as zeroes. Blocks are allocated from 0 on without
+//! gaps, and the header contains their number. In a dynamic image, a block is allocated when it is first written. In a
+//! static image, all blocks are allocated when the image is created.
 //!
 //! | | |
 //! |---|---|
@@ -31,10 +31,11 @@
 //!
 //! # After a crash
 //!
-//! Before an entry is written, the data of its block has been flushed, the file contains the block, and the number of allocated
-//! blocks in the header includes the block. So a crash loses no flushed data. A crash can leave blocks that are included in the
-//! number in the header although no entry refers to them; these blocks are leaks. When this driver opens the image for writing,
-//! it allocates such blocks first. When it closes the image, it moves the last blocks into the remaining gaps.
+//! Before an entry is written, the data of its block has been flushed, the file contains the block, and the number of
+//! allocated blocks in the header includes the block. So a crash loses no flushed data. A crash can leave leaks: blocks
+//! that the number in the header includes, but to which no entry refers. After this driver has opened the image for
+//! writing, it allocates such blocks first. When it closes the image, it moves the last blocks into the remaining gaps, if
+//! there are only a few.
 
 mod check;
 mod create;
@@ -79,7 +80,7 @@ pub(crate) struct Vdi {
     /// All blocks with a lower number lie completely inside the file.
     whole_blocks: AtomicU32,
     dirty: DirtySectors,
-    /// Old places of blocks that have been moved. An entry on disk may still refer to them.
+    /// Old copies of blocks that have been moved. An entry on disk may still refer to them.
     freed: FreedBlocks,
     guest: RangeLock,
     growing: AsyncMutex<()>,

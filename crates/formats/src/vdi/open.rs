@@ -1,5 +1,6 @@
-//! Opening an image. If it is opened for writing, its complete map is checked, for two reasons: the allocator must know the
-//! free blocks, and a write to a block of the file to which two entries refer would change two blocks of the disk.
+//! Opening an image. If an image is opened for writing and not for a check, its complete map is checked, for two reasons.
+//! First, the allocator must know the free blocks. Second, if two entries refer to one block of the file, a write to this
+//! block would change two blocks of the disk.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
@@ -53,7 +54,8 @@ impl Vdi {
     /// Checks the complete map of an image that will be written.
     ///
     /// # Errors
-    /// When two entries refer to the same block, or an entry refers to a block number that is too large.
+    /// Fails if two entries refer to the same block, or an entry refers to a block number that is too large. Also returns
+    /// the errors of the file.
     pub(super) async fn survey_sound(&self) -> Result<Survey> {
         let mut fault = None;
         let survey = self.survey(|Finding { fault: found, index, block, .. }| {
@@ -76,7 +78,7 @@ impl Vdi {
         }
     }
 
-    /// Informs the allocator which blocks of the file are in use.
+    /// Tells the allocator which blocks of the file are in use, so that blocks can be allocated.
     pub(super) fn allow_allocations(&self, file: &Edge, survey: &Survey) {
         let grows = file.node().limits().grows;
         let behind = file.size().saturating_sub(self.header.data_offset).div_ceil(BLOCK);

@@ -1,5 +1,4 @@
-//! Zero writes and discards of vdi. [`BlockImage`] implements the other requests, which are the same for all formats with a
-//! block map.
+//! Zero writes and discards of vdi. [`BlockImage`] implements the other requests.
 
 use oxblk_core::{Result, ZeroFlags};
 
@@ -7,8 +6,8 @@ use super::Vdi;
 use crate::blocks::{BlockImage, Content, Extent};
 
 impl Vdi {
-    /// Makes a range of the disk read as zeroes. Unallocated blocks of the range are allocated, as in QEMU. Where the file may
-    /// contain other data, zeroes are written to it.
+    /// Makes a range of the disk read as zeroes. Unallocated blocks of the range are allocated, as in QEMU. Where the file
+    /// may contain other data, it is overwritten with zeroes.
     pub(super) async fn zero_guest(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         let flags = flags & ZeroFlags::MAY_UNMAP;
         self.change(offset, Content::Zeroes(len, flags)).await

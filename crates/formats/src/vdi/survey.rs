@@ -22,7 +22,7 @@ pub(super) enum Fault {
     CutOff,
 }
 
-/// Entries with the same value and the same fault: `count` entries from `index` on, which refer to `block` of the file.
+/// Entries with the same value and the same fault: `count` entries from `index` on. All refer to `block` of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Finding {
     pub(super) fault: Fault,
@@ -41,7 +41,7 @@ pub(crate) struct Survey {
 }
 
 impl Survey {
-    /// The block after the last one in use.
+    /// The block after the last block in use.
     pub(super) fn end(&self) -> u32 {
         end_of(&self.used)
     }

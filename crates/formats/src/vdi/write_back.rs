@@ -6,7 +6,7 @@
 //! 2. *count*: if necessary, raise the number of allocated blocks in the header so that it includes all blocks in the copies;
 //! 3. *flush*: flush the data and the header;
 //! 4. *entries*: write the copies;
-//! 5. *flush*: after this flush, the old places of moved blocks are free.
+//! 5. *flush*: flush the file. After this flush, the old blocks of moved data are freed.
 //!
 //! If an entry changes after its sector was copied, the next write-back writes the new value.
 
@@ -65,19 +65,21 @@ impl Vdi {
     /// Writes the number of allocated blocks to the header.
     async fn write_count(&self, file: &Edge, count: u32) -> Result<()> {
         let bytes = IoBuf::from(count.to_le_bytes().to_vec());
-        // A failed write may have changed the disk or not.
+        // If the write fails or is cancelled, the number on disk is unknown.
         self.allocated_on_disk.store(NOT_KNOWN, Release);
         file.write(ALLOCATED_OFFSET, bytes, WriteFlags::empty()).await?;
         self.allocated_on_disk.store(count.into(), Release);
         Ok(())
     }
 
-    /// The number of allocated blocks in the header on disk; `None` if a write of this number has failed.
+    /// The number of allocated blocks in the header on disk. `None` if the last write of this number has failed or was
+    /// cancelled.
     pub(super) fn count_on_disk(&self) -> Option<u32> {
         u32::try_from(self.allocated_on_disk.load(Acquire)).ok()
     }
 
-    /// Writes the number of blocks in use to the header. The map has been flushed, and no request is in flight.
+    /// Lowers or raises the number of allocated blocks in the header to the end of the blocks in use, and flushes. The map
+    /// has been flushed, and no request is in flight.
     pub(super) async fn settle_count(&self) -> Result<()> {
         let (file, end) = (self.file()?, self.allocator.end());
         if self.count_on_disk() == Some(end) {

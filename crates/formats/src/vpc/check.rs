@@ -16,9 +16,9 @@ use super::metadata::{Copy, Found, Metadata, last_sector, read_footer, read_meta
 use super::slots::Row;
 use super::survey::{Fault, Finding, Survey};
 
-/// A repair makes at most this number of copies more than the file has blocks.
+/// A repair copies at most as many blocks as the file has, plus this number.
 const SPARE_COPIES: u64 = 64;
-/// Number of faulty entries that are reported individually. Further faulty entries are only counted.
+/// Approximate number of faulty entries that are reported individually. Further faulty entries are only counted.
 const MOST_REPORTED: u64 = 100_000;
 
 /// The result of a check.
@@ -45,7 +45,7 @@ impl Findings {
             say(check::Finding::new(FindingKind::Corruption, text));
         }
         if finding.fault == Fault::CutOff {
-            // The repair extends the file; it does not change the entry.
+            // The repair extends the file, and does not change the entry.
             return;
         }
         self.misplaced_count = self.misplaced_count.saturating_add(count);
@@ -83,6 +83,10 @@ impl Findings {
 
 impl Vpc {
     /// Checks the image and repairs the faults that `fix` allows. No request is in flight.
+    ///
+    /// # Errors
+    /// `EROFS` if a read-only image is to be repaired, `Corrupt` if the file no longer contains a dynamic image, and the
+    /// errors of the file.
     pub(super) async fn check_image(
         &self,
         fix: Fix,
@@ -109,8 +113,8 @@ impl Vpc {
         Ok(findings.report)
     }
 
-    /// Largest number of entries whose block is copied. Without this limit, a BAT with many faulty entries could make the file
-    /// very large.
+    /// If the blocks of more entries than this must be copied or removed, the image is not repaired. Without this limit, a
+    /// BAT with many faulty entries could make the file very large.
     pub(super) fn most_copies(&self, file_size: u64) -> u64 {
         (file_size / self.metadata.header.stride()).saturating_add(SPARE_COPIES)
     }
@@ -143,7 +147,7 @@ impl Vpc {
         } else if !file.node().limits().grows
             && read_footer(&file, end).await? == Ok(metadata.footer)
         {
-            // A device has a fixed length, so the footer may lie directly after the last block.
+            // A device has a fixed length. So the footer may lie directly after the last block, and not in the last sector.
             metadata.at_end = Copy::Good;
             file_end = end;
         }

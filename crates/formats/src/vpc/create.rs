@@ -13,7 +13,7 @@ use super::geometry::Geometry;
 use super::header::Header;
 use super::metadata::last_sector;
 
-/// Largest number of bytes of the BAT in one write.
+/// Maximum number of bytes of the BAT in one write.
 const MOST_BYTES: u64 = 1 << 20;
 
 /// The options of the format itself. `preallocation` is an option of the protocol, because it preallocates the file.
@@ -45,10 +45,11 @@ pub(super) struct Wanted {
 
 impl Wanted {
     /// Reads the options. `size`, if given, replaces the `size` option. Without `force_size`, the size is rounded up to
-    /// cylinders × heads × sectors of a geometry.
+    /// cylinders × heads × sectors of a geometry, unless it needs the largest geometry.
     ///
     /// # Errors
-    /// When a value is wrong. The messages are the same as in QEMU's tools.
+    /// Fails if a value is invalid or not supported, or the size is too large. The messages are the same as in QEMU's
+    /// tools.
     pub(super) fn from_options(mut options: Options, size: Option<u64>) -> Result<Self> {
         let own = options.take_size("size")?;
         let size = size.or(own).unwrap_or(0);
@@ -107,7 +108,7 @@ impl Wanted {
 /// Creates an image.
 ///
 /// # Errors
-/// When an option is wrong; otherwise the errors of the file.
+/// Fails if an option is invalid or not supported, or if the target is not a file. Also returns the errors of the file.
 pub(super) async fn create(request: CreateRequest) -> Result<()> {
     let wanted = Wanted::from_options(request.options, None)?;
     let CreateTarget::File(file) = request.target else {
@@ -151,7 +152,8 @@ async fn erase_footers(file: &Edge) -> Result<()> {
     for offset in [0, last_sector(size)] {
         let len = FOOTER_BYTES.min(size.saturating_sub(offset));
         file.write_zeroes(offset, len, ZeroFlags::empty()).await?;
-        // The copy at the beginning must be erased on disk first. While it exists, the file is recognised as a vpc image.
+        // The copy at the beginning must be erased on disk before the footer at the end. While the copy exists, the file is
+        // recognised as a vpc image.
         file.flush().await?;
     }
     Ok(())

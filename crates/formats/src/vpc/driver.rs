@@ -122,7 +122,8 @@ impl DriverFactory for Factory {
         DriverKind::Format
     }
 
-    /// Recognises dynamic images only. A fixed image has no magic number at its beginning.
+    /// Recognises an image that begins with a copy of the footer: a dynamic image. A fixed image has no magic number at its
+    /// beginning.
     fn probe(&self, head: &[u8], _filename: Option<&str>) -> u32 {
         if looks_like_vpc(head) { 100 } else { 0 }
     }

@@ -36,12 +36,13 @@ impl Entry {
 }
 
 impl Vpc {
-    /// The entry of a block of the disk; `None` if it is not loaded.
+    /// The entry of a block of the disk. `None` if this entry is not loaded or does not exist.
     pub(super) fn entry(&self, index: u32) -> Option<Entry> {
         self.map.get(index).map(Entry::from_number)
     }
 
-    /// Changes an entry and marks it as dirty. A reader of the new entry sees all data written before this call.
+    /// Changes an entry and marks it as dirty. A thread that reads the new entry also sees all writes to memory before this
+    /// call.
     pub(super) fn set_entry(&self, index: u32, entry: Entry) {
         self.dirty.change(index, || self.map.set(index, entry.number()));
     }

@@ -12,11 +12,11 @@ use super::entry::Entry;
 use super::footer::SECTOR;
 use crate::blocks::{ENTRY_BYTES, Extent, extent};
 
-/// Largest number of blocks whose entries one lookup examines.
+/// A lookup ends when it has covered this many blocks.
 const MAX_RUN: u32 = 1 << 20;
 
 impl Vpc {
-    /// The block of the disk that contains `offset`. The disk has less than 2^32 blocks.
+    /// The block of the disk that contains `offset`. The disk has fewer than 2^32 blocks.
     pub(super) fn block_of(&self, offset: u64) -> u32 {
         u32::try_from(offset / self.metadata.header.block()).unwrap_or(u32::MAX)
     }
@@ -26,8 +26,9 @@ impl Vpc {
         u64::from(sector) * SECTOR + self.metadata.header.bitmap()
     }
 
-    /// Looks up the extent at the start of `offset..offset + len` (`len` > 0) in memory; `None` if the BAT is not loaded there.
-    /// Takes no lock. An extent of data lies in one block, because sector bitmaps separate the data of adjacent blocks.
+    /// Looks up the extent at the start of `offset..offset + len` (`len` > 0) in memory. Returns `None` if the BAT has no
+    /// loaded entry for `offset`. Takes no lock. An extent of data lies in one block, because sector bitmaps separate the
+    /// data of adjacent blocks.
     pub(super) fn lookup(&self, offset: u64, len: u64) -> Option<Extent> {
         let block = self.metadata.header.block();
         let (first, within) = (self.block_of(offset), offset % block);
@@ -55,10 +56,10 @@ impl Vpc {
         host.saturating_add(len) <= self.file_len.load(Acquire)
     }
 
-    /// The extent at the start of `offset..offset + len`. Loads the BAT if necessary.
+    /// The extent at the start of `offset..offset + len`. Loads the chunk of the BAT if it is not loaded.
     ///
     /// # Errors
-    /// When the data lies after the end of the file; otherwise the errors of the file.
+    /// `Corrupt` if the extent does not lie completely inside the file, and the errors of the file.
     pub(super) async fn extent(&self, offset: u64, len: u64) -> Result<Extent> {
         let extent = match self.lookup(offset, len) {
             Some(extent) => extent,

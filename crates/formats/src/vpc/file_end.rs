@@ -1,8 +1,8 @@
 //! The footer at the end of the file.
 //!
-//! The file grows when a slot is used for the first time. The footer is then written after the new slot. After that, the sector
-//! bitmap of the new block overwrites the old footer. When the image is closed, the footer is written after the last block, and
-//! the file is truncated after the footer.
+//! The file grows when a slot is used for the first time. The footer is then written after the new slot. After that, the
+//! sector bitmap of the new block overwrites the old footer. When the image is closed after such a change, the footer is
+//! written after the last block, and the file is truncated after the footer.
 
 use std::sync::atomic::{
     AtomicBool, AtomicU64,
@@ -16,19 +16,19 @@ use super::Vpc;
 use super::footer::FOOTER_BYTES;
 use crate::write_barrier::WriteBarrier;
 
-/// The position of the footer at the end of the file.
+/// What is known about the footer at the end of the file.
 #[derive(Debug, Default)]
 pub(super) struct FileEnd {
-    /// Byte offset of a footer after all blocks; 0 if the file may not have such a footer.
+    /// Byte offset of a footer after all blocks; 0 if it is not certain that the file has such a footer.
     footer: AtomicU64,
-    /// The end of the file must be corrected when the image is closed: the footer may not be the last sector of the file, or
-    /// slots before the footer may be unused.
+    /// The end of the file must be corrected when the image is closed: possibly the footer is not the last sector of the
+    /// file, or the slots before the footer are unused.
     is_touched: AtomicBool,
     barrier: WriteBarrier,
 }
 
 impl FileEnd {
-    /// Byte offset of a footer after all blocks; 0 if the file may not have such a footer.
+    /// Byte offset of a footer after all blocks; 0 if it is not certain that the file has such a footer.
     pub(super) fn footer(&self) -> u64 {
         self.footer.load(Acquire)
     }
@@ -47,8 +47,11 @@ impl FileEnd {
 }
 
 impl Vpc {
-    /// Makes the file contain all slots before `end`, with the footer after them. Extensions are serialised by the `growing`
-    /// lock, so that no footer is written over a block.
+    /// Extends the file so that it contains all slots before `end`, with the footer after them. The `growing` lock
+    /// serialises extensions, so that no footer is written over a block.
+    ///
+    /// # Errors
+    /// `ENOSPC` if the file cannot grow and is too short, and the errors of the file.
     pub(super) async fn lengthen(&self, end: u32) -> Result<()> {
         let needed = self.slot_offset(end);
         if self.end.footer() >= needed {
@@ -70,7 +73,7 @@ impl Vpc {
         if !file.node().limits().grows && file.size() < end {
             return Err(Error::from_errno(Errno::NOSPC));
         }
-        // If the write of a footer was cancelled, its I/O must end before a block is written to the same place.
+        // If the write of an earlier footer was cancelled, its I/O must end before a block is written to the same place.
         let writing = self.end.barrier.pass().await;
         self.end.touch();
         let bytes = IoBuf::from(self.metadata.footer.encode());
@@ -81,7 +84,8 @@ impl Vpc {
         Ok(())
     }
 
-    /// Writes all metadata to the image, and makes the footer the last sector of the file. No request is in flight.
+    /// Writes all metadata to the image. If the end of the file was touched, corrects it ([`Self::settle_end`]). Does
+    /// nothing if the image is read-only. No request is in flight.
     pub(super) async fn complete_image(&self) -> Result<()> {
         if self.access.is_read_only() {
             return Ok(());
@@ -94,8 +98,8 @@ impl Vpc {
         self.settle_end().await
     }
 
-    /// Writes the footer after the last block in use, and truncates the file after the footer. The BAT has been flushed, and no
-    /// request is in flight.
+    /// Writes the footer after the last block in use. If the file can change its length, truncates it after the footer. The
+    /// BAT has been flushed, and no request is in flight.
     pub(super) async fn settle_end(&self) -> Result<()> {
         let file = self.file()?;
         let offset = self.slot_offset(self.allocator.end());

@@ -1,7 +1,7 @@
 //! Fixed images: the data of the disk lies at the beginning of the file, and the footer is the last sector.
 //!
-//! Requests go to the same offset of the file. The driver never changes the footer, and requests cannot overwrite it, because
-//! they end at the end of the disk.
+//! Requests go to the same offset of the file. The driver never changes the footer. Requests cannot overwrite the footer,
+//! because no request reaches beyond the end of the disk.
 
 use std::sync::Arc;
 

@@ -8,7 +8,7 @@ use super::geometry::Geometry;
 
 /// Length of the footer in bytes.
 pub const FOOTER_BYTES: u64 = 512;
-/// Largest virtual size in bytes, 2040 GiB.
+/// Maximum virtual size in bytes: 2040 GiB.
 pub const MAX_SIZE: u64 = 0xff00_0000 * SECTOR;
 pub(super) const SECTOR: u64 = 512;
 
@@ -18,7 +18,7 @@ const FEATURES: u32 = 2;
 const VERSION: u32 = 0x1_0000;
 /// Seconds from 1970 to 2000. A time stamp of a footer is the number of seconds since 2000.
 const YEAR_2000: u64 = 946_684_800;
-/// Creator applications that use the geometry to compute the size of the disk.
+/// Creator applications that compute the size of the disk from the geometry.
 const CREATORS_BY_GEOMETRY: [[u8; 4]; 2] = [*b"vpc ", *b"qemu"];
 
 /// The footer in its on-disk format.
@@ -60,9 +60,9 @@ pub enum DiskType {
     Fixed,
     /// Blocks are allocated when they are written.
     Dynamic,
-    /// Blocks that are not allocated read from a parent image.
+    /// Blocks that are not allocated are read from a parent image.
     Differencing,
-    /// Another type. It is read as a dynamic image.
+    /// Another type. It is treated as a dynamic image.
     Other(u32),
 }
 
@@ -89,10 +89,11 @@ impl DiskType {
 /// The field of the footer that contains the size of the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SizeRule {
-    /// The geometry, if the creator is Virtual PC or QEMU; otherwise the current size.
+    /// As `Geometry`, if the creator is "vpc " (Virtual PC) or "qemu" (QEMU without `force_size`). Otherwise as
+    /// `CurrentSize`.
     #[default]
     ByCreator,
-    /// The geometry; if it is the largest geometry, the current size.
+    /// The geometry. For the largest geometry, the current size.
     Geometry,
     /// The current size.
     CurrentSize,
@@ -102,7 +103,7 @@ impl SizeRule {
     /// The rule with this name.
     ///
     /// # Errors
-    /// When no rule has this name.
+    /// Fails if no rule has this name.
     pub(super) fn parse(name: &str) -> Result<Self> {
         match name {
             "chs" => Ok(Self::Geometry),
@@ -121,7 +122,8 @@ pub enum Invalid {
     Checksum,
 }
 
-/// The ones' complement of the sum of all bytes of a structure without its checksum.
+/// The ones' complement of the sum of all bytes of a structure without its checksum. `field` is the checksum that `bytes`
+/// contains.
 pub(super) fn checksum(bytes: &[u8], field: u32) -> u32 {
     let sum = |bytes: &[u8]| bytes.iter().fold(0_u32, |sum, byte| sum.wrapping_add((*byte).into()));
     !sum(bytes).wrapping_sub(sum(&field.to_be_bytes()))
@@ -131,7 +133,7 @@ pub(super) fn checksum(bytes: &[u8], field: u32) -> u32 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Footer(RawFooter);
 
-/// Whether a file that begins with these bytes is a vpc image.
+/// Whether a file that begins with these bytes is a dynamic vpc image.
 pub(super) fn looks_like_vpc(head: &[u8]) -> bool {
     head.starts_with(&COOKIE)
 }
@@ -142,7 +144,7 @@ pub(super) struct NewFooter {
     pub(super) disk_type: DiskType,
     /// Virtual size in bytes.
     pub(super) size: u64,
-    /// `None`: the size does not depend on the geometry.
+    /// `None`: the size does not depend on the geometry, as with `force_size`.
     pub(super) geometry: Option<Geometry>,
     /// Byte offset of the header of a dynamic image.
     pub(super) header_offset: u64,
@@ -155,7 +157,7 @@ impl Footer {
     /// Parses a footer. Missing bytes count as zeroes.
     ///
     /// # Errors
-    /// When the cookie or the checksum is wrong.
+    /// Fails if the cookie or the checksum is wrong.
     pub fn parse(bytes: &[u8]) -> std::result::Result<Self, Invalid> {
         let mut whole = [0_u8; 512];
         for (to, from) in whole.iter_mut().zip(bytes) {
@@ -171,8 +173,8 @@ impl Footer {
         Ok(Self(raw))
     }
 
-    /// The footer of a new image, with the creator names that QEMU writes. Programs use the creator name to decide how the size
-    /// was computed.
+    /// The footer of a new image, with the creator names that QEMU writes. Programs decide by the creator name which field
+    /// contains the size.
     pub(super) fn new(new: NewFooter) -> Self {
         let geometry = new.geometry.unwrap_or(Geometry::LARGEST);
         let time = new.time.saturating_sub(YEAR_2000);
@@ -215,7 +217,7 @@ impl Footer {
         self.0.data_offset.get()
     }
 
-    /// Whether XenServer wrote the image. Such an image may have more metadata after its BAT.
+    /// Whether the creator is "tap" (XenServer). Such an image may have more metadata after its BAT.
     pub(super) fn is_by_xen(&self) -> bool {
         self.0.creator == *b"tap\0"
     }
@@ -223,7 +225,7 @@ impl Footer {
     /// The virtual size in bytes, a multiple of 512.
     ///
     /// # Errors
-    /// When the size is larger than the format allows.
+    /// `EFBIG` if the size is larger than `MAX_SIZE`.
     pub fn size(&self, rule: SizeRule) -> Result<u64> {
         let raw = &self.0;
         let (cylinders, heads, sectors) = (raw.cylinders.get(), raw.heads, raw.sectors);
@@ -234,7 +236,8 @@ impl Footer {
             SizeRule::CurrentSize => false,
         };
         let current = raw.current_size.get() / SECTOR * SECTOR;
-        // Every disk larger than the largest geometry has this geometry, so its size is in the other field.
+        // Every disk that is larger than the largest geometry has this geometry. Its size is in the field for the current
+        // size.
         let size = match by_geometry && geometry != Geometry::LARGEST {
             true => geometry.product() * SECTOR,
             false => current,

@@ -1,9 +1,9 @@
 //! Disk geometry: cylinders, heads and sectors per track.
 //!
-//! Spec: Virtual Hard Disk Image Format Specification, appendix "CHS Calculation". Virtual PC presents a disk of cylinders ×
-//! heads × sectors to the guest, so the size of its disks is such a product.
+//! Spec: Virtual Hard Disk Image Format Specification, appendix "CHS Calculation". Virtual PC presents a disk of cylinders
+//! × heads × sectors to the guest. So the size of a disk of Virtual PC is such a product.
 
-/// Number of sectors of the largest geometry.
+/// Number of sectors of [`Geometry::LARGEST`].
 pub(super) const MOST_SECTORS: u64 = 65_535 * 16 * 255;
 /// If a disk has this number of sectors or more, a track has 255 sectors.
 const LARGE: u64 = 65_535 * 16 * 63;
@@ -20,7 +20,8 @@ impl Geometry {
     /// The largest geometry.
     pub(super) const LARGEST: Self = Self { cylinders: 65_535, heads: 16, sectors: 255 };
 
-    /// The geometry of a disk with `sectors` sectors. The product of the geometry may be smaller than `sectors`.
+    /// The geometry that the specification gives to a disk with `sectors` sectors. Its product may be smaller than
+    /// `sectors`.
     pub(super) fn below(sectors: u64) -> Self {
         let total = sectors.min(MOST_SECTORS);
         let (mut track, mut heads);
@@ -43,12 +44,13 @@ impl Geometry {
         }
     }
 
-    /// The smallest geometry of at least `sectors` sectors, or the largest geometry.
+    /// The geometry that QEMU chooses for at least `sectors` sectors, or the largest geometry if no geometry has so many
+    /// sectors.
     pub(super) fn holding(sectors: u64) -> Self {
         if sectors == 0 {
             return Self { cylinders: 0, heads: 0, sectors: 0 };
         }
-        // The product of `below(n)` is less than two cylinders smaller than `n`, so this number of candidates is sufficient.
+        // `n` minus the product of `below(n)` is less than two cylinders, so this number of candidates is sufficient.
         let candidates = (sectors..MOST_SECTORS).take(2 * 16 * 255);
         let mut geometries = candidates.map(Self::below);
         geometries.find(|geometry| geometry.product() >= sectors).unwrap_or(Self::LARGEST)

@@ -1,5 +1,5 @@
-//! The header of a dynamic image: 1024 bytes after the copy of the footer. The parser makes every check that needs no I/O, in
-//! the same order as QEMU. Checks that QEMU does not make come last.
+//! The header of a dynamic image: 1024 bytes. The footer contains its offset. The parser makes all checks that need only
+//! the header and the file size, in the same order as QEMU. The checks that QEMU does not make come last.
 
 use oxblk_core::{Error, ErrorKind, Result};
 use zerocopy::byteorder::big_endian::{U32, U64};
@@ -16,7 +16,7 @@ pub const NEW_BLOCK: u64 = 2 << 20;
 const COOKIE: [u8; 8] = *b"cxsparse";
 const VERSION: u32 = 0x1_0000;
 const CHECKSUM_OFFSET: usize = 36;
-/// Largest number of entries of a BAT.
+/// Maximum number of entries of a BAT.
 const MOST_ENTRIES: u32 = 0x1fff_ffff;
 
 /// The header in its on-disk format.
@@ -53,12 +53,12 @@ pub struct Header {
     raw: RawHeader,
     /// Byte offset of the header.
     pub offset: u64,
-    /// Number of blocks of the disk; the BAT has at least this number of entries.
+    /// Number of blocks of the disk. The BAT has at least this number of entries.
     pub blocks: u32,
 }
 
 impl Header {
-    /// The header of a new image of `size` bytes. It lies directly after the copy of the footer.
+    /// The header of a new image of `size` bytes, directly after the copy of the footer.
     pub(super) fn new(size: u64) -> Self {
         let blocks = u32::try_from(size.div_ceil(NEW_BLOCK)).unwrap_or(u32::MAX);
         let mut raw = RawHeader {
@@ -84,7 +84,7 @@ impl Header {
     /// zeroes.
     ///
     /// # Errors
-    /// When the header is invalid.
+    /// Fails if the header is invalid.
     pub fn parse(bytes: &[u8], offset: u64, size: u64, file_size: u64) -> Result<Self> {
         let mut whole = [0_u8; 1024];
         for (to, from) in whole.iter_mut().zip(bytes) {
@@ -186,7 +186,7 @@ impl Header {
         places.iter().any(|(from, to)| start < *to && end > *from)
     }
 
-    /// Whether the checksum is correct. QEMU ignores it.
+    /// Whether the checksum is correct. QEMU does not check it.
     pub fn has_correct_checksum(&self) -> bool {
         let field = self.raw.checksum.get();
         field == checksum(self.raw.as_bytes(), field)

@@ -10,10 +10,10 @@ use super::header::{Header, NEW_BLOCK};
 /// Longest range of the source in one status query.
 const STATUS_CHUNK: u64 = 1 << 40;
 
-/// Measures an image with the contents of the source. Without a source, it measures an empty image.
+/// Measures a new image with the contents of the source. Without a source, measures an empty image.
 ///
 /// # Errors
-/// When an option is wrong; otherwise the errors of the source.
+/// Fails if an option is invalid or not supported. Also returns the errors of the source.
 pub(super) async fn measure(request: MeasureRequest<'_>) -> Result<Measure> {
     let wanted = Wanted::from_options(request.options, request.source.map(Backend::size))?;
     if wanted.is_fixed {
@@ -33,7 +33,7 @@ pub(super) async fn measure(request: MeasureRequest<'_>) -> Result<Measure> {
     Ok(Measure { required: with(used), fully_allocated, bitmaps: None })
 }
 
-/// Number of blocks in which the source has data other than zeroes.
+/// Number of blocks for which the block status of the source reports data that is not zero.
 async fn used_blocks(source: &Backend) -> Result<u64> {
     let size = source.size();
     let (mut used, mut offset) = (0_u64, 0);

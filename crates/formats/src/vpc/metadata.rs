@@ -1,9 +1,10 @@
 //! Reads the footers and the header of an image, and chooses the footer that is used.
 //!
-//! A dynamic image has two footers. The copy at the beginning is used if it is valid, because writes never change it. If the
-//! copy is damaged, the footer at the end is used. A fixed image has only the footer at the end. Sector 0 of a fixed image
-//! belongs to the guest, and the guest may write data there that looks like the copy of a footer. So an image is refused if it
-//! has a valid copy of the footer of a dynamic image at the beginning and a valid footer of a fixed image at the end.
+//! A dynamic image has two footers. The copy at the beginning is used if it is valid, because guest writes never change it.
+//! If the copy is damaged, the footer at the end is used. A fixed image has only the footer at the end. Sector 0 of a fixed
+//! image belongs to the guest, and the guest may write data there that looks like the copy of a footer. So an image is
+//! refused if it has a valid copy of the footer of a dynamic image at the beginning and a valid footer of a fixed image at
+//! the end.
 
 use oxblk_core::{Edge, Error, ErrorKind, Result};
 use oxblk_ring::IoBufMut;
@@ -25,7 +26,7 @@ pub(super) enum Copy {
 /// The footer and the header of a dynamic image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Metadata {
-    /// The footer that is used: one of the two.
+    /// The footer that is used: one of the two footers of the file.
     pub(super) footer: Footer,
     pub(super) header: Header,
     /// The copy at the beginning of the file.
@@ -61,7 +62,8 @@ pub(super) async fn read_footer(file: &Edge, offset: u64) -> Result<Result<Foote
 /// Reads the metadata of an image.
 ///
 /// # Errors
-/// When the image is not a VHD image or has an unsupported property; otherwise the errors of the file.
+/// Fails if the file is not a VHD image, or if the image is invalid or has an unsupported property. Also returns the errors
+/// of the file.
 pub(super) async fn read_metadata(file: &Edge, rule: SizeRule) -> Result<Found> {
     let file_size = file.size();
     if file_size < FOOTER_BYTES {

@@ -1,8 +1,8 @@
 //! vpc: the VHD format of Virtual PC, Hyper-V and Azure.
 //!
 //! A fixed image is `data | footer`. A dynamic image is `copy of the footer | header | BAT | blocks | footer`. The BAT
-//! (block allocation table) has a 32-bit entry for each block of the disk: the sector of the file where the block
-//! starts, or a value for a block that reads as zeroes. A block of the file is `sector bitmap | data`. All numbers are
+//! (block allocation table) has a 32-bit entry for each block of the disk: the sector of the file where the block starts,
+//! or a special value if the block reads as zeroes. A block of the file is `sector bitmap | data`. All numbers are
 //! big-endian.
 //!
 //! | | |
@@ -28,15 +28,15 @@
 //!
 //! 1. `guest`: range lock on the blocks of the disk that are being allocated;
 //! 2. `writing_back`: one write-back at a time;
-//! 3. `growing`: making the file longer, and writing the footer after its last block;
+//! 3. `growing`: making the file longer, and writing the footer at its end;
 //! 4. short mutexes (of the allocator, of the dirty sectors), never held across I/O.
 //!
 //! # After a crash
 //!
 //! An entry is written after the data of its block has been flushed. So a crash loses no flushed data. Before a new block
-//! overwrites the footer at the end of the file, the footer is written after the block, without a flush. So after a crash the
-//! file may not end with a footer. In this case the copy at the beginning is used, which the driver never changes. When this
-//! driver opens such an image for writing, it writes the footer when it closes the image.
+//! overwrites the footer at the end of the file, the footer is written after the block, without a flush. So after a crash,
+//! the file possibly does not end with a footer. In this case the copy at the beginning is used: guest writes never change
+//! this copy. If this driver has opened such an image for writing, it writes the footer when it closes the image.
 
 mod check;
 mod create;

@@ -1,5 +1,6 @@
-//! Opening an image. If it is opened for writing, its complete BAT is checked, for two reasons: the allocator must know the
-//! free slots, and a write to a block of the file to which two entries refer would change two blocks of the disk.
+//! Opening an image. If a dynamic image is opened for writing and not for a check, its complete BAT is checked, for two
+//! reasons. First, the allocator must know the free slots. Second, if two entries refer to one block of the file, a write
+//! to this block would change two blocks of the disk.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -66,7 +67,7 @@ impl Vpc {
     /// Checks the complete BAT of an image that will be written.
     ///
     /// # Errors
-    /// When an entry of the BAT is faulty.
+    /// `Corrupt` if an entry of the BAT is faulty, and the errors of the file.
     pub(super) async fn survey_sound(&self) -> Result<Survey> {
         let mut fault = None;
         let survey = self.survey(|finding| {

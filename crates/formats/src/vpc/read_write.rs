@@ -1,14 +1,14 @@
 //! Requests that the fast path (`map`) cannot forward, and zero writes and discards.
 //!
-//! A request that allocates blocks locks their range of the disk before it looks up their entries. It holds the lock until the
-//! BAT in memory refers to the new blocks. So two allocating writes to the same block run one after the other. Each new block
-//! goes through these steps:
+//! A request that allocates blocks of the file locks its range of blocks of the disk. It holds the lock during the lookup
+//! and until the BAT in memory refers to the new blocks. So two allocating writes to the same block run one after the
+//! other. Each new block goes through these steps:
 //!
 //! 1. *reserve*: get a slot that no other request has reserved; make the file long enough, with the footer after the slot;
 //! 2. *write*: write the sector bitmap and the data; write zeroes before and after the data where the file may contain old
 //!    data;
-//! 3. *link*: set the entry in memory. Readers see the new data from here on. [`super::write_back`] writes the entries to
-//!    the file.
+//! 3. *link*: set the entry in memory. Readers see the new data from this step on. [`super::write_back`] writes the entries
+//!    to the file.
 
 use oxblk_core::{BoxFuture, Errno, Error, Result, WriteFlags, ZeroFlags, run_all};
 use oxblk_ring::perturb::point;
@@ -30,8 +30,8 @@ impl Vpc {
         self.change(offset, Content::Data(data)).await
     }
 
-    /// Makes a range of the disk read as zeroes. Unallocated blocks of the range are allocated, as in QEMU. Where the file may
-    /// contain other data, zeroes are written to it.
+    /// Makes a range of the disk read as zeroes. Unallocated blocks of the range are allocated, as in QEMU. Where the file
+    /// may contain other data, it is overwritten with zeroes.
     pub(super) async fn zero_guest(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         let flags = flags & ZeroFlags::MAY_UNMAP;
         self.change(offset, Content::Zeroes(len, flags)).await
@@ -56,7 +56,7 @@ impl Vpc {
     async fn change(&self, offset: u64, content: Content) -> Result<()> {
         self.access.check_writable()?;
         let len = content.len();
-        // A write to an allocated block needs no lock.
+        // A write inside one allocated block needs no lock.
         if let Extent::Data { host, len: covered } = self.extent(offset, len).await?
             && covered == len
         {
@@ -75,7 +75,7 @@ impl Vpc {
         while content.len() > 0 {
             let extent = match self.extent(at, (block - at % block).min(content.len())).await {
                 Ok(extent) => extent,
-                // The writes that have begun must complete first: a reserved slot returns to the allocator only after that.
+                // The parts before the failed lookup are still written.
                 Err(error) => return run_all(jobs).await.and(Err(error)),
             };
             let piece = content.split_to(extent.len());
@@ -111,7 +111,8 @@ impl Vpc {
         }
     }
 
-    /// Writes a new block with `content`, and sets its entry. The content lies in one block.
+    /// Writes `content` and the rest of its block to the slot of `run`, and sets the entry of the block. The content lies
+    /// in one block.
     async fn fill_and_link(&self, offset: u64, content: Content, run: Run) -> Result<()> {
         let header = &self.metadata.header;
         let Some(entry) = self.slot_entry(run.start) else {

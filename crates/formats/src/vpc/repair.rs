@@ -2,10 +2,11 @@
 //!
 //! A repair loses no readable data:
 //!
-//! - If the block of an entry is also used by another entry, overlaps another block, or overlaps metadata, the entry gets its
-//!   own copy of the data. The copies are written after the old end of the file.
-//! - If the block of an entry lies after the end of the file, the entry becomes unallocated. A file that ends inside a block is
-//!   extended.
+//! - If an earlier entry uses the same block, or if the block overlaps another block or metadata, the entry gets its own
+//!   copy of the data. If the data consists of zeroes, the entry is set to unallocated instead. The copies are written
+//!   after the old end of the file.
+//! - If the block of an entry starts after the end of the file, the entry is set to unallocated. A file that ends inside a
+//!   block is extended.
 //! - The last blocks are moved into gaps, and the file is truncated after its last block and the footer.
 //! - A damaged footer is replaced with a copy of the other footer, and a correct checksum is written to the header. At any
 //!   time, one of the two footers is valid.
@@ -31,7 +32,7 @@ use crate::blocks::{Run, length};
 const STEP: u64 = 1 << 20;
 
 impl Vpc {
-    /// Repairs all faults. Returns false if there are too many faults; nothing has been repaired then.
+    /// Repairs all faults. Returns false and repairs nothing if the blocks of too many entries must be copied or removed.
     pub(super) async fn repair(
         &self,
         findings: &Findings,
@@ -106,7 +107,7 @@ impl Vpc {
         self.link_copies(copies, Vec::new()).await
     }
 
-    /// Moves the last blocks into all gaps of the row.
+    /// Moves the last blocks of the row into the gaps.
     async fn fill_gaps(&self) -> Result<()> {
         self.allocator.end_quarantine();
         let gaps = self.allocator.gaps();
@@ -181,9 +182,9 @@ impl Vpc {
         Ok(run)
     }
 
-    /// Sets the entries of copied blocks, frees the slots in `originals`, and writes the entries back with a flush. No entry
-    /// refers to the originals after that. After an error, the entries in memory still refer to the copies, and a later
-    /// write-back frees the originals.
+    /// Sets the entries of copied blocks, frees the slots in `originals`, and writes the entries back with a flush. After
+    /// this call, no entry refers to the originals. After an error, the entries in memory still refer to the copies, and a
+    /// later write-back frees the originals.
     async fn link_copies(&self, copies: Vec<(u32, Run)>, originals: Vec<u32>) -> Result<()> {
         for (index, run) in copies {
             // The slot has an entry: `new_block` has checked it.

@@ -1,8 +1,9 @@
 //! The sector bitmaps of blocks.
 //!
-//! The sector bitmap of a block says which of its sectors were written. This driver ignores the bits when it reads, as QEMU
-//! does; a sector whose bit is 0 contains zeroes. But other programs use the bits, so the bits of written sectors must be set.
-//! Another program may have left some bits at 0. So the driver sets all bits of a block before its first write to the block.
+//! The sector bitmap of a block says which sectors of the block were written. When this driver reads, it ignores the bits,
+//! as QEMU does: a sector whose bit is 0 contains zeroes. Other programs use the bits, so the bits of written sectors must
+//! be set. Another program may have left some bits at 0. So the driver sets all bits of a block before its first write to
+//! the block.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{
@@ -19,7 +20,7 @@ use super::footer::SECTOR;
 /// Number of blocks in one chunk of the set. A chunk is allocated when it is needed.
 const CHUNK: u32 = 1 << 14;
 const WORD_BITS: u32 = 64;
-/// Largest number of bytes of a sector bitmap in one request.
+/// Maximum number of bytes of a sector bitmap in one request.
 const MOST_BYTES: u64 = 64 << 10;
 
 /// The blocks of the disk whose sector bitmaps are known to have all bits set.
@@ -33,19 +34,19 @@ fn place(index: u32) -> (usize, usize, u64) {
 }
 
 impl FullBitmaps {
-    /// An empty set for a disk of this number of blocks.
+    /// Creates an empty set for a disk with this number of blocks.
     pub(super) fn new(blocks: u32) -> Self {
         Self((0..blocks.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect())
     }
 
-    /// Whether all bits of the block are known to be set. Takes no lock.
+    /// Whether all bits in the sector bitmap of the block are known to be set. Takes no lock.
     pub(super) fn contains(&self, index: u32) -> bool {
         let (chunk, word, bit) = place(index);
         let words = self.0.get(chunk).and_then(OnceLock::get);
         words.and_then(|words| words.get(word)).is_some_and(|word| word.load(Acquire) & bit != 0)
     }
 
-    /// Records that all bits of the block are set.
+    /// Records that all bits in the sector bitmap of the block are set.
     pub(super) fn insert(&self, index: u32) {
         let (chunk, word, bit) = place(index);
         let Some(chunk) = self.0.get(chunk) else { return };

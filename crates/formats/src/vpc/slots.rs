@@ -1,8 +1,8 @@
 //! The places of new blocks in the file.
 //!
-//! The blocks of most images lie in a row, each directly after the previous one. The places in this row are called slots. The
-//! allocator allocates slots, so it also finds a slot that a crash has left unused. If the distances between the blocks of an
-//! image are not multiples of the length of a block, the row of slots begins after the last block.
+//! The blocks of most images lie in a row, each directly after the previous block. The places in this row are called slots.
+//! The allocator allocates slots. So it can also allocate a slot that a crash has left unused. If the distances between the
+//! blocks of an image are not multiples of the length of a block, the row of slots begins after the last block.
 
 use std::sync::atomic::Ordering::{Acquire, Release};
 
@@ -52,13 +52,13 @@ impl Vpc {
         Row { first: u64::from(first) * SECTOR, used, is_complete: true }
     }
 
-    /// Byte offset of a slot, which is also the end of the previous slot.
+    /// Byte offset of a slot; also the end of the previous slot.
     pub(super) fn slot_offset(&self, slot: u32) -> u64 {
         let ahead = u64::from(slot).saturating_mul(self.metadata.header.stride());
         self.first_slot.load(Acquire).saturating_add(ahead)
     }
 
-    /// The entry of a block in this slot; `None` if its sector number does not fit in an entry.
+    /// The entry of a block in this slot. `None` if an entry cannot contain the sector number of the slot.
     pub(super) fn slot_entry(&self, slot: u32) -> Option<Entry> {
         let sector = u32::try_from(self.slot_offset(slot) / SECTOR).ok()?;
         (sector != u32::MAX).then_some(Entry::At(sector))
@@ -72,7 +72,7 @@ impl Vpc {
         u32::try_from(distance / stride).ok().filter(|_| distance.is_multiple_of(stride))
     }
 
-    /// Informs the allocator which slots are in use.
+    /// Tells the allocator which slots are in use, so that slots can be allocated.
     pub(super) fn allow_allocations(&self, file: &Edge, survey: &Survey) {
         let row = self.row(survey, file.size());
         self.first_slot.store(row.first, Release);

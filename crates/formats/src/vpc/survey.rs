@@ -25,7 +25,7 @@ pub(super) enum Fault {
     CutOff,
 }
 
-/// Entries with the same value and the same fault: `count` entries from `index` on, which refer to `sector` of the file.
+/// Entries with the same value and the same fault: `count` entries from `index` on. All refer to `sector` of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Finding {
     pub(super) fault: Fault,
@@ -51,7 +51,8 @@ impl std::fmt::Display for Finding {
 /// The result of a survey.
 #[derive(Debug, Default)]
 pub(crate) struct Survey {
-    /// The sectors at which blocks start. Blocks of faulty entries are not included, except blocks that are cut off.
+    /// The sectors at which blocks start, without blocks that only faulty entries refer to. Blocks that are cut off are
+    /// included.
     pub(super) starts: RoaringBitmap,
 }
 

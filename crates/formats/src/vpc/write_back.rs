@@ -5,7 +5,7 @@
 //! 1. *copy*: copy the changed sectors of the BAT. The data of all blocks to which the copied entries refer has been written;
 //! 2. *flush*: flush the data;
 //! 3. *entries*: write the copies;
-//! 4. *flush*: after this flush, the old places of moved blocks are free.
+//! 4. *flush*: flush the file. After this flush, the old slots of moved blocks are freed.
 //!
 //! If an entry changes after its sector was copied, the next write-back writes the new value.
 

@@ -32,7 +32,7 @@ fn a_compressed_write_cancelled_at_any_moment_leaks_nothing() {
             image.write(0, noise(1), WriteFlags::COMPRESSED).await.unwrap();
             let node = image.node().unwrap();
             let at = 5 * CLUSTER as u64;
-            // Call the driver directly, because core would run the write to completion.
+            // Call the driver directly, because `oxblk_core` would run the write to completion.
             let driver = node.driver().compress().unwrap();
             let packed = driver.compress(noise(2)).await.unwrap();
             let stored = timeout(Duration::from_micros(moment * 50), driver.store(at, packed));

@@ -1,4 +1,5 @@
-//! The dirty bit of the header when its write fails although it has reached the disk.
+//! Tests of the dirty bit of the header: writes of the bit that report an error although the bit has reached the disk, and
+//! other changes that fail.
 
 use oxblk_core::Backend;
 use oxblk_core::amend::AmendRequest;
@@ -14,7 +15,7 @@ fn is_dirty(disk: &Disk) -> bool {
     word(&disk.bytes(), FEATURES.start) & 1 == 1
 }
 
-/// Runs `clear`, which clears the dirty bit of an image with lazy refcounts, while the write of the bit reaches the disk but
+/// Runs `clear` on an image with lazy refcounts. `clear` clears the dirty bit: the write of the bit reaches the disk but
 /// reports an error. Then writes and flushes, and cuts the power.
 async fn try_clearing(what: &str, clear: impl AsyncFn(&Backend)) {
     let disk = Disk::new(1, 0);
@@ -106,7 +107,7 @@ fn refcounts_stay_lazy_after_an_amend_that_fails() {
         let image = open_with(&disk, "lazy-refcounts=on").await;
         write(&image, 0, 1).await;
         image.create_snapshot(&SnapshotInfo::default()).await.unwrap();
-        // A shared cluster has a refcount of 2, which one bit cannot store.
+        // A shared cluster has a refcount of 2. One bit cannot store this refcount.
         let options = options("refcount_bits=1");
         let request = AmendRequest { options, force: false, progress: Box::new(|_, _| ()) };
         image.amend(request).await.unwrap_err();

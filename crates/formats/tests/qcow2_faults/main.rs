@@ -85,7 +85,7 @@ async fn check(image: &Backend) -> CheckReport {
     node.driver().check().unwrap().check(Fix::Nothing, &|_| {}).await.unwrap()
 }
 
-/// Asserts that the image has no corruption. It may have leaks only if `leaks` is set.
+/// Asserts that the image has no corruption, and no leaks unless `leaks` is set.
 async fn assert_sound(disk: &Disk, leaks: bool, context: &str) {
     let image = open(disk).await;
     let report = check(&image).await;
@@ -168,7 +168,7 @@ fn a_write_back_that_is_cancelled_is_completed_by_the_next_one() {
             let image = changed(&disk).await;
             let node = image.node().unwrap();
             let flush = node.driver().flush().unwrap();
-            // Call the driver directly, because core would run the flush to completion.
+            // Call the driver directly, because `oxblk_core` would run the flush to completion.
             let outcome = timeout(Duration::from_micros(moment * 50), flush).await;
             nothing_was_lost(&disk, image, &format!("cancelled at moment {moment}")).await;
             outcome.is_ok()

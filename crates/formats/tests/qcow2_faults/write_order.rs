@@ -1,4 +1,5 @@
-//! Tests of the write order: a reference reaches the disk only after its cluster and its refcount, also after a failure.
+//! Tests of the write order: a reference reaches the disk only after the cluster that it refers to and the refcount of the
+//! cluster. This also holds after a failure.
 
 use oxblk_core::snapshot::SnapshotInfo;
 use oxblk_core::{Errno, WriteFlags};

@@ -1,3 +1,5 @@
+//! Tests of the server side of the handshake.
+
 use super::*;
 use crate::info::{Info, parse_meta_context, parse_server};
 use crate::option::{info_request, meta_context_request, put_option};

@@ -1,10 +1,10 @@
 //! Copy of one or more disks to one target, with many requests in flight on several I/O threads.
 //!
-//! A [`Copy`](struct@Copy) reads the concatenated sources and writes their data to a target. Each worker takes the next chunk
-//! of the disk, reads it, searches it for zeroes, and writes the other data. So a copy never has more than workers ×
-//! [`CopyOptions::chunk`] bytes of data in memory. Workers read and compress in parallel, but write in the order of the disk.
-//! So a target that allocates clusters has the same layout on every run and for every number of workers
-//! ([`CopyOptions::in_order`]).
+//! A [`Copy`](struct@Copy) reads the concatenated sources and writes their data to a target. Each worker takes the next
+//! chunk of the disk, reads the chunk, searches it for zeroes, and writes the other data. So the data in memory is
+//! limited to about workers × [`CopyOptions::chunk`] bytes. Workers read and compress in parallel, but write in the
+//! order of the disk ([`CopyOptions::in_order`]). So a target that allocates clusters has the same layout on every run
+//! and for every number of workers.
 //!
 //! A copy does not flush the target. The caller closes the target, and the close flushes.
 
@@ -32,18 +32,18 @@ pub struct CopyOptions {
     pub parallel: usize,
     /// Longest chunk in bytes; a multiple of 512.
     pub chunk: usize,
-    /// Aligned ranges of this number of bytes that contain only zeroes are written as zeroes, not as data. 0: all bytes are
-    /// written as data.
+    /// Aligned ranges of at least this number of bytes that contain only zeroes are written as zeroes, not as data. 0:
+    /// all bytes are written as data.
     pub sparse: u64,
     /// If true, compressed clusters are written.
     pub compress: bool,
     /// The target already reads as zeroes everywhere, so zeroes are not written.
     pub target_is_zero: bool,
-    /// The size of the target's backing file in bytes, if the copy relies on that backing file: it has the same contents as the
-    /// backing file of the source, and only the top layer of the source is copied.
+    /// The size of the target's backing file in bytes, if the copy relies on that backing file: it has the same
+    /// contents as the backing file of the source, and only the data of the source's top image is copied.
     pub backing: Option<u64>,
-    /// The node of the target, if it is in the backing chain of the source. Only the data of the layers above this node is
-    /// copied.
+    /// The node of the target, if it is in the backing chain of the source. Only the data of the images above this node
+    /// is copied.
     pub above: Option<Arc<Node>>,
     /// If true, the host's copy offload is used where possible. Offloaded data is not searched for zeroes.
     pub offload: bool,
@@ -51,8 +51,8 @@ pub struct CopyOptions {
     pub salvage: bool,
     /// Maximum rate in bytes per second.
     pub rate: Option<u64>,
-    /// If true, data is written in the order of the disk, one request at a time. Otherwise writes run in parallel, and the
-    /// layout of the target can differ from run to run.
+    /// If true, data is written in the order of the disk, one request at a time, unless the target has no clusters and
+    /// uses direct I/O. If false, writes run in parallel, and the layout of the target can differ from run to run.
     pub in_order: bool,
 }
 
@@ -81,8 +81,8 @@ pub trait Observer: Send + Sync {
         let _ = (done, total);
     }
 
-    /// Whether progress counts only data and not zeroes. If so, the block status of all sources is queried before the copy
-    /// begins.
+    /// Whether progress counts only data and not zeroes. If so, the block status of the complete range is queried
+    /// before the copy begins.
     fn wants_total(&self) -> bool {
         false
     }
@@ -109,7 +109,7 @@ pub struct Copy {
     pub options: CopyOptions,
     /// Receives progress and salvaged ranges.
     pub observer: Arc<dyn Observer>,
-    /// Any thread may set this flag to stop the copy before its next request.
+    /// Any thread may set this flag to stop the copy before its next chunk.
     pub stop: Arc<AtomicBool>,
 }
 

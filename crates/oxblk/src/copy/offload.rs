@@ -1,10 +1,10 @@
 //! Copy offload: the host copies data from file to file, and this process does not read it
 //! ([`CopyOptions::offload`](super::CopyOptions)).
 //!
-//! Offloaded data is not searched for zeroes, so the target gets all clusters that have data in the source. At the first chunk
-//! whose data is compressed or encrypted, offload is switched off. That chunk and all later chunks are read, searched for
-//! zeroes, and written. With ordered writes, the offset at which offload is switched off does not depend on the number of
-//! workers.
+//! Offloaded data is not searched for zeroes, so zeroes that the source stores as data are stored as data in the
+//! target. At the first chunk whose data is compressed or encrypted, offload is switched off. That chunk and all later
+//! chunks are read, searched for zeroes, and written. With ordered writes, the offset at which offload is switched off
+//! does not depend on the number of workers.
 
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -19,7 +19,8 @@ use super::plan::Chunk;
 pub(super) struct Offload(AtomicBool);
 
 impl Offload {
-    /// Switches offload on if the caller has requested it, and if all images store unencrypted data on one file system.
+    /// Switches offload on if the caller has requested it, and if the sources and the target store unencrypted data on
+    /// one file system.
     pub(super) fn new(copy: &Copy) -> Self {
         let possible = || {
             let target = file_system(&copy.target);

@@ -87,7 +87,7 @@ impl Plan {
     /// Returns the number of bytes to be copied. This consumes the plan.
     ///
     /// # Errors
-    /// If the status of a source cannot be read, or if `stop` is set before the end.
+    /// If the status of a source cannot be read (except with `salvage`), or if `stop` is set before the end.
     pub(super) async fn count(mut self, stop: &AtomicBool) -> Result<u64, CopyError> {
         self.options.chunk = usize::MAX;
         let mut bytes = 0_u64;
@@ -117,7 +117,7 @@ impl Plan {
 
     fn cut(&mut self) -> Chunk {
         let chunk = u64::try_from(self.options.chunk).unwrap_or(u64::MAX).max(self.unit);
-        // Chunks end at multiples of the chunk length, so that they do not split clusters.
+        // Chunks end at multiples of the chunk length, so that a chunk rarely ends inside a cluster.
         let aligned = (self.offset / chunk).saturating_add(1).saturating_mul(chunk);
         let end = if self.action == Action::Copy { self.known.min(aligned) } else { self.known };
         let len = end.saturating_sub(self.offset);
@@ -134,7 +134,8 @@ impl Plan {
         chunk
     }
 
-    /// Moves the end of the extent to a multiple of the unit. A unit that contains data in any part is copied as data.
+    /// Moves the end of the extent to a multiple of the unit. A unit that lies only partly in the extent is copied as
+    /// data.
     fn round(&mut self) {
         let rest = self.known % self.unit;
         if rest == 0 || self.known >= self.end {
@@ -154,8 +155,8 @@ impl Plan {
         let len = self.sources.left_in_source(self.offset).min(STATUS_STEP);
         let status = match self.status(len).await {
             Ok(status) => status,
-            // The metadata is unreadable. Treat a part of the range as data: it may be readable, or it is salvaged in small
-            // pieces.
+            // The metadata is unreadable. Treat a part of the range as data. Its reads may succeed; otherwise the part
+            // is salvaged in small pieces.
             Err(_) if self.options.salvage => Status::data(len.min(1 << 16)),
             Err(error) => {
                 return Err(CopyError { stage: Stage::Status, offset: self.offset, error });

@@ -123,7 +123,7 @@ impl Shared {
         self.failure.keep(failure.offset, failure);
     }
 
-    /// Processes one chunk; `false` if no chunk is left.
+    /// Processes one chunk. Returns `false` if no chunk is left, or after a failure.
     async fn step(self: &Arc<Self>) -> Result<bool, CopyError> {
         if self.failure.is_some() {
             return Ok(false);
@@ -140,7 +140,7 @@ impl Shared {
             }
             (Err(failure), _) => Err(failure),
         };
-        // Record the failure before the ticket is dropped, so that no later chunk is written after it.
+        // Record the failure before the ticket is dropped, so that no later chunk is written after the failure.
         if let Err(failure) = outcome {
             self.fail_writing(failure);
         }
@@ -156,7 +156,8 @@ impl Shared {
         self.fail(failure);
     }
 
-    /// The next chunk, and its ticket in the order of writes.
+    /// The next chunk, and its ticket in the order of writes. No ticket: writes have no order, or the chunk writes
+    /// nothing.
     async fn next(&self) -> Result<Option<(Chunk, Option<Ticket<Job>>)>, CopyError> {
         let mut plan = self.plan.lock().await;
         let Some(chunk) = plan.next().await? else { return Ok(None) };
@@ -166,7 +167,7 @@ impl Shared {
         Ok(Some((chunk, order.map(Order::ticket))))
     }
 
-    /// Reads a chunk and returns the parts to be written.
+    /// Returns the parts of a chunk that are written. The chunk is read if it contains data and is not offloaded.
     async fn prepare(&self, chunk: Chunk) -> Result<Parts, CopyError> {
         self.go_on(chunk.offset)?;
         let place = chunk.offset - self.begin;
@@ -175,7 +176,8 @@ impl Shared {
             Action::Zero => Ok(vec![(place, Part::Zero(chunk.len))]),
             Action::Copy => {
                 if let Some(rate) = &self.rate {
-                    rate.pass(chunk.len).await;
+                    rate.pass(chunk.len, &self.copy.stop).await;
+                    self.go_on(chunk.offset)?;
                 }
                 if self.offload.is_on() {
                     return Ok(vec![(place, Part::Move(chunk))]);
@@ -196,7 +198,7 @@ impl Shared {
         self.progress.done(chunk.offset, piece, tell);
     }
 
-    /// Fails if a stop of the copy was requested. `offset` is the offset in the error; no later data has been written.
+    /// Fails if a stop of the copy was requested. `offset` is the offset of the error.
     pub(super) fn go_on(&self, offset: u64) -> Result<(), CopyError> {
         if self.copy.stop.load(Relaxed) {
             return Err(CopyError::stopped(offset, "Interrupted"));
@@ -215,7 +217,7 @@ impl Shared {
         source.copy_to(offset, &self.copy.target, place, chunk.len).await.is_ok()
     }
 
-    /// Reads a chunk.
+    /// Reads a chunk. With `salvage`, unreadable data becomes zeroes.
     pub(super) async fn read(&self, chunk: Chunk) -> Result<IoBufMut, CopyError> {
         let len = usize::try_from(chunk.len).unwrap_or(usize::MAX);
         match self.sources.read(chunk.offset, len).await {

@@ -33,20 +33,20 @@ impl Sources {
         self.list.last().map_or(0, |(_, end)| *end)
     }
 
-    /// The source that contains `offset`, and the offset in that source.
+    /// The source that contains `offset`, and the offset in that source; `None` after the end of the last source.
     pub(super) fn at(&self, offset: u64) -> Option<(&Backend, u64)> {
         let index = self.list.partition_point(|(_, end)| *end <= offset);
         let begin = index.checked_sub(1).and_then(|i| self.list.get(i)).map_or(0, |(_, end)| *end);
         self.list.get(index).map(|(backend, _)| (backend, offset - begin))
     }
 
-    /// Bytes from `offset` to the end of the source that contains it.
+    /// Bytes from `offset` to the end of the source that contains it; 0 after the end of the last source.
     pub(super) fn left_in_source(&self, offset: u64) -> u64 {
         let index = self.list.partition_point(|(_, end)| *end <= offset);
         self.list.get(index).map_or(0, |(_, end)| end - offset)
     }
 
-    /// Reads `len` bytes at `offset`. The range may span several sources.
+    /// Reads `len` bytes at `offset`. The range may span several sources. Bytes after the end of a source are zeroes.
     pub(super) async fn read(&self, offset: u64, len: usize) -> Result<IoBufMut> {
         match self.at(offset) {
             Some((source, at)) if source.size().saturating_sub(at) >= as_u64(len) => {

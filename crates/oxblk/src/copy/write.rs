@@ -145,7 +145,7 @@ impl Shared {
         written.map_err(|error| CopyError { stage: Stage::Writing, offset, error })
     }
 
-    /// Writes the parts of a chunk immediately, all requests in parallel.
+    /// Writes the parts of a chunk immediately, the requests of several parts in parallel.
     ///
     /// One thread writes the uncompressed data of all workers. The host executes buffered writes to one file one at a time:
     /// writers on several rings would spin on the inode lock, but the kernel queues the writes of one ring. For writes of this

@@ -47,7 +47,7 @@ impl std::fmt::Debug for TakenRanges {
 }
 
 impl Disk {
-    /// The bitmaps of the image.
+    /// The dirty bitmaps of the disk.
     ///
     /// # Errors
     /// If the disk is closed.
@@ -59,7 +59,7 @@ impl Disk {
     /// in the image when the image is closed.
     ///
     /// # Errors
-    /// If the name is empty, too long or in use, or if the format cannot store the bitmap.
+    /// If the name is empty, too long or in use, or if the image cannot store a persistent bitmap.
     pub fn add_bitmap(&self, name: &str, persistent: bool) -> Request<()> {
         let name = name.to_owned();
         self.run(move |disk| async move {
@@ -75,9 +75,9 @@ impl Disk {
     /// The byte ranges that the bitmap has recorded.
     ///
     /// # Errors
-    /// If no bitmap has that name, if its ranges are taken, or if it is inconsistent. A persistent bitmap is inconsistent if
-    /// the image was not closed after its last use. Writes may be missing in such a bitmap, so a backup must copy the complete
-    /// disk.
+    /// If the disk is closed, if no bitmap has that name, if the ranges of the bitmap are taken, or if the bitmap is
+    /// inconsistent. A persistent bitmap is inconsistent if the image was not closed after its last use. Writes may be
+    /// missing in such a bitmap, so a backup must copy the complete disk.
     pub fn dirty_ranges(&self, name: &str) -> Result<Vec<Range<u64>>> {
         let bitmap = self.backend().node()?.bitmaps().find(name)?;
         bitmap.check(Checks::READ)?;
@@ -88,7 +88,8 @@ impl Disk {
     /// write is either in the taken ranges or in the ranges that the bitmap contains after [`TakenRanges::finish`].
     ///
     /// # Errors
-    /// The errors of [`Self::dirty_ranges`]. It is also an error if the bitmap is read-only because its image is read-only.
+    /// The errors of [`Self::dirty_ranges`]. A bitmap that is read-only, because its image is read-only, is an error
+    /// too.
     pub fn take_dirty_ranges(&self, name: &str) -> Request<TakenRanges> {
         let name = name.to_owned();
         self.run(move |disk| async move {

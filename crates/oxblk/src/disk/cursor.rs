@@ -10,8 +10,8 @@ use super::Disk;
 /// Longest single read or write, in bytes.
 const PIECE: usize = 1 << 20;
 
-/// A disk with a position, which implements [`std::io::Read`], [`Write`] and [`Seek`]. Calls of its methods block, so they fail
-/// on I/O threads.
+/// A disk with a position, which implements [`std::io::Read`], [`Write`] and [`Seek`]. Reads, writes and flushes block
+/// the calling thread, so they fail on I/O threads.
 ///
 /// At the end of the disk, a read returns 0 bytes, and a write writes 0 bytes, so `write_all` fails with `WriteZero`.
 /// [`Write::flush`] flushes the disk.

@@ -11,8 +11,9 @@ impl Disk {
     /// has ended. Faults are not errors of this method: the report contains the numbers of faults that remain, and of repaired
     /// faults.
     ///
-    /// After a repair, a qcow2 disk refuses writes, because the repair has changed metadata that the disk has in memory. Close
-    /// the disk and open it again. A check without a repair does not have this effect.
+    /// After a check with a repair, a qcow2 disk accepts no further reads and writes, because the repair may have
+    /// changed metadata that the disk has in memory. Close the disk and open it again. A check without a repair does
+    /// not have this effect.
     ///
     /// # Errors
     /// `ENOTSUP` if the format has no check, such as raw; an error for the repair of a read-only disk; otherwise the errors of

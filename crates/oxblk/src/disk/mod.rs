@@ -1,8 +1,8 @@
-//! [`Disk`]: an open image with its backing chain, which any thread may use.
+//! [`Disk`]: an open image with its backing chain. Any thread may use a disk.
 //!
-//! Each method sends a closure to an I/O thread, where the closure uses the disk's backend, and returns a [`Request`]. All
-//! clones of a disk share one backend ([`OpenDisk`]). If the last clone is dropped without [`Disk::close`], the drop closes the
-//! backend (`drop.rs`).
+//! A method that does I/O sends a closure to an I/O thread, where the closure uses the disk's backend, and returns a
+//! [`Request`]. All clones of a disk share one backend ([`OpenDisk`]). If the last clone is dropped without
+//! [`Disk::close`], the drop closes the backend (`drop.rs`).
 
 mod bitmaps;
 mod cursor;
@@ -30,9 +30,9 @@ use drop::OpenDisk;
 
 /// An open disk image with its chain of backing files.
 ///
-/// A `Disk` may be used from every thread and every executor. Its methods start a [`Request`] on an I/O thread; the caller
-/// awaits the request or blocks on it. Clones refer to the same disk. [Close](Self::close) the disk at the end: see the
-/// [front page](crate#closing).
+/// A `Disk` may be used from every thread and every executor. Methods that do I/O start a [`Request`] on an I/O thread;
+/// the caller awaits the request or blocks on it. Clones refer to the same disk. [Close](Self::close) the disk at the
+/// end: see the [front page](crate#closing).
 #[derive(Clone)]
 pub struct Disk(Arc<OpenDisk>);
 
@@ -130,7 +130,8 @@ impl Disk {
         })
     }
 
-    /// Writes `data` at the byte offset `offset`. The data survives a power cut after the next [`flush`](Self::flush).
+    /// Writes `data` at the byte offset `offset`. After the next successful [`flush`](Self::flush), the data survives a
+    /// power cut.
     ///
     /// # Errors
     /// [`OutOfRange`](crate::ErrorKind::OutOfRange) past the end; otherwise the errors of the images of the chain and the
@@ -161,8 +162,8 @@ impl Disk {
     /// Flushes: all writes that completed before this call survive a power cut when the request has completed.
     ///
     /// # Errors
-    /// The errors of the system. After a failed flush of a file, every later flush of the file fails too, because it is unknown
-    /// which writes were lost.
+    /// The errors of the system. If a flush of a file that uses the page cache fails, every later flush of the file fails too,
+    /// because it is unknown which writes were lost.
     pub fn flush(&self) -> Request<()> {
         self.run(|disk| async move { disk.flush().await })
     }
@@ -170,7 +171,7 @@ impl Disk {
     /// Sets the size in bytes. Added space reads as zeroes.
     ///
     /// # Errors
-    /// The errors of the format and the system. After an error, the disk has its old size.
+    /// The errors of the format and the system. After an error, the disk has the old or the new size: see [`Self::size`].
     pub fn resize(&self, size: u64) -> Request<()> {
         self.run(move |disk| async move { disk.resize(size, Preallocation::Off).await })
     }
@@ -179,7 +180,8 @@ impl Disk {
     /// [`Extents`](crate::Extents) returns all extents.
     ///
     /// # Errors
-    /// The errors of the images of the chain and the system.
+    /// [`OutOfRange`](crate::ErrorKind::OutOfRange) at or past the end; otherwise the errors of the images of the chain
+    /// and the system.
     pub fn extent_at(&self, offset: u64) -> Request<Extent> {
         self.run(move |disk| async move {
             let mut extents = Extents::new(&disk, offset, None);
@@ -190,7 +192,7 @@ impl Disk {
     /// Information on the image: size, format, files, snapshots.
     ///
     /// # Errors
-    /// If the disk is closed.
+    /// If the disk is closed, or if the snapshots of an image cannot be read.
     pub fn info(&self) -> Request<ImageInfo> {
         self.run(|disk| async move { ImageInfo::read(&disk).await })
     }
@@ -204,7 +206,7 @@ impl Disk {
     /// The close runs to completion, even if the request is dropped.
     ///
     /// # Errors
-    /// The first failure. All files are closed after a failure too.
+    /// The first failure. All files are closed after a failure too. If the disk is already closed: an error.
     pub fn close(self) -> Request<()> {
         if self.0.is_closed.swap(true, Relaxed) {
             return Request::failed(closed());

@@ -1,7 +1,8 @@
 //! Opening a disk: [`OpenOptions`] collects the options and then opens an image.
 //!
-//! The library and the tools open all disks with these options. [`OpenOptions::open_backend`] opens an image on the calling I/O
-//! thread; the other methods start it on an I/O thread. After a failure, no file stays open.
+//! The library and the tools open all images with these options. [`OpenOptions::open_backend`] opens an image on the
+//! calling I/O thread; the other methods open the image on an I/O thread of the disk's group. After a failure, no file
+//! stays open.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -61,7 +62,7 @@ impl Disk {
     /// Opens a disk whose contents the caller's driver provides. `kind` is the factory of this driver.
     ///
     /// # Errors
-    /// If no I/O thread can be started.
+    /// If no I/O thread can be started, or if the graph refuses the driver.
     pub fn with_driver(kind: &'static dyn DriverFactory, driver: impl Driver) -> Request<Self> {
         let threads = match IoThreads::shared() {
             Ok(threads) => threads,
@@ -346,7 +347,7 @@ impl OpenOptions {
     }
 }
 
-/// Closes a node after another failure, which the caller returns.
+/// Closes a node after another failure. The caller returns the other failure.
 async fn release(graph: &Graph, node: Arc<Node>) {
     let name = node.name().to_owned();
     if let Err(error) = graph.release(node).await {

@@ -32,7 +32,8 @@ impl Disk {
     /// Reverts the disk to the state of a snapshot.
     ///
     /// # Errors
-    /// [`NotFound`](ErrorKind::NotFound) if no snapshot has that name; otherwise the errors of the image.
+    /// `ENOTSUP` if the format has no snapshots; [`NotFound`](ErrorKind::NotFound) if no snapshot has that name;
+    /// otherwise the errors of the image.
     pub fn apply_snapshot(&self, name: &str) -> Request<()> {
         let choose = by_name(name);
         self.run(move |disk| async move { disk.apply_snapshot_by(choose).await })

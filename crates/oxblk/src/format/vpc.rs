@@ -8,8 +8,8 @@ pub struct VpcOptions {
     /// If true, create a fixed image: the file contains the complete disk, followed by the footer. Otherwise blocks are
     /// allocated when they are written.
     pub is_fixed: bool,
-    /// If true, the disk has exactly the requested size. Otherwise the size is rounded up to cylinders × heads × sectors of a
-    /// disk geometry, as Virtual PC requires.
+    /// If true, the disk has exactly the requested size. Otherwise the size is rounded up to cylinders × heads ×
+    /// sectors of a disk geometry, as Virtual PC requires, unless the disk is larger than the largest geometry.
     pub force_size: bool,
 }
 

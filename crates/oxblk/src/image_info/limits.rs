@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 /// Maximum number of buffers in one request to the host.
 const MAX_IOV: u32 = 1024;
-/// Page size in bytes: buffers are aligned to it.
+/// Page size in bytes. The optimal alignment of buffers is at least the page size.
 const PAGE: u32 = 4096;
 
 /// The limits as JSON. A limit that is not set is not included.

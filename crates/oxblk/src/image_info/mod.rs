@@ -40,9 +40,9 @@ pub struct ImageInfo {
     pub actual_size: Option<u64>,
     /// Cluster size in bytes, if the format has clusters.
     pub cluster_size: Option<u64>,
-    /// Whether the image was not closed after its last use. `None`: the format does not record this.
+    /// Whether the image was not closed after its last use. `None`: the driver knows only the size of the image.
     pub is_dirty: Option<bool>,
-    /// Guest data is encrypted.
+    /// Whether guest data is encrypted.
     pub is_encrypted: bool,
     /// The reference to the backing file.
     pub backing: Option<BackingName>,

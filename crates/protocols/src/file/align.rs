@@ -66,7 +66,8 @@ async fn probe_request(file: &File) -> Result<u32> {
         .with_hint("Try cache.direct=off"))
 }
 
-/// Whether a read of `len` bytes at offset 0 succeeds, into memory that starts `skew` bytes after a page boundary.
+/// Whether a read of `len` bytes at offset 0, into memory that starts `skew` bytes after a page boundary, does not fail
+/// with `EINVAL`.
 async fn reads(file: &File, len: u32, skew: usize) -> bool {
     let mut page = IoBufMut::new(2 * PAGE as usize);
     let mut buf = page.split_off(skew);

@@ -1,5 +1,5 @@
-//! Copy offload: the kernel copies between two files. `copy_file_range` shares blocks (reflink) if the file system
-//! can; otherwise it copies them.
+//! Copy offload: the kernel copies between two files. `copy_file_range` shares the blocks (reflink) if the file system
+//! can do this, and otherwise copies the data.
 
 use oxblk_core::driver::CopyRange;
 use oxblk_core::{BoxFuture, Driver, Error, Result};
@@ -25,8 +25,8 @@ impl CopyRange for FileDriver {
                 let (source, dest) =
                     (offset.saturating_add(done), target_offset.saturating_add(done));
                 match from.copy_range_to(source, &to, dest, len - done).await {
-                    // The source file ends here. The node reads as zeroes after this offset, which only a copy
-                    // through buffers handles.
+                    // The source file ends here. The rest of the source reads as zeroes. Only a copy through buffers
+                    // handles this.
                     Ok(0) => return Err(Error::unsupported("Copy offload ended early")),
                     Ok(copied) => done = done.saturating_add(copied),
                     Err(error) => return Err(converted(error)),

@@ -120,7 +120,8 @@ async fn close(file: File) -> Result<()> {
     file.close().await.map_err(|e| Error::from(e).prefix("Could not close the new file"))
 }
 
-/// Takes the locks for creating an image. While these locks are held, no other process can change the size.
+/// Takes the locks for creating an image. While these locks are held, no other process that uses the locks can change
+/// the size.
 fn lock(fd: &OwnedFd, path: &str) -> Result<Option<FileLocks>> {
     let locks = FileLocks::new(fd, path)?;
     if let Some(locks) = &locks {
@@ -171,7 +172,7 @@ async fn prepare_device(factory: &FileFactory, path: &str, wanted: &Wanted) -> R
     if size < wanted.size {
         return Err(Error::invalid("Cannot grow device files"));
     }
-    // Clear the first sector, so that probing does not find the previous content.
+    // Clear the first sector, so that probing does not find the previous contents.
     let head = usize::try_from(size.min(SECTOR)).unwrap_or(0);
     let clear = oxblk_ring::IoBuf::zeroes(head);
     let cleared = file.write_all_at(clear, 0, false).await;

@@ -1,4 +1,4 @@
-//! The identity of a new file, which is needed to remove the file safely.
+//! The identity of a new file. It is needed to remove the file safely.
 //!
 //! A name is not enough to remove an incomplete image, because another program may have replaced the file with
 //! another file of the same name. A descriptor identifies the file itself: while the descriptor is open, no other
@@ -19,7 +19,7 @@ struct Created {
     path: PathBuf,
 }
 
-/// Opens a descriptor that identifies the new file at `path`. Returns `None` if it is not a regular file, because
+/// Opens a descriptor that identifies the new file at `path`. Returns `None` if the file is not a regular file, because
 /// devices are never removed.
 pub(super) fn hold(path: &str) -> Result<Option<Box<dyn CreatedFile>>> {
     let failed = |error: Error| error.prefix(format!("Could not open the new file '{path}'"));

@@ -1,6 +1,6 @@
 //! [`FileDriver`]: executes the requests of one open file.
 
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -9,11 +9,12 @@ use oxblk_core::{
     BoxFuture, Driver, Error, HostFile, ImageInfo, Limits, MapOp, Permissions, Result, Status,
     Step, Want, WriteFlags, ZeroFlags,
 };
-use oxblk_ring::{File, IoBuf, IoBufMut, Mutex as AsyncMutex};
+use oxblk_ring::{File, IoBuf, IoBufMut};
 use rustix::io::Errno;
 use serde_json::json;
 
 use super::align::Alignment;
+use super::durable::Durable;
 use super::extents::{self, ExtentCache};
 use super::handle::{self, Kind};
 use super::locks::FileLocks;
@@ -36,11 +37,7 @@ pub struct FileDriver {
     memory_alignment: AtomicU32,
     pub(super) refused: Refused,
     pub(super) extents: ExtentCache,
-    /// The errno of the first failed flush, or 0. After a failed flush, the host may discard the data that it could
-    /// not write. A later flush could then succeed although data is lost, also through another descriptor.
-    pub(super) flush_error: AtomicI32,
-    /// Locked during a flush, because the host reports a failure only to one of two overlapping flushes.
-    syncing: AsyncMutex<()>,
+    durable: Durable,
     pub(super) read_only: AtomicBool,
     /// The current permissions of the parents of the node.
     pub(super) permissions: Mutex<Permissions>,
@@ -76,8 +73,7 @@ impl FileDriver {
             memory_alignment: AtomicU32::new(parts.alignment.memory),
             refused: Refused::default(),
             extents: ExtentCache::default(),
-            flush_error: AtomicI32::new(0),
-            syncing: AsyncMutex::new(()),
+            durable: Durable::default(),
             read_only: AtomicBool::new(parts.read_only),
             permissions: Mutex::new(Permissions::NONE),
             locks: parts.locks,
@@ -130,25 +126,21 @@ impl FileDriver {
     /// Flushes the file. All flushes of the node use this function, because the host reports a failure to write data
     /// only once, to the first caller.
     pub(super) async fn sync_host(&self, data_only: bool) -> Result<()> {
-        let _lock = self.syncing.lock().await;
-        let before = self.flush_error.load(Ordering::Acquire);
-        if before != 0 {
-            return Err(Error::from_errno(before));
-        }
-        let synced = self.current().sync(data_only).await.map_err(Error::from);
-        synced.inspect_err(|error| self.record_flush_error(error))
+        self.durable.sync(self.current(), data_only, self.is_cached()).await
     }
 
-    /// Makes all later flushes fail, because the host may have discarded data that it could not write.
-    pub(super) fn record_flush_error(&self, error: &Error) {
-        // Without the page cache (direct I/O) the host discards nothing.
-        if !self.direct.load(Ordering::Acquire) {
-            self.flush_error.store(error.raw_errno(), Ordering::Release);
-        }
+    /// Closes a handle to the current file, so that the host reports failures to store data. The file stays open.
+    pub(super) async fn close_handle(&self) -> Result<()> {
+        self.durable.close(self.current(), self.is_cached()).await
     }
 
-    /// Closes the file, then releases its locks. Returns an error of the host on close if the file was writable. For
-    /// a read-only file, such an error is only logged.
+    /// Whether the host discards data that it could not store. Without the page cache (direct I/O) it discards nothing.
+    fn is_cached(&self) -> bool {
+        !self.direct.load(Ordering::Acquire)
+    }
+
+    /// Closes the file, then releases its locks. If the file was writable, an error of the host on close is returned.
+    /// For a read-only file, such an error is only logged.
     async fn close_file(&self) -> Result<()> {
         let file = self.file.swap(Arc::new(File::closed()));
         let file = Arc::try_unwrap(file).unwrap_or_else(|shared| File::clone(&shared));

@@ -6,8 +6,8 @@
 //! zero write or a truncation empties the cache. The result of a lookup that was in flight during such a change is
 //! not cached (`generation`).
 //!
-//! If nobody may write to the file (no parent of this node writes, and locks exclude other processes), the extents do
-//! not change. In this case one lookup finds several consecutive extents, and all of them are cached.
+//! If nobody may write to the file (no parent of this node writes, and the locks keep writers in other processes away),
+//! the extents do not change. In this case one lookup finds several consecutive extents, and all of them are cached.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -61,7 +61,8 @@ impl ExtentCache {
         }
     }
 
-    /// Caches consecutive extents that a lookup at `start` has found.
+    /// Caches consecutive extents that a lookup at `start` has found, unless the cache was emptied during the lookup.
+    /// If the file may change, only the first extent of data is cached.
     fn remember(&self, mut start: u64, mut extents: Vec<Extent>, generation: u64) {
         let mut known = self.lock();
         if known.generation != generation {
@@ -115,7 +116,7 @@ pub(super) async fn status(
             Err(error) if error.raw_os_error() == Some(libc_enxio()) => {
                 return Ok(here(offset, len, false));
             }
-            // If the file system does not report holes, everything is data.
+            // After any other error, the range is reported as data. This is always correct.
             Err(_) => return Ok(here(offset, len, true)),
         },
     };

@@ -94,7 +94,7 @@ pub(super) fn open_error(path: &str, errno: Errno, direct: bool) -> Error {
     Error::from_errno(code).reword(format!("Could not open '{path}': {}", strerror(code)))
 }
 
-/// The sector size of a block device in bytes.
+/// The sector size of a block device in bytes; `None` if the descriptor is not a block device.
 pub(super) fn sector_size(fd: BorrowedFd<'_>) -> Option<u32> {
     rustix::fs::ioctl_blksszget(fd).ok().filter(|size| size.is_power_of_two())
 }

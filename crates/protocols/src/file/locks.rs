@@ -3,11 +3,11 @@
 //! Each of the four permissions has two lock bytes in the file; the contents of these bytes do not matter. A process
 //! that takes permission `n` locks byte `100 + n`. A process that does not share permission `n` locks byte `200 + n`.
 //! All locks are *shared* locks of the open file description, so any number of processes may lock the same byte. A
-//! process detects a conflict by a query whether another process has locked the opposite byte. QEMU uses the same
+//! To detect a conflict, a process queries whether another process has locked the opposite byte. QEMU uses the same
 //! protocol, so QEMU processes and this driver exclude one another.
 //!
-//! A process first takes its locks, then checks for conflicts. If two processes start at the same time, both may see
-//! the locks of the other and fail. They never both succeed.
+//! A process first takes its locks, then checks for conflicts. If two processes with conflicting permissions start at
+//! the same time, both may see the locks of the other process and fail. They never both succeed.
 //!
 //! The locks have their own descriptor, so that they do not conflict with a new data descriptor during a reopen.
 
@@ -56,7 +56,7 @@ impl FileLocks {
     /// query are ignored; [`set`](Self::set) reports them.
     ///
     /// # Errors
-    /// The host's error.
+    /// The error of the host if the descriptor cannot be duplicated.
     pub fn new(fd: impl AsFd, path: &str) -> Result<Option<Self>> {
         let fd = fd.as_fd();
         let own_path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
@@ -76,7 +76,8 @@ impl FileLocks {
     /// Changes the locks to those of `permissions`.
     ///
     /// # Errors
-    /// If another process holds a conflicting lock. In this case the previous locks remain.
+    /// If another process holds a conflicting lock, or if the host cannot take or query a lock. In this case the
+    /// previous locks remain.
     pub fn set(&self, permissions: Permissions) -> Result<()> {
         let wanted = Held::of(permissions);
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
@@ -102,7 +103,7 @@ impl FileLocks {
         Ok(())
     }
 
-    /// Returns an error if another process holds a lock that conflicts with `wanted`.
+    /// Returns an error if another process holds a lock that conflicts with `wanted`, or if a lock cannot be queried.
     fn look(&self, wanted: Held) -> Result<()> {
         for (bit, perm) in bits(wanted.taken) {
             self.look_at(UNSHARED + bit, || format!("Failed to get \"{}\" lock", perm.names()))?;
@@ -143,7 +144,7 @@ impl FileLocks {
     }
 }
 
-/// Whether `error` means that locks of open file descriptions are not supported.
+/// Whether `error` means that the host does not support locks of open file descriptions.
 fn do_not_exist(error: &io::Error) -> bool {
     let errnos = [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP];
     errnos.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))

@@ -8,6 +8,7 @@
 //! | `locks` | excluding other processes |
 //! | `align` | the alignment that `O_DIRECT` requires |
 //! | `driver` | [`FileDriver`]: requests |
+//! | `durable` | flushes, and the record of the first one that failed |
 //! | `zero` | zeroing and discarding; records which operations the host does not support |
 //! | `extents` | data and holes |
 //! | `resize`, `create` | size, preallocation, new files |
@@ -15,8 +16,8 @@
 //! | `copy` | copy offload |
 //! | `reopen` | replacing the descriptor of a node |
 //!
-//! The driver does not execute reads and writes inside the file: `map` of [`FileDriver`] returns the same offset in
-//! the host file, and core submits the operation. The driver executes all other requests: growth, zero writes,
+//! The driver does not execute reads and writes inside the file: `map` of [`FileDriver`] returns the same offset in the
+//! host file, and `oxblk_core` submits the operation. The driver executes all other requests: growth, zero writes,
 //! discards, status, flushes.
 
 mod align;
@@ -24,6 +25,7 @@ mod copy;
 mod create;
 mod created;
 mod driver;
+mod durable;
 mod extents;
 mod handle;
 pub mod locks;

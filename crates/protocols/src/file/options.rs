@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct FileOptions {
-    /// Path of the file, with or without the protocol's prefix.
+    /// Path of the file.
     pub filename: Option<String>,
     /// `on`, `off` or `auto`.
     pub locking: Option<String>,
     /// `threads`, `native` or `io_uring`.
     pub aio: Option<String>,
-    /// Maximum number of requests per submission to the kernel. The value has no effect, because the engine chooses
-    /// the size of its batches.
+    /// Maximum number of requests per submission to the kernel. The value has no effect, because `oxblk_ring`
+    /// chooses the size of its batches.
     pub aio_max_batch: Option<u64>,
     /// ID of the object that manages persistent reservations. Such objects do not exist, so the option is refused.
     pub pr_manager: Option<String>,
@@ -25,7 +25,7 @@ pub struct FileOptions {
     pub x_check_cache_dropped: Option<bool>,
 }
 
-/// Whether other processes are excluded by locks.
+/// Whether file locks keep other processes from using the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Locking {
     /// Locks are used if the host supports locks on the file.

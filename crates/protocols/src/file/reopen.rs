@@ -64,15 +64,14 @@ impl FileDriver {
     }
 
     /// Closes a duplicate of the current descriptor if the file is writable. The host then reports errors of earlier
-    /// writes, while the reopen can still fail. So the later close of the descriptor has no data to write.
+    /// writes at a time when the reopen can still be refused. So the later close of the descriptor has no data to
+    /// write.
     async fn settle_descriptor(&self) -> Result<()> {
         if self.read_only.load(Ordering::Acquire) {
             return Ok(());
         }
         let could_not_close = |e: Error| e.prefix(format!("Could not close '{}'", self.path));
-        let closed = self.current().close().await.map_err(Error::from);
-        // The host reports lost data only once, so the next flush must report the error again.
-        closed.inspect_err(|error| self.record_flush_error(error)).map_err(could_not_close)
+        self.close_handle().await.map_err(could_not_close)
     }
 
     /// Checks the options of a reopen. An option that cannot change must have its current value.

@@ -1,7 +1,8 @@
 //! Changes the size of a file, with or without preallocation.
 //!
-//! The host extends files with zeroes. If a preallocation fails, the old size is restored. The size of a device is
-//! fixed. A resize to this size or a smaller size succeeds without effect, so that formats can be created on devices.
+//! The host extends files with zeroes. If a preallocation fails, the old size is restored if possible. The size of a
+//! device is fixed. A resize to this size or a smaller size succeeds without effect, so that formats can be created on
+//! devices.
 
 use std::sync::atomic::Ordering;
 

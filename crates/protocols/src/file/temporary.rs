@@ -11,7 +11,8 @@ use rustix::io::Errno;
 
 const ATTEMPTS: u32 = 64;
 
-/// Creates an empty file for reading and writing in `$TMPDIR`, or in `/var/tmp`, which is intended for large files.
+/// Creates an empty file for reading and writing in `$TMPDIR`. If `TMPDIR` is not set, the file is in `/var/tmp`, because
+/// this directory is intended for large files.
 ///
 /// # Errors
 /// The file system's error.
@@ -46,8 +47,8 @@ fn temporary_in(dir: &Path) -> Result<OwnedFd, Errno> {
     Err(Errno::EXIST)
 }
 
-/// A number for the file name, which is probably different in each attempt. `O_EXCL` excludes an existing file of the
-/// same name.
+/// A number for the file name, which is probably different in each attempt. If a file of the same name exists, `O_EXCL`
+/// makes the attempt fail.
 fn random(attempt: u32) -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one((attempt, io::stdin as fn() -> io::Stdin as usize))

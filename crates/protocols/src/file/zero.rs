@@ -63,7 +63,7 @@ impl Refused {
         grows: bool,
     ) -> Result<()> {
         let (offset, len) = range;
-        // Holes cannot be punched beyond the end of the file.
+        // A hole does not extend the file.
         if unmap && !grows {
             let punch = file.fallocate(Falloc::PunchHole, offset, len);
             if let Some(outcome) = Self::attempt(&self.punch_hole, punch).await {

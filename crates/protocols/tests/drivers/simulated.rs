@@ -1,13 +1,14 @@
 //! Tests of the `file` driver on a simulated disk with faults.
 
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 
 use crate::common::{error, graph, pattern, read, write};
 use oxblk_core::{
-    Backend, Errno, OpenFlags, Options, Perm, Permissions, StatusFlags, Want, WriteFlags, ZeroFlags,
+    Backend, Edge, Errno, OpenFlags, Options, Perm, Permissions, ReopenRequest, StatusFlags, Want,
+    WriteFlags, ZeroFlags,
 };
 use oxblk_protocols::file::{FILE, FileDriver};
-use oxblk_ring::{File, sim};
+use oxblk_ring::{File, block_on, perturb, sim};
 use sim::{FailRule, FaultOp, Faults};
 
 const SIZE: u64 = 1 << 20;
@@ -102,6 +103,45 @@ fn two_flushes_that_overlap_fail_together() {
 }
 
 #[test]
+fn no_flush_succeeds_after_a_failed_flush_whose_future_was_dropped() {
+    let disk = sim::Disk::new(1, SIZE);
+    sim::run(1, async {
+        let backend = backend(&disk, 1);
+        write(&backend, 0, b"lost").await;
+        fail_next_sync(&disk);
+        let node = backend.node().unwrap();
+        let mut dropped = node.driver().flush().unwrap();
+        assert!(futures_util::poll!(&mut dropped).is_pending());
+        drop(dropped);
+        // This flush waits for the first one.
+        assert_eq!(error(node.driver().flush().unwrap().await), "Input/output error");
+    });
+}
+
+#[test]
+fn no_flush_succeeds_after_a_failed_flush_whose_thread_has_ended() {
+    let disk = sim::Disk::new(1, SIZE);
+    let backend = sim::run(1, async {
+        let backend = backend(&disk, 1);
+        write(&backend, 0, b"lost").await;
+        fail_next_sync(&disk);
+        let mut flush = Box::pin(backend.flush());
+        for _ in 0..20 {
+            assert!(futures_util::poll!(&mut flush).is_pending());
+            oxblk_ring::yield_now().await;
+        }
+        assert_eq!(disk.write_boundaries(), 1);
+        drop(flush);
+        backend
+    });
+    // The host has carried out the flush, and the task that waited for it has been dropped.
+    assert_eq!(disk.write_boundaries(), 2);
+    sim::run(2, async {
+        assert_eq!(error(backend.flush().await), "Input/output error");
+    });
+}
+
+#[test]
 fn no_flush_succeeds_after_a_failed_write_with_fua() {
     let disk = sim::Disk::new(1, SIZE);
     sim::run(1, async {
@@ -135,6 +175,47 @@ fn a_failing_close_is_an_error_only_if_the_file_was_writable() {
             );
         });
     }
+}
+
+#[test]
+fn a_dropped_write_is_covered_by_a_flush_after_it() {
+    for seed in 0..20 {
+        let disk = sim::Disk::new(seed, SIZE);
+        sim::run(seed, async {
+            let backend = backend(&disk, 1);
+            let mut dropped = Box::pin(backend.write(0, vec![7; 512].into(), WriteFlags::empty()));
+            assert!(futures_util::poll!(&mut dropped).is_pending());
+            // This flush begins before the write is on the disk.
+            backend.flush().await.unwrap();
+            drop(dropped);
+            oxblk_ring::settled().await;
+            assert_eq!(read(&backend, 0, 512).await, [7; 512]);
+            backend.flush().await.unwrap();
+            assert_eq!(disk.after_power_loss_none().bytes()[..512], [7; 512]);
+        });
+    }
+}
+
+#[test]
+fn a_write_of_a_thread_that_has_ended_is_flushed_and_recorded_in_bitmaps() {
+    let disk = sim::Disk::new(1, SIZE);
+    let (backend, bitmap) = sim::run(1, async {
+        let backend = backend(&disk, 1);
+        let node = backend.node().unwrap();
+        let bitmap = backend.graph().add_bitmap(&node, "b", Some(4096)).await.unwrap();
+        backend.flush().await.unwrap();
+        let mut write = Box::pin(backend.write(8192, vec![7; 512].into(), WriteFlags::empty()));
+        for _ in 0..20 {
+            assert!(futures_util::poll!(&mut write).is_pending());
+            oxblk_ring::yield_now().await;
+        }
+        drop(write);
+        (backend, bitmap)
+    });
+    assert_eq!(disk.bytes()[8192..8704], [7; 512]);
+    assert!(bitmap.map().get(8192));
+    sim::run(2, async { backend.flush().await.unwrap() });
+    assert_eq!(disk.after_power_loss_none().bytes()[8192..8704], [7; 512]);
 }
 
 #[test]
@@ -221,4 +302,55 @@ fn block_status_never_calls_data_a_hole_while_others_write_and_discard() {
             }
         });
     }
+}
+
+/// One thread attaches a writer while another makes the node read-only.
+fn attach_during_reopen(rounds: u32) {
+    let (graph, disk) = (graph(), sim::Disk::new(1, SIZE));
+    let driver = FileDriver::from_ring_file(File::sim(&disk), SIZE);
+    let node = graph.add_node(None, &FILE, Box::new(driver), OpenFlags::default()).unwrap();
+    let barrier = Barrier::new(2);
+    let reopen = |read_only: bool| {
+        let mut options = Options::new();
+        options.insert("read-only", read_only);
+        block_on(graph.reopen(vec![ReopenRequest { node: Arc::clone(&node), options, keep: true }]))
+    };
+    let mut wrong = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..rounds {
+                barrier.wait();
+                let reopened = reopen(true);
+                barrier.wait();
+                // The other thread looks at the outcome.
+                barrier.wait();
+                if reopened.is_ok() {
+                    reopen(false).unwrap();
+                }
+            }
+        });
+        for round in 0..rounds {
+            barrier.wait();
+            let permissions = Permissions::sharing_all(Perm::WRITE);
+            let writer = Edge::attach(Arc::clone(&node), "test", "root", permissions);
+            barrier.wait();
+            if writer.is_ok() == node.is_read_only() {
+                wrong.push(round);
+            }
+            if let Ok(writer) = writer {
+                writer.detach();
+            }
+            barrier.wait();
+        }
+    });
+    assert_eq!(wrong, [0; 0], "rounds that ended with a writer of a read-only node");
+}
+
+#[test]
+fn a_node_that_becomes_read_only_has_no_writer() {
+    for seed in 1..=8 {
+        perturb::start(seed);
+        attach_during_reopen(60);
+    }
+    perturb::stop();
 }

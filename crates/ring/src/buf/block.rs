@@ -1,8 +1,8 @@
 //! The refcounted memory behind the buffer views.
 //!
 //! A [`Block`] is a header that describes one run of bytes: the address of the bytes, the number of views that share
-//! them, and the place to which the memory returns when the last view is dropped. Headers are recycled together with
-//! their memory, so a buffer from a pool needs no allocation. All bytes of a block are always initialised.
+//! them, and the place to which the memory returns when the last view is dropped. Headers are kept for reuse together
+//! with their memory, so a reused block needs no allocation. All bytes that a view contains are initialised.
 
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicPtr;

@@ -5,14 +5,15 @@
 //!
 //! * [`IoBufMut`] is the unique view of a range of refcounted memory; it can be split into disjoint
 //!   views, joined again, and frozen.
-//! * [`IoBuf`] is a shared, immutable view. The last view of a block can become an [`IoBufMut`] again.
+//! * [`IoBuf`] is a shared, immutable view. The last view of a block can become an [`IoBufMut`] again, unless the
+//!   memory is static.
 //!
 //! Invariant: the ranges of all `IoBufMut`s of one block of memory are disjoint from each other and from the ranges
 //! of all its `IoBuf`s. All constructors, and all methods that split or join views, preserve the invariant. Therefore
 //! `&mut [u8]` from an `IoBufMut` is sound.
 //!
-//! Memory comes from [`pool`]: small sizes come from an arena that the I/O thread has registered with its ring,
-//! larger sizes from bounded caches of page-aligned memory.
+//! Memory comes from [`pool`]: on an I/O thread, buffers of up to 64 KiB usually come from an arena that the thread has
+//! registered with its ring. Other buffers come from bounded caches of free blocks, or are allocated.
 
 mod block;
 mod free;

@@ -1,15 +1,18 @@
-//! Where buffer memory comes from and goes to.
+//! The allocator of buffer memory: arenas, and caches of free blocks.
 //!
-//! * Buffers of up to 64 KiB on an I/O thread come from its **arena**: one mapping that its ring has registered with the
-//!   kernel. It is cut into pieces of 4, 16 and 64 KiB. Another thread that frees a piece returns it on a lock-free stack.
-//! * Other buffers of up to 16 KiB are **small blocks** of the allocator. Each thread caches a few free ones.
-//! * All other buffers are **big blocks**: page mappings of their own. Each thread caches the few that it freed last, which
-//!   are likely to be in the caches of its core. All threads share a second cache of at most [`BIG_CACHE`] bytes. The
-//!   allocator would keep freed memory of this length, so the process would not return it to the system.
+//! * The **arena** of an I/O thread is one mapping that is registered with the ring of the thread. It is cut into
+//!   pieces of 4, 16 and 64 KiB for buffers of 512 bytes to 64 KiB. Another thread that frees a piece pushes the piece
+//!   to a lock-free stack of the arena.
+//! * Other buffers of up to 16 KiB are **small blocks** of the global allocator. Each thread caches a few free small
+//!   blocks.
+//! * All other buffers are **big blocks**: page mappings of their own. Each thread caches the few big blocks that it
+//!   freed last, because they are likely to be in the caches of its core. All threads share a second cache of at most
+//!   [`BIG_CACHE`] bytes. The global allocator could keep freed memory of this length instead of returning it to the
+//!   system.
 //!
-//! All caches are bounded: a block that does not fit is returned to the system. An idle thread and an idle process return
-//! all of their free blocks except the arenas ([`trim_thread`], [`trim_shared`]). Memory is zeroed when it is allocated. It
-//! counts as initialised from then on, whatever is written to it.
+//! All caches are bounded: a block that does not fit into a cache is freed. An idle thread and an idle process free all
+//! blocks in their caches. Arenas are kept ([`trim_thread`], [`trim_shared`]). Memory is zeroed when it is allocated,
+//! so all of its bytes are initialised.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::RefCell;
@@ -22,7 +25,7 @@ use super::block::{Block, BlockRef, Home};
 use super::free::FreeBlock;
 use super::returned::Returned;
 
-/// Alignment of every buffer of 512 bytes or more.
+/// Alignment of every buffer of 512 bytes or more that comes from the pool.
 pub(super) const PAGE: usize = 4096;
 const SMALL: [usize; 3] = [512, 4096, 16 << 10];
 /// Number of free blocks of each small class that a thread keeps.
@@ -33,7 +36,7 @@ const LARGEST_PIECE: usize = 64 << 10;
 const BIG_CACHE: usize = 12 << 20;
 const LARGEST_CACHED: usize = 4 << 20;
 
-/// Limits of the free big blocks that a thread keeps: their number, their total length and the length of one, in bytes.
+/// Limits of the free big blocks that a thread keeps: their number, their total length, and the length of one block.
 const BIG_KEEP: usize = 4;
 const BIG_KEEP_BYTES: usize = 1 << 20;
 const LARGEST_KEPT: usize = 512 << 10;
@@ -41,13 +44,14 @@ const LARGEST_KEPT: usize = 512 << 10;
 /// Free pieces of each class of an arena.
 type Pieces = [Vec<FreeBlock>; 3];
 
-/// Memory registered with one ring, cut into equal pieces per class.
+/// The memory that an I/O thread has registered with its ring, cut into pieces of three sizes.
 pub(crate) struct Arena {
     base: NonNull<u8>,
     len: usize,
-    /// One header per piece. Shared by raw pointer; never moved or freed before the arena.
+    /// One header for each piece. Blocks refer to the headers by raw pointers. The headers are freed together with the
+    /// arena.
     headers: OnceLock<Vec<NonNull<Block>>>,
-    /// Pieces that came back from other threads.
+    /// Pieces that other threads have freed.
     returned: Returned<Block>,
 }
 
@@ -58,7 +62,7 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// Maps about `bytes` and cuts them: a quarter in 4 KiB, a quarter in 16 KiB, half in 64 KiB pieces.
+    /// Maps about `bytes` bytes and cuts them: a quarter into pieces of 4 KiB, a quarter into 16 KiB, half into 64 KiB.
     fn new(bytes: usize) -> io::Result<(Arc<Arena>, Pieces)> {
         let counts = [
             bytes / 4 / ARENA_CLASSES[0],
@@ -76,12 +80,12 @@ impl Arena {
         let mut at = 0;
         for ((list, size), count) in free.iter_mut().zip(ARENA_CLASSES).zip(counts) {
             for _ in 0..count {
-                // SAFETY: `at + size <= len`, by the sum above.
+                // SAFETY: `at + size <= len`, because `len` is the sum of the sizes of all pieces.
                 let piece = unsafe { base.add(at) };
                 at += size;
                 let header = NonNull::from(Box::leak(Box::new(Block::new(piece, size, home))));
                 headers.push(header);
-                // SAFETY: just made and leaked; it stays in no other list, and is freed with the arena alone.
+                // SAFETY: the header was just leaked from a box. It is in no other list, and is freed with the arena.
                 list.push(unsafe { FreeBlock::new(header) });
             }
             list.reverse();
@@ -90,7 +94,7 @@ impl Arena {
         Ok((arena, free))
     }
 
-    /// The memory to register with the ring.
+    /// The memory that is registered with the ring.
     pub(crate) fn as_iovec(&self) -> libc::iovec {
         libc::iovec { iov_base: self.base.as_ptr().cast(), iov_len: self.len }
     }
@@ -99,22 +103,24 @@ impl Arena {
 impl Drop for Arena {
     fn drop(&mut self) {
         for header in self.headers.get().into_iter().flatten() {
-            // SAFETY: made by `Box::leak` in `new`; every block that is out holds a count on the arena, so none is.
+            // SAFETY: made by `Box::leak` in `new`. Every block in use holds a reference to the arena, so no block is
+            // in use.
             drop(unsafe { Box::from_raw(header.as_ptr()) });
         }
         unmap_pages(self.base, self.len);
     }
 }
 
-/// The calling thread's free memory.
+/// The free memory of the calling thread.
 ///
-/// Nothing that is done with it while it is borrowed comes back to it: that is taking and adding blocks, the global
-/// allocator and the system's mappings. What may run anything else (giving up a count of an arena) is done after that.
-/// When the thread has ended (and in destructors of other thread-local values, which may run later), there is none:
-/// blocks are then made anew, and freed ones go to their arena, to what all threads share, or to the system.
+/// No code that runs while the pool is borrowed uses the pool again: this code only takes and adds blocks, and calls
+/// the global allocator, `mmap` and `munmap`. A reference to an arena is dropped only when the pool is not borrowed,
+/// because the drop can run other code. At the end of the thread, destructors of other thread-local values may run
+/// after the pool was dropped. Blocks are then allocated anew, and freed blocks return to their arena, to the shared
+/// cache, or to the system.
 struct ThreadPool {
     arena: Option<Arc<Arena>>,
-    /// All are pieces of `arena`, which keeps them valid.
+    /// All pieces belong to `arena`, which keeps them valid.
     pieces: Pieces,
     small: [Vec<FreeBlock>; 3],
     /// The last big blocks that this thread freed, the newest last.
@@ -143,7 +149,7 @@ pub(crate) fn install_arena(bytes: usize) -> io::Result<Arc<Arena>> {
     Ok(arena)
 }
 
-/// Takes the arena from the calling thread; buffers that are still out keep its memory.
+/// Takes the arena from the calling thread. Buffers in use keep the memory of the arena.
 pub(crate) fn uninstall_arena() {
     let none = [const { Vec::new() }; 3];
     let before = POOL.try_with(|pool| pool.borrow_mut().exchange(None, none));
@@ -151,9 +157,9 @@ pub(crate) fn uninstall_arena() {
 }
 
 impl ThreadPool {
-    /// Puts an arena with its free pieces in the place of the one before, which the caller drops.
+    /// Replaces the arena and its free pieces. Returns the previous arena, which the caller drops.
     fn exchange(&mut self, arena: Option<Arc<Arena>>, pieces: Pieces) -> Option<Arc<Arena>> {
-        // Those of the arena before are freed with it.
+        // The pieces of the previous arena are freed together with that arena.
         self.pieces = pieces;
         std::mem::replace(&mut self.arena, arena)
     }
@@ -163,12 +169,12 @@ impl ThreadPool {
         let wanted = ARENA_CLASSES.iter().position(|&size| size >= len)?;
         if self.pieces.get(wanted)?.is_empty() {
             arena.returned.take(|block| {
-                // SAFETY: it was free when it was put there, and has been taken out.
+                // SAFETY: the block was free when it was pushed to the stack, and has now been removed from the stack.
                 put_piece(&mut self.pieces, unsafe { FreeBlock::new(block) });
             });
         }
         let block = self.pieces.get_mut(wanted)?.pop()?;
-        // SAFETY: the pointer comes from this very `Arc`. The count is given back by `recycle`.
+        // SAFETY: the pointer comes from this `Arc`. `recycle_piece` drops the reference.
         unsafe { Arc::increment_strong_count(Arc::as_ptr(arena)) };
         Some(block.hand_out())
     }
@@ -181,7 +187,7 @@ fn put_piece(pieces: &mut Pieces, block: FreeBlock) {
 }
 
 impl ThreadPool {
-    /// Frees the blocks kept for reuse.
+    /// Frees the small and big blocks that are kept for reuse.
     fn trim(&mut self) {
         for (class, list) in self.small.iter_mut().enumerate() {
             list.drain(..).for_each(|block| free_small(block, class));
@@ -218,12 +224,13 @@ impl Drop for ThreadPool {
     }
 }
 
-/// Frees what the calling thread keeps for reuse, its arena apart: that is registered with the kernel.
+/// Frees the small and big blocks that the calling thread keeps for reuse. The arena stays, because it is registered
+/// with the kernel.
 pub(crate) fn trim_thread() {
     let _ = POOL.try_with(|pool| pool.borrow_mut().trim());
 }
 
-/// Frees what all threads keep for reuse together, and has the allocator return its free pages to the system.
+/// Frees the blocks in the shared cache, and makes the allocator return its free pages to the system (glibc only).
 pub(crate) fn trim_shared() {
     let blocks = {
         let mut cache = BIG.lock().unwrap_or_else(PoisonError::into_inner);
@@ -232,13 +239,13 @@ pub(crate) fn trim_shared() {
     };
     blocks.into_iter().for_each(unmap);
     #[cfg(target_env = "gnu")]
-    // SAFETY: needs nothing of its caller.
+    // SAFETY: the function has no preconditions.
     unsafe {
         libc::malloc_trim(0);
     }
 }
 
-/// A block of at least `len` bytes. The flag is true if they are known to be zero.
+/// Returns a block of at least `len` bytes, and whether its bytes are known to be zero.
 ///
 /// Aborts the process if the system has no memory.
 pub(super) fn take(len: usize) -> (BlockRef, bool) {
@@ -261,7 +268,7 @@ pub(super) fn try_take(len: usize) -> Option<(BlockRef, bool)> {
     }
 }
 
-/// The class of the small blocks for buffers of `len` bytes.
+/// The class of the small blocks for buffers of `len` bytes; `None` if `len` is more than 16 KiB.
 fn small_class(len: usize) -> Option<usize> {
     if len < SMALL[0] {
         return Some(0);
@@ -290,7 +297,7 @@ fn new_small(class: usize) -> BlockRef {
         handle_alloc_error(layout)
     };
     let header = Box::leak(Box::new(Block::new(memory, SMALL[class], Home::Small(class))));
-    // SAFETY: just made, and nobody else knows it.
+    // SAFETY: the block was just made, so no reference to it exists.
     unsafe { BlockRef::adopt(NonNull::from(header)) }
 }
 
@@ -298,8 +305,8 @@ fn new_small(class: usize) -> BlockRef {
 fn free_small(block: FreeBlock, class: usize) {
     debug_assert!(matches!(block.header().home, Home::Small(of) if of == class));
     let header = block.into_header();
-    // SAFETY: the lists of a class hold blocks of `new_small` alone, which has allocated the memory with this layout; nobody
-    // else has it.
+    // SAFETY: the lists of a class contain only blocks of `new_small`, which has allocated the memory with this layout.
+    // No one else has the block.
     unsafe { dealloc(header.ptr.as_ptr(), small_layout(class)) };
 }
 
@@ -311,7 +318,7 @@ struct BigCache {
 
 static BIG: Mutex<BigCache> = Mutex::new(BigCache { blocks: VecDeque::new(), bytes: 0 });
 
-/// Rounds so that blocks of about the same size can stand in for each other, wasting at most a quarter.
+/// Rounds a length up so that a block can be reused for other lengths. At most a quarter of the length is added.
 fn round_big(len: usize) -> usize {
     let step = (len.checked_next_power_of_two().unwrap_or(len) / 8).max(PAGE);
     len.checked_next_multiple_of(step).unwrap_or(len)
@@ -324,17 +331,17 @@ fn take_big(len: usize) -> Option<(BlockRef, bool)> {
         return Some((block.hand_out(), false));
     }
     let mapped = map_pages(capacity).or_else(|_| {
-        // What is kept for reuse may be what is missing.
+        // Free the blocks that are kept for reuse, and try again.
         trim_thread();
         trim_shared();
         map_pages(capacity)
     });
     let header = Box::leak(Box::new(Block::new(mapped.ok()?, capacity, Home::Mapped)));
-    // SAFETY: just made, and nobody else knows it.
+    // SAFETY: the block was just made, so no reference to it exists.
     Some((unsafe { BlockRef::adopt(NonNull::from(header)) }, true))
 }
 
-/// The newest free block of this capacity among those that all threads share.
+/// The newest block of this capacity in the shared cache.
 fn take_shared(capacity: usize) -> Option<FreeBlock> {
     if capacity > LARGEST_CACHED {
         return None;
@@ -352,11 +359,12 @@ fn recycle_big(block: FreeBlock) {
             pool.borrow_mut().keep_big(block, recycle_shared);
         }
     });
-    // A thread that has ended keeps nothing.
+    // A thread whose pool was dropped keeps no block.
     block.into_iter().for_each(recycle_shared);
 }
 
-/// Puts a free big block into the cache that all threads share. Blocks that do not fit there are returned to the system.
+/// Puts a free big block into the shared cache. A block longer than [`LARGEST_CACHED`] is returned to the system, and
+/// so are the oldest blocks if the cache is full.
 fn recycle_shared(block: FreeBlock) {
     if block.capacity() > LARGEST_CACHED {
         return unmap(block);
@@ -382,7 +390,7 @@ fn unmap(block: FreeBlock) {
     unmap_pages(header.ptr, header.capacity);
 }
 
-/// Takes back a block whose last reference is gone.
+/// Keeps or frees a block whose last reference was dropped.
 pub(super) fn recycle(block: FreeBlock) {
     match block.header().home {
         Home::Arena(arena) => recycle_piece(block, arena),
@@ -393,12 +401,12 @@ pub(super) fn recycle(block: FreeBlock) {
             // SAFETY: memory and capacity are those of the `Vec` that `from_vec` took apart.
             drop(unsafe { Vec::from_raw_parts(header.ptr.as_ptr(), 0, header.capacity) });
         }
-        // The memory stays.
+        // The memory is never freed.
         Home::Static => drop(block.into_header()),
     }
 }
 
-/// Gives a piece back to its arena, which may be another thread's or no thread's any more.
+/// Returns a piece to its arena. The arena may belong to another thread, or to a thread that has ended.
 fn recycle_piece(block: FreeBlock, arena: NonNull<Arena>) {
     let mut block = Some(block);
     let _ = POOL.try_with(|pool| {
@@ -411,11 +419,11 @@ fn recycle_piece(block: FreeBlock, arena: NonNull<Arena>) {
         }
     });
     if let Some(block) = block {
-        // SAFETY: the piece holds a count on its arena, which is given back below; it is free, and valid as long as the
-        // arena, which takes it back.
+        // SAFETY: the piece is free and holds a reference to its arena, which is dropped below. The piece is valid as
+        // long as the arena.
         unsafe { arena.as_ref().returned.put(block.into_raw()) };
     }
-    // SAFETY: gives back the count taken in `take_piece`; the pointer came from `Arc::as_ptr`.
+    // SAFETY: drops the reference that `take_piece` added. The pointer came from `Arc::as_ptr`.
     unsafe { Arc::decrement_strong_count(arena.as_ptr()) };
 }
 
@@ -435,24 +443,25 @@ fn recycle_small(block: FreeBlock, class: usize) {
 /// Takes over the memory of a vector.
 pub(super) fn from_vec(vec: Vec<u8>) -> BlockRef {
     let mut vec = std::mem::ManuallyDrop::new(vec);
-    // The spare capacity is never seen: views are cut from the first `len` bytes.
+    // The spare capacity is not initialised. No view contains it: all views lie in the first `len` bytes.
     let (len, capacity) = (vec.len(), vec.capacity());
     debug_assert!(len <= capacity);
     // SAFETY: a vector's pointer is never null.
     let memory = unsafe { NonNull::new_unchecked(vec.as_mut_ptr()) };
     let header = Box::leak(Box::new(Block::new(memory, capacity, Home::Vec)));
-    // SAFETY: just made, and nobody else knows it.
+    // SAFETY: the block was just made, so no reference to it exists.
     unsafe { BlockRef::adopt(NonNull::from(header)) }
 }
 
-/// Wraps bytes that live for ever; they are never written to.
+/// Makes a block of bytes that are never freed and never written.
 pub(super) fn from_static(bytes: &'static [u8]) -> BlockRef {
     // SAFETY: a slice's pointer is never null.
     let memory = unsafe { NonNull::new_unchecked(bytes.as_ptr().cast_mut()) };
     shared_static(memory, bytes.len())
 }
 
-/// A run of zeroes that lives for ever and costs no memory: untouched private pages all map the kernel's zero page.
+/// A run of zeroes that is never freed. It uses no memory for data: private pages that are only read map the kernel's
+/// zero page.
 pub(super) fn static_zeroes(len: usize) -> BlockRef {
     let Ok(memory) = map_pages(len) else {
         handle_alloc_error(Layout::from_size_align(len, PAGE).unwrap_or(Layout::new::<u8>()))
@@ -462,7 +471,7 @@ pub(super) fn static_zeroes(len: usize) -> BlockRef {
 
 fn shared_static(memory: NonNull<u8>, len: usize) -> BlockRef {
     let header = Box::leak(Box::new(Block::new(memory, len, Home::Static)));
-    // SAFETY: just made, and nobody else knows it.
+    // SAFETY: the block was just made, so no reference to it exists.
     unsafe { BlockRef::adopt(NonNull::from(header)) }
 }
 

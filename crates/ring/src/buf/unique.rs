@@ -10,8 +10,9 @@ use super::pool::{self, Arena};
 
 /// A unique view of refcounted memory: nobody else can read or write these bytes.
 ///
-/// A fresh buffer of 512 bytes or more is aligned to 4096 bytes. The memory stays allocated until all views split
-/// from it are dropped.
+/// A buffer of 512 bytes or more from [`IoBufMut::new`] and similar constructors is aligned to 4096 bytes. A buffer
+/// made from a `Vec` keeps the alignment of the `Vec`. The memory stays allocated until all views split from it are
+/// dropped.
 pub struct IoBufMut {
     pub(super) block: BlockRef,
     pub(super) ptr: NonNull<u8>,
@@ -29,8 +30,8 @@ impl IoBufMut {
         Self::take(len).0
     }
 
-    /// Like [`Self::new`], but returns `None` if there is not enough memory or address space. Use it for lengths that
-    /// a peer chooses.
+    /// Like [`Self::new`], but returns `None` if `len` is more than 16 KiB and there is not enough memory or address
+    /// space. Use it for lengths that a peer chooses.
     pub fn try_new(len: usize) -> Option<Self> {
         Some(Self::of(pool::try_take(len)?.0, len))
     }

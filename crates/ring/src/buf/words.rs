@@ -26,7 +26,7 @@ unsafe impl Send for WordMemory {}
 unsafe impl Sync for WordMemory {}
 
 impl WordMemory {
-    /// Maps `words` words. Aborts the process if there is no memory, as every allocation does.
+    /// Maps `words` words. Aborts the process if the system has no memory.
     pub fn new(words: usize) -> Arc<Self> {
         let page = Self::page_words().saturating_mul(WORD);
         let mapped = words.max(1).saturating_mul(WORD).checked_next_multiple_of(page);
@@ -42,7 +42,7 @@ impl WordMemory {
         rustix::param::page_size() / WORD
     }
 
-    /// The words in `range`; `None` if the range extends past the end.
+    /// The words in `range`; `None` if the range extends past the end or is reversed.
     pub fn view(self: &Arc<Self>, range: Range<usize>) -> Option<Words> {
         let count = range.end.checked_sub(range.start)?;
         if range.end > self.words {
@@ -53,8 +53,9 @@ impl WordMemory {
         Some(Words { start, count, _memory: Arc::clone(self) })
     }
 
-    /// Returns the pages that lie entirely in `range` to the system. Their words are zero from then on, also for
-    /// concurrent readers. Returns the number of bytes released: 0 if the system keeps the pages (locked memory).
+    /// Returns the pages that lie entirely in `range` to the system. Their words become zero, also for concurrent
+    /// readers. Returns the number of bytes released. The result is 0 if no page lies in `range`, or if the system
+    /// keeps the pages (locked memory).
     pub fn release(&self, range: Range<usize>) -> usize {
         let page = Self::page_words();
         let Some(start) = range.start.checked_next_multiple_of(page) else { return 0 };

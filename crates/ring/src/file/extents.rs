@@ -37,7 +37,7 @@ impl File {
     /// found.
     ///
     /// # Errors
-    /// Those of [`File::seek_extent`] at `offset`. If a later extent cannot be found, the list ends before it.
+    /// The errors of [`File::seek_extent`] at `offset`. If a later extent cannot be found, the list ends before it.
     pub async fn seek_extents(&self, offset: u64, data_extents: usize) -> io::Result<Vec<Extent>> {
         match &self.0 {
             Inner::Sim(disk) => extents_with(offset, data_extents, |at| disk.seek_extent(at)),

@@ -38,7 +38,7 @@ impl File {
         ReadvAt(start_file(self, Op::Read { offset }, Payload::ReadV(bufs)))
     }
 
-    /// Writes several buffers in order; the write may be short.
+    /// Writes once from several buffers in order; the write may be short. `fua`: see [`File::write_at`].
     ///
     /// # Panics
     /// If the caller is not on an I/O thread.
@@ -50,7 +50,7 @@ impl File {
     /// The rest of the buffer is zeroed.
     ///
     /// # Errors
-    /// The read's error.
+    /// The errors of the read; `EFBIG` if the offset exceeds the range of `u64`.
     pub async fn read_full_at(&self, buf: IoBufMut, offset: u64) -> io::Result<(IoBufMut, usize)> {
         let len = buf.len();
         let (mut front, mut rest, mut filled) = (None::<IoBufMut>, buf, 0usize);

@@ -1,4 +1,4 @@
-//! Executes file operations by blocking system calls on a worker thread.
+//! Executes file operations by blocking system calls, on a worker thread or inline on the I/O thread.
 //!
 //! The worker accesses the buffers of the operation by pointer. The slot keeps the buffers and the file until the I/O
 //! thread has received the completion message, which the worker always sends. While the operation is in flight, the

@@ -1,5 +1,5 @@
-//! The driver of the loop on systems that refuse io_uring. It uses `poll` for sockets and the bell. Blocking threads
-//! execute file operations.
+//! The driver of the loop without io_uring: if the kernel refuses io_uring, if the configuration asks for it, and in
+//! simulations. It uses `poll` for sockets and the bell. Blocking threads execute file operations.
 //!
 //! Socket calls are non-blocking: the first attempt is made when an operation starts, and another attempt each time
 //! `poll` reports the socket as ready.

@@ -16,7 +16,7 @@ use crate::runtime::local::try_with;
 pub(super) struct InlineLimits {
     /// The longest transfer, in bytes.
     pub(super) longest: usize,
-    /// Bytes per iteration of the loop. A task that exceeds this number yields to other tasks.
+    /// Bytes per iteration of the loop. The future of a transfer that exceeds this number yields once to other tasks.
     pub(super) budget: usize,
     /// Number of [`InPlace`] guards that exist.
     holders: u32,
@@ -53,7 +53,8 @@ impl InlineLimits {
 }
 
 /// Makes the calling I/O thread execute reads and writes of up to `longest` bytes on tmpfs inline until the guard is
-/// dropped, instead of passing them to kernel workers.
+/// dropped, instead of passing them to kernel workers. If the thread has several guards, the highest limit applies
+/// until the last guard is dropped.
 ///
 /// This is useful for threads that copy or compare in bulk. It has no effect if the caller is not on an I/O thread.
 pub fn transfer_in_place(longest: usize) -> InPlace {
@@ -62,7 +63,8 @@ pub fn transfer_in_place(longest: usize) -> InPlace {
     InPlace { held, thread: PhantomData }
 }
 
-/// Guard of [`transfer_in_place`]. Dropping the guard ends the effect. The guard cannot be sent to another thread.
+/// Guard of [`transfer_in_place`]. Dropping the last guard of a thread ends the effect. A guard cannot be sent to
+/// another thread.
 #[derive(Debug)]
 pub struct InPlace {
     held: bool,

@@ -1,13 +1,13 @@
 //! Values that are kept until the operations in flight at the time of the call have completed.
 //!
 //! Time is divided into periods: keeping a value ends the current period. An operation belongs to the period in which
-//! it began. A value is returned when its period and all earlier periods have no operation in flight. The start or
+//! it began. A value is returned when no operation of its period and of all earlier periods is in flight. The start or
 //! end of an operation of the current period only changes one counter.
 
 use std::any::Any;
 use std::collections::VecDeque;
 
-/// The value of a caller, which is dropped at the end.
+/// A value that is kept. It is dropped when it is no longer needed.
 pub(crate) type Kept = Box<dyn Any>;
 
 /// Number of a period. Later periods have higher numbers.
@@ -35,7 +35,7 @@ impl Periods {
         self.current
     }
 
-    /// Records that an operation has completed. Returns the values that no operation needs any more.
+    /// Records that an operation of `period` has completed. Returns the values that no operation needs any more.
     pub(super) fn end(&mut self, period: Period) -> Vec<Kept> {
         if period == self.current {
             self.in_flight -= 1;

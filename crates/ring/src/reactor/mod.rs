@@ -9,7 +9,7 @@
 //! | io_uring | files and sockets | [`uring`] |
 //! | a system call inline | small transfers of files in memory (tmpfs), see [`in_place`] | [`blocking`] |
 //! | Linux AIO | files opened with `aio=native` | [`native`] |
-//! | blocking threads | files with `aio=threads`, or all files if io_uring is refused | [`blocking`] |
+//! | blocking threads | files with `aio=threads`, and all files whose backend the kernel refuses | [`blocking`] |
 //! | poll | sockets if io_uring is refused | [`fallback`] |
 //! | simulation | files of a simulated disk | [`crate::sim`] |
 //!
@@ -54,7 +54,7 @@ use native::Native;
 use slots::{Done, Slots};
 use uring::Uring;
 
-/// The file or descriptor of an operation, which stays open until the operation has completed.
+/// The file or descriptor of an operation. It stays open until the operation has completed.
 pub(crate) enum Target {
     /// A file that is registered with the ring under this index. The ring keeps the file open until it is
     /// unregistered.
@@ -115,8 +115,8 @@ pub(crate) struct Reactor {
     inline_limits: Cell<InlineLimits>,
 }
 
-/// If at least this number of tasks is ready, transfers on tmpfs are passed to kernel workers, up to [`HANDED_OVER`]
-/// at a time.
+/// If at least this number of tasks is ready and fewer than [`HANDED_OVER`] operations are in flight, transfers on
+/// tmpfs are passed to kernel workers. Limits above the default ([`transfer_in_place`]) turn this off.
 const QUEUED: usize = 4;
 const HANDED_OVER: usize = 8;
 
@@ -319,7 +319,7 @@ impl Reactor {
         pending
     }
 
-    /// Whether there is an AIO context. The first call creates the context. If the kernel refuses AIO, blocking
+    /// Whether the thread has an AIO context. Creates the context if there is none. If the kernel refuses AIO, blocking
     /// threads execute the operations.
     fn has_native(&self, local: &Local) -> bool {
         let mut native = self.native.borrow_mut();
@@ -339,7 +339,7 @@ impl Reactor {
         native.is_some()
     }
 
-    /// Starts an operation on a socket or pipe.
+    /// Starts an operation on a socket, pipe or terminal.
     pub(crate) fn start_fd(
         local: &Rc<Local>,
         fd: &Arc<OwnedFd>,
@@ -431,7 +431,7 @@ impl Reactor {
         self.slots.borrow().in_flight() > 0
     }
 
-    /// Frees the memory that the thread has registered with its ring. No operation may be in flight.
+    /// Removes the arena of the thread, which is registered with its ring. No operation may be in flight.
     pub(crate) fn release_memory(&self) {
         if let Driver::Uring(_) = &*self.driver.borrow() {
             crate::buf::uninstall_arena();
@@ -460,8 +460,9 @@ impl Reactor {
     }
 }
 
-/// The future of an operation in flight. If the future is dropped, the operation continues, and the slot keeps its
-/// memory until it has completed. An operation that may wait for ever (sockets) is also cancelled.
+/// The future of an operation in flight. If the future is dropped, the operation continues, and the slot keeps the
+/// memory of the operation until the operation has completed. An operation that may wait for ever (sockets) is also
+/// cancelled.
 pub(crate) struct Pending {
     local: Rc<Local>,
     key: Key,
@@ -518,12 +519,12 @@ impl Drop for Pending {
     }
 }
 
-/// Starts an operation on the current I/O thread.
+/// Starts an operation on a file, on the current I/O thread.
 pub(crate) fn start_file(file: &File, op: Op, payload: Payload) -> Pending {
     Reactor::start_file(&current(), file, op, payload)
 }
 
-/// Starts an operation on the current I/O thread.
+/// Starts an operation on a descriptor, on the current I/O thread.
 pub(crate) fn start_fd(fd: &Arc<OwnedFd>, op: Op, payload: Payload) -> Pending {
     Reactor::start_fd(&current(), fd, op, payload)
 }

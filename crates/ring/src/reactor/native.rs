@@ -11,7 +11,8 @@ use super::slots::{Key, Op, Slot};
 const OP_PREADV: u16 = 7;
 const OP_PWRITEV: u16 = 8;
 const FLAG_RESFD: u32 = 1;
-/// Maximum number of operations in flight. Further operations wait in the queue.
+/// Number of operations in flight that the kernel is asked to allow. Operations that the kernel does not accept yet
+/// wait in the queue.
 const DEPTH: libc::c_long = 256;
 const BATCH: usize = 64;
 
@@ -69,7 +70,7 @@ impl Native {
         self.queue.push(block);
     }
 
-    /// Submits the queue to the kernel, as much of it as the kernel accepts.
+    /// Submits the queue, as far as the kernel accepts it. Adds the operations that the kernel refuses to `done`.
     pub(super) fn submit(&mut self, done: &mut Vec<(Key, i32)>) {
         while !self.queue.is_empty() {
             let mut pointers: Vec<*mut libc::iocb> =

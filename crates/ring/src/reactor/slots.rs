@@ -1,8 +1,8 @@
 //! The slots of operations: a slab that only grows, and whose slots have stable addresses.
 //!
-//! Life of a slot: free → in flight → done → free, or, if its future is dropped first, in flight → detached → free. A
-//! key contains the index and the generation of a slot, so that a late completion does not reach the next operation
-//! of the slot.
+//! Life of a slot: free → in flight → done → free. If the future of the operation is dropped in flight: in flight →
+//! detached → free. A key contains the index and the generation of a slot, so that a late completion does not reach the
+//! next operation of the slot.
 
 use std::task::{Poll, Waker};
 
@@ -33,7 +33,7 @@ impl Key {
     }
 }
 
-/// The kind of an operation, without its buffers, which are in the payload of the slot.
+/// The kind of an operation. The buffers of the operation are in the payload of the slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
     Read {
@@ -74,7 +74,7 @@ impl Op {
         matches!(self, Op::Read { .. } | Op::Write { .. })
     }
 
-    /// Whether the operation is an operation on a file that io_uring can execute.
+    /// Whether io_uring can execute the operation, and the operation is on a file.
     pub(super) fn is_on_file(self) -> bool {
         matches!(self, Op::Read { .. } | Op::Write { .. } | Op::Sync { .. } | Op::Fallocate { .. })
     }
@@ -132,7 +132,7 @@ impl Payload {
     }
 }
 
-/// The limit of the kernel on the number of buffers in one transfer. A transfer with more buffers is short.
+/// The largest number of buffers that the kernel accepts in one transfer. A transfer with more buffers is short.
 const MAX_IOV: usize = 1024;
 
 enum State {
@@ -152,7 +152,7 @@ pub(crate) struct Slot {
     pub(crate) target: Option<Target>,
     pub(super) iovecs: ScatterList,
     pub(super) message: libc::msghdr,
-    /// The operation is included in the count [`Slots::soon`].
+    /// Whether [`Slots::soon`] includes the operation.
     soon: bool,
     /// The period of the operation in [`Slots::periods`].
     period: Option<Period>,
@@ -175,8 +175,8 @@ impl Slot {
         }
     }
 
-    /// Fills in the scatter list and the message header that points to it. The kernel reads them, so the slot must
-    /// stay at its address. (For worker threads, see [`BlockingOp`](super::BlockingOp).)
+    /// Fills in the scatter list and the message header that points to the list. The kernel reads both, so the slot
+    /// must stay at its address. (For worker threads, see [`BlockingOp`](super::BlockingOp).)
     pub(super) fn prepare_vectors(&mut self) {
         self.payload.iovecs(&mut self.iovecs);
         self.message.msg_iov = self.iovecs.as_mut_ptr();

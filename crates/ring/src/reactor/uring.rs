@@ -28,14 +28,14 @@ const CANCEL: u64 = u64::MAX - 1;
 const TIMER: u64 = u64::MAX - 2;
 /// Maximum size of the table of registered files.
 const FILES: u32 = 1024;
-/// The maximum that the kernel moves in one transfer.
+/// Maximum number of bytes that the kernel transfers in one operation.
 const MAX_TRANSFER: usize = 0x7fff_f000;
 
 /// Files registered with the ring, by their dense id.
 struct FileTable {
     capacity: u32,
     registered: Vec<Option<WeakFile>>,
-    /// Ids that are unregistered when all queued entries have been submitted.
+    /// Ids that are unregistered after all queued entries have been submitted.
     leaving: Vec<(u32, Arc<dyn Any + Send + Sync>)>,
 }
 
@@ -50,9 +50,9 @@ pub(super) struct Uring {
     /// Deadlines of the armed timers, the earliest last. Timers are armed in descending order and fire in ascending
     /// order.
     armed: Vec<Duration>,
-    /// The kernel reads the time of a timer from this field when the entry is submitted. If the submission is
-    /// delayed, the field may contain the earlier time of a later timer. The timer then fires early, which is
-    /// harmless.
+    /// The kernel reads the time of a timer from this field when the entry of the timer is submitted. If the submission
+    /// is delayed, a timer that is armed later may have overwritten the field with an earlier time. The first timer
+    /// then fires early, which is harmless.
     timespec: Box<types::Timespec>,
     /// The kernel refuses `io_uring_enter`, and the error has been logged.
     refused: bool,
@@ -134,8 +134,8 @@ impl Uring {
         self.files.registered.get(id as usize)?.as_ref()?.upgrade()
     }
 
-    /// Removes a file from the table. Queued entries may still refer to the file, so it is removed after they are
-    /// submitted.
+    /// Removes a file from the table after the queued entries have been submitted, because they may still refer to the
+    /// file.
     pub(super) fn unregister(&mut self, id: u32, keep: Arc<dyn Any + Send + Sync>) {
         if self.is_registered(id) {
             self.files.leaving.push((id, keep));
@@ -212,7 +212,8 @@ impl Uring {
         self.push(timer);
     }
 
-    /// Submits, waits for `least` completions (at least one) if `wait` allows it, and harvests.
+    /// Submits the queued entries, waits for `least` completions (at least one) if `wait` allows it, and harvests the
+    /// completions.
     ///
     /// While the thread waits for more than one completion, neither the bell nor a timer wakes it. So `least` may be
     /// greater than 1 only if this number of operations completes without any action of this thread, other threads or
@@ -334,8 +335,8 @@ fn file_capacity() -> u32 {
     u32::try_from(limit.rlim_cur).map_or(FILES, |n| n.min(FILES))
 }
 
-/// Registers the arena. Registered memory is an optimisation. If the kernel refuses it (a low `RLIMIT_MEMLOCK`),
-/// ordinary memory is used.
+/// Installs an arena and registers it with the ring. Registered memory is an optimisation: if the kernel refuses the
+/// registration (a low `RLIMIT_MEMLOCK`), the arena is ordinary memory.
 fn register_arena(ring: &IoUring, bytes: usize) -> Option<Arc<Arena>> {
     let arena = install_arena(bytes).ok()?;
     // SAFETY: the arena outlives the ring: both are fields of `Uring`, and the arena is dropped after the ring.

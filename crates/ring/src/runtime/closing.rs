@@ -81,8 +81,8 @@ impl Drop for Entered {
         local.shared.unregister();
         let current = CURRENT.take();
         perturb::point();
-        // No task is left and no operation is in flight. So the remaining messages are calls that do not run, and
-        // files that the ring unregisters when it is dropped.
+        // No task is left and no operation is in flight. So the remaining messages are wake-ups, calls that do not run,
+        // and files that the ring unregisters when the ring is dropped.
         for message in local.shared.mailbox.close() {
             contained(|| drop(message));
         }

@@ -1,11 +1,11 @@
 //! Frees cached memory when the process is idle.
 //!
-//! Freed buffers are cached for reuse. A thread that has run no task for [`IDLE_AFTER`] frees its own cache. The last
-//! thread of the process that becomes idle also frees the shared caches and makes the allocator return free pages to
-//! the system.
+//! Freed buffers are cached for reuse. A thread that has run no task for at least [`IDLE_AFTER`] frees its own cache.
+//! The last thread of the process that becomes idle also frees the shared caches and makes the allocator return free
+//! pages to the system.
 //!
-//! A busy thread only sets a flag. A thread reads the clock only before and after it sleeps. An idle thread has no
-//! timer for this purpose, so only work wakes it.
+//! A busy thread only sets a flag. For idle detection, a thread reads the clock only before and after it sleeps. An
+//! idle thread has no timer for this purpose, so only work wakes it.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -50,7 +50,7 @@ pub enum Engine {
 /// Configuration of an I/O thread.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Entries of the submission queue, rounded up to a power of two by the kernel.
+    /// Entries of the submission queue: 8 to 4096, rounded up to a power of two by the kernel.
     pub entries: u32,
     /// The time for which the thread polls for completions before it sleeps; `None`: it sleeps immediately.
     pub poll: Option<Duration>,
@@ -126,7 +126,7 @@ impl Wake for MainWaker {
     }
 }
 
-/// Makes the current thread an I/O thread until `f` completes. The tasks that exist at this time are dropped.
+/// Runs `f` on the current thread, which is an I/O thread until `f` completes. Tasks that then still exist are dropped.
 ///
 /// # Panics
 /// If the thread already is an I/O thread, if the I/O thread cannot be created, or if `f` panics.
@@ -245,7 +245,7 @@ impl Local {
         }
     }
 
-    /// Polls for completions for the configured time before the thread sleeps. Returns true if there is work.
+    /// Polls for completions for the configured time before the thread sleeps. Returns true if a task is ready to run.
     fn spin(self: &Rc<Self>) -> bool {
         let Some(limit) = self.poll else { return false };
         let until = real_now().saturating_add(limit);
@@ -289,7 +289,8 @@ impl Local {
         }
     }
 
-    /// One step of the simulation: runs one ready task. If no task is ready, executes the next event in virtual time.
+    /// One step of the simulation: runs one ready task. If no task is ready, executes the next event in virtual time,
+    /// or fires the next timers.
     fn simulated_turn(self: &Rc<Self>, scheduler: &Scheduler) {
         let ready = self.tasks.ready.borrow().len();
         if ready > 0 {
@@ -384,8 +385,8 @@ impl<T: 'static> Drop for UntilSettled<T> {
     }
 }
 
-/// Waits until the file operations in flight on this I/O thread have completed, including operations whose futures
-/// were dropped. After that, other operations may use the same ranges of the files.
+/// Waits until the file operations that are now in flight on this I/O thread have completed, including operations whose
+/// futures were dropped. After that, other operations may use the same ranges of the files.
 pub async fn settled() {
     let (sender, receiver) = oneshot::channel::<()>();
     keep_until_settled(sender);

@@ -1,5 +1,6 @@
-//! Three pools of worker threads. The first pool has one thread per core, for data work (compress, encrypt, hash).
-//! The second pool executes blocking system calls on files. The third pool waits for peers.
+//! Three pools of worker threads. The first pool is for data work (compress, encrypt, hash); by default it has at most
+//! one thread per core. The second pool executes blocking system calls on files. The third pool executes calls that
+//! wait for peers.
 
 use std::future::Future;
 use std::num::NonZero;
@@ -23,7 +24,7 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 
-/// Maximum number of threads that [`offload`] uses. The default is the number of cores.
+/// Maximum number of threads that [`offload`] uses. The default is the number of cores that the process may use.
 pub fn offload_threads() -> usize {
     DATA.limit()
 }
@@ -45,7 +46,7 @@ pub fn offload<T: Send + 'static>(
 }
 
 /// Runs a blocking call on a file. The call is an operation of the current I/O thread: [`settled`](super::settled)
-/// waits for the call, and the thread waits for it before it ends.
+/// waits for the call, and the I/O thread does not end before the call has completed.
 ///
 /// # Panics
 /// If the caller is not on an I/O thread.

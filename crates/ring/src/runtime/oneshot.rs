@@ -1,7 +1,7 @@
 //! Passes one value from one thread to another.
 //!
-//! The receiver is a future for any executor, or a thread that blocks. A panic is sent as a value, and resumes where
-//! the result is awaited.
+//! The receiver is a future for any executor, or a thread that blocks. If the code that makes the value panics, the
+//! panic is sent instead, and the caller that awaits the value resumes the panic.
 
 use std::future::Future;
 use std::pin::Pin;

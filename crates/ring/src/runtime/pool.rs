@@ -12,7 +12,7 @@ use crate::reactor::BlockingOp;
 pub(crate) enum Job {
     /// Any closure.
     Call(Box<dyn FnOnce() + Send>),
-    /// A blocking file operation. Its slot owns the memory.
+    /// A blocking file operation. The slot of the operation owns the buffers.
     Io(BlockingOp),
 }
 

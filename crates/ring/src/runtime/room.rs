@@ -33,10 +33,10 @@ const RESERVED_DESCRIPTORS: u64 = 16;
 /// Checks whether enough descriptors are free for an I/O thread.
 ///
 /// # Errors
-/// `EMFILE` if too few are left.
+/// `EMFILE` if too few descriptors are left; otherwise the errors of `eventfd(2)`.
 pub(super) fn check_descriptors() -> io::Result<()> {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    // The system always returns the lowest free number.
+    // A new descriptor gets the lowest free number.
     let lowest = eventfd(0, EventfdFlags::CLOEXEC)?.as_raw_fd();
     if u64::try_from(lowest).is_ok_and(|lowest| lowest.saturating_add(RESERVED_DESCRIPTORS) < limit)
     {

@@ -78,6 +78,11 @@ impl Shared {
         self.bell.as_raw_fd()
     }
 
+    /// Whether the thread has ended. It takes no further messages.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.mailbox.is_closed()
+    }
+
     /// Puts a message in the mailbox and wakes the thread if it sleeps. If the thread has ended, the message is
     /// dropped here. When a call is dropped, its waiter receives [`TaskGone`](super::TaskGone). A runnable is never
     /// dropped here (see [`spawn`](super::spawn)).
@@ -107,7 +112,7 @@ impl Shared {
         unsafe { libc::write(self.bell(), one.as_ptr().cast(), one.len()) };
     }
 
-    /// Requests the loop to end.
+    /// Makes the loop of the thread end.
     pub(crate) fn request_stop(&self) {
         self.stop.store(true, Ordering::Release);
         self.send(Message::Nudge);

@@ -20,7 +20,7 @@ use crate::perturb;
 #[derive(Default)]
 pub(super) struct Tasks {
     pub(super) ready: RefCell<VecDeque<Runnable>>,
-    /// Wakers of all living tasks, with which the tasks are dropped when the loop ends.
+    /// The wakers of all existing tasks. When the loop ends, they are used to drop the tasks.
     living: RefCell<Living>,
 }
 
@@ -32,7 +32,7 @@ struct Living {
 }
 
 impl Tasks {
-    /// The number of tasks that exist.
+    /// The number of existing tasks.
     pub(super) fn living(&self) -> usize {
         self.living.borrow().count
     }
@@ -54,7 +54,7 @@ impl Tasks {
     }
 }
 
-/// Includes a task in `Living::count` while its future exists.
+/// Counts a task in `Living::count` while the future of the task exists.
 struct LivingTask {
     local: Rc<Local>,
     id: usize,

@@ -51,7 +51,7 @@ impl IoThread {
     ///
     /// # Errors
     /// If the thread or its ring cannot be created: `ENOMEM` if too little address space is left, `EMFILE` if too few
-    /// descriptors are left.
+    /// descriptors are left, or an error if [`MAX_IO_THREADS`](super::MAX_IO_THREADS) threads exist.
     pub fn start(name: &str, config: Config) -> io::Result<IoThread> {
         if local::is_simulated() {
             let shared =
@@ -80,7 +80,7 @@ impl IoThread {
     }
 
     /// Calls `f` on the thread, and runs there the future that `f` returns. The future also runs if the result is not
-    /// awaited. It is dropped if the thread ends first.
+    /// awaited. The future is dropped if the thread ends before the future has completed.
     pub fn spawn<F, Fut, T>(&self, f: F) -> Remote<T>
     where
         F: FnOnce() -> Fut + Send + 'static,
@@ -109,9 +109,15 @@ impl IoThread {
         self.0.shared.index()
     }
 
+    /// Whether the thread has ended. New tasks of an ended thread never run: their results are [`TaskGone`].
+    pub fn has_ended(&self) -> bool {
+        self.0.shared.has_ended()
+    }
+
     /// Drops this handle and waits for the thread to end. The thread ends when no other handle is left.
     ///
-    /// Returns immediately if the thread is in `block_on`, or if it is the calling thread.
+    /// Returns immediately if the thread is in `block_on`, if it is the calling thread, or if another handle of the
+    /// thread was joined before.
     pub fn join(self) {
         let slot = Arc::clone(&self.0.thread);
         drop(self);

@@ -43,7 +43,7 @@ pub(crate) fn real_now() -> Duration {
 /// Waits for `d`.
 ///
 /// # Panics
-/// If awaited outside an I/O thread.
+/// If awaited outside an I/O thread before `d` has passed.
 pub async fn sleep(d: Duration) {
     Sleep { deadline: now().saturating_add(d), armed: None }.await;
 }

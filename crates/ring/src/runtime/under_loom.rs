@@ -1,5 +1,5 @@
 //! Model tests of the code that threads share. The source files of the engine are compiled with the primitives of the
-//! model checker loom. Loom explores the interleavings of the threads (most models: with up to three preemptions) and
+//! model checker loom. Loom explores the interleavings of the threads (in most models with up to three preemptions) and
 //! the reorderings that the memory orderings permit. A lost wake-up appears as a deadlock.
 
 #![allow(dead_code, unreachable_pub, reason = "the models use a part of each file")]
@@ -37,7 +37,7 @@ use references::References;
 use returned::{Linked, Returned};
 use wake::Mailbox;
 
-/// Models the eventfd: a ring before the wait ends the wait.
+/// Models the eventfd: a ring before the wait ends the wait immediately.
 #[derive(Clone)]
 struct Bell(Arc<(Mutex<bool>, Condvar)>);
 
@@ -275,7 +275,7 @@ fn pieces_returned_by_other_threads_all_come_back_with_their_written_data() {
                         let piece = &pieces[index];
                         // SAFETY: nobody else has the piece.
                         piece.memory.with_mut(|memory| unsafe { *memory = 1 });
-                        // SAFETY: `pieces` of the model keeps it alive, and it is in no stack.
+                        // SAFETY: `pieces` of the model keeps the piece alive, and the piece is in no stack.
                         unsafe { stack.put(NonNull::from(&**piece)) };
                     }
                 })
@@ -284,7 +284,7 @@ fn pieces_returned_by_other_threads_all_come_back_with_their_written_data() {
         let mut back = 0;
         let mut take = || {
             stack.take(|piece| {
-                // SAFETY: alive (see above), and no longer in the stack.
+                // SAFETY: the piece is alive (see above), and no longer in the stack.
                 let piece = unsafe { piece.as_ref() };
                 // SAFETY: the piece is ours.
                 back += piece.memory.with_mut(|memory| unsafe { std::mem::take(&mut *memory) });

@@ -1,10 +1,10 @@
 //! The lock-free mailbox of an I/O thread, with the flag that marks the thread as asleep.
 //!
 //! Many threads push messages. The owner takes all messages with one atomic operation. Before the owner blocks, it
-//! sets the sleep flag and then checks the mailbox again. A pusher publishes its message and then reads the flag.
-//! Both have a sequentially consistent fence between the two steps. So either the owner finds the message, or the
-//! pusher finds the flag set and must ring the bell (exactly one pusher must do this). No wake-up is lost, and while
-//! the owner is awake, a push needs no system call.
+//! sets the sleep flag and then checks the mailbox again. A pusher publishes its message and then reads the flag. The
+//! owner and the pusher have a sequentially consistent fence between their two steps. So either the owner finds the
+//! message, or the pusher finds the flag set. Exactly one of the pushers that find the flag set must ring the bell. No
+//! wake-up is lost, and a push to an owner that is awake needs no system call.
 //!
 //! When the owner ends, it [closes](Mailbox::close) the mailbox: the head then contains a mark that no exchange
 //! replaces. A pusher that finds the mark gets its message back. One swap closes the mailbox and takes the last
@@ -59,8 +59,8 @@ impl<T> Mailbox<T> {
         Ok(self.must_ring())
     }
 
-    /// Whether the owner sleeps and this caller must wake it. The caller must first publish the data that the owner
-    /// should see.
+    /// Whether the owner sleeps and the caller must wake the owner. The caller must first publish the data that the
+    /// owner should see.
     #[must_use]
     pub(crate) fn must_ring(&self) -> bool {
         fence(Ordering::SeqCst);
@@ -86,12 +86,17 @@ impl<T> Mailbox<T> {
         Mail::of(self.head.swap(closed(), Ordering::Acquire))
     }
 
+    /// Whether the owner has closed the mailbox.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.head.load(Ordering::Relaxed) == closed()
+    }
+
     /// Owner: whether the mailbox is empty.
     pub(crate) fn is_empty(&self) -> bool {
         self.head.load(Ordering::Relaxed).is_null()
     }
 
-    /// Owner: sets the sleep flag. Returns false if there is a message after all.
+    /// Owner: sets the sleep flag. Returns false, and clears the flag, if there is a message.
     #[must_use]
     pub(crate) fn prepare_sleep(&self) -> bool {
         self.sleeping.store(true, Ordering::Relaxed);

@@ -73,12 +73,12 @@ impl Disk {
         Disk::with_media(seed, Media::with_len(size))
     }
 
-    /// A disk with this content, which survives a power cut.
+    /// A disk with these contents, which survive a power cut.
     pub fn from_bytes(seed: u64, bytes: &[u8]) -> Disk {
         Disk::with_media(seed, Media::from_bytes(bytes))
     }
 
-    /// The content that reads return.
+    /// The contents that reads return.
     pub fn bytes(&self) -> Vec<u8> {
         let state = self.lock();
         let mut bytes = vec![0; usize::try_from(state.media.len()).unwrap_or(0)];
@@ -128,15 +128,15 @@ impl Disk {
         }
     }
 
-    /// The copies: the number of boundaries that the disk had passed, and the disk at that time with its operations in
-    /// flight.
+    /// The copies that [`keep_moments`](Disk::keep_moments) has made. For each copy: the number of boundaries that the
+    /// disk had passed, and the disk at that time with its operations in flight.
     pub fn moments(&self) -> Vec<(u64, Disk)> {
         let common = self.common_moments().into_iter();
         common.filter_map(|(boundary, disks)| Some((boundary, disks.into_iter().next()?))).collect()
     }
 
-    /// The copies of several disks: the number of boundaries that the first disk had passed, and each disk at that
-    /// time.
+    /// The copies that [`keep_common_moments`](Disk::keep_common_moments) has made. For each boundary: the number of
+    /// boundaries that the first disk had passed, and a copy of each disk.
     pub fn common_moments(&self) -> Vec<(u64, Vec<Disk>)> {
         let moments = self.lock().moments.clone();
         moments.map_or_else(Vec::new, |moments| moments.kept())

@@ -37,7 +37,7 @@ pub struct FailRule {
     pub once: bool,
 }
 
-/// The behaviour of a simulated disk. By default nothing fails, and operations take 10 µs to 1 ms.
+/// The behaviour of a simulated disk. By default no operation fails, and operations take 10 µs to 1 ms.
 #[derive(Clone, Debug)]
 pub struct Faults {
     /// Probability that a read of several bytes is cut short.
@@ -68,7 +68,7 @@ impl Default for Faults {
     }
 }
 
-/// A rule, and the number of operations that satisfied its conditions.
+/// A rule, and the number of operations that satisfied its conditions (without `nth`).
 pub(super) struct ArmedRule {
     pub(super) rule: FailRule,
     hits: u64,

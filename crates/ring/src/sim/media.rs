@@ -1,9 +1,9 @@
 //! The sectors of a simulated disk, and the versions of each sector that a power cut may leave.
 //!
-//! Durable data survives a power cut. `live` is the content that reads return. `durable` is the content that has been
-//! flushed or written with FUA. `pending` contains, for each sector, all versions since the durable version, in
-//! order. After a power cut, each sector independently has its durable version or any pending version; the same holds
-//! for the size. A flush makes the newest version durable that was complete when the flush began.
+//! Durable data survives a power cut. `live` contains the sectors that reads return. `durable` contains the sectors
+//! that were flushed or written with FUA. `pending` contains, for each sector, all versions since the durable version,
+//! in order. After a power cut, each sector independently has its durable version or any pending version; the same
+//! holds for the size. A flush makes the newest version durable that was complete when the flush began.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,11 +1,12 @@
-//! Simulation for tests: a disk with injected faults, and an executor whose runs depend only on the seed.
+//! Simulation for tests: a disk with injected faults, and an executor with virtual time whose runs are determined by
+//! the seeds.
 //!
 //! [`run`] executes a future and its tasks with virtual time. Seeds decide which ready task runs next and how long
 //! each operation on a [`Disk`] takes. In a deadlock, `run` panics.
 //!
 //! [`Disk::cut_after`] cuts the power, and [`Disk::after_power_loss`] returns a possible state of the disk after the
-//! cut. Each sector, and the size, independently has the flushed version or any later version. A later version may come
-//! from an operation that is in flight at the cut.
+//! cut. Each sector, and the size, independently has its durable version (flushed or written with FUA) or any later
+//! version. A later version may come from an operation that is in flight at the cut.
 
 mod change;
 mod disk;

@@ -25,8 +25,9 @@ impl Moments {
         Moments { disks, most, sample: Mutex::new(sample) }
     }
 
-    /// Records a boundary that a disk is about to pass. If the boundary is chosen, copies the disks, and replaces the
-    /// copies of an earlier boundary if `most` boundaries have copies. The caller must not hold the lock of a disk.
+    /// Records a boundary that a disk is about to pass. If the boundary is chosen, copies the disks. If `most`
+    /// boundaries already have copies, these copies replace the copies of an earlier boundary. The caller must not hold
+    /// the lock of a disk.
     pub(super) fn pass(&self) {
         let mut sample = self.sample.lock().unwrap_or_else(PoisonError::into_inner);
         sample.seen += 1;

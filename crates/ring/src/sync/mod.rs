@@ -1,4 +1,4 @@
-//! Locks, and data with a copy per I/O thread. All of them may be used from any executor.
+//! Locks, and data with one copy for each I/O thread. All of them may be used from any executor.
 
 mod range_lock;
 mod sharded;

@@ -3,8 +3,8 @@
 //! Requests are queued in the order of their arrival. A request is granted as soon as no earlier request in the
 //! queue, granted or waiting, conflicts with it. Two requests conflict if they overlap and are not both shared. So
 //! overlapping requests are granted in the order of their arrival, and disjoint requests never wait for each other.
-//! When a guard is dropped or a request is cancelled, its entry leaves the queue, and the waiting requests that no
-//! longer have a conflict are granted and woken.
+//! When a guard is dropped or a request is cancelled, its entry leaves the queue. The waiting requests that then have
+//! no conflict are granted and woken.
 //!
 //! The functions of a waker are code of others, and they may use the lock again: a clone, a wake-up, and the destructor.
 //! So they are called only while the queue is unlocked.
@@ -55,7 +55,7 @@ impl Queue {
         self.entries.binary_search_by_key(&ticket, |e| e.ticket).ok()
     }
 
-    /// Removes a request. Returns the request and the wakers of the requests that it had blocked.
+    /// Removes a request. Returns the request, and the wakers of the requests that are granted as a result.
     fn leave(&mut self, ticket: u64) -> Option<(Entry, Vec<Waker>)> {
         let at = self.position(ticket)?;
         let gone = self.entries.remove(at);
@@ -144,7 +144,7 @@ impl std::fmt::Debug for RangeLock {
     }
 }
 
-/// Exclusive or shared use of a range, until dropped.
+/// Exclusive or shared use of a range. Dropping the guard ends the use.
 #[must_use = "the range is released at once when the guard is not kept"]
 pub struct RangeGuard<'a> {
     lock: &'a RangeLock,

@@ -1,4 +1,4 @@
-//! Data with one copy per I/O thread, so that hot paths touch no shared cache line.
+//! Data with one copy for each I/O thread, so that I/O threads do not share cache lines on hot paths.
 
 use crossbeam_utils::CachePadded;
 
@@ -16,7 +16,7 @@ impl Shard {
     }
 }
 
-/// One `T` per I/O thread, and one `T` that all other threads share.
+/// One `T` for each I/O thread, and one `T` that all other threads share.
 #[derive(Debug)]
 pub struct Sharded<T>(Box<[CachePadded<T>]>);
 

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, SeccompRule};
 
-/// Set in the child.
+/// The environment variable that is set in the child process.
 const CHILD: &str = "OXBLK_TEST_CHILD";
 
 /// Returns true in the child process. Otherwise runs the test `test` of this program as a child process, which must
@@ -26,7 +26,7 @@ pub fn is_child(test: &str) -> bool {
     false
 }
 
-/// Makes the kernel refuse system calls to this process with `EPERM`.
+/// Makes the kernel refuse the system calls `calls` of this process with `EPERM`.
 pub fn refuse(calls: &[i64]) {
     let rules: BTreeMap<i64, Vec<SeccompRule>> = calls.iter().map(|call| (*call, vec![])).collect();
     let refuse = SeccompAction::Errno(libc::EPERM.cast_unsigned());

@@ -1,9 +1,10 @@
 //! Reopens nodes with new options: either all nodes of a reopen change or none of them.
 //!
-//! 1. Plan the changes: of the given nodes, and of the nodes below that a parent opened implicitly, because these nodes
-//!    follow the parent's cache mode and writability. Parents come before their children.
-//! 2. Take the control locks of all these nodes (see [`crate::control`]), and drain all backends that reach them. Flush the
-//!    nodes that become read-only.
+//! 1. Plan the changes: of the given nodes, and of the nodes below that a parent opened implicitly. An implicitly
+//!    opened node follows the parent's cache mode and, unless the node is a backing file, the parent's writability.
+//!    Parents come before their children.
+//! 2. Take the control locks of all these nodes (see [`crate::control`]), and drain all backends that reach them. Take the
+//!    control locks of the other nodes that store their data and metadata. Flush the nodes that become read-only.
 //! 3. Every driver prepares.
 //! 4. Exchange the backing files that the options replace. Update permissions for the new state, also those of the
 //!    backend that reopens its root. Protocols take or release their locks.
@@ -36,8 +37,8 @@ pub struct ReopenRequest {
     pub node: Arc<Node>,
     /// The new options of the node, including generic ones.
     pub options: Options,
-    /// With `keep`, options that are not mentioned stay unchanged. Without `keep`, they return to their defaults, and
-    /// the options of a node that can have a backing file must mention `backing`.
+    /// With `keep`, missing options stay unchanged. Without `keep`, missing options return to their defaults. In this
+    /// case, the options of a node that has a backing file, or whose image refers to one, must contain `backing`.
     pub keep: bool,
 }
 
@@ -50,7 +51,7 @@ struct Plan<'a> {
     below: Vec<Change>,
 }
 
-/// A node to plan, and the flags for options that are not mentioned.
+/// A node to plan, and its flags for missing options.
 struct Change {
     request: ReopenRequest,
     base: OpenFlags,
@@ -65,8 +66,8 @@ impl Graph {
     /// Reopens several nodes: either all of them or none.
     ///
     /// # Errors
-    /// When an option cannot change, when a driver refuses, when the permissions of a node's user conflict with its new
-    /// state, or when a node is closed.
+    /// When an option cannot change, when the driver, the host or another user refuses the new state, when a flush
+    /// fails, or when a node is closed.
     pub async fn reopen(&self, requests: Vec<ReopenRequest>) -> Result<()> {
         let control = self.reopening().acquire().await;
         self.reopen_planned(control, requests, None).await
@@ -100,6 +101,8 @@ impl Graph {
         }
         let Plan { nodes, replacements, .. } = plan;
         let exclusive = self.exclusive_on_all(&nodes).await?;
+        let planned: Vec<_> = nodes.iter().map(|planned| Arc::clone(&planned.node)).collect();
+        let below = self.controls_below(&planned).await;
         let user = user.map(|user| user.plan(&nodes)).transpose()?;
         let graph = self.clone();
         run_to_completion(async move {
@@ -107,10 +110,11 @@ impl Graph {
             let unused = change(nodes, &replacements, user).await?;
             graph.refresh_limits(&changed);
             graph.extend_drains();
-            drop(exclusive);
+            drop((exclusive, below));
             for node in unused {
                 let name = node.name().to_owned();
-                if let Err(error) = graph.release(node).await {
+                let controls = graph.controls_with(&control, &node).await;
+                if let Err(error) = graph.release_unused(node, &controls).await {
                     tracing::error!(
                         "cannot close '{name}', which is no longer a backing file: {error}"
                     );
@@ -212,7 +216,7 @@ async fn change(
     Ok(replaced.keep())
 }
 
-/// Flags of a node without explicit options.
+/// The flags of a reopened node for missing options: the defaults, except for the flags that no option sets.
 fn defaults(node: &Node) -> OpenFlags {
     let now = node.flags();
     OpenFlags {
@@ -328,7 +332,7 @@ fn take_child(options: &mut Options, node: &Node, child: ChildIdx) -> Option<Val
     options.take(child.name())
 }
 
-/// Whether a node has a backing file, or would open one if its options did not mention `backing`.
+/// Whether a node has a backing file, or its image refers to a backing file.
 fn may_have_backing(node: &Node) -> bool {
     node.factory().supports_backing()
         && (node.children().has(ChildIdx::BACKING)
@@ -342,7 +346,7 @@ fn cannot_replace(child: ChildIdx) -> Error {
     ))
 }
 
-/// The new flags of a child that its parent opened implicitly.
+/// The flags of a child for missing options, after its parent has been reopened with the flags `parent`.
 fn inherit(child_flags: &OpenFlags, child: ChildIdx, parent: &OpenFlags) -> OpenFlags {
     let mut flags = child_flags.clone();
     flags.direct = parent.direct;
@@ -393,7 +397,13 @@ async fn abort(plan: &[Planned]) {
 /// Updates the permissions as if the nodes already had their new settings, and gives the edge of `user` its new
 /// permissions. On failure, the nodes' former read-only state and the edge's permissions are restored. The caller must then
 /// update the permissions again, after it has restored the edges.
+///
+/// The lock of permission changes is held until the writers are checked. Otherwise a writer could be added to a node that is
+/// about to become read-only.
 fn change_permissions(plan: &[Planned], user: Option<NewPermissions>) -> Result<()> {
+    let Some(changing) = plan.first().map(|planned| planned.node.lock_permissions()) else {
+        return Ok(());
+    };
     let before: Vec<bool> = plan.iter().map(|planned| planned.node.is_read_only()).collect();
     for planned in plan {
         planned.node.set_read_only(planned.settings.flags.read_only);
@@ -403,7 +413,7 @@ fn change_permissions(plan: &[Planned], user: Option<NewPermissions>) -> Result<
         (edge, before)
     });
     let outcome = plan.iter().try_for_each(|planned| {
-        planned.node.refresh_permissions()?;
+        planned.node.refresh_with(&changing)?;
         check_writers(&planned.node)
     });
     if outcome.is_err() {

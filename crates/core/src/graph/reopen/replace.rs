@@ -1,7 +1,7 @@
 //! Removes, exchanges or adds backing files during a reopen.
 //!
-//! The edges of all nodes change in one step, while no request is in flight above them, and before permissions are
-//! updated. The old edges can be restored until the reopen commits.
+//! The edges are exchanged when no request is in flight above them, before the permissions are updated. The old edges
+//! can be restored until the reopen commits.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::{ChildIdx, Edge, Error, Node, Result};
 /// A backing file to replace.
 pub(super) struct Replacement {
     pub(super) parent: Arc<Node>,
-    /// The new backing file, if any.
+    /// The new backing file. `None`: the parent has no backing file after the reopen.
     pub(super) new: Option<Arc<Node>>,
 }
 

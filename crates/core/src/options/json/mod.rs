@@ -24,7 +24,7 @@ use token::{Token, Tokens};
 /// Parses a text that contains one value, with optional white space around it.
 ///
 /// # Errors
-/// When the text is not JSON.
+/// When the text is not JSON, contains another value, or is nested too deeply.
 pub fn parse_json(text: &str) -> Result<Value> {
     let mut tokens = Tokens::new(text);
     let Some(first) = tokens_of_a_value(&mut tokens) else {
@@ -41,8 +41,8 @@ fn fault<T>(text: impl std::fmt::Display) -> Result<T> {
     Err(Error::invalid(format!("JSON parse error, {text}")))
 }
 
-/// Returns the tokens of the next value. If the value begins with a bracket, the last token is the closing bracket.
-/// `None` at the end of the text.
+/// Returns the tokens of the next value. A value that begins with a bracket ends when all its brackets are closed, or
+/// at the end of the text. `None` if no token is left.
 fn tokens_of_a_value<'t>(tokens: &mut Tokens<'t>) -> Option<Result<Vec<Token<'t>>>> {
     let mut found = Vec::new();
     let (mut braces, mut brackets) = (0_usize, 0_usize);

@@ -9,7 +9,7 @@ use crate::{Result, names};
 /// When an escape sequence is wrong.
 pub(super) fn unquote(quoted: &str) -> Result<String> {
     let mut text = String::with_capacity(quoted.len());
-    // `rest` always ends with the closing quote, which is one byte long.
+    // `rest` always ends with the closing quote. The quote is one byte long.
     let mut rest = quoted.get(1..).unwrap_or_default();
     while rest.len() > 1 {
         let (plain, escape) = match rest.find('\\') {

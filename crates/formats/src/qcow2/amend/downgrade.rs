@@ -1,8 +1,8 @@
-//! Replacing zero clusters for a downgrade to version 2, which does not have zero clusters.
+//! Checking snapshots, and replacing zero clusters, for a downgrade to version 2. Version 2 does not have zero clusters.
 //!
-//! A zero cluster becomes unallocated if no backing file would become visible. Otherwise it becomes a data cluster that
-//! contains zeroes. Ordinary writes and discards do this, so a power cut at any point leaves a disk with the same contents
-//! and fewer zero clusters. `snapshots::expand` replaces the zero clusters of snapshots.
+//! A zero cluster becomes unallocated if no backing file would become visible. Otherwise the zero cluster becomes a data
+//! cluster that contains zeroes. In the active disk state, ordinary writes and discards replace the zero clusters, so a power
+//! cut does not change the contents of the disk. `snapshots::expand` replaces the zero clusters of snapshots.
 
 use oxblk_core::{Error, Result, run_all};
 use oxblk_ring::IoBuf;
@@ -11,14 +11,14 @@ use super::Qcow2;
 use crate::qcow2::clusters::ReleaseReason;
 use crate::qcow2::mapping::Extent;
 
-/// Number of zero bytes per write. Larger clusters are written with one write each.
+/// Maximum number of zero bytes per write. If the cluster size is larger, each write has the length of a cluster.
 const PIECE: u64 = 1 << 20;
 /// Maximum number of these writes in flight.
 const IN_FLIGHT: usize = 4;
 
 impl Qcow2 {
-    /// Refuses a downgrade if version 2 cannot store a snapshot. Version 2 does not store the disk size of a snapshot, so this
-    /// disk size must be `size`. Version 2 also limits the size of the VM state.
+    /// Refuses a downgrade if version 2 cannot store a snapshot of the image. Version 2 does not store the disk size of a
+    /// snapshot, so each disk size in the snapshot table must be `size`. Version 2 also limits the size of the VM state.
     pub(super) async fn check_snapshots_for_downgrade(&self, size: u64) -> Result<()> {
         if self.snapshots.snapshots_fit_version_2(size).await? {
             return Ok(());
@@ -52,7 +52,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Replaces a run of zero clusters with data clusters, or makes the zero clusters unallocated.
+    /// Replaces a run of zero clusters: with data clusters where a backing file would become visible, and with unallocated
+    /// clusters elsewhere.
     async fn expand(&self, from: u64, to: u64, over_backing: bool) -> Result<()> {
         // Unallocated clusters behind the end of the disk read as zeroes even with a backing file.
         let end = if over_backing { to.min(self.facts.size()).max(from) } else { from };

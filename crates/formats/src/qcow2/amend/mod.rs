@@ -1,21 +1,21 @@
 //! Amending: changing the options of an existing image.
 //!
 //! The options, the snapshots and the refcounts are checked first. Then passwords are changed, if encryption options are given.
-//! Then these steps follow, each of which leaves a valid image:
+//! Then these steps follow. The image is valid after each step:
 //!
 //! 1. for an upgrade: complete the snapshot table for version 3, then write the header of version 3;
 //! 2. change the feature bits and the data file's name in the header;
 //! 3. grow the disk, if its size increases;
 //! 4. for a downgrade to version 2: replace the zero clusters (`downgrade`);
 //! 5. shrink the disk, if its size decreases: this cannot be undone;
-//! 6. write refcounts of another width to new clusters (`clusters/width`), then write the header that refers to them and has
-//!    the final version.
+//! 6. write refcounts of another width to new clusters (`clusters/width`), then write the header that refers to these refcounts
+//!    and has the final version.
 //!
-//! If step 4, 5 or 6 fails, a disk that has grown is shrunk to its old size. If step 6 fails after the disk has shrunk, the
-//! error says so.
+//! If step 4 or 6 fails and the disk has grown, the amend tries to shrink the disk to its old size. If step 6 fails after the
+//! disk has shrunk, the error says so.
 //!
-//! Lazy refcounts are off during these steps. After the amend, the old setting applies again, unless the amend has changed it.
-//! This is also so after a failure.
+//! Lazy refcounts are off during these steps. After a successful amend with the option `lazy_refcounts`, the value of the
+//! option applies. After any other amend, and after a failure, the old setting applies again.
 //!
 //! After a change of the version or of the refcount width, the state in memory is out of date. So the image fails all further
 //! requests until it is opened again.
@@ -79,7 +79,7 @@ struct Wanted {
     backing_format: Option<String>,
     data_file: Option<String>,
     data_file_raw: Option<bool>,
-    /// Encryption options.
+    /// The encryption options, without the prefix `encrypt.` of their names.
     encrypt: Options,
 }
 
@@ -120,7 +120,8 @@ impl Wanted {
         self.refcount_bits.map(|bits| refcount_order(Some(bits))).transpose()
     }
 
-    /// Refuses impossible changes. If several options are wrong, the reported error is the same as in QEMU.
+    /// Refuses changes that are impossible for an image with this header. If several options are wrong, the reported error is
+    /// the same as in QEMU.
     fn check(&self, header: &Header) -> Result<()> {
         let version = self.version.unwrap_or(header.version);
         let fault = |text: &'static str| Err(Error::invalid(text));
@@ -201,7 +202,7 @@ impl Qcow2 {
     async fn amend_image(&self, request: AmendRequest) -> Result<()> {
         let lazy = self.facts.modes() & Modes::LAZY;
         let amended = self.amend_eagerly(request).await;
-        // Refcounts are lazy again, unless the amend has turned lazy refcounts on or off.
+        // Apply the new setting of lazy refcounts if the amend has set the option, and otherwise the old setting.
         let lazy = amended.as_ref().ok().copied().flatten().map_or(lazy, |lazy| match lazy {
             true => Modes::LAZY,
             false => Modes::empty(),
@@ -217,7 +218,7 @@ impl Qcow2 {
         let wanted = Wanted::read(request.options)?;
         let header = self.facts.header_on_disk().await?;
         wanted.check(&header)?;
-        // Pending frees must be complete and on disk before refcounts are checked and new structures are laid out.
+        // Freed clusters must have their final refcounts on disk before refcounts are checked and new structures are laid out.
         self.metadata.close_image().await?;
         self.metadata.stop_postponing().await?;
         let steps = self.plan_steps(&wanted, &header).await?;
@@ -235,7 +236,7 @@ impl Qcow2 {
         }
         let finished = self.finish_amend(&steps, old_size, &*request.progress).await;
         if finished.is_err() {
-            // The image stays open. The bitmaps may have been stored already, so they are marked as in use again.
+            // The image stays open. The bitmaps may have been stored already, so the bitmaps are marked as in use again.
             self.bitmaps.use_bitmaps().await;
             self.shrink_back(old_size).await;
         }
@@ -247,7 +248,8 @@ impl Qcow2 {
         Ok(wanted.lazy_refcounts)
     }
 
-    /// Refuses changes that the image does not allow, before anything changes. The caller has written all dirty metadata.
+    /// Returns the steps of the amend, and refuses changes that the image does not allow. The caller has written all dirty
+    /// metadata.
     async fn plan_steps(&self, wanted: &Wanted, header: &Header) -> Result<Steps> {
         let version = wanted.version.unwrap_or(header.version);
         let steps = Steps {
@@ -280,7 +282,7 @@ impl Qcow2 {
         encryption.change_keys(&file, options, force).await
     }
 
-    /// Changes the feature bits and the data file's name, which only the header stores.
+    /// Changes the feature bits and the data file's name in the header.
     async fn amend_header(&self, wanted: &Wanted) -> Result<()> {
         let amend = |header: &mut Header| {
             if let Some(lazy) = wanted.lazy_refcounts
@@ -302,7 +304,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Shrinks the disk to its old `size` if it has grown. The amend has failed after the growth.
+    /// Shrinks the disk to its old `size` if the failed amend has grown the disk. An error of the shrinking is only logged.
     async fn shrink_back(&self, size: u64) {
         if size < self.facts.size()
             && self.facts.check_usable().is_ok()

@@ -1,6 +1,6 @@
 //! Changing the bitmaps extension of the header. The extension contains the offset of the bitmap directory.
 //!
-//! `plan` computes the writes, and `carry_out` executes them. So a header without space for the extension is reported
+//! `plan` computes the writes, and `carry_out` executes these writes. So a header without space for the extension is reported
 //! before anything is written. Each write is flushed before the next write starts.
 
 use oxblk_core::{Edge, Result, WriteFlags};
@@ -14,7 +14,8 @@ use super::super::layout::{
 /// refers to no directory after these writes.
 ///
 /// # Errors
-/// As the file reports; [`oxblk_core::ErrorKind::NoSpace`] when the header has no space for the extension.
+/// The errors of the file. [`oxblk_core::ErrorKind::NoSpace`] when the header has no space for the extension. An error when the
+/// header extensions on disk are invalid.
 pub(in super::super) async fn plan(
     file: &Edge,
     header: &Header,
@@ -25,10 +26,10 @@ pub(in super::super) async fn plan(
     change_bitmaps_extension(&head, new)
 }
 
-/// Executes the writes of [`plan`], and flushes each of them.
+/// Executes the writes of [`plan`], with a flush after each write.
 ///
 /// # Errors
-/// As the file reports. After an error, it is unknown whether the header refers to the old or to the new directory.
+/// The errors of the file. After an error, it is unknown whether the header refers to the old or to the new directory.
 pub(in super::super) async fn carry_out(file: &Edge, writes: Vec<HeaderWrite>) -> Result<()> {
     for HeaderWrite { offset, bytes } in writes {
         file.write(offset, IoBuf::from(bytes), WriteFlags::empty()).await?;
@@ -37,11 +38,11 @@ pub(in super::super) async fn carry_out(file: &Edge, writes: Vec<HeaderWrite>) -
     Ok(())
 }
 
-/// Clears the autoclear bit of bitmaps, and flushes. Until [`carry_out`] sets the bit again, the bitmaps count as
-/// inconsistent.
+/// Clears the autoclear bit of bitmaps in the header on disk, and flushes. Until [`carry_out`] sets the bit again, the bitmaps
+/// count as inconsistent.
 ///
 /// # Errors
-/// As the file reports.
+/// The errors of the file.
 pub(in super::super) async fn distrust(file: &Edge) -> Result<()> {
     let place = field_offsets::AUTOCLEAR;
     let field = file.read(place, IoBufMut::new(8)).await?;

@@ -1,7 +1,6 @@
 //! New metadata clusters that are written and have refcounts, but to which no metadata refers yet.
 //!
-//! Unless [`Fresh::keep`] is called, dropping [`Fresh`] frees these clusters, so that a change that fails halfway leaks
-//! nothing.
+//! Unless [`Fresh::keep`] is called, dropping [`Fresh`] frees these clusters. So a change that fails leaks no clusters.
 
 use oxblk_core::{Result, WriteFlags, run_all};
 use oxblk_ring::{IoBuf, IoBufMut};
@@ -80,7 +79,7 @@ impl<'a> Fresh<'a> {
         self.bitmaps.facts.file()?.flush().await
     }
 
-    /// Keeps the clusters allocated, because metadata refers to them or may refer to them.
+    /// Keeps the clusters allocated, because metadata refers or may refer to these clusters.
     pub(super) fn keep(mut self) {
         self.kept = true;
     }

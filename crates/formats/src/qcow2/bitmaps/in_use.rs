@@ -1,7 +1,7 @@
 //! Setting the on-disk flag "in use" of bitmaps when an image is opened or becomes writable.
 //!
-//! The flag is written and flushed before the first request can change a bitmap. After a power cut, a bitmap with this
-//! flag is inconsistent.
+//! The flag is written and flushed before the first request can change a bitmap. A bitmap that has the flag when the image is
+//! opened, for example after a power cut, is inconsistent.
 
 use oxblk_core::{Error, Result, WriteFlags};
 use oxblk_ring::IoBuf;
@@ -11,9 +11,9 @@ use super::Bitmaps;
 use super::Stored;
 
 impl Bitmaps {
-    /// Marks bitmaps as in use, and flushes. Usable bitmaps are marked, and also enabled bitmaps that are unusable and so
-    /// do not record the guest's writes. A torn write is harmless: the flags of an entry lie within one sector, and no
-    /// bitmap changes before all flags are flushed.
+    /// Marks the usable bitmaps as in use on disk, and flushes. Unusable bitmaps with the flag "auto" are marked too, because
+    /// these bitmaps do not record the guest's writes. A torn write is harmless: the flags of an entry lie within one sector,
+    /// and no bitmap changes before all flags are flushed.
     pub(super) async fn mark_bitmaps_in_use(&self) -> Result<()> {
         let _turn = self.changing.lock().await;
         let state = self.state().clone();
@@ -21,7 +21,7 @@ impl Bitmaps {
         let mut marked = state.directory.stored.clone();
         let mut changed = false;
         let live = state.live_by_name();
-        // Usable bitmaps and enabled bitmaps may be out of date after a write to the image.
+        // After a write to the image, the copies on disk of usable bitmaps and of bitmaps with "auto" may be out of date.
         let changes = |stored: &Stored| {
             live.contains_key(&*stored.entry.name())
                 || stored.entry.flags.contains(BitmapFlags::AUTO)
@@ -45,9 +45,9 @@ impl Bitmaps {
         Ok(())
     }
 
-    /// Marks the bitmaps as in use when the image has become writable, or stays writable because a reopen or an amend has
-    /// failed. The marks are flushed before the next request. If the marks cannot be written, the image fails all further
-    /// requests.
+    /// Marks the bitmaps as in use on disk, and makes the bitmaps writable in memory. This function is called when the image
+    /// becomes writable, or stays writable because a reopen or an amend has failed. The marks are flushed before the next
+    /// request. If the marks cannot be written, the image fails all further requests.
     pub(in super::super) async fn use_bitmaps(&self) {
         if let Err(error) = self.mark_bitmaps_in_use().await {
             tracing::error!("qcow2: the bitmaps cannot be marked as in use: {error}");

@@ -1,8 +1,8 @@
 //! Reading the bitmap directory, the bitmap tables and the bitmap data.
 //!
-//! An untrusted image cannot make this module use unbounded memory. A table must lie within the file, the amount of
-//! bitmap data must match the disk size, and two bitmaps must not share a cluster. An "all ones" entry needs no data in
-//! the file, so a fixed budget limits the bytes of such entries.
+//! An untrusted image cannot make this module use unbounded memory. A table must lie within the file, the number of table
+//! entries must match the disk size, and two bitmaps must not share a cluster. An "all ones" entry needs no data in the file,
+//! so a fixed budget limits the bytes of such entries.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -22,13 +22,13 @@ use super::{State, Stored};
 
 /// Maximum number of bytes of bitmap data that all "all ones" entries of an image may represent together.
 pub(super) const ONES: u64 = 256 << 20;
-/// Bytes of bitmap data that are read ahead.
+/// Bytes of bitmap data that are read concurrently. At least 2 and at most 64 clusters are read concurrently.
 const READ_AHEAD: u64 = 4 << 20;
 
 /// Reads the bitmap directory.
 ///
 /// # Errors
-/// When the directory cannot be parsed, or as the file reports.
+/// When the directory does not lie within the file or cannot be parsed, and the errors of the file.
 pub(in super::super) async fn read_directory(
     file: &Edge,
     directory: &BitmapsExtension,
@@ -43,7 +43,7 @@ pub(in super::super) async fn read_directory(
 }
 
 impl Bitmaps {
-    /// Reads the bitmaps of the image, and marks them as in use if the image is writable.
+    /// Reads the bitmaps of the image, and returns them. If the image is writable, bitmaps are marked as in use on disk.
     pub(in crate::qcow2) async fn load_bitmaps(&self) -> Result<Vec<Arc<DirtyBitmap>>> {
         let place = self.state().directory.place;
         let Some(place) = place else { return Ok(Vec::new()) };
@@ -150,7 +150,7 @@ impl Bitmaps {
     /// The entries of a bitmap's table.
     ///
     /// # Errors
-    /// When the table does not lie within the file, or as the file reports.
+    /// When the table does not lie within the file, and the errors of the file.
     pub(super) async fn read_bitmap_table(
         &self,
         file: &Edge,
@@ -202,8 +202,8 @@ impl Bitmaps {
     /// The contents of a bitmap that is not in use.
     ///
     /// # Errors
-    /// When the table does not match the disk size, when its "all ones" entries exceed the budget `ones`, or as the
-    /// file reports.
+    /// When the granularity or a table entry is invalid, when the number of table entries does not match the disk size, when
+    /// the "all ones" entries exceed the budget `ones`, and the errors of the file.
     pub(super) async fn read_bitmap(
         &self,
         file: &Edge,
@@ -251,7 +251,7 @@ impl Bitmaps {
         Ok(map)
     }
 
-    /// Makes the node's bitmap, or `None` if a node cannot have a bitmap with this name.
+    /// Makes the node's bitmap. Returns `None` if a node cannot have a bitmap with this name.
     fn make_bitmap(
         &self,
         stored: &Stored,

@@ -5,16 +5,16 @@
 //! | `load` | reading directory, tables and data; finding unusable bitmaps |
 //! | `in_use` | setting the in-use flag on disk |
 //! | `store` | writing the bitmaps when the image is closed, and removing a bitmap |
-//! | `unchanged` | closing a compacted image without rewriting its unchanged bitmaps |
+//! | `unchanged` | finding bitmaps that equal their copy on disk |
 //! | `relocate` | moving bitmaps to lower clusters |
 //! | `fresh` | new clusters to which no metadata refers yet |
 //! | `extension` | the header extension that contains the offset of the directory |
 //!
-//! [`Bitmaps`] uses [`Facts`] and [`Clusters`]. It does not use the tables of the guest disk. `Bitmaps::changing` is taken
-//! before all other locks of the image: one change of the stored bitmaps, or one step of a compaction, runs at a time.
+//! [`Bitmaps`] uses [`Facts`] and [`Clusters`], but no L1 or L2 tables. The lock `Bitmaps::changing` is taken before all other
+//! locks of the image: one change of the stored bitmaps, or one step of a compaction, runs at a time.
 //!
-//! Core tracks writes in the bitmaps that `PersistentBitmaps::load` returned. Before a writable node accepts requests, these
-//! bitmaps are marked as in use on disk, and the marks are flushed.
+//! `oxblk_core` records writes in the bitmaps that `PersistentBitmaps::load` returned. Before a writable node accepts requests,
+//! these bitmaps are marked as in use on disk, and the marks are flushed.
 //!
 //! When the image is closed or becomes read-only, the bitmaps are stored in this order:
 //!
@@ -22,15 +22,16 @@
 //! 2. The header is changed to refer to the new directory.
 //! 3. The old clusters are freed.
 //!
-//! After a compaction, bitmaps that equal their copy on disk stay in place. If this holds for all bitmaps, only their flags
-//! are changed, in place.
+//! After a compaction, bitmaps that equal their copy on disk stay in place. If all usable bitmaps stay in place, only their
+//! flags in the old directory are changed.
 //!
 //! So the header refers to a directory whose bitmaps are either marked as in use, or complete and no longer changing. After a
-//! power cut, clusters may be leaked, and the bitmaps that were in use are inconsistent. There is one exception: if a bitmap
-//! is removed on a file without free space, the directory is overwritten in place.
+//! power cut, clusters may be leaked, and the bitmaps that were in use are inconsistent. There is one exception: if a bitmap is
+//! removed and the file has no space for a new directory, the old directory is overwritten. A power cut during this write may
+//! lose the other bitmaps.
 //!
 //! A bitmap whose entry, table or data is broken is loaded as inconsistent too. When such a bitmap is removed, its
-//! clusters are freed only if no other metadata uses any of them.
+//! clusters are freed only if no other metadata uses any of these clusters.
 
 mod extension;
 mod fresh;
@@ -66,7 +67,7 @@ pub(super) struct Bitmaps {
     geometry: Geometry,
     facts: Arc<Facts>,
     clusters: Arc<Clusters>,
-    /// Held while the bitmaps on disk change. It is taken before all other locks of the image.
+    /// Held while the bitmaps on disk change. This lock is taken before all other locks of the image.
     changing: AsyncMutex<()>,
     state: Mutex<State>,
     /// The image was compacted, so bitmaps that equal their copy on disk stay in place when they are stored.
@@ -85,7 +86,7 @@ struct State {
 struct Directory {
     /// Location of the directory, if the image has one.
     place: Option<BitmapsExtension>,
-    /// Clusters of the directory. Empty if other metadata uses any of them.
+    /// Clusters of the directory. Empty before the directory is loaded, and if other metadata uses any of the clusters.
     clusters: RoaringTreemap,
     /// The entries in the order of the directory. Empty before the directory is loaded.
     stored: Vec<Stored>,
@@ -95,7 +96,8 @@ struct Directory {
 #[derive(Clone)]
 struct Stored {
     entry: BitmapEntry,
-    /// Clusters of the table and the data. Empty if the table is broken, or if other metadata uses any of them.
+    /// Clusters of the table and the data. Empty if the entry or the table is broken or cannot be read, and if other metadata
+    /// uses any of the clusters.
     clusters: RoaringTreemap,
     /// Why the bitmap is unusable, apart from the in-use flag.
     fault: Option<String>,
@@ -106,7 +108,7 @@ impl Stored {
         self.fault.is_none() && !self.entry.flags.contains(BitmapFlags::IN_USE)
     }
 
-    /// QAPI's `Qcow2BitmapInfo`.
+    /// The bitmap as QAPI's `Qcow2BitmapInfo`.
     fn info(&self) -> Value {
         let mut flags = Vec::new();
         if !self.is_usable() {
@@ -146,7 +148,7 @@ impl Bitmaps {
         }
     }
 
-    /// Locks the bitmaps on disk: they do not change while the guard lives.
+    /// Locks the bitmaps on disk. The bitmaps on disk do not change while the guard lives.
     pub(super) async fn hold(&self) -> AsyncMutexGuard<'_, ()> {
         self.changing.lock().await
     }
@@ -160,21 +162,21 @@ impl Bitmaps {
         self.stay.store(true, Relaxed);
     }
 
-    /// The autoclear bit that this driver leaves set: the image has bitmaps, and they are kept up to date.
+    /// The autoclear bits of this module that stay set: the bit of bitmaps, if the image has a bitmap directory.
     pub(super) fn autoclear(&self) -> Autoclear {
         let mut bits = Autoclear::empty();
         bits.set(Autoclear::BITMAPS, self.state().directory.place.is_some());
         bits
     }
 
-    /// QAPI's list of `Qcow2BitmapInfo`, or `None` without bitmaps.
+    /// The bitmaps on disk as QAPI's list of `Qcow2BitmapInfo`, or `None` if there are none.
     pub(super) fn info(&self) -> Option<Value> {
         let stored = &self.state().directory.stored;
         (!stored.is_empty()).then(|| stored.iter().map(Stored::info).collect())
     }
 
-    /// Notes that other metadata uses the clusters `others`. If a bitmap or the directory uses one of them too, its own set
-    /// of clusters is cleared, so that its removal frees no cluster.
+    /// Notes that other metadata uses the clusters `others`. If a bitmap or the directory uses one of these clusters too, the
+    /// cluster set of the bitmap or directory is cleared. So no cluster is freed when this bitmap or directory is removed.
     pub(super) fn disown(&self, others: &RoaringTreemap) {
         let directory = &mut self.state().directory;
         let all = directory.stored.iter_mut().map(|stored| &mut stored.clusters);
@@ -187,7 +189,7 @@ impl Bitmaps {
 }
 
 impl Bitmaps {
-    /// Refuses a change of size if a bitmap of the image cannot be resized.
+    /// Refuses a change of the disk size to `size` bytes if a bitmap of the image cannot be resized.
     pub(super) fn check_bitmaps_can_follow(&self, size: u64) -> Result<()> {
         let state = self.state().clone();
         let live = state.live_by_name();
@@ -214,7 +216,8 @@ impl Bitmaps {
         let live = self.state().live.clone();
         for bitmap in live {
             if let Err(error) = bitmap.resize(size) {
-                // The caller has checked that a resize is possible. Core marks a bitmap that was not resized as inconsistent.
+                // The caller has checked that a resize is possible. `oxblk_core` marks a bitmap that was not resized as
+                // inconsistent.
                 tracing::warn!("qcow2: bitmap '{}' was not resized: {error}", bitmap.name());
             }
         }
@@ -265,7 +268,7 @@ impl Bitmaps {
         Ok(())
     }
 
-    /// Adds a bitmap. It is stored in the image when the image is closed.
+    /// Adds a bitmap of the node. The bitmap is stored in the image when the image is closed.
     pub(super) fn take_in(&self, bitmap: &Arc<DirtyBitmap>) -> Result<()> {
         self.check_can_store(bitmap.name(), bitmap.map().granularity())?;
         self.state().live.push(Arc::clone(bitmap));

@@ -13,14 +13,14 @@ use super::Bitmaps;
 use super::Stored;
 use super::fresh::Fresh;
 
-/// Bytes of bitmap data that are copied in one batch.
+/// Bytes of bitmap data that are copied in one batch. A batch has at least one cluster.
 const AT_ONCE: u64 = 1 << 20;
 
 impl Bitmaps {
-    /// Moves the bitmap or the directory that uses `cluster`, the last cluster in use, to lower clusters. Data clusters of
-    /// the bitmap before the cluster `end` stay in place. Returns the number of clusters that moved, 0 if there is no space,
-    /// and `None` if no movable bitmap or directory uses `cluster`. The caller holds the guard of
-    /// [`Bitmaps::hold`](super::Bitmaps::hold).
+    /// Moves the bitmap or the directory that uses `cluster`, the last cluster in use, to lower clusters. When a bitmap moves,
+    /// the directory moves too. Data clusters of the bitmap before the cluster `end` stay in place. Returns the number of
+    /// clusters that moved, 0 if there is no space, and `None` if no movable bitmap or directory uses `cluster`. The caller
+    /// holds the guard of [`Bitmaps::hold`](super::Bitmaps::hold).
     pub(in super::super) async fn move_bitmaps(
         &self,
         cluster: u64,
@@ -60,7 +60,7 @@ impl Bitmaps {
         Ok(Some(moved))
     }
 
-    /// Writes a new table for a bitmap, and copies its data that lies in clusters from `end` on.
+    /// Writes a new table for a bitmap, and copies the data of the bitmap that lies in clusters from `end` on.
     async fn copy_bitmap(
         &self,
         fresh: &mut Fresh<'_>,

@@ -15,15 +15,17 @@ use super::fresh::Fresh;
 use super::unchanged::finished;
 use super::{Directory, Stored, carry_out, check_fits, distrust, plan};
 
-/// Bytes of bitmap data that are written in one batch.
+/// Bytes of bitmap data that are written in one batch. A batch has at least one cluster.
 const AT_ONCE: u64 = 1 << 20;
 
 impl Bitmaps {
-    /// Writes the bitmaps that are in use, and clears their in-use flags. The caller ensures that no request changes
-    /// a bitmap during the call. After the call, no request may change a bitmap before the bitmaps are marked as in use again.
+    /// Stores the usable bitmaps of a writable image on disk, and clears their in-use flags. The caller ensures that no
+    /// request changes a bitmap during the call. After the call, no request may change a bitmap before the bitmaps are marked
+    /// as in use again.
     ///
     /// # Errors
-    /// As the file reports. After an error, the in-use flags on disk may be set or cleared.
+    /// When clusters cannot be allocated, and the errors of the file. After an error, the in-use flags on disk may be set or
+    /// cleared.
     pub(in super::super) async fn store_bitmaps(&self) -> Result<()> {
         let _turn = self.changing.lock().await;
         if self.facts.is_read_only() || !self.facts.is_usable() {
@@ -46,7 +48,7 @@ impl Bitmaps {
                 new.push(stored.clone());
                 continue;
             };
-            // A bitmap that cannot be read from disk is written again, to new clusters.
+            // If the copy on disk cannot be read, the bitmap is written to new clusters.
             if stays && self.is_as_stored(stored, bitmap).await.unwrap_or(false) {
                 new.push(Stored { entry: finished(&stored.entry, bitmap), ..stored.clone() });
                 continue;
@@ -63,7 +65,7 @@ impl Bitmaps {
         if all_unchanged && live.is_empty() && !state.directory.clusters.is_empty() {
             return self.change_flags(new).await;
         }
-        // QEMU stores the newest bitmap first.
+        // As in QEMU, the bitmap that was added last comes first among the bitmaps that are not on disk yet.
         for bitmap in state.live.iter().rev().filter(|bitmap| live.contains_key(bitmap.name())) {
             let entry = BitmapEntry::new(bitmap.name(), bitmap.map().granularity());
             new.extend(self.store_bitmap(&mut fresh, &entry, bitmap).await?);
@@ -71,8 +73,8 @@ impl Bitmaps {
         self.switch_to(fresh, new, &old).await
     }
 
-    /// Writes one bitmap to new clusters. Returns `None` if the bitmap does not fit the disk. Its old copy on disk then stays
-    /// marked as in use.
+    /// Writes one bitmap to new clusters. Returns `None` if the bitmap does not fit the disk. The old copy of the bitmap on
+    /// disk then stays marked as in use.
     async fn store_bitmap(
         &self,
         fresh: &mut Fresh<'_>,
@@ -181,7 +183,7 @@ impl Bitmaps {
     /// Removes all bitmaps with this name from the image, also unusable bitmaps.
     ///
     /// # Errors
-    /// As the file reports.
+    /// When the image is not writable, when clusters cannot be allocated, and the errors of the file.
     pub(in crate::qcow2) async fn remove_bitmap(&self, name: &str) -> Result<()> {
         let _turn = self.changing.lock().await;
         self.facts.check_writable()?;

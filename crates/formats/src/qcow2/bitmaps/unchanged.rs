@@ -1,7 +1,7 @@
 //! Finding bitmaps whose copy on disk equals the bitmap in memory.
 //!
-//! When a compacted image is closed, such bitmaps stay in place, and only their flags in the directory change. So the image
-//! stays compact. A reopen also compares the bitmaps on disk with the bitmaps in memory.
+//! When a compacted image is closed, such bitmaps stay in place, so that the image stays compact. If all usable bitmaps stay in
+//! place, only their flags in the directory change. A reopen also compares the bitmaps on disk with the bitmaps in memory.
 
 use std::sync::Arc;
 
@@ -18,10 +18,11 @@ use super::Bitmaps;
 use super::Stored;
 use super::load::{ONES, read_directory};
 
-/// Bytes of bitmap data that are read ahead.
+/// Bytes of bitmap data that are read concurrently. At least 2 and at most 64 clusters are read concurrently.
 const READ_AHEAD: u64 = 1 << 20;
 
-/// The directory entry of a bitmap without the in-use flag. The flag "auto" is set if the bitmap records writes.
+/// The directory entry of a bitmap without the in-use flag. The flag "auto" is set if the bitmap records writes, and cleared
+/// otherwise.
 pub(super) fn finished(entry: &BitmapEntry, bitmap: &DirtyBitmap) -> BitmapEntry {
     let mut entry = entry.clone();
     entry.flags.remove(BitmapFlags::IN_USE);
@@ -30,7 +31,8 @@ pub(super) fn finished(entry: &BitmapEntry, bitmap: &DirtyBitmap) -> BitmapEntry
 }
 
 impl Bitmaps {
-    /// Whether the bitmap on disk equals the bitmap in memory, apart from its flags.
+    /// Whether the bitmap on disk equals the bitmap in memory, apart from its flags. A bitmap with "all ones" entries on disk
+    /// counts as different.
     pub(super) async fn is_as_stored(
         &self,
         stored: &Stored,
@@ -83,7 +85,7 @@ impl Bitmaps {
                 map.serialize(start, len, &mut here)?;
                 Ok(there.get(..bytes) == Some(&here[..]))
             }
-            // "All ones" entries are not compared. The bitmap is written to new clusters.
+            // "All ones" entries and invalid entries are not compared: the bitmap counts as different.
             _ => Ok(false),
         }
     }
@@ -93,15 +95,16 @@ impl Bitmaps {
     pub(super) async fn change_flags(&self, stored: Vec<Stored>) -> Result<()> {
         let Some(place) = self.state().directory.place else { return Ok(()) };
         let bytes = encode_bitmap_directory(stored.iter().map(|stored| &stored.entry));
-        // A failed write may still have reached the disk. So the bitmaps count as not in use, and the flags are written
-        // again before the next request.
+        // A failed write may still have changed the disk. So the bitmaps count in memory as not in use, and the in-use flags
+        // are written again before the next request.
         self.state().directory.stored = stored;
         let file = self.facts.file()?;
         file.write(place.directory_offset, IoBuf::from(bytes), WriteFlags::empty()).await?;
         file.flush().await
     }
 
-    /// Whether the bitmaps on disk in `file` equal the bitmaps in memory.
+    /// Whether the bitmap directory in `file` equals the directory in memory, and the data of each usable bitmap in `file`
+    /// equals the bitmap in memory.
     pub(in super::super) async fn has_bitmaps_on_disk(
         &self,
         file: &Edge,

@@ -1,13 +1,13 @@
-//! Checking persistent bitmaps (section "Bitmaps" of the qcow2 specification): counting the clusters that they refer to,
-//! and finding broken bitmaps.
+//! Checking persistent bitmaps (section "Bitmaps" of the qcow2 specification): counting the clusters to which the bitmaps
+//! refer, and finding broken bitmaps.
 //!
-//! A bitmap whose entry or table is broken has no usable contents. QEMU refuses to open an image that has such a bitmap.
-//! [`Fix::All`](oxblk_core::check::Fix::All) removes such a bitmap from the directory. If the directory cannot be
-//! parsed, the repair removes the directory from the header. The clusters of removed bitmaps are then leaked, and the
-//! repair of leaks frees them.
+//! A bitmap whose entry or table is broken has no usable contents. QEMU does not open most of the images with such a bitmap.
+//! [`Fix::All`](oxblk_core::check::Fix::All) removes such a bitmap from the directory, and the repair of leaks then frees the
+//! clusters of the bitmap. If the directory cannot be parsed, the repair removes the directory from the header. The clusters of
+//! the bitmaps are then unknown and stay leaked.
 //!
-//! The autoclear bit of bitmaps is cleared before the directory changes, and set again when the directory is complete.
-//! A power cut between these two writes loses the remaining bitmaps.
+//! The autoclear bit of bitmaps is cleared before the directory changes, and set again when the new directory is complete. A
+//! power cut between these two writes loses the remaining bitmaps.
 
 use std::collections::{HashMap, HashSet};
 
@@ -31,7 +31,7 @@ pub(super) enum NewDirectory {
 }
 
 impl Checker<'_> {
-    /// Counts the clusters of persistent bitmaps.
+    /// Counts the references of persistent bitmaps, and finds broken bitmaps.
     pub(super) async fn count_bitmaps(&mut self) {
         if let Some(fault) = self.header.extensions.bitmaps_fault.clone() {
             return self.broken_directory(&fault);
@@ -197,8 +197,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Writes the new directory, if [`Self::count_bitmaps`] found that it must change, and flushes. If other structures use
-    /// the clusters of the directory, the directory is removed instead.
+    /// Writes the new directory, and flushes, if [`Self::count_bitmaps`] found that the directory must change. If other
+    /// structures use the clusters of the directory, the directory is removed from the header instead.
     pub(super) async fn write_new_bitmaps(&mut self) -> Result<()> {
         let Some(new) = self.new_bitmaps.take() else { return Ok(()) };
         let (place, kept) = match new {

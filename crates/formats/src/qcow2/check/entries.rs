@@ -1,5 +1,5 @@
-//! Finding invalid L2 entries: host offsets that are not aligned to a cluster, and subcluster bitmaps that contradict
-//! their L2 entry.
+//! Checking L2 entries: entries of images with a data file, host offsets that are not aligned to a cluster, and subcluster
+//! bitmaps that are invalid.
 
 use oxblk_core::check::Fix;
 
@@ -43,8 +43,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Reports a cluster whose host offset is not aligned. Returns whether the entry is being repaired. The repair
-    /// drops the host offset, which is possible only if the cluster contains no data.
+    /// Reports a cluster whose host offset is not aligned. Returns whether the entry is being repaired. The repair removes the
+    /// host offset from the entry. This is possible only in version 3, and only if the cluster contains no data.
     pub(super) fn unaligned_cluster(&mut self, at: u64, both: ExtendedEntry) -> bool {
         let extended = self.geometry.extended_l2;
         let has_data = match extended {
@@ -66,7 +66,7 @@ impl Checker<'_> {
         true
     }
 
-    /// Reports a subcluster bitmap that contradicts itself or its entry.
+    /// Reports a subcluster bitmap that contradicts itself or its L2 entry.
     pub(super) fn check_bitmap(&mut self, both: ExtendedEntry) {
         let offset = both.entry.raw_offset();
         let is_nowhere = offset == 0 && !(self.geometry.data_file && both.entry.copied());
@@ -79,9 +79,9 @@ impl Checker<'_> {
         }
     }
 
-    /// Whether to skip a compressed cluster because it has a subcluster bitmap. Such a cluster is reported. A check
-    /// does not count the references of such a cluster. A repair counts these references, because all readers ignore the
-    /// bitmap and the data must not be freed.
+    /// Reports a compressed cluster whose subcluster bitmap is not 0. Returns whether to skip the count of the references of
+    /// this cluster. A check without repair skips the count. A repair counts the references, so that the data is not freed:
+    /// reads of a compressed cluster ignore the bitmap.
     pub(super) fn has_stray_bitmap(&mut self, index: u64, at: u64, both: ExtendedEntry) -> bool {
         if both.bitmap == Subclusters::NONE {
             return false;

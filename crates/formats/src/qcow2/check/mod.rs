@@ -6,23 +6,25 @@
 //!    references is read once, and each of its entries counts as that many references.
 //! 2. [`refcounts`] compares the counts with the refcounts on disk. A refcount that is too low is a corruption. A refcount
 //!    that is too high is a leak.
-//! 3. [`copied`] reports entries with a wrong copied flag. This step reads the active tables again, so it runs only if
-//!    steps 1 and 2 found a suspect entry.
+//! 3. [`copied`] reports entries with a wrong copied flag. This step reads the active tables again. So it runs only if a
+//!    corruption or an entry whose flag may be wrong was found, or if a repair has changed refcounts.
 //! 4. [`repair`] repairs the findings that `fix` allows. If the old refcount structures are unusable, [`rebuild`] writes
 //!    new structures.
 //!
-//! Tables and refcount blocks are read in parallel and parsed on all cores. Findings are reported and counted on one
+//! L2 tables and refcount blocks are read concurrently and parsed by worker threads. Findings are reported and counted on one
 //! thread, in the order of the tables.
 //!
-//! Memory is bounded. The map needs one byte for each referenced cluster if the clusters are contiguous, and some hundred
-//! bytes if they are scattered. A value in the image determines the length of a read only if [`Header`] has checked the
-//! limits of this value. References past the end of the file are reported, and not counted.
+//! Memory is bounded. For contiguous clusters, the map needs at most about 4 bytes per referenced cluster. For scattered
+//! clusters, the map needs about 256 to 1024 bytes per referenced cluster. A value in the image determines the length of a read
+//! only if the limits of this value were checked. References that exceed the end of the file by a cluster or more are reported,
+//! and not counted.
 //!
 //! A repair frees clusters only if all references are known. If a pointer in the header seems wrong, clusters that seem
-//! to be leaked may belong to the metadata to which the pointer should refer ([`named`]). Then the repair raises refcounts,
-//! and changes no tables. If the refcount width in the header seems wrong ([`width`]), the repair changes nothing.
+//! to be leaked may belong to the metadata to which the pointer should refer ([`named`]). Then the repair lowers no refcount,
+//! and changes no L1, L2 or snapshot table. If the refcount width in the header seems wrong ([`width`]), the repair changes
+//! nothing.
 //!
-//! The findings have the same wording and the same counts as in `qemu-img check`.
+//! Findings that `qemu-img check` also reports have the same wording and the same counts as in `qemu-img check`.
 
 mod bitmaps;
 mod copied;
@@ -50,7 +52,8 @@ use snapshot_table::RepairedTable;
 /// Checks the image in `file`, and repairs what `fix` allows. Each finding is reported to `say` immediately.
 ///
 /// # Errors
-/// When an essential table cannot be read, or the file cannot be written. Other failures are counted in the report.
+/// When an essential table is invalid or cannot be read, when `fix` does not allow a necessary rebuild of the refcounts, and
+/// the errors of writes and flushes. Failures that do not end the check are counted in the report.
 pub(super) async fn check(
     file: &Edge,
     header: &Header,
@@ -82,10 +85,10 @@ struct Checker<'a> {
     references: References,
     /// Number of clusters in the file. The last cluster may be partial.
     clusters: u64,
-    /// Clusters behind the end of the file to which metadata refers. A repair does not use them.
+    /// Clusters behind the end of the file to which metadata refers. A repair writes nothing to these clusters.
     beyond: RoaringTreemap,
     refcount_table: Vec<u64>,
-    /// Refcount table indices with a broken entry, so that the refcounts of the block are unknown.
+    /// Refcount table indices whose entry has an unaligned offset, so that the refcounts of the block are unknown.
     broken_blocks: HashSet<u64>,
     /// Whether one of the broken blocks was already reported.
     broken_block_told: bool,
@@ -109,13 +112,13 @@ struct Checker<'a> {
     patches: Vec<(u64, u64)>,
     /// The bitmap directory that the repair writes, if it must change.
     new_bitmaps: Option<bitmaps::NewDirectory>,
-    /// The snapshot table with which the repair replaces the table of the image.
+    /// The snapshot table with which the repair replaces the snapshot table of the image, if that table has faults.
     repaired_table: Option<RepairedTable>,
-    /// Clusters whose refcounts change because another structure is repaired. These changes are not reported.
+    /// Clusters of the old and the new snapshot table whose refcount changes are not reported.
     untold: BTreeSet<u64>,
-    /// Leaked clusters that the repair has reused.
+    /// Leaked clusters that the repair has used for the new snapshot table.
     reused: BTreeSet<u64>,
-    /// Refcount table indices whose block is invalid or shared. Such a block is not written to.
+    /// Refcount table indices whose entry is invalid, or whose block is shared. The repair does not write to such a block.
     unfit_blocks: HashSet<u64>,
     /// Some references may be unknown, so nothing is freed.
     unseen: bool,
@@ -123,7 +126,8 @@ struct Checker<'a> {
     misled: bool,
     /// The refcount width in the header seems wrong, so nothing is repaired.
     wrong_width: bool,
-    /// An entry of the snapshot table is invalid, or the L1 table of a snapshot shares clusters with another structure.
+    /// The snapshot table is too long or has an invalid entry, or the L1 table of a snapshot shares clusters with another
+    /// structure.
     broken_snapshots: bool,
     /// Why references may be unknown.
     doubts: Vec<String>,
@@ -131,7 +135,7 @@ struct Checker<'a> {
     l1_faults: u64,
     /// Some active L1 entries have flags but no offset.
     l1_flags_alone: bool,
-    /// An L1 entry refers to a cluster that does not contain an L2 table.
+    /// An L1 entry refers to a cluster that does not seem to contain an L2 table.
     no_l2_table: bool,
     /// Structures to which the header and the snapshot table refer: offset, length, and kind.
     named: Vec<(u64, u64, &'static str)>,
@@ -202,20 +206,20 @@ impl<'a> Checker<'a> {
         self.copied_suspect = true;
     }
 
-    /// Reports a corruption of the refcount table or of a refcount block.
+    /// Reports a corruption of the refcount table or of a refcount block that only a rebuild can repair.
     fn must_rebuild(&mut self, finding: &str) {
         self.corrupt(finding);
         self.broken_structure = self.broken_structure.saturating_add(1);
         self.rebuild = true;
     }
 
-    /// Reports a corruption of the refcount block with this table index. The block is not written to afterwards.
+    /// Reports a corruption of the refcount block with this table index. The repair does not write to this block.
     fn unfit_block(&mut self, index: u64, finding: &str) {
         self.must_rebuild(finding);
         self.unfit_blocks.insert(index);
     }
 
-    /// Whether a cluster has a refcount block that the repair can change.
+    /// Whether a cluster has a refcount block to which the repair can write.
     fn has_block(&self, cluster: u64) -> bool {
         let index = cluster / self.geometry.refcounts_per_block();
         let entry = usize::try_from(index).ok().and_then(|at| self.refcount_table.get(at));

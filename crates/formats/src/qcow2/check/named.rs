@@ -1,19 +1,21 @@
 //! Checking whether the pointers in the header are plausible.
 //!
-//! If a pointer or a length in the header is wrong, the check misses a table or a part of it. The clusters that this
-//! table refers to then look like leaked clusters, but freeing them would destroy data. So nothing is freed if
+//! If a pointer or a length in the header is wrong, the check misses a table or a part of a table. The clusters to which this
+//! table refers then look like leaked clusters, but freeing these clusters would destroy data. So nothing is freed if
 //!
-//! - a pointer does not lead to the expected structure, for example to a LUKS header with its magic, or to a valid
+//! - a pointer does not refer to the expected structure, for example to a LUKS header with its magic, or to a valid
 //!   bitmap directory;
-//! - the clusters of the structure have refcount 0, or another structure uses them too;
+//! - the L1 table has invalid entries, or a cluster that should contain an L2 table contains mostly invalid entries;
+//! - a cluster of the structure has refcount 0, or another structure uses the cluster too (with [`Fix::All`], shared clusters
+//!   are accepted in most cases);
 //! - another entry seems to follow the last entry of the snapshot table: the L1 table of this further entry has a refcount,
 //!   but no known reference;
-//! - two header fields contradict each other;
-//! - an entry of the snapshot table is invalid, or has fewer L1 entries than its disk needs;
+//! - the version in the header contradicts the other header fields;
+//! - an entry of the snapshot table is invalid, for example because it has fewer L1 entries than its disk needs;
 //! - the refcount width in the header seems wrong ([`super::width`]).
 //!
-//! A snapshot table with an invalid entry is replaced only if the image has no leak and no corruption, so that no snapshot
-//! is lost.
+//! A snapshot table with an invalid entry is replaced only if the check found no leak, no corruption and no table entry to
+//! repair. Otherwise, clusters that seem to be leaked may belong to a snapshot.
 
 use oxblk_core::check::Fix;
 use oxblk_ring::IoBufMut;
@@ -32,15 +34,15 @@ const ENTRY: usize = 4096;
 const V3_LENGTHS: [u32; 2] = [104, 112];
 
 impl Checker<'_> {
-    /// Notes that some references may be unknown.
+    /// Notes that some references may be unknown, so that the repair frees nothing.
     pub(super) fn not_seen(&mut self, finding: &str) {
         self.unseen = true;
         self.complete = false;
         self.doubts.push(finding.to_owned());
     }
 
-    /// Reports why the repair frees nothing, if there is something to free. A check without repair does not need this,
-    /// because it has already reported the faults.
+    /// Reports why references may be unknown, if the repair therefore frees no leaked clusters or changes no tables. A check
+    /// without repair does not report these doubts.
     pub(super) fn tell_doubts(&mut self) {
         let tables =
             !self.patches.is_empty() || self.repaired_table.is_some() || self.new_bitmaps.is_some();
@@ -56,8 +58,9 @@ impl Checker<'_> {
         self.misled = true;
     }
 
-    /// Notes that the header may contain a wrong offset of a structure. A repair may nevertheless remove a broken bitmap
-    /// directory: QEMU cannot open the image with it, and the clusters of its bitmaps keep their refcounts.
+    /// Notes that the header may contain a wrong offset of a structure. A wrong offset of the bitmap directory does not prevent
+    /// the repair of tables. So the repair can remove a broken bitmap directory. The clusters of the bitmaps then keep their
+    /// refcounts.
     fn lies_elsewhere(&mut self, what: &str, finding: &str) {
         match what {
             "bitmap directory" => self.not_seen(finding),
@@ -135,8 +138,7 @@ impl Checker<'_> {
         }
     }
 
-    /// Notes that references of snapshots may be unknown, if an entry of the snapshot table is broken and the image has
-    /// other faults.
+    /// Notes that references of snapshots may be unknown, if the snapshot table is broken and the image has other faults.
     pub(super) fn doubt_broken_snapshots(&mut self) {
         let faults = self.report.leaks > 0 || self.report.corruptions > 0;
         if self.broken_snapshots && (faults || !self.patches.is_empty() || self.rebuild) {
@@ -158,15 +160,16 @@ impl Checker<'_> {
         !snapshot.id.is_empty() && in_place
     }
 
-    /// The number of L1 entries that the disk of a snapshot and its VM state need. If the entry contains no disk size, the
-    /// disk size counts as 0.
+    /// The number of L1 entries that the disk and the VM state of a snapshot need. If the snapshot table entry contains no disk
+    /// size, the disk size counts as 0.
     fn l1_entries_of(&self, snapshot: &Snapshot) -> u64 {
         let entries = |bytes| self.geometry.l1_entries_for(bytes).unwrap_or(u64::MAX);
         let disk = snapshot.size.map_or(0, entries);
         disk.saturating_add(entries(snapshot.vm_state_size))
     }
 
-    /// Whether the cluster at `offset` has a refcount, but no known reference.
+    /// Whether the cluster at `offset` has a refcount other than 0, but no known reference. A refcount that cannot be read
+    /// counts as 0.
     async fn seems_to_leak(&self, offset: u64) -> bool {
         let cluster = self.geometry.cluster_index(offset);
         if self.references.get(cluster).count() > 0 {
@@ -203,8 +206,10 @@ impl Checker<'_> {
         }
     }
 
-    /// Checks that the clusters of each structure in `named` have a refcount, and that no other structure uses them. If the
-    /// refcounts must be rebuilt, they are unreliable and are not checked.
+    /// Checks that the clusters of each structure in `named` have a refcount, and that no other structure uses these clusters.
+    /// If the refcounts must be rebuilt, the refcounts are unreliable and are not checked. With [`Fix::All`] or before a
+    /// rebuild, the LUKS header, the snapshot table and the bitmap directory may share clusters with other structures. The
+    /// active L1 table may share clusters in some cases (`is_misplaced_l1`).
     pub(super) async fn check_named_ranges(&mut self) {
         let mut block = None;
         for (offset, bytes, what) in std::mem::take(&mut self.named) {
@@ -251,7 +256,9 @@ impl Checker<'_> {
     }
 
     /// Whether the offset or length of the active L1 table seems wrong, because another structure also uses the cluster
-    /// `cluster` of the table. With [`Fix::All`], this is accepted if the table is valid and the other structure is guest data.
+    /// `cluster` of the table. With [`Fix::All`] or before a rebuild, the shared cluster is accepted if the table has valid
+    /// entries and is not empty, the size of the disk requires this part of the table, and the other structure is neither a
+    /// refcount structure nor an active L2 table.
     async fn is_misplaced_l1(&self, cluster: u64) -> bool {
         if self.structure.contains(&cluster) {
             return true;

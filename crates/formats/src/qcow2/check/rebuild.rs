@@ -2,11 +2,10 @@
 //!
 //! The new table and blocks are written to clusters without references, inside the file or behind its end, and never over
 //! the old table and blocks. So the image does not change until one write makes the header refer to the new table. After
-//! this write, the clusters of the old structures are free.
+//! this write, the old structures have no references.
 //!
 //! If some references may be unknown, no cluster inside the file counts as free. Each cluster then gets the higher
-//! value of its old refcount and its counted references. If the old refcount is unknown too, the cluster counts as in
-//! use.
+//! value of its old refcount and its counted references. If the old refcount of a cluster is unknown, it counts as 1.
 
 use std::collections::BTreeMap;
 
@@ -34,11 +33,19 @@ impl Layout {
     }
 }
 
-/// Cursor for finding free clusters.
+/// Refuses a refcount table that is too large.
+fn check_table_entries(entries: u64) -> Result<()> {
+    if entries.saturating_mul(8) > MAX_REFCOUNT_TABLE_BYTES {
+        return Err(Error::from_errno(Errno::FBIG).prefix("The refcount table would be too large"));
+    }
+    Ok(())
+}
+
+/// Cursors for finding free clusters.
 struct Room {
     /// The next cluster inside the file to examine.
     inside: u64,
-    /// The next free cluster behind the end of the file.
+    /// The next cluster behind the end of the file to examine.
     end: u64,
 }
 
@@ -46,14 +53,14 @@ impl Checker<'_> {
     /// Writes new refcount structures and makes the header refer to them.
     pub(super) async fn rebuild_refcounts(&mut self) -> Result<()> {
         let layout = self.lay_out()?;
-        // From here on, the old structures have no references. They are not overwritten, because the new clusters were
-        // chosen before.
+        // From here on, the old structures have no references. The old structures are not overwritten, because the new clusters
+        // were chosen before.
         let structure = std::mem::take(&mut self.structure);
         for cluster in &structure {
             self.references.remove(*cluster);
         }
         if let Err(error) = self.write_anew(&layout).await {
-            // The old structures stay valid: restore their references.
+            // Count the references to the old structures again, and not the references to the new structures.
             layout.clusters().for_each(|cluster| self.references.remove(cluster));
             for cluster in &structure {
                 self.references.add(*cluster, 1, Claim::None);
@@ -72,17 +79,22 @@ impl Checker<'_> {
         self.name_table(layout).await
     }
 
-    /// The refcount table indices of all clusters with references, or of the entire file if some references may be
-    /// unknown.
-    fn indices(&self) -> Vec<u64> {
+    /// The refcount table indices of all clusters with references. If some references may be unknown, the indices of all
+    /// clusters of the file.
+    ///
+    /// # Errors
+    /// When a table with these indices would be too large. In that case, no block has been placed.
+    fn indices(&self) -> Result<Vec<u64>> {
         let per_block = self.geometry.refcounts_per_block();
-        if !self.complete {
-            return (0..self.clusters.div_ceil(per_block)).collect();
-        }
-        let mut indices: Vec<u64> =
-            self.references.in_range(0..u64::MAX).map(|(cluster, _)| cluster / per_block).collect();
-        indices.dedup();
-        indices
+        let indices = if self.complete {
+            self.references.blocks(per_block)
+        } else {
+            let blocks = self.clusters.div_ceil(per_block);
+            check_table_entries(blocks)?;
+            (0..blocks).collect()
+        };
+        check_table_entries(indices.last().map_or(0, |last| last.saturating_add(1)))?;
+        Ok(indices)
     }
 
     fn lay_out(&mut self) -> Result<Layout> {
@@ -92,17 +104,12 @@ impl Checker<'_> {
             end: self.clusters.saturating_add(1),
         };
         let mut blocks = BTreeMap::new();
-        let indices = self.indices();
+        let indices = self.indices()?;
         self.place_blocks(&mut blocks, indices, &mut room);
         loop {
             let entries = blocks.last_key_value().map_or(1, |(last, _)| last.saturating_add(1));
-            let bytes = entries.saturating_mul(8);
-            if bytes > MAX_REFCOUNT_TABLE_BYTES {
-                return Err(
-                    Error::from_errno(Errno::FBIG).prefix("The refcount table would be too large")
-                );
-            }
-            let table_clusters = bytes.div_ceil(size);
+            check_table_entries(entries)?;
+            let table_clusters = entries.saturating_mul(8).div_ceil(size);
             let table = self.take(table_clusters, &mut room);
             let per_block = self.geometry.refcounts_per_block();
             let own = (table..table.saturating_add(table_clusters)).map(|at| at / per_block);
@@ -118,7 +125,7 @@ impl Checker<'_> {
     }
 
     /// Chooses a cluster for each refcount block in `indices` that is not in `blocks` yet. A new block may need a further
-    /// block, which contains the refcount of the new block.
+    /// block for the refcount of its own cluster.
     fn place_blocks(
         &mut self,
         blocks: &mut BTreeMap<u64, u64>,
@@ -136,7 +143,7 @@ impl Checker<'_> {
         }
     }
 
-    /// Takes `count` contiguous clusters and counts a reference to each.
+    /// Takes `count` contiguous clusters without references, and counts a reference to each. Returns the first cluster.
     fn take(&mut self, count: u64, room: &mut Room) -> u64 {
         let mut start = None;
         if count == 1 {
@@ -185,8 +192,8 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// Fills a new block with the refcounts of the old block. If there is no readable old block, all clusters of the file
-    /// count as in use.
+    /// Fills a new block with the refcounts of the old block. If there is no readable old block, all clusters of the file that
+    /// the block covers get refcount 1.
     async fn keep_old_refcounts(&self, index: u64, block: &mut IoBufMut) {
         let per_block = self.geometry.refcounts_per_block();
         let known =
@@ -225,7 +232,7 @@ impl Checker<'_> {
     }
 
     /// Makes the header refer to the new table. The fields for offset and length are adjacent and lie within one sector, so
-    /// one atomic write changes both.
+    /// one write changes both, and a power cut cannot separate them.
     async fn name_table(&self, layout: &Layout) -> Result<()> {
         let offset = layout.table << self.geometry.cluster_bits;
         let clusters = u32::try_from(layout.table_clusters).unwrap_or(u32::MAX);
@@ -235,7 +242,8 @@ impl Checker<'_> {
         self.file.flush().await
     }
 
-    /// Updates the report: all refcount faults are repaired.
+    /// Updates the report after the rebuild: refcounts that were too low or unknown are repaired. Leaks are repaired only if
+    /// all references are known.
     fn refcounts_repaired(&mut self, layout: &Layout) {
         let last = layout.blocks.last_key_value().map_or(0, |(last, _)| *last);
         let offset = |index| {

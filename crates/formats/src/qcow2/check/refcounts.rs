@@ -19,12 +19,12 @@ use crate::qcow2::refscan::{Agreement, References, Referred, read_tables};
 type Seen = Result<Agreement, IoBufMut>;
 
 impl Checker<'_> {
-    /// Compares the refcounts of all clusters of the file.
+    /// Compares the refcounts of all clusters of the file with the counted references.
     pub(super) async fn compare_refcounts(&mut self) -> Result<()> {
         let (per_block, order) =
             (self.geometry.refcounts_per_block(), self.geometry.refcount_order);
         let end = self.clusters_counted();
-        // The workers share the counts. This thread needs the counts only for blocks that differ.
+        // The workers share the counts. This thread needs the counts for blocks that differ and for clusters without a block.
         let references = Arc::new(std::mem::take(&mut self.references));
         let counted = Arc::clone(&references);
         let look = move |index: &u64, block: IoBufMut| -> Seen {
@@ -60,7 +60,7 @@ impl Checker<'_> {
         self.copied_suspect |= agreement.belied;
     }
 
-    /// Notes that a cluster is in use, so that the image ends behind it or later.
+    /// Notes that a cluster is in use, so that the end offset of the image is at least the end of this cluster.
     fn in_use(&mut self, cluster: u64) {
         let end = cluster.saturating_add(1) << self.geometry.cluster_bits;
         self.report.image_end_offset = self.report.image_end_offset.max(end);
@@ -73,14 +73,15 @@ impl Checker<'_> {
         }
     }
 
-    /// Number of clusters to compare: the clusters of the file, and the cluster behind the end of the file if it has a
-    /// reference. As in QEMU, a reference may exceed the end of the file by less than a cluster.
+    /// Number of clusters to compare: the clusters of the file, and the cluster behind the end of the file if this cluster has
+    /// a reference. As in QEMU, a reference may exceed the end of the file by less than a cluster.
     pub(super) fn clusters_counted(&self) -> u64 {
         let past_end = self.references.get(self.clusters).count() > 0;
         self.clusters.saturating_add(u64::from(past_end))
     }
 
-    /// The refcount blocks that contain refcounts of clusters before `end`, each once, as index and offset.
+    /// The refcount blocks that contain refcounts of clusters before `end`, each once, as index and offset. Blocks with an
+    /// unaligned offset are left out.
     pub(super) fn blocks_to_read(&self, end: u64) -> Vec<(u64, u64)> {
         let mut seen = HashSet::new();
         let in_use = end.div_ceil(self.geometry.refcounts_per_block());
@@ -95,7 +96,7 @@ impl Checker<'_> {
         blocks
     }
 
-    /// Compares clusters that have no refcount block, or a broken block.
+    /// Compares clusters that have no refcount block of their own, and reports clusters whose block has an unaligned offset.
     fn compare_without_block(&mut self, references: &References, range: Range<u64>) {
         if range.is_empty() {
             return;
@@ -124,7 +125,7 @@ impl Checker<'_> {
         }
     }
 
-    /// Reports once that the offset of a refcount block is not aligned, with the message of QEMU.
+    /// Reports that the offset of a refcount block is not aligned, with the message of QEMU. Only the first call reports this.
     fn tell_broken_block(&mut self, index: u64) {
         if std::mem::replace(&mut self.broken_block_told, true) {
             return;
@@ -167,7 +168,7 @@ impl Checker<'_> {
         }
     }
 
-    /// The refcount of one cluster on disk; `None` if it is unknown. `last` caches the block that was read last.
+    /// The refcount of one cluster on disk. `None` if the refcount is unknown. `last` caches the block that was read last.
     pub(super) async fn refcount_of(
         &self,
         cluster: u64,

@@ -1,6 +1,6 @@
 //! Repairing the faults that a check found.
 //!
-//! With this order, a crash during the repair does not make the image worse:
+//! With this order, a crash during the repair does not damage the guest's data:
 //!
 //! 1. Replace faulty table entries, and the bitmap directory if it is faulty.
 //! 2. Raise refcounts that are too low. Then make the header refer to the repaired snapshot table, if there is one.
@@ -10,8 +10,9 @@
 //! Each step is written and flushed before the next step starts. If refcounts cannot be repaired in place,
 //! [`super::rebuild`] writes new refcount structures.
 //!
-//! A failure does not stop the other repairs. If some references may be unknown, because something could not be read or
-//! a pointer in the header seems wrong, no refcount is lowered: at worst, clusters stay leaked.
+//! If a refcount block, the rebuilt refcounts or a new snapshot table cannot be written, the failure is reported and the other
+//! repairs continue. If some references may be unknown, because something could not be read or a pointer in the header seems
+//! wrong, no refcount is lowered: at worst, clusters stay leaked.
 
 use oxblk_core::check::{FindingKind, Fix};
 use oxblk_core::{Errno, Error, Result, WriteFlags};
@@ -55,7 +56,7 @@ impl Checker<'_> {
             if let Err(error) = self.rebuild_refcounts().await {
                 self.failed(&format!("ERROR failed to rebuild the refcounts: {error}"));
                 // Raise the refcounts that have an entry in the old structures. Do not lower any refcount: the old
-                // structures may overlap.
+                // structures may overlap with other data.
                 self.raise_refcounts().await?;
                 self.complete = false;
             }
@@ -70,8 +71,8 @@ impl Checker<'_> {
             self.report.leaks_fixed = self.report.leaks_fixed.saturating_add(lowered);
         }
         if self.copied_suspect {
-            // `Fix::Leaks` does not change the tables of an image that has worse faults. With a wrong pointer in the header,
-            // the flags are only checked.
+            // `Fix::Leaks` does not change the tables of an image that has corruptions or check errors. With a wrong pointer in
+            // the header, the flags are only checked.
             let repair = !self.misled
                 && (self.fix == Fix::All
                     || (self.report.corruptions, self.report.check_errors) == (0, 0));
@@ -110,7 +111,7 @@ impl Checker<'_> {
         self.file.flush().await
     }
 
-    /// Changes refcounts in place, block by block. Returns the number of changed refcounts.
+    /// Changes refcounts in place, block by block. Returns the number of changes that were reported.
     async fn change_refcounts(&mut self, change: Change) -> Result<u64> {
         let (per_block, order) =
             (self.geometry.refcounts_per_block(), self.geometry.refcount_order);
@@ -120,7 +121,7 @@ impl Checker<'_> {
             if self.unfit_blocks.contains(&index) {
                 continue;
             }
-            // The comparison has already reported a read error.
+            // The comparison of the refcounts has already reported the read error.
             let Ok(mut block) = self.read_block(offset).await else { continue };
             let (mut lines, mut dirty) = (Vec::new(), false);
             let start = index.saturating_mul(per_block);

@@ -1,5 +1,5 @@
-//! Repairs of images with one fault each, on a simulated disk: complete repairs, repairs interrupted by a power cut,
-//! and repairs on a full disk.
+//! Repairs of broken images on a simulated disk: complete repairs, repairs interrupted by a power cut, and repairs on a full
+//! disk.
 
 use oxblk_core::check::{CheckReport, Fix};
 use oxblk_core::{DriverTable, Edge, Graph, OpenFlags, Perm, Permissions, Result};

@@ -5,7 +5,7 @@
 //! 1. The new table is written to clusters without references, and references to these clusters are counted.
 //! 2. The refcounts are repaired.
 //! 3. One write makes the header refer to the new table.
-//! 4. The references to the clusters of the old table are removed, so that the repair frees them.
+//! 4. The references to the clusters of the old table are removed, so that the repair frees these clusters.
 
 use oxblk_core::{Errno, Error, Result, WriteFlags};
 
@@ -43,8 +43,8 @@ impl RepairedTable {
 }
 
 impl Checker<'_> {
-    /// Writes the new table and counts references to its clusters. If this fails, the failure is reported and the table
-    /// is not replaced.
+    /// Writes the new table and counts references to its clusters. A failed write is reported, and the old table is then not
+    /// replaced.
     pub(super) async fn place_snapshots(&mut self) -> Result<()> {
         let Some(mut repaired) = self.repaired_table.take() else { return Ok(()) };
         let written = self.write_snapshots(&mut repaired).await;
@@ -80,7 +80,7 @@ impl Checker<'_> {
         self.clusters = self.geometry.clusters_for(self.file.size());
         for cluster in first..first.saturating_add(count) {
             self.references.add(cluster, 1, Claim::None);
-            // For a leaked cluster, the repair reports that its refcount is first lowered to 0.
+            // If the cluster was leaked, the repair of leaks reports the cluster as repaired.
             let leaked = self.refcount_of(cluster, &mut None).await.is_some_and(|count| count > 0);
             let told = if leaked { &mut self.reused } else { &mut self.untold };
             told.insert(cluster);
@@ -89,9 +89,10 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// Finds contiguous clusters without references. A free cluster is preferred to a leaked one.
+    /// Chooses `count` contiguous clusters without references, and returns the first of them. A cluster inside the file is used
+    /// only if `count` is 1 and all references are known. A free cluster is preferred to a leaked cluster.
     async fn free_clusters(&self, count: u64) -> u64 {
-        // A cluster past the end of the file may have a reference.
+        // The cluster behind the end of the file may have a reference.
         let behind = self.clusters_counted();
         if count > 1 || !self.complete {
             return behind;
@@ -107,7 +108,7 @@ impl Checker<'_> {
     }
 
     /// Makes the header refer to the new table, and removes the references to the clusters of the old table. If a cluster of
-    /// the new table has no refcount, the table is not replaced.
+    /// the new table has refcount 0 or an unknown refcount, the table is not replaced.
     pub(super) async fn name_snapshots(&mut self) -> Result<()> {
         let Some(repaired) = self.repaired_table.take() else { return Ok(()) };
         let Some(offset) = repaired.place else { return Ok(()) };

@@ -23,8 +23,8 @@ pub(super) struct Snapshots {
 }
 
 impl Checker<'_> {
-    /// Reads the snapshot table. The part behind the end of the file reads as zeroes. With [`Fix::All`], faulty parts
-    /// are left out.
+    /// Reads the snapshot table. The part behind the end of the file reads as zeroes. With [`Fix::All`], entries and extra data
+    /// beyond the limits are left out, and missing extra data is added.
     pub(super) async fn read_snapshots(&mut self) -> Result<Snapshots> {
         let count = self.header.snapshot_count;
         if let Err(error) = self.header.require_snapshots()
@@ -62,7 +62,8 @@ impl Checker<'_> {
         Ok(Snapshots { list, table_bytes, faults: 0 })
     }
 
-    /// Reads all entries up to the limits of a table, without extra data that is too long.
+    /// Reads the entries up to the limits of a snapshot table. If the extra data of an entry is too long, its unknown part is
+    /// left out.
     async fn read_what_can_be(&mut self) -> Result<Snapshots> {
         let count = self.header.snapshot_count;
         let mut snapshots = Snapshots::default();
@@ -100,7 +101,7 @@ impl Checker<'_> {
         Ok(snapshots)
     }
 
-    /// Reads the entry at `offset`. Returns the entry, its length in the table, and its excess extra data, if any.
+    /// Reads the entry at `offset`. Returns the entry, its length in the table, and its sizes if its extra data is too long.
     async fn read_entry(&self, offset: u64) -> Result<(Snapshot, u64, Option<Excess>)> {
         let head = self.read_or_zeroes(offset, SNAPSHOT_HEAD).await?;
         let excess = Excess::of(&head);
@@ -110,7 +111,7 @@ impl Checker<'_> {
                 let names = self.read_or_zeroes(at, excess.names_len).await?;
                 (Excess::removed(&head, &names), None)
             }
-            // The entry is within the length limit.
+            // The extra data is not too long, so the entry has at most `LONGEST` bytes.
             None if offset >= self.file.size() => (vec![0; LONGEST], None),
             None => {
                 let ahead = read_ahead(self.file, offset, LONGEST).await;
@@ -129,7 +130,7 @@ impl Checker<'_> {
         self.file.read(offset, IoBufMut::new(len)).await
     }
 
-    /// Reports that the header describes an impossible snapshot table.
+    /// Reports that the header describes an impossible snapshot table. Returns the error of the check.
     fn impossible_table(&self, error: &Error) -> Error {
         let text = error.to_string().replacen('S', "s", 1);
         self.note(FindingKind::SnapshotTable, format!("ERROR {text}"));
@@ -143,7 +144,8 @@ impl Checker<'_> {
         Error::from_errno(error.raw_errno())
     }
 
-    /// Reports that the snapshot table is unreadable. Without it, refcounts cannot be checked.
+    /// Reports that the snapshot table is unreadable. Returns the error of the check: without the table, refcounts cannot be
+    /// checked.
     fn broken_table(&self, error: &Error) -> Error {
         self.note(
             FindingKind::SnapshotTable,

@@ -1,4 +1,4 @@
-//! Checks of images that the tests build from bytes: a valid image, and variants with one fault each.
+//! Checks of images that the tests build from bytes: a valid image, and broken variants of this image.
 
 use std::cell::RefCell;
 

@@ -1,10 +1,11 @@
 //! Counting the references that the tables of an image contain.
 //!
 //! The walk covers the header, the L1 and L2 tables of the active disk state and of the snapshots, the snapshot table, the
-//! LUKS header, the bitmaps, and the refcount structures. An L2 table with several references is read once. Only active
-//! tables count for the statistics and for the copied flags.
+//! LUKS header, the bitmaps, and the refcount structures. An L2 table with several references is read once, and so are
+//! overlapping L1 tables of snapshots. Only active tables count for the statistics and for the copied flags.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use futures_util::stream::{Stream, StreamExt as _};
 use oxblk_core::Result;
@@ -14,7 +15,7 @@ use super::Checker;
 use super::snapshot_table::RepairedTable;
 use super::snapshots::Snapshots;
 use crate::qcow2::layout::{ExtendedEntry, L1Entry, L2Entry, RefcountTableEntry, Snapshot};
-use crate::qcow2::refscan::{Claim, Piece, pieces, read_tables};
+use crate::qcow2::refscan::{Claim, Piece, layers, pieces, read_tables};
 
 /// An L1 table: its offset and its entries.
 type Place = (u64, u64);
@@ -31,7 +32,7 @@ impl<'a> Checker<'a> {
         self.refer(0, self.geometry.cluster_size(), 1, Claim::None);
         let snapshots = match self.read_snapshots().await {
             Ok(snapshots) => snapshots,
-            // Continue with the repairs that do not need the snapshots.
+            // A repair continues without the snapshots. The check error prevents that clusters are freed.
             Err(_) if self.fix == Fix::All => {
                 self.report.check_errors = self.report.check_errors.saturating_add(1);
                 Snapshots::default()
@@ -53,14 +54,15 @@ impl<'a> Checker<'a> {
         self.count_refcount_structures().await
     }
 
-    /// Counts `times` references to every cluster of a range of the file.
+    /// Counts `times` references to every cluster of a range of the file. A range that exceeds the end of the file by a cluster
+    /// or more is reported, and not counted.
     pub(super) fn refer(&mut self, offset: u64, bytes: u64, times: Times, claim: Claim) {
         if bytes == 0 {
             return;
         }
         let size = self.geometry.cluster_size();
         let end = offset.saturating_add(bytes);
-        // The file may end inside its last cluster, because it does not have to be padded.
+        // The file may end inside its last cluster.
         if end >= self.file.size().saturating_add(size) {
             if self.fix != Fix::Nothing {
                 let end = self.geometry.clusters_for(end);
@@ -81,7 +83,7 @@ impl<'a> Checker<'a> {
         );
     }
 
-    /// Like [`Self::refer`], for clusters that lie within the file.
+    /// Like [`Self::refer`], but does not compare the clusters with the end of the file.
     fn refer_to_run(&mut self, first: u64, count: u64, times: Times, claim: Claim) {
         let end = first.saturating_add(count);
         let mut cluster = first;
@@ -111,19 +113,11 @@ impl<'a> Checker<'a> {
     async fn walk_l1_tables(&mut self, snapshots: &[Snapshot]) -> Result<()> {
         let active = (self.header.l1_offset, u64::from(self.header.l1_entries));
         self.refer(active.0, active.1.saturating_mul(8), 1, Claim::None);
-        let mut tables: BTreeMap<Place, Times> = BTreeMap::new();
-        for snapshot in snapshots {
-            if !self.has_l1_in_place(snapshot) {
-                continue;
-            }
-            let place = (snapshot.l1_offset, u64::from(snapshot.l1_entries));
-            self.refer(place.0, place.1.saturating_mul(8), 1, Claim::None);
-            *tables.entry(place).or_default() += 1;
-        }
-        // L2 tables of snapshots, with their number of references.
+        let tables = self.refer_to_snapshots(snapshots);
+        // The L2 tables of snapshots: the offset, and the number of references to the table.
         let mut inactive: BTreeMap<u64, Times> = BTreeMap::new();
-        for (place, times) in tables {
-            for entry in self.read_l1(place).await {
+        for (range, times) in tables {
+            for entry in self.read_l1((range.start, (range.end - range.start) / 8)).await {
                 let offset = L1Entry(entry).raw_offset();
                 if offset != 0 {
                     let count = inactive.entry(offset).or_default();
@@ -145,6 +139,32 @@ impl<'a> Checker<'a> {
         Ok(())
     }
 
+    /// Counts the references to the L1 tables of snapshots. Returns the ranges of the file in which these tables lie,
+    /// each with the number of tables that share it.
+    fn refer_to_snapshots(&mut self, snapshots: &[Snapshot]) -> Vec<(Range<u64>, Times)> {
+        let (size, end_of_file) = (self.geometry.cluster_size(), self.file.size());
+        let (mut tables, mut clusters) = (Vec::new(), Vec::new());
+        for snapshot in snapshots {
+            if !self.has_l1_in_place(snapshot) {
+                continue;
+            }
+            let (offset, bytes) = (snapshot.l1_offset, u64::from(snapshot.l1_entries) * 8);
+            let end = offset.saturating_add(bytes);
+            if end < end_of_file.saturating_add(size) {
+                clusters.push(self.geometry.cluster_index(offset)..self.geometry.clusters_for(end));
+            } else {
+                // This reports that the table ends past the end of the file.
+                self.refer(offset, bytes, 1, Claim::None);
+            }
+            // The part past the end of the file reads as zeroes.
+            tables.push(offset..end.min(end_of_file.next_multiple_of(8)));
+        }
+        for (run, times) in layers(clusters) {
+            self.refer_to_run(run.start, run.end - run.start, times, Claim::None);
+        }
+        layers(tables)
+    }
+
     /// Reads and parses L2 tables, in the order of `places`.
     fn read_pieces<T: Send + 'static>(
         &self,
@@ -156,8 +176,8 @@ impl<'a> Checker<'a> {
         })
     }
 
-    /// The entries of an L1 table. There are none if the table lies past the end of the file, which is already reported, or
-    /// if the table cannot be read, which is reported here.
+    /// The entries of an L1 table. If the table cannot be read, this is reported and the result is empty. The result is also
+    /// empty if the table lies past the end of the file. The caller has already reported such a table.
     async fn read_l1(&mut self, (offset, entries): Place) -> Vec<u64> {
         if offset >= self.file.size() {
             return Vec::new();
@@ -197,7 +217,7 @@ impl<'a> Checker<'a> {
             self.refer_to_table(offset, times, Claim::Copied(entry.copied()));
             let all = times_of.entry(offset).or_default();
             *all = all.saturating_add(times);
-            // A table past the end of the file is already reported. It contains nothing to count.
+            // A table past the end of the file is already reported, and contains nothing to count.
             if first && offset < self.file.size() {
                 places.push((offset, offset));
             }
@@ -219,7 +239,7 @@ impl<'a> Checker<'a> {
     }
 
     /// Finds L1 entries with flags but without an offset. This driver treats such an entry as unallocated, but QEMU uses the
-    /// header cluster as its L2 table.
+    /// header cluster as the L2 table of the entry.
     fn find_flags_alone(&mut self, l1_offset: u64, l1: &[u64]) {
         for (index, entry) in (0_u64..).zip(l1) {
             if *entry == 0 || L1Entry(*entry).raw_offset() != 0 {
@@ -248,7 +268,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Unwraps an L2 table. A read error ends a check, but a repair reports the error and continues.
+    /// Unwraps an L2 table. A read error ends a check without repair. A repair reports the error and continues.
     fn table_or_told(&mut self, table: Result<Vec<Piece>>) -> Result<Option<Vec<Piece>>> {
         match table {
             Ok(table) => Ok(Some(table)),
@@ -430,7 +450,7 @@ impl Usage {
         self.next = host.saturating_add(count.saturating_mul(size));
     }
 
-    /// Counts a compressed cluster. It always counts as fragmented.
+    /// Counts a compressed cluster. A compressed cluster always counts as fragmented.
     fn count_compressed(&mut self) {
         self.allocated += 1;
         self.compressed += 1;

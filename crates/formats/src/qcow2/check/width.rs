@@ -1,11 +1,12 @@
 //! Checking whether the refcount width in the header is plausible.
 //!
-//! With a wrong width, refcounts seem too high or zero. If a repair lowered these refcounts, clusters in use would be free as
-//! soon as the header is correct again.
+//! With a wrong width, wrong refcounts are read, for example refcounts that are too high or 0. If a repair lowered these
+//! refcounts, clusters in use would be free as soon as the header is correct again.
 //!
-//! The first refcount block contains the refcounts of the first clusters for every width. If another width matches the
-//! counted references of these clusters much better, the width in the header is doubtful. Then nothing is repaired. The
-//! exception is [`Fix::All`] when all references are known: it writes all refcounts with the width of the header.
+//! The first refcount block contains the refcounts of the first clusters for every width. If another width has fewer than half
+//! as many differences to the counted references of these clusters, the width in the header is doubtful. Then nothing is
+//! repaired. There are two exceptions. [`Fix::All`] corrects all refcounts with the width of the header if all references are
+//! known. In version 2, the width is always 16 bits.
 
 use oxblk_core::check::Fix;
 
@@ -16,7 +17,7 @@ use crate::qcow2::layout::{RefcountTableEntry, refcount_get};
 const ORDERS: std::ops::RangeInclusive<u32> = 0..=6;
 
 impl Checker<'_> {
-    /// Notes if the width is doubtful. The caller has already compared the counts with the refcounts.
+    /// Notes if the width is doubtful. The caller has already compared the refcounts with the counted references.
     pub(super) async fn check_width(&mut self) {
         let faults = self.report.leaks > 0 || self.report.corruptions > 0;
         let rewritten = self.fix == Fix::All && self.complete;
@@ -33,7 +34,8 @@ impl Checker<'_> {
         }
     }
 
-    /// A refcount order that fits the first refcount block much better than the order in the header, if there is one.
+    /// The refcount order, other than the order in the header, that fits the first refcount block best. `None` unless this
+    /// order has fewer than half as many differences as the order in the header.
     async fn better_order(&self) -> Option<u32> {
         let offset = RefcountTableEntry(*self.refcount_table.first()?).raw_offset();
         if offset == 0 || self.broken_blocks.contains(&0) || self.unreadable_blocks.contains(&0) {

@@ -1,11 +1,11 @@
-//! Reserving host clusters for the other owners, and recording what these owners report about the layout of the file.
+//! Reserving host clusters for other modules, and recording which clusters contain metadata or are cut off.
 
 use oxblk_core::Result;
 
 use super::Clusters;
 use super::allocator::Reserved;
 
-/// With more dropped runs than this, a write-back cycle is needed.
+/// If the list of dropped references has more entries than this, a write-back cycle runs before clusters are allocated.
 const MANY_DROPPED: usize = 8192;
 
 impl Clusters {
@@ -17,24 +17,23 @@ impl Clusters {
         self.facts.note_if_corrupt(self.reserve_any(count).await, 0).await
     }
 
-    /// Whether there is contiguous free space for a table of `bytes` bytes in front of `cluster`.
+    /// Whether there is contiguous free space for a table of `bytes` bytes in front of `cluster`. Restarts the search for free
+    /// clusters at the front of the file.
     pub(in crate::qcow2) async fn has_room(&self, bytes: u64, cluster: u64) -> Result<bool> {
         self.scan_up_to(cluster).await?;
         Ok(self.allocator.has_run_below(self.geometry.clusters_for(bytes), cluster))
     }
 
-    /// Whether a write-back cycle must run before clusters are allocated. This is so if many references were dropped, or if any
-    /// reference was dropped and the file is nearly full.
+    /// Whether a write-back cycle must run before clusters are allocated. This is so if the list of dropped references is long,
+    /// or if the list is not empty and the file is nearly full.
     pub(in crate::qcow2) async fn needs_write_back(&self) -> Result<bool> {
         let dropped = self.dropped.len();
         Ok(dropped > MANY_DROPPED || dropped > 0 && self.is_nearly_full().await?)
     }
 
-    /// Reserves `count` contiguous host clusters that the caller will use, or fewer if the file cannot grow. If cluster
-    /// `behind` is free, takes the free clusters from `behind` on, even if they are fewer than `count`. Missing refcount blocks
-    /// for these clusters are created immediately. So a new refcount block lies directly behind the clusters, as in images that
-    /// QEMU writes. If the refcount table moves because of this, the reservation is repeated, because the clusters of the old
-    /// table have become free.
+    /// Reserves host clusters as [`Self::reserve_run_behind`] does, and creates the missing refcount blocks for these clusters
+    /// immediately. So a new refcount block usually lies directly behind the clusters, as in images that QEMU writes. If the
+    /// refcount table moves because of this, the reservation is repeated, because the clusters of the old table were freed.
     pub(in crate::qcow2) async fn reserve_to_use_behind(
         &self,
         behind: Option<u64>,
@@ -53,7 +52,7 @@ impl Clusters {
         }
     }
 
-    /// Records that a range of the file contains metadata. Clusters of this range are never allocated.
+    /// Records that a range of the file contains metadata. Clusters of this range are not allocated.
     pub(in crate::qcow2) fn note_metadata(&self, offset: u64, bytes: u64) {
         self.allocator.note_metadata(offset, bytes);
     }
@@ -90,7 +89,7 @@ impl Clusters {
     }
 
     /// Forgets which clusters are free, and where compressed data ends, because another program may have changed the image.
-    /// The node is drained.
+    /// The caller ensures that the node is drained.
     pub(in crate::qcow2) fn forget_free(&self) {
         if let Ok(file) = self.file() {
             self.allocator.note_file_size(&file);

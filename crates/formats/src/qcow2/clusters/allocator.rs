@@ -1,21 +1,21 @@
 //! The free map: which host clusters may be allocated.
 //!
-//! When the map has no suitable free clusters, `Clusters::scan_next` adds clusters of the next refcount block. The lowest
-//! clusters come first, so that images stay compact. The search for free clusters begins behind the clusters that were
-//! allocated last. When a cluster below that position becomes free, the search restarts at that cluster. Gaps that were too
-//! small for a request stay unused until such a restart, or until the image is opened again, as in QEMU.
+//! When the map has no suitable free clusters, `Clusters::scan_next` adds the free clusters of the next refcount block. The
+//! lowest clusters come first, so that images stay compact. The search for free clusters begins behind the clusters that were
+//! allocated last. When a cluster below that position becomes free, the search restarts at that cluster. Free runs that were
+//! too short for a request stay unused until such a restart, or until the image is opened again, as in QEMU.
 //! [`Allocator::rewind`] restarts the search at the front of the file.
 //!
-//! A cluster is in one of these states:
+//! A cluster that was scanned is in one of these states:
 //!
 //! - **free**: the cluster is in the map;
-//! - **reserved**: an operation owns the cluster in a [`Reserved`]. A [`Reserved`] that is dropped frees its clusters
-//!   immediately if no write to them has begun. Otherwise the clusters are quarantined;
+//! - **reserved**: a task owns the cluster in a [`Reserved`]. A [`Reserved`] that is dropped frees its clusters
+//!   immediately if no write to these clusters has begun. Otherwise the clusters are quarantined;
 //! - **in use**: its refcount is not 0;
 //! - **quarantined**: freed, but a request that started before may still use the cluster. The cluster becomes free once the
 //!   epoch in which it was freed has passed.
 //!
-//! The mutex is held for a few map operations. It is never held across I/O.
+//! The mutex of the map is never held across I/O.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,7 +26,7 @@ use roaring::RoaringTreemap;
 
 use crate::qcow2::layout::Geometry;
 
-/// Clusters freed in one epoch.
+/// Contiguous clusters that were freed in one epoch, and that are quarantined.
 #[derive(Clone, Copy)]
 pub(in crate::qcow2) struct Quarantined {
     pub(in crate::qcow2) epoch: u64,
@@ -44,7 +44,8 @@ struct Map {
     next: u64,
     /// Clusters below this number have been scanned.
     scanned: u64,
-    /// Clusters from this number on have never been written and read as zeroes.
+    /// Clusters from this number on read as zeroes, because they lay behind the end of the file and were not written since
+    /// then.
     untouched: u64,
     /// Clusters from this number on lay behind the end of the file when the file was opened or last truncated.
     new_from: u64,
@@ -88,15 +89,16 @@ impl Allocator {
         Self { geometry, map: Mutex::new(map), epochs, scanning: AsyncMutex::new(()) }
     }
 
-    /// Call this when the file may have become longer. The new part may contain data, so it no longer counts as untouched.
+    /// Call this when the file may have become longer. The new part may contain data, so the new part no longer counts as
+    /// untouched.
     pub(super) fn note_file_size(&self, file: &Edge) {
         let untouched = untouched(self.geometry, file);
         let mut map = self.lock();
         map.untouched = map.untouched.max(untouched);
     }
 
-    /// Forgets which clusters are free, because another program may have changed the image. The node is drained, so no request
-    /// uses quarantined clusters.
+    /// Forgets which clusters are free, because another program may have changed the image. The caller ensures that the node is
+    /// drained. So no request uses quarantined clusters.
     pub(super) fn forget_free(&self) {
         let mut map = self.lock();
         map.free.clear();
@@ -115,7 +117,7 @@ impl Allocator {
         first..end
     }
 
-    /// Records that a range of the file contains metadata. Clusters of this range are never allocated.
+    /// Records that a range of the file contains metadata. Clusters of this range are not allocated.
     pub(super) fn note_metadata(&self, offset: u64, bytes: u64) {
         self.lock().metadata.insert_range(self.clusters(offset, bytes));
     }
@@ -144,14 +146,15 @@ impl Allocator {
         self.carve(&mut map, start, count.min(len).max(1)).map(Some)
     }
 
-    /// Reserves exactly `count` contiguous clusters that end at or before `limit`. Returns `None` when the map has no such run.
+    /// Reserves exactly `count` contiguous clusters that end at or before `limit`. Returns `None` when the search finds no such
+    /// run.
     pub(super) fn take_contiguous(&self, count: u64, limit: u64) -> Result<Option<Reserved<'_>>> {
         let mut map = self.lock();
         let Some((start, _)) = map.find(count, limit) else { return Ok(None) };
         self.carve(&mut map, start, count).map(Some)
     }
 
-    /// Reserves the `count` clusters from `start` on. Returns `None` unless all of them are free.
+    /// Reserves the `count` clusters from `start` on. Returns `None` if one of them is not free, or if `count` is 0.
     pub(super) fn take_at(&self, start: u64, count: u64) -> Result<Option<Reserved<'_>>> {
         let mut map = self.lock();
         let end = start.saturating_add(count);
@@ -170,7 +173,7 @@ impl Allocator {
         }
     }
 
-    /// Reserves up to `count` clusters from `start` on. Returns `None` if cluster `start` is not free.
+    /// Reserves up to `count` clusters from `start` on. Returns `None` if cluster `start` is not free, or if `count` is 0.
     pub(super) fn take_from(&self, start: u64, count: u64) -> Result<Option<Reserved<'_>>> {
         let end = {
             let map = self.lock();
@@ -237,7 +240,8 @@ impl Allocator {
         self.lock().scanned
     }
 
-    /// Records the free runs found in `start..end`. Quarantined clusters have a refcount of 0 too, but are not free yet.
+    /// Records the free runs found by a scan of `start..end`. Does nothing if `start` is not the first cluster that has not
+    /// been scanned. Quarantined clusters have a refcount of 0 too, but are not free yet.
     pub(super) fn found(&self, start: u64, end: u64, runs: Vec<(u64, u64)>) {
         let mut map = self.lock();
         if map.scanned != start {
@@ -255,7 +259,7 @@ impl Allocator {
         }
     }
 
-    /// Quarantines clusters whose refcount became 0. They become free when the epoch has passed. The caller holds
+    /// Quarantines clusters whose refcount became 0. The clusters become free when the epoch has passed. The caller holds
     /// [`Self::scanning`] from before the refcount change until this function returns.
     pub(super) fn rest(&self, run: Quarantined) {
         self.lock().quarantined.push_back(run);
@@ -358,7 +362,7 @@ impl Map {
     }
 }
 
-/// Host clusters that an operation has reserved, and whose refcounts are not raised yet.
+/// Contiguous host clusters that a task has reserved, and whose refcounts are not raised yet.
 pub(in crate::qcow2) struct Reserved<'a> {
     allocator: &'a Allocator,
     start: u64,
@@ -378,7 +382,7 @@ impl<'a> Reserved<'a> {
         self.count
     }
 
-    /// Whether the clusters have never been written and read as zeroes.
+    /// Whether the clusters read as zeroes, because they lay behind the end of the file and were not written since then.
     pub(in crate::qcow2) fn is_untouched(&self) -> bool {
         self.untouched
     }
@@ -389,7 +393,7 @@ impl<'a> Reserved<'a> {
         self.written = true;
     }
 
-    /// Marks the clusters as in use: they are not freed when the [`Reserved`] is dropped.
+    /// Marks the clusters as in use. The drop of the [`Reserved`] then does not free the clusters.
     pub(in crate::qcow2) fn keep(mut self) {
         self.count = 0;
     }
@@ -404,7 +408,7 @@ impl<'a> Reserved<'a> {
         Self { allocator, start, count, untouched, written }
     }
 
-    /// Frees the clusters immediately. Nothing was written to them, or all writes to them have ended.
+    /// Frees the clusters immediately. Nothing was written to the clusters, or all writes to the clusters have ended.
     pub(in crate::qcow2) fn give_back(mut self) {
         self.written = false;
     }
@@ -417,7 +421,7 @@ impl Drop for Reserved<'_> {
         }
         let (cluster, count) = (self.start, self.count);
         if self.written {
-            // The clusters were scanned before they were reserved, so no scan can find them free.
+            // The clusters were scanned before they were reserved, so no later scan adds them to the map.
             let epoch = self.allocator.epochs.current();
             self.allocator.rest(Quarantined { epoch, cluster, count, discard: false });
         } else {

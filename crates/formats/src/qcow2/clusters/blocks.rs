@@ -1,7 +1,7 @@
 //! Creating refcount blocks.
 //!
-//! A new block is written and flushed before the refcount table refers to it. The refcount of the block's own cluster lies in
-//! the new block, or in a block that exists already.
+//! A new block is written and flushed before the refcount table refers to the block. The refcount of the block's own cluster
+//! lies in the new block, or in a block that exists already.
 
 use std::sync::atomic::Ordering::Acquire;
 
@@ -15,7 +15,7 @@ use crate::qcow2::facts::header::exchange;
 
 impl Clusters {
     /// Creates the missing refcount blocks for `count` host clusters from `cluster` on. Returns whether the refcount table has
-    /// moved, which freed the clusters of the old table.
+    /// moved. The move frees the clusters of the old table.
     pub(super) async fn ensure_blocks(&self, cluster: u64, count: u64) -> Result<bool> {
         let per_block = self.geometry.refcounts_per_block();
         let last = cluster.saturating_add(count).saturating_sub(1);
@@ -55,8 +55,8 @@ impl Clusters {
         Ok(moved)
     }
 
-    /// Creates a block in a reserved cluster. The refcount of that cluster lies in this block, or in another existing block.
-    /// Returns whether the refcount table has moved.
+    /// Creates a block in a reserved cluster. The refcount of that cluster lies in the new block, or in another block that
+    /// exists already. Returns whether the refcount table has moved.
     async fn place_block(&self, block: u64, mut reserved: Reserved<'_>) -> Result<bool> {
         let cluster = reserved.start();
         let own = cluster / self.geometry.refcounts_per_block();
@@ -80,7 +80,7 @@ impl Clusters {
         Ok(moves)
     }
 
-    /// Writes the table entry of a new block, which is on disk already. The entry was 0 before.
+    /// Writes the refcount table entry of a new block. The block is on disk already, and the entry was 0 before.
     async fn name_new_block(&self, block: u64, cluster: u64) -> Result<()> {
         let offset = self.host(cluster);
         let place = self.table_entry_place(block)?;

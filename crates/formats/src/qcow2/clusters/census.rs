@@ -1,4 +1,4 @@
-//! Finding out which host clusters of a range are in use.
+//! Finding the host clusters that are in use, and the clusters of the refcount structures.
 
 use std::collections::BTreeSet;
 use std::ops::Range;

@@ -1,9 +1,9 @@
 //! Clusters whose refcount is raised, but to which no table refers yet.
 //!
-//! An operation first raises the refcount of a cluster and then writes a reference to the cluster. The operation may fail or be
-//! cancelled between these two steps. [`Counted`] owns the added references until the operation reports that tables refer to
-//! the clusters. A [`Counted`] that is dropped before this report passes its references to the list of dropped references (see
-//! `dropped`), and the next write-back cycle lowers the refcounts. So such an operation leaks no cluster, and a cluster with a
+//! A task first raises the refcount of a cluster and then writes a reference to the cluster. The task may fail or be cancelled
+//! between these two steps. [`Counted`] owns the added references until the task reports that tables refer to the clusters. A
+//! [`Counted`] that is dropped before this report passes its references to the list of dropped references (see `dropped`), and
+//! the next write-back cycle lowers the refcounts. So a task that fails or is cancelled leaks no cluster, and a cluster with a
 //! raised refcount never becomes free too early.
 //!
 //! All code that raises refcounts of new clusters in the cache uses [`Counted`].
@@ -40,11 +40,7 @@ impl Counted<'_> {
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        if self.count > 0 {
-            for _ in 0..self.times {
-                self.clusters.dropped.push(self.start, self.count, self.was);
-            }
-        }
+        self.clusters.dropped.push(self.start, self.count, self.times, self.was);
     }
 }
 
@@ -71,8 +67,8 @@ impl Clusters {
     }
 }
 
-/// A run whose refcounts are being raised, one cluster after the other. If [`Counting`] is dropped because the operation failed
-/// or was cancelled, the added references are dropped, and the remaining clusters are freed.
+/// A run whose refcounts are being raised, one cluster after the other. If [`Counting`] is dropped because the task failed or
+/// was cancelled, the added references are dropped, and the remaining clusters are freed.
 pub(super) struct Counting<'a> {
     clusters: &'a Clusters,
     run: Option<Reserved<'a>>,
@@ -113,7 +109,7 @@ impl<'a> Counting<'a> {
         if counted > 0 {
             let start = run.start();
             run.split_first(counted).keep();
-            self.clusters.dropped.push(start, counted, self.was);
+            self.clusters.dropped.push(start, counted, 1, self.was);
         }
         Some(run)
     }

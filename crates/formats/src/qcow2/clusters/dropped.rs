@@ -1,16 +1,18 @@
 //! The list of dropped references: host clusters that have lost a reference, but whose refcounts are not lowered yet.
 //!
-//! A write-back cycle lowers a refcount only after the disk no longer refers to the cluster (see `metadata/write_back`). Until
-//! then the dropped references are in [`DroppedList`]. The list also contains references that were added to a refcount, but
-//! that no table contains, because the operation failed or was cancelled (see `counted`).
+//! A write-back cycle lowers a refcount only after the disk no longer contains the dropped reference (see
+//! `metadata/write_back`). Until then the dropped references are in [`DroppedList`]. The list also contains references that
+//! were added to a refcount, but that no table contains, because a task failed or was cancelled (see `counted`).
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Host clusters that lost one reference each.
+/// Contiguous host clusters that lost the same number of references each.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::qcow2) struct Dropped {
     pub(in crate::qcow2) cluster: u64,
     pub(in crate::qcow2) count: u64,
+    /// Lost references of each cluster.
+    pub(in crate::qcow2) times: u64,
     pub(in crate::qcow2) was: ReleaseReason,
 }
 
@@ -19,7 +21,7 @@ pub(in crate::qcow2) struct Dropped {
 pub(in crate::qcow2) enum ReleaseReason {
     /// Guest data.
     Data,
-    /// Guest data that the guest discarded.
+    /// Guest data that was discarded, or that a compaction has moved to another cluster.
     Discarded,
     /// Guest data behind the end of the disk.
     CutOff,
@@ -38,17 +40,20 @@ impl DroppedList {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds one dropped reference for each of the `count` host clusters from `cluster` on.
-    pub(in crate::qcow2) fn push(&self, cluster: u64, count: u64, was: ReleaseReason) {
+    /// Adds `times` dropped references for each of the `count` host clusters from `cluster` on.
+    pub(in crate::qcow2) fn push(&self, cluster: u64, count: u64, times: u64, was: ReleaseReason) {
+        if count == 0 || times == 0 {
+            return;
+        }
         let mut list = self.lock();
         if let Some(last) = list.last_mut()
             && last.cluster.saturating_add(last.count) == cluster
-            && last.was == was
+            && (last.times, last.was) == (times, was)
         {
             last.count = last.count.saturating_add(count);
             return;
         }
-        list.push(Dropped { cluster, count, was });
+        list.push(Dropped { cluster, count, times, was });
     }
 
     /// Takes all entries out of the list.

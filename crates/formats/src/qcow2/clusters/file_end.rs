@@ -5,8 +5,9 @@ use oxblk_core::{Preallocation, Result};
 use super::Clusters;
 
 impl Clusters {
-    /// Extends the file to the end of its last cluster or subcluster, as QEMU does. The last cluster may be new and only partly
-    /// written. The added part is a hole.
+    /// Extends the file to the end of its last cluster or subcluster with a hole, as QEMU does. The file is extended only if
+    /// this last cluster contains guest data, lies behind the end that the file had when it was opened or last truncated, and
+    /// does not contain the last compressed stream.
     pub(in crate::qcow2) async fn complete_last_cluster(&self) -> Result<()> {
         let file = self.facts.file()?;
         let (size, unit) = (file.size(), self.geometry.subcluster_size());
@@ -22,11 +23,12 @@ impl Clusters {
         file.resize(end, Preallocation::Off).await
     }
 
-    /// Truncates the file behind its last cluster in use. Core has drained the node, and all metadata is written and flushed,
-    /// so nothing on disk refers to the truncated part.
+    /// Truncates the file behind its last cluster in use. A file that cannot change its size is not truncated. The caller
+    /// ensures that the node is drained and that all metadata is written and flushed. So nothing on disk refers to the
+    /// truncated part.
     ///
     /// # Errors
-    /// As the file reports. The image is valid nevertheless.
+    /// The errors of the file. The image is valid after an error too.
     pub(in crate::qcow2) async fn trim_file(&self) -> Result<()> {
         let file = self.facts.file()?;
         if !file.node().limits().grows {

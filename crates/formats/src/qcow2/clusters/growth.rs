@@ -30,9 +30,11 @@ impl Clusters {
         }
     }
 
-    /// Moves the refcount table to `start`, behind all clusters in use. Creates the refcount blocks for the table and for
-    /// `clusters` more clusters. The table gets no spare entries. Returns the `reserved` clusters directly behind the table, or
-    /// `None` if the clusters from `start` on are not free.
+    /// Writes missing refcount blocks to the clusters from `start` on, and a new refcount table behind these blocks. `start`
+    /// lies behind all clusters in use. After this, refcount blocks exist for all clusters from `start` to the end of the new
+    /// table, and for the `clusters` clusters behind the table. The table gets no spare entries. Reserves and returns the
+    /// `reserved` clusters directly behind the table. Returns `None`, and writes nothing, if the clusters from `start` on are
+    /// not free.
     pub(in crate::qcow2) async fn make_room(
         &self,
         start: u64,
@@ -43,11 +45,12 @@ impl Clusters {
         self.write_table(start, (clusters, reserved), Growth::Exact).await
     }
 
-    /// Writes missing refcount blocks from cluster `start` on, and a new table behind them. The blocks cover all clusters from
-    /// `start` up to `clusters` clusters behind the table. Reserves and returns the `reserved` clusters directly behind
-    /// the table. Returns `None`, and writes nothing, if the clusters from `start` on are not free.
+    /// Writes missing refcount blocks to the clusters from `start` on, and a new table behind these blocks. After this,
+    /// refcount blocks exist for all clusters from `start` to the end of the table, and for the `clusters` clusters behind the
+    /// table. Reserves and returns the `reserved` clusters directly behind the table. Returns `None`, and writes nothing, if
+    /// the clusters from `start` on are not free.
     ///
-    /// The new table and these blocks are written to one run of clusters and flushed. After that, the header is changed to
+    /// The new table and the new blocks are written to one run of clusters and flushed. After that, the header is changed to
     /// refer to the table.
     async fn write_table(
         &self,
@@ -71,7 +74,7 @@ impl Clusters {
             return Err(Error::from_errno(Errno::FBIG).prefix("The refcount table cannot grow"));
         }
         let entries = table_clusters.saturating_mul(cluster_size) / 8;
-        // The missing blocks are the first clusters of the run. The table follows them.
+        // The missing blocks are the first clusters of the run. The table follows these blocks.
         let missing: Vec<u64> = (start / per_block..blocks_end)
             .filter(|block| self.block_offset(*block) == 0)
             .collect();
@@ -91,7 +94,8 @@ impl Clusters {
         file.write(self.host(table_start), table, WriteFlags::empty()).await?;
         let before = table_fields(old_offset, old_entries.saturating_mul(8) / cluster_size)?;
         let after = table_fields(self.host(table_start), table_clusters)?;
-        // The new blocks contain the refcounts of their own range. Existing blocks contain the refcounts of the other clusters.
+        // The new blocks already contain the refcounts of the clusters that they cover. The refcounts of the other clusters of
+        // the run are raised in existing blocks.
         let (mut new, mut counted) = (Vec::new(), Vec::new());
         while run.count() > 0 {
             let at = run.start();
@@ -154,11 +158,11 @@ impl Clusters {
         self.allocator.note_metadata(self.host(table_start), entries.saturating_mul(8));
     }
 
-    /// Frees the clusters of an old table. Nothing on disk refers to the table any more, and no request reads it.
+    /// Frees the clusters of an old table. Nothing on disk refers to the table any more, and no request reads the table.
     ///
     /// # Errors
-    /// `Corrupt` if the refcount of a cluster is already 0, or its refcount block does not exist. If a refcount cannot be read,
-    /// a later write-back cycle lowers it.
+    /// `Corrupt` if the refcount of a cluster is already 0, or its refcount block does not exist. A refcount that cannot be
+    /// read is not an error: a later write-back cycle lowers the refcount.
     pub(in crate::qcow2) async fn free_table(&self, offset: u64, bytes: u64) -> Result<()> {
         self.allocator.forget_metadata(offset, bytes);
         let first = offset >> self.geometry.cluster_bits;
@@ -174,7 +178,7 @@ impl Clusters {
     /// Lowers the refcount of a metadata cluster that is no longer used. If the refcount becomes 0, the cluster is quarantined.
     ///
     /// # Errors
-    /// As [`Self::free_table`].
+    /// The same errors as [`Self::free_table`].
     pub(super) async fn free_metadata(&self, run: Quarantined) -> Result<()> {
         let _turn = self.allocator.scanning.lock().await;
         match self.drop_one(run.cluster).await {
@@ -185,7 +189,7 @@ impl Clusters {
                 tracing::warn!(
                     "qcow2: a refcount could not be lowered yet; the next write-back tries again: {error}"
                 );
-                self.dropped.push(run.cluster, 1, ReleaseReason::Table);
+                self.dropped.push(run.cluster, 1, 1, ReleaseReason::Table);
             }
         }
         Ok(())
@@ -202,8 +206,8 @@ enum Growth {
 }
 
 /// The number of refcount blocks that are needed for the refcounts of `clusters` clusters, of the blocks themselves, and of the
-/// refcount table. The table has an entry for each block, and at least `least` entries. With [`Growth::Spare`], the blocks also
-/// suffice for a table that is half as large again.
+/// refcount table. The table has an entry for each block, and at least `least` entries. With [`Growth::Spare`], the blocks
+/// suffice for a table that is 50 % larger.
 fn blocks_for(geometry: Geometry, clusters: u64, least: u64, growth: Growth) -> u64 {
     let counted = |clusters: u64| {
         let (mut blocks, mut table) = (0_u64, 0_u64);

@@ -7,26 +7,27 @@
 //! | `dropped` | the list of references whose refcounts are lowered later |
 //! | `table` | the refcount table: its offset and its entries |
 //! | `slices` | refcounts in cached slices of refcount blocks; writing dirty slices |
-//! | `census` | which clusters of a range are in use |
-//! | `reserve` | taking clusters out of the free map, which is filled from the refcount blocks |
+//! | `census` | finding the clusters in use |
+//! | `reserve` | taking clusters out of the free map, and filling the map from the refcount blocks |
 //! | `counted` | references that are added to a refcount, but that no table contains yet |
 //! | `growth`, `blocks` | growing the refcount table; creating refcount blocks |
 //! | `count` | raising refcounts |
 //! | `release` | lowering refcounts, and freeing clusters after their quarantine |
-//! | `allocate`, `tail` | reservations for the other owners; the places of compressed clusters |
+//! | `allocate`, `tail` | reservations for other modules; the places of compressed clusters |
 //! | `file_end` | completing and truncating the end of the file |
 //! | `moving`, `width` | moving refcount structures, for a compaction; writing refcounts of another width |
 //!
-//! A file uses the files above it. [`Clusters`] uses [`Facts`] and no other owner.
+//! A file uses the files above it, and `release` also uses `tail`. [`Clusters`] uses [`Facts`], but not the mapping, the data,
+//! the snapshots or the bitmaps of the image.
 //!
-//! Refcounts are changed in the cache only ([`Clusters::count`], [`Clusters::lower`]) and reach the disk with
-//! [`Clusters::write_back_refcounts`]. Dirty refcounts may be written at any time: a refcount is raised before the reference is
-//! written, and lowered only after the reference is gone from the disk. So refcounts on disk are never too low (except with
-//! lazy refcounts, which mark the image dirty). When a refcount block or a larger refcount table is created, each step is
-//! written and flushed before the next step refers to it.
+//! Guest requests change the refcounts in existing blocks only in the cache ([`Clusters::count`], [`Clusters::lower`]). The
+//! refcounts reach the disk with [`Clusters::write_back_refcounts`]. Dirty refcounts may be written at any time: a refcount is
+//! raised before the reference is written, and lowered only after the reference is gone from the disk. So refcounts on disk are
+//! never too low. An image with lazy refcounts is an exception, and is marked dirty. When a refcount block or a larger refcount
+//! table is created, the new structure is written and flushed before other metadata refers to it.
 //!
-//! Locks, in the order in which they are taken: `Tail::turn`, `growing`, `Allocator::scanning`, `writing`; then short mutexes
-//! (the free map, the list of dropped references), never held across I/O.
+//! Locks, in the order in which they are taken: `Tail::turn`, `growing`, `Allocator::scanning`, `writing`; then the mutexes of
+//! the free map and of the list of dropped references. These mutexes are never held across I/O.
 //!
 //! Spec: docs/interop/qcow2, "Host cluster management".
 
@@ -82,7 +83,7 @@ pub(in crate::qcow2) struct Clusters {
     writing: AsyncMutex<()>,
     barrier: WriteBarrier,
     allocator: Allocator,
-    /// Dropped references, whose refcounts are lowered later.
+    /// Dropped references. Their refcounts are lowered later.
     dropped: DroppedList,
     /// Which metadata structures overlap.
     overlaps: Overlaps,
@@ -98,7 +99,7 @@ pub(in crate::qcow2) struct RefcountTable {
 }
 
 impl Clusters {
-    /// Reads the refcount table.
+    /// Reads the refcount table at `place`, and makes the [`Clusters`] of the image.
     pub(in crate::qcow2) async fn open(
         facts: Arc<Facts>,
         place: RefcountTable,

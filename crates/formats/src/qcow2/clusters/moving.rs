@@ -1,9 +1,10 @@
 //! Moving refcount blocks and the refcount table, and removing refcount blocks whose refcounts are all 0.
 //!
-//! A copy of a block and the refcount of its cluster are written and flushed before the refcount table refers to the copy. The
-//! refcount of the old cluster is lowered after the changed table entry is flushed. So a crash leaks clusters at worst.
+//! A copy of a block and the refcount of the copy's cluster are written and flushed before the refcount table refers to the
+//! copy. The refcount of the old cluster is lowered after the changed table entry is flushed. So a crash leaks clusters at
+//! worst.
 //!
-//! Core has drained the node, and no refcount slice is dirty.
+//! The callers ensure that the node is drained and that no refcount slice is dirty.
 
 use std::sync::atomic::Ordering::{Acquire, Release};
 
@@ -16,19 +17,21 @@ use super::dropped::ReleaseReason;
 use crate::qcow2::layout::{field_offsets, refcount_get};
 
 impl Clusters {
-    /// The number of the refcount block that lies in a cluster.
+    /// The number of the refcount block that lies in a cluster, if there is one.
     pub(in crate::qcow2) fn block_at(&self, cluster: u64) -> Option<u64> {
         let offset = cluster << self.geometry.cluster_bits;
         self.blocks().into_iter().find(|block| self.block_offset(*block) == offset)
     }
 
-    /// Moves a block from `cluster` to a free cluster in front of it. If all refcounts of the block are 0, apart from the
-    /// refcount of its own cluster, the block is removed instead. Returns the number of freed clusters. The freed clusters are
-    /// quarantined until the current requests have ended.
+    /// Moves a block from `cluster` to a free cluster in front of `cluster`. If all refcounts of the block are 0, apart from
+    /// the refcount of its own cluster, the block is removed instead. Returns the number of freed clusters: 0 if there is no
+    /// free cluster in front of `cluster`, and 1 otherwise. The freed cluster is quarantined until the current requests have
+    /// ended.
     ///
     /// # Errors
-    /// As the file reports. If the value of the table entry on disk is unknown after the error, the image accepts no further
-    /// requests: a refcount that is in only one of the two blocks would be lost if the entry refers to the other block.
+    /// The errors of the file. `Busy` if the block must be removed while cached refcounts are in use. If the value of the table
+    /// entry on disk is unknown after the error, the image accepts no further requests: a refcount that is in only one of the
+    /// two blocks would be lost if the entry refers to the other block.
     pub(in crate::qcow2) async fn move_block(&self, block: u64, cluster: u64) -> Result<u64> {
         let epoch = self.facts.epochs().current();
         let bytes = self.read_block(cluster).await?;
@@ -68,7 +71,7 @@ impl Clusters {
         self.file()?.read(cluster << self.geometry.cluster_bits, IoBufMut::new(len)).await
     }
 
-    /// Whether all refcounts of a block are 0, apart from the refcount of its own cluster, which is 1.
+    /// Whether a block contains no refcounts other than 0, apart from the refcount 1 of its own cluster.
     fn counts_only(&self, bytes: &[u8], block: u64, cluster: u64) -> bool {
         let per_block = self.geometry.refcounts_per_block();
         let own = (cluster / per_block == block).then_some(cluster % per_block);
@@ -78,7 +81,8 @@ impl Clusters {
         })
     }
 
-    /// Removes a block from the table. Then lowers the refcount of its cluster, if another block contains this refcount.
+    /// Removes a block from the table and frees the cluster of the block. Returns 1. If another block contains the refcount of
+    /// this cluster, the refcount is lowered.
     async fn give_up_block(&self, block: u64, cluster: u64, epoch: u64) -> Result<u64> {
         if !self.cache().clear() {
             return Err(Error::new(ErrorKind::Busy, "refcounts are in use").errno(Errno::BUSY));
@@ -103,14 +107,15 @@ impl Clusters {
         Ok(1)
     }
 
-    /// Moves the table to free clusters in front of it. Returns the number of freed clusters, which is 0 if no free run in
-    /// front of the table is long enough. Core has drained the node, and no refcount slice is dirty.
+    /// Moves the table to free clusters in front of the table. Returns the number of freed clusters. The number is 0 if no free
+    /// run in front of the table is long enough.
     ///
     /// The new table and its refcounts are written and flushed before the header refers to the table.
     ///
     /// # Errors
-    /// As the file reports. If it is unknown after the error to which of the two tables the header refers, the image accepts no
-    /// further requests: an entry that is in only one table would be lost if the header refers to the other table.
+    /// The errors of the file. `Busy` if the table was moved by another task or had to grow. If it is unknown after the error
+    /// to which of the two tables the header refers, the image accepts no further requests: an entry that is in only one table
+    /// would be lost if the header refers to the other table.
     pub(in crate::qcow2) async fn move_table(&self) -> Result<u64> {
         let old = self.table_place();
         self.allocator.rewind();
@@ -121,7 +126,7 @@ impl Clusters {
             return Ok(0);
         }
         run.begin_write();
-        // The new references may require a new refcount block, which adds an entry to the table.
+        // The new references may require a new refcount block. A new block adds an entry to the table.
         let counted = self.count(run, ReleaseReason::Table).await?;
         self.write_back().await?;
         let growing = self.growing.lock().await;

@@ -86,7 +86,7 @@ impl Clusters {
             .await
     }
 
-    /// Replaces the known overlaps: the structures that use a cluster, by cluster.
+    /// Replaces the known overlaps. `found` contains the structures that use a cluster, by cluster.
     pub(in crate::qcow2) fn set_overlaps(&self, found: BTreeMap<u64, Modes>) {
         self.overlaps.set(found);
     }

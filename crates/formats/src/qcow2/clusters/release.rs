@@ -45,9 +45,10 @@ impl Clusters {
         Ok(())
     }
 
-    /// Lowers the refcounts for the references in `dropped`, which the disk no longer contains, and removes these references
-    /// from the list. A reference whose refcount cannot be read stays in the list. A refcount that is already 0 is not an
-    /// error: the guest's data is on the disk, and a check repairs such refcounts.
+    /// Lowers the refcounts for the references in `dropped`, and removes these references from the list. The disk no longer
+    /// contains these references. If a refcount cannot be read, this reference and the following references stay in the list,
+    /// and the error is returned. A refcount that is already 0 is not an error: the guest's data is on the disk, and a repair
+    /// corrects such refcounts.
     ///
     /// `check_release` gets the byte offset of a cluster of guest data, and refuses to free protected metadata.
     pub(in crate::qcow2) async fn lower(
@@ -61,8 +62,8 @@ impl Clusters {
         let mut missing = Missing::default();
         // A scan must not find a cluster with refcount 0 before the cluster is quarantined.
         let _turn = self.allocator.scanning.lock().await;
-        while let Some(Dropped { cluster, was, .. }) = dropped.front().copied() {
-            let outcome = self.lower_one(cluster, was, &check_release, &mut missing).await;
+        while let Some(run) = dropped.front().copied() {
+            let outcome = self.lower_first(run, &check_release, &mut missing).await;
             if matches!(&outcome, Err(error) if error.kind() != ErrorKind::Corrupt) {
                 return outcome;
             }
@@ -78,10 +79,10 @@ impl Clusters {
         Ok(())
     }
 
-    async fn lower_one(
+    /// Lowers the refcount of the first cluster of a run.
+    async fn lower_first(
         &self,
-        cluster: u64,
-        was: ReleaseReason,
+        Dropped { cluster, times, was, .. }: Dropped,
         check_release: &impl AsyncFn(u64) -> Result<()>,
         missing: &mut Missing,
     ) -> Result<()> {
@@ -90,9 +91,10 @@ impl Clusters {
         if was != ReleaseReason::Table {
             check_release(offset).await?;
         }
-        match self.drop_one(cluster).await {
-            Ok(0) => {}
-            Ok(_) => return Ok(()),
+        match self.drop_up_to(cluster, times).await {
+            Ok(before) if before > times => return Ok(()),
+            Ok(before) if before < times => missing.add(offset),
+            Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::Corrupt => {
                 missing.add(offset);
                 return Ok(());
@@ -111,6 +113,16 @@ impl Clusters {
 
     /// Passes the references of the entries `old` to the write-back. The caller has marked the slices of these entries dirty.
     pub(in crate::qcow2) fn drop_entries(&self, old: &[L2Entry], was: ReleaseReason) {
+        self.drop_entries_of(old, 1, was);
+    }
+
+    /// As [`Self::drop_entries`], for the entries of an L2 table that `times` L1 entries named.
+    pub(in crate::qcow2) fn drop_entries_of(
+        &self,
+        old: &[L2Entry],
+        times: u64,
+        was: ReleaseReason,
+    ) {
         if self.geometry.data_file {
             // Clusters of a data file have no refcounts.
             return;
@@ -125,16 +137,28 @@ impl Clusters {
             };
             let first = host >> self.geometry.cluster_bits;
             let last = host.saturating_add(bytes).saturating_sub(1) >> self.geometry.cluster_bits;
-            self.drop_clusters(first, last.saturating_sub(first).saturating_add(1), was);
+            let count = last.saturating_sub(first).saturating_add(1);
+            self.drop_references(first, count, times, was);
         }
     }
 
     /// Passes one reference to each of the `count` host clusters from `cluster` on to the write-back.
     pub(in crate::qcow2) fn drop_clusters(&self, cluster: u64, count: u64, was: ReleaseReason) {
-        self.dropped.push(cluster, count, was);
+        self.drop_references(cluster, count, 1, was);
     }
 
-    /// Passes one reference to each of these clusters to the write-back, which lowers the refcounts.
+    /// Hands `times` references of each of `count` host clusters to the write-back.
+    pub(in crate::qcow2) fn drop_references(
+        &self,
+        cluster: u64,
+        count: u64,
+        times: u64,
+        was: ReleaseReason,
+    ) {
+        self.dropped.push(cluster, count, times, was);
+    }
+
+    /// Passes one reference to each of these metadata clusters to the write-back. The write-back lowers the refcounts.
     pub(in crate::qcow2) fn drop_table_clusters(&self, clusters: &RoaringTreemap) {
         for cluster in clusters {
             self.drop_clusters(cluster, 1, ReleaseReason::Table);
@@ -172,7 +196,7 @@ impl Clusters {
         self.allocator.rest(Quarantined { epoch, cluster, count, discard });
     }
 
-    /// Takes the lock that excludes scans of refcount blocks for free clusters.
+    /// Takes the scanning lock. While this lock is held, no refcount block is scanned for free clusters.
     pub(in crate::qcow2) async fn lock_scanning(&self) -> MutexGuard<'_, ()> {
         self.allocator.scanning.lock().await
     }
@@ -189,9 +213,9 @@ impl Clusters {
     }
 }
 
-/// Clusters whose quarantine has ended and that are being discarded on the host, in order. If [`Woken`] is dropped before all
-/// are discarded, the remaining clusters are quarantined again. The host may still be discarding the first of them. The
-/// cancelled request holds its epoch guard until that discard has ended.
+/// Clusters whose quarantine has ended and that are being discarded on the host, in ascending order. If [`Woken`] is dropped
+/// before all clusters are discarded, the remaining clusters are quarantined again. The host may still be discarding the first
+/// of these clusters. The cancelled request holds its epoch guard until that discard has ended.
 struct Woken<'a> {
     clusters: &'a Clusters,
     runs: VecDeque<Quarantined>,
@@ -221,7 +245,7 @@ fn merge(mut runs: Vec<Quarantined>) -> Vec<Quarantined> {
     merged
 }
 
-/// Clusters that lost a reference although their refcounts were 0. One log message reports all of them when the value is
+/// Clusters that lost more references than their refcounts counted. One log message reports all of them when the value is
 /// dropped.
 #[derive(Default)]
 struct Missing {

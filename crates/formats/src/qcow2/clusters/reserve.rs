@@ -8,11 +8,13 @@ use oxblk_ring::perturb::point;
 use super::Clusters;
 use super::allocator::Reserved;
 
-/// A file that cannot grow is nearly full if it has fewer free clusters than this, or fewer than a sixteenth of its clusters.
+/// A file that cannot grow is nearly full if its number of free clusters is less than this and less than a sixteenth of its
+/// clusters.
 const FEW_FREE: u64 = 4096;
 
 impl Clusters {
-    /// The first cluster behind the end of a file that cannot grow. `u64::MAX` if the file can grow.
+    /// For a file that cannot grow, the first cluster that does not lie completely inside the file. `u64::MAX` if the file can
+    /// grow.
     fn limit(&self) -> Result<u64> {
         let file = self.file()?;
         Ok(match file.node().limits().grows {
@@ -37,8 +39,8 @@ impl Clusters {
         Ok(false)
     }
 
-    /// Reserves host clusters with `take`. The argument of `take` is the cluster before which the reserved run must end. If the
-    /// file cannot grow, gaps that the search has skipped are reserved before clusters behind the end of the file.
+    /// Reserves host clusters with `take`. The reserved run must end in front of the cluster that is the argument of `take`. If
+    /// the file cannot grow, free runs that the search has skipped are reserved before clusters behind the end of the file.
     async fn reserve_with<'a>(
         &'a self,
         take: impl Fn(u64) -> Result<Option<Reserved<'a>>>,
@@ -62,8 +64,8 @@ impl Clusters {
         }
     }
 
-    /// Reserves up to `count` contiguous host clusters, and at least one. Uses the first run that the search finds, even if it
-    /// is shorter.
+    /// Reserves up to `count` contiguous host clusters, and at least one. Uses the first run that the search finds, even if
+    /// this run is shorter.
     pub(super) async fn reserve_any(&self, count: u64) -> Result<Reserved<'_>> {
         self.reserve_with(|limit| self.allocator.take(count, limit)).await
     }
@@ -74,7 +76,7 @@ impl Clusters {
     }
 
     /// Reserves up to `count` contiguous host clusters, preferably from `behind` on, so that data is contiguous. If cluster
-    /// `behind` is free, takes the free clusters from `behind` on, even if they are fewer than `count`. Otherwise takes a run
+    /// `behind` is free, takes the free clusters from `behind` on, even if these are fewer than `count`. Otherwise takes a run
     /// of `count` clusters, or a shorter run if the file cannot grow and has no run of `count` clusters.
     pub(super) async fn reserve_run_behind(
         &self,
@@ -105,8 +107,8 @@ impl Clusters {
         }
     }
 
-    /// Scans the next refcount block and reports its free clusters to the allocator. Contiguous blocks that do not exist are
-    /// scanned together, up to the block of cluster `reach`.
+    /// Scans the next refcount block and reports the free clusters of the block to the allocator. Contiguous blocks that do not
+    /// exist are scanned together, up to the block of cluster `reach`.
     async fn scan_next(&self, reach: u64) -> Result<()> {
         let _turn = self.allocator.scanning.lock().await;
         let per_block = self.geometry.refcounts_per_block();

@@ -48,7 +48,8 @@ impl Clusters {
         u64::MAX >> (64 - self.geometry.refcount_bits())
     }
 
-    /// Pins the slice of a position. Returns `None` if its block does not exist.
+    /// Pins the slice of a position, and reads the slice if it is not in the cache. Returns `None` if the refcount block does
+    /// not exist.
     pub(super) async fn slice(&self, position: &Position) -> Result<Option<Pinned<'_>>> {
         let base = self.block_offset(position.block);
         if base == 0 {
@@ -104,7 +105,7 @@ impl Clusters {
         (word >> position.shift) & self.mask()
     }
 
-    /// The refcount of a host cluster.
+    /// The refcount of a host cluster. The refcount is 0 if the refcount block does not exist.
     pub(in crate::qcow2) async fn get(&self, cluster: u64) -> Result<u64> {
         let position = self.position(cluster)?;
         let Some(slice) = self.slice(&position).await? else { return Ok(0) };
@@ -112,31 +113,54 @@ impl Clusters {
     }
 
     /// Removes one reference from a host cluster and returns the new refcount.
+    ///
+    /// # Errors
+    /// `Corrupt` if the refcount is already 0 or the refcount block does not exist, and the errors of the file.
     pub(super) async fn drop_one(&self, cluster: u64) -> Result<u64> {
+        Ok(self.drop_up_to(cluster, 1).await?.saturating_sub(1))
+    }
+
+    /// Removes up to `most` references from a host cluster and returns the number that it had before.
+    ///
+    /// # Errors
+    /// As the file reports, or when the cluster has no reference.
+    pub(super) async fn drop_up_to(&self, cluster: u64, most: u64) -> Result<u64> {
         let position = self.position(cluster)?;
         let Some(slice) = self.slice(&position).await? else {
             return Err(Error::corrupt(format!("cluster {cluster} has no refcount to drop")));
         };
-        let left = self.change(&slice, &position, -1)?;
+        let before = self
+            .change(&slice, &position, |count| (count > 0).then(|| count.saturating_sub(most)))?;
         point();
         slice.mark_dirty();
-        Ok(left)
+        Ok(before)
     }
 
-    pub(super) fn change(&self, slice: &Pinned<'_>, position: &Position, by: i64) -> Result<u64> {
+    /// Adds `times` references at a position in its pinned slice.
+    pub(super) fn raise(&self, slice: &Pinned<'_>, position: &Position, times: u64) -> Result<()> {
+        self.change(slice, position, |count| count.checked_add(times)).map(drop)
+    }
+
+    /// Changes the refcount at a position in its pinned slice, and returns the refcount before.
+    fn change(
+        &self,
+        slice: &Pinned<'_>,
+        position: &Position,
+        to: impl Fn(u64) -> Option<u64>,
+    ) -> Result<u64> {
         let mask = self.mask();
         let word = slice
             .words()
             .get(position.word)
             .ok_or_else(|| Error::corrupt("refcount out of range"))?;
-        let mut now = 0;
+        let mut before = 0;
         let changed = word.fetch_update(AcqRel, Acquire, |word| {
-            let count = (word >> position.shift) & mask;
-            now = count.checked_add_signed(by).filter(|count| *count <= mask)?;
+            before = (word >> position.shift) & mask;
+            let now = to(before).filter(|count| *count <= mask)?;
             Some((word & !(mask << position.shift)) | (now << position.shift))
         });
         match changed {
-            Ok(_) => Ok(now),
+            Ok(_) => Ok(before),
             Err(_) => Err(Error::corrupt("refcount out of bounds")),
         }
     }
@@ -150,7 +174,8 @@ impl Clusters {
             return Ok(());
         }
         if self.facts.disabled().load(Acquire) {
-            // The image has stopped. Its refcount table on disk may refer to other blocks than the table in memory.
+            // The image accepts no further requests. The refcount table on disk may refer to other blocks than the table in
+            // memory.
             return Err(Error::from_errno(Errno::IO));
         }
         let file = self.file()?;
@@ -182,12 +207,12 @@ impl Clusters {
         Ok(())
     }
 
-    /// Adds one reference to a cluster whose block exists.
+    /// Adds one reference to a cluster whose refcount block exists.
     pub(super) async fn add_one(&self, cluster: u64) -> Result<()> {
         let position = self.position(cluster)?;
         let slice = self.slice(&position).await?;
         let slice = slice.ok_or_else(|| Error::corrupt("refcount block vanished"))?;
-        self.change(&slice, &position, 1)?;
+        self.raise(&slice, &position, 1)?;
         slice.mark_dirty();
         Ok(())
     }
@@ -200,7 +225,8 @@ impl Clusters {
     /// Writes the dirty refcounts, without a flush. If an overlap is found, the image is marked corrupt.
     ///
     /// # Errors
-    /// As the file reports, or when a refcount block overlaps with protected metadata.
+    /// When a refcount block overlaps with protected metadata, when the image accepts no further requests, and the errors of
+    /// the file.
     pub(in crate::qcow2) async fn write_back_refcounts(&self) -> Result<()> {
         self.facts.note_if_corrupt(self.write_back().await, 0).await
     }

@@ -80,7 +80,8 @@ impl Clusters {
         self.table.get_or_make(block).store(offset, Release);
     }
 
-    /// Replaces the refcount table in memory with the table on disk to which `header` refers. No refcount slice is dirty.
+    /// Replaces the refcount table in memory with the table on disk to which `header` refers. The caller ensures that no
+    /// refcount slice is dirty.
     pub(in crate::qcow2) async fn reload(&self, header: &Header) -> Result<()> {
         for index in 0..self.table_entries.load(Acquire) {
             if let Some(entry) = self.table.get(index) {
@@ -139,7 +140,7 @@ impl Clusters {
         }
     }
 
-    /// Takes the lock that prevents moving the table.
+    /// Takes the lock of the refcount table. While this lock is held, the table does not move and no refcount block is created.
     pub(in crate::qcow2) async fn hold_table(&self) -> MutexGuard<'_, ()> {
         self.growing.lock().await
     }

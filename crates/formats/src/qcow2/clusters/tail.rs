@@ -1,10 +1,10 @@
 //! Allocating space for compressed clusters. The compressed streams are packed one after another.
 //!
-//! Streams begin at any byte. The refcount of a host cluster is the number of streams that touch it. A stream may continue in
-//! the next host cluster if the next cluster was allocated directly behind. [`Tail`] is the position of the next stream. Its
-//! lock is held for the allocation and the refcount updates, not for compressing or writing. A new stream is added to a host
-//! cluster only while the cluster is in use. After all streams of a cluster are freed, the allocator may reserve the cluster
-//! again.
+//! A stream can begin at any byte. Each stream adds one reference to each host cluster that the stream touches. A stream
+//! continues in a newly allocated host cluster if this cluster lies directly behind the current one. [`Tail`] is the position
+//! of the next stream. The lock of the tail is held for the allocation and the refcount updates, but not for compressing or
+//! writing. A new stream is added to a host cluster only while the cluster is in use. After all streams of a cluster are freed,
+//! the allocator may reserve the cluster again.
 
 use std::sync::atomic::{
     AtomicU64,
@@ -19,7 +19,7 @@ use super::Clusters;
 use super::counted::Counted;
 use super::dropped::ReleaseReason;
 
-/// The position of the next compressed cluster: behind the last stream, in the unused part of its host cluster.
+/// The position of the next stream: behind the last stream, in the unused part of the host cluster in which that stream ends.
 #[derive(Debug, Default)]
 pub(super) struct Tail {
     /// Held while a stream is placed.
@@ -29,7 +29,7 @@ pub(super) struct Tail {
 }
 
 impl Tail {
-    /// Whether the last stream ends in this host cluster.
+    /// Whether the position of the next stream lies in this host cluster.
     pub(super) fn is_in(&self, cluster: u64, cluster_bits: u32) -> bool {
         self.next.load(Acquire) >> cluster_bits == cluster
     }
@@ -54,10 +54,10 @@ impl Tail {
 }
 
 impl Clusters {
-    /// Adds one reference to the host cluster of the tail, which is at `next`. Returns `None` if the tail has left this
-    /// cluster: all streams of the cluster may have been freed, and the cluster may already contain other data. Code that frees
-    /// the cluster calls [`Tail::leave`] before the cluster can be reused. So if the tail is unchanged after the reference was
-    /// added, the cluster is still valid.
+    /// Adds one reference to the host cluster that contains the tail's byte offset `next`. Returns `None` if the tail has left
+    /// this cluster: all streams of the cluster may have been freed, and the cluster may already contain other data. Code that
+    /// frees the cluster calls [`Tail::leave`] before the cluster can be reused. So if the tail is unchanged after the
+    /// reference was added, the cluster is still valid.
     async fn share_tail(&self, next: u64) -> Result<Option<Counted<'_>>> {
         let cluster = next >> self.geometry.cluster_bits;
         if !self.share(cluster).await? {
@@ -68,8 +68,8 @@ impl Clusters {
         Ok(Some(shared).filter(|_| self.tail.next.load(Acquire) == next))
     }
 
-    /// Allocates `len` bytes (less than a cluster) and adds one reference to each host cluster that they touch. If a new
-    /// cluster is needed, runs `before_reserving` before the cluster is reserved.
+    /// Allocates `len` bytes (less than a cluster), and adds one reference to each host cluster that contains some of these
+    /// bytes. If a new cluster is needed, runs `before_reserving` before the cluster is reserved.
     pub(in crate::qcow2) async fn place_compressed(
         &self,
         len: u64,

@@ -4,7 +4,7 @@
 //! the header then replaces the old table with the new table. The new refcounts include the clusters of the new structures, but
 //! not the clusters of the old structures. So a power cut leaves the old or the new refcounts, without a leak.
 //!
-//! Only one refcount block is in memory at a time. Memory use is proportional to the number of refcount blocks.
+//! Only one new refcount block is in memory at a time. Memory use is proportional to the number of refcount blocks.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,7 +27,7 @@ pub(in crate::qcow2) struct NewRefcounts<'a> {
 }
 
 impl NewRefcounts<'_> {
-    /// Call this when the header refers to the new refcounts: their clusters are in use.
+    /// Call this when the header refers to the new refcounts. The clusters of the new structures then stay in use.
     pub(in crate::qcow2) fn keep(self) {
         self.held.into_iter().for_each(Reserved::keep);
     }
@@ -46,11 +46,11 @@ struct Layout<'a> {
 }
 
 impl Clusters {
-    /// Writes a second copy of all refcounts, with a width of 2^`order` bits. Core has drained the node, and no metadata is
-    /// dirty.
+    /// Writes a second copy of all refcounts, with a width of 2^`order` bits. The caller ensures that the node is drained and
+    /// that no metadata is dirty.
     ///
     /// # Errors
-    /// When a refcount does not fit into the width, or the table would be too large; or as the file reports.
+    /// When a refcount does not fit into the width, when the new refcount table would be too large, and the errors of the file.
     pub(in crate::qcow2) async fn write_refcounts(
         &self,
         order: u32,
@@ -79,14 +79,15 @@ impl Clusters {
         })
     }
 
-    /// Fails if a refcount does not fit into 2^`order` bits. No metadata is dirty.
+    /// Fails if a refcount does not fit into 2^`order` bits. The caller ensures that no metadata is dirty.
     pub(in crate::qcow2) async fn check_refcounts_fit(&self, order: u32) -> Result<()> {
         let per_block = (self.geometry.cluster_size() << 3) >> order;
         let old = self.structure();
         self.blocks_needed(order, per_block, &old).await.map(drop)
     }
 
-    /// Table indices of the new blocks that have a refcount other than 0.
+    /// Refcount table indices of the new blocks that contain a refcount other than 0, before the new structures are counted.
+    /// Fails if a refcount does not fit into 2^`order` bits.
     async fn blocks_needed(
         &self,
         order: u32,

@@ -11,7 +11,7 @@ use super::super::layout::L2Entry;
 use super::Compaction;
 use super::sources::{EntryAt, references};
 
-/// Number of tables that are changed concurrently.
+/// Maximum number of L2 tables that are changed concurrently.
 const TABLES: usize = 16;
 
 /// New words for entries of an L2 table: index, old word, new word.
@@ -24,7 +24,7 @@ pub(super) struct Changes<'a> {
     tables: BTreeMap<u64, Patches>,
     /// The references to the copies.
     counted: Vec<Counted<'a>>,
-    /// Clusters that lose references: first cluster, number of clusters, references that each of them loses.
+    /// Clusters that lose references: first cluster, number of clusters, number of references that each cluster loses.
     old: Vec<(u64, u64, u64)>,
     /// Number of clusters that become free.
     free: u64,
@@ -36,7 +36,8 @@ impl<'a> Changes<'a> {
         self.counted.push(counted);
     }
 
-    /// Plans to replace these entries with `new`. Each entry then drops a reference to `count` clusters from `first` on.
+    /// Plans to replace these entries with `new`. For each reference through these entries, one reference to each of the
+    /// `count` clusters from `first` on is then dropped.
     pub(super) fn add(&mut self, entries: &[EntryAt], new: L2Entry, first: u64, count: u64) {
         for at in entries {
             self.tables.entry(at.table).or_default().push((at.index, at.entry.0, new.0));
@@ -44,8 +45,7 @@ impl<'a> Changes<'a> {
         self.old.push((first, count, references(entries)));
     }
 
-    /// Plans to make these entries refer to byte offset `host`, where `cluster` has moved. Each entry keeps its other
-    /// bits.
+    /// Plans to make these entries refer to the copy of `cluster` at byte offset `host`. Each entry keeps its other bits.
     pub(super) fn add_moved(&mut self, entries: &[EntryAt], host: u64, cluster: u64) {
         for at in entries {
             let moved = at.entry.moved_to(host);
@@ -68,12 +68,12 @@ impl<'a> Changes<'a> {
 
 impl Compaction<'_> {
     /// Flushes the copies and their refcounts. Then writes and flushes the L2 entries that refer to the copies. Then passes
-    /// the references to the originals to the write-back, which lowers the refcounts.
+    /// the references to the originals to the write-back. The write-back lowers the refcounts of the originals.
     pub(super) async fn switch_over(&self, changes: Changes<'_>) -> Result<()> {
         let file = self.facts.file()?;
         self.clusters.write_back_refcounts().await?;
         file.flush().await?;
-        // From here on, entries on disk may refer to the copies, even if the change fails halfway.
+        // From here on, entries on disk may refer to the copies, even if one of the following writes fails.
         changes.counted.into_iter().for_each(Counted::keep);
         let mut writes = changes.tables.into_iter().map(|(table, to)| self.patch(table, to));
         loop {
@@ -85,9 +85,7 @@ impl Compaction<'_> {
         }
         file.flush().await?;
         for (first, count, references) in changes.old {
-            for _ in 0..references {
-                self.clusters.drop_clusters(first, count, ReleaseReason::Discarded);
-            }
+            self.clusters.drop_references(first, count, references, ReleaseReason::Discarded);
         }
         Ok(())
     }

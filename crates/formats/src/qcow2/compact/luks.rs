@@ -1,13 +1,13 @@
 //! Moving the LUKS header of an encrypted image to lower clusters.
 //!
-//! The copy and its refcounts are written and flushed before the extension of the image header refers to the copy. A change
-//! of passwords takes the header lock, and changes the LUKS header to which the extension refers. The move also holds this
-//! lock while it copies the LUKS header.
+//! The copy and its refcounts are written and flushed before the full disk encryption header pointer (a header extension)
+//! refers to the copy. A change of passwords takes the header lock, and changes the LUKS header to which this pointer refers.
+//! The move also holds this lock while it copies the LUKS header.
 //!
 //! A LUKS header that is no longer in use is overwritten with zeroes before its clusters are freed. This is the old LUKS
-//! header after the move, or the copy if the move fails. Without this, a password could still unlock the disk with the unused
-//! LUKS header after the password was erased from the active LUKS header. If the machine crashes before the unused LUKS header
-//! is overwritten, it stays in leaked clusters. A repair frees these clusters without overwriting them.
+//! header after the move, or the copy if the move fails. Otherwise a password could still unlock the disk with the unused LUKS
+//! header after the password was erased from the active LUKS header. If the machine crashes before the unused LUKS header is
+//! overwritten, the unused LUKS header stays in leaked clusters. A repair frees these clusters without overwriting them.
 
 use std::ops::Range;
 
@@ -44,7 +44,7 @@ impl Compaction<'_> {
         let (offset, counted) = self.metadata.store_unnamed_table(vec![0; len]).await?;
         let turn = self.facts.hold_header().await;
         let copied = async {
-            // The header lock excludes changes of passwords.
+            // While the header lock is held, no password can be changed.
             let keys = file.read(old.offset, IoBufMut::new(len)).await?.freeze();
             file.write(offset, keys, WriteFlags::empty()).await?;
             file.flush().await?;
@@ -74,7 +74,7 @@ impl Compaction<'_> {
         Ok(Some(count))
     }
 
-    /// Whether no other structure or guest data uses the clusters of the LUKS header.
+    /// Whether the clusters of the LUKS header contain no other structure and no guest data.
     async fn is_luks_alone(&self, clusters: &Range<u64>) -> Result<bool> {
         for cluster in clusters.clone() {
             if self.clusters.get(cluster).await? != 1 {

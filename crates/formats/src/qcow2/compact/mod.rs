@@ -1,5 +1,5 @@
-//! Compaction: clusters at the end of the file move to free clusters in front of them, and the free space is returned
-//! to the host. Core drains the node for each step.
+//! Compaction: clusters at the end of the file move to free clusters nearer to the start of the file, and the free space is
+//! returned to the host. `oxblk_core` drains the node for each step.
 //!
 //! | file | concern |
 //! |---|---|
@@ -14,7 +14,7 @@
 //!
 //! Compaction works from the end of the file to its start. A cluster moves only if all its references are known, that
 //! is, if the number of known references equals its refcount. Other clusters, for example leaked clusters, stay. Compaction
-//! ends at such a cluster, because moving clusters in front of it would not shorten the file.
+//! ends at the first cluster that stays, because moving clusters in front of that cluster would not shorten the file.
 //!
 //! A crash at any point causes leaks at worst. A copy and its refcount are written and flushed before the first reference
 //! to the copy is written. The refcount of the original is lowered after the last reference to the original has been
@@ -42,10 +42,10 @@ use super::mapping::Mapping;
 use super::metadata::Metadata;
 use changes::Changes;
 
-/// Maximum number of clusters in the window of one step.
+/// Maximum number of clusters in the window of one step. The window consists of the last clusters in use.
 const WINDOW: u64 = 1 << 16;
 
-/// One step of a compaction, with the owners that it changes.
+/// One step of a compaction, with the parts of the image that the step uses.
 pub(super) struct Compaction<'a> {
     geometry: Geometry,
     facts: &'a Facts,
@@ -57,7 +57,7 @@ pub(super) struct Compaction<'a> {
 }
 
 impl<'a> Compaction<'a> {
-    /// Prepares a step on the image of these owners.
+    /// Prepares a step on the image with these parts.
     pub(super) fn new(
         facts: &'a Facts,
         clusters: &'a Clusters,
@@ -71,7 +71,8 @@ impl<'a> Compaction<'a> {
 }
 
 impl Compaction<'_> {
-    /// Moves up to `most` bytes of clusters.
+    /// Moves up to `most` bytes of clusters, but at least one cluster, or one metadata structure of any length. Moves nothing
+    /// if no cluster or structure can move.
     pub(super) async fn compact_step(&self, most: u64) -> Result<Step> {
         self.facts.check_writable()?;
         // Bitmaps are added and removed without draining the node.
@@ -95,8 +96,9 @@ impl Compaction<'_> {
         Ok(Step { moved: bytes, left: left.saturating_sub(bytes), obstacle: moved.obstacle })
     }
 
-    /// Moves clusters of the window, highest first, until it reaches a cluster that must stay. `packed_end` is the number of
-    /// clusters that the file would have without gaps.
+    /// Moves the guest data and the L2 tables of the window that lie behind all clusters that must stay. If no such cluster can
+    /// move, moves the metadata structure at the end of the file, or returns why it must stay. `packed_end` is the number of
+    /// clusters that the file would have without free clusters.
     async fn move_window(&self, window: &[u64], packed_end: u64) -> Result<Moved> {
         let mut sources = self.sources_of(window).await?;
         let mut chosen = self.choose(&mut sources).await?;
@@ -119,8 +121,8 @@ impl Compaction<'_> {
                 moved.obstacle = stays.map(|stays| stays.why);
                 return Ok(moved);
             }
-            // Structures move one at a time: they may be longer than one cluster, and all other clusters must have
-            // moved before.
+            // Structures move one at a time, because a structure may be longer than one cluster. A structure moves only if no
+            // guest data and no L2 table lies behind it.
             return self.move_structure(window.first().copied().unwrap_or(0), packed_end).await;
         }
         Ok(moved)

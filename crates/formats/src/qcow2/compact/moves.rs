@@ -14,13 +14,13 @@ use super::Compaction;
 use super::changes::Changes;
 use super::sources::{EntryAt, Referrers, TableAt, references};
 
-/// Bytes that are copied in one batch.
+/// Maximum number of bytes that are copied in one batch.
 const AT_ONCE: u64 = 4 << 20;
 
 /// A cluster, and all entries that refer to it.
 type Source = (u64, Vec<EntryAt>);
 
-/// The clusters of a window that can move, because every reference to them is known.
+/// The clusters of a window that can move, because every reference to these clusters is known.
 #[derive(Default)]
 pub(super) struct Chosen {
     /// Guest data, in the order of the new locations.
@@ -32,7 +32,7 @@ pub(super) struct Chosen {
 }
 
 impl Chosen {
-    /// Removes the clusters in front of a cluster that stays.
+    /// Removes the guest data and the L2 tables that do not lie behind the cluster `stays`.
     pub(super) fn keep_behind(&mut self, stays: u64) {
         self.data.retain(|(cluster, _)| *cluster > stays);
         self.tables.retain(|cluster| *cluster > stays);
@@ -60,13 +60,13 @@ impl Compaction<'_> {
                 _ => break,
             }
         }
-        // Free clusters are taken in ascending order, so that data which is adjacent for the guest becomes adjacent in
+        // Free clusters are taken in ascending order. So data that is adjacent on the guest's disk usually becomes adjacent in
         // the file.
         chosen.data.sort_by_key(|(_, entries)| entries.first().map(|at| at.guest));
         Ok(chosen)
     }
 
-    /// Reserves a free cluster in front of `cluster`.
+    /// Reserves a free cluster in front of `cluster`. Returns `None` if there is none.
     async fn reserve_below(&self, cluster: u64) -> Result<Option<Reserved<'_>>> {
         self.clusters.rewind();
         let run = self.clusters.reserve(1).await?;
@@ -77,7 +77,7 @@ impl Compaction<'_> {
         Ok(None)
     }
 
-    /// Copies data clusters. Returns whether a free lower cluster was found for each of them.
+    /// Copies data clusters to lower clusters until no free lower cluster is left. Returns whether all clusters were copied.
     pub(super) async fn move_data<'a>(
         &'a self,
         chosen: &Chosen,
@@ -124,7 +124,7 @@ impl Compaction<'_> {
         self.data.write_data(first.guest, run.start() << bits, data.freeze()).await
     }
 
-    /// Moves L2 tables to lower clusters. Returns how many of them moved.
+    /// Moves L2 tables to lower clusters until no free lower cluster is left. Returns the number of tables that moved.
     pub(super) async fn move_tables(&self, tables: &[u64], sources: &Referrers) -> Result<u64> {
         let bits = self.geometry.cluster_bits;
         let file = self.facts.file()?;
@@ -157,9 +157,8 @@ impl Compaction<'_> {
         // Write and flush the new L1 entries before the references to the old tables are dropped.
         self.metadata.write_back(true).await?;
         for (cluster, _, places) in &placed {
-            for _ in *places {
-                self.clusters.drop_clusters(*cluster, 1, ReleaseReason::Table);
-            }
+            let times = u64::try_from(places.len()).unwrap_or(u64::MAX);
+            self.clusters.drop_references(*cluster, 1, times, ReleaseReason::Table);
         }
         Ok(u64::try_from(placed.len()).unwrap_or(u64::MAX))
     }

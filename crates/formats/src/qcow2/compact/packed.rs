@@ -2,8 +2,8 @@
 //!
 //! A "piece" is the compressed data of one guest cluster.
 //!
-//! Several pieces share a host cluster, and a piece may span several host clusters. So a batch of clusters at the end
-//! of the file becomes free only if all pieces that touch it move. This includes pieces that begin in a cluster in
+//! Several pieces can share a host cluster, and a piece may span several host clusters. So a batch of clusters at the end
+//! of the file becomes free only if all pieces that touch the batch move. This includes pieces that begin in a cluster in
 //! front of the batch. The cluster in front of the batch then loses a reference.
 
 use std::collections::{BTreeMap, HashMap};
@@ -20,11 +20,11 @@ use super::changes::Changes;
 use super::packing::{Packing, Room, SECTOR, Span};
 use super::sources::{EntryAt, references};
 
-/// Bytes of the clusters that are freed in one batch.
+/// Maximum number of bytes of the clusters that are freed in one batch.
 const AT_ONCE: u64 = 4 << 20;
-/// Number of sectors in one copy.
+/// Maximum number of sectors that are copied with one read and one write.
 const COPY: u64 = (256 << 10) / SECTOR;
-/// Number of concurrent copies.
+/// Maximum number of concurrent copies.
 const COPIES: usize = 16;
 
 /// The compressed data of one guest cluster, as the L2 entry describes it.
@@ -58,14 +58,15 @@ impl Piece {
         self.host / SECTOR..self.host.saturating_add(self.len).div_ceil(SECTOR)
     }
 
-    /// The L2 entry for the piece after it has moved to the first sector `sector`.
+    /// The L2 entry for the piece after the piece has moved to the sectors from `sector` on. `None` if an L2 entry cannot
+    /// contain this offset.
     fn moved_to(&self, geometry: Geometry, sector: u64) -> Option<L2Entry> {
         let host = sector.checked_mul(SECTOR)?.checked_add(self.host % SECTOR)?;
         L2Entry::compressed(geometry, host, self.len)
     }
 }
 
-/// Removes and returns the pieces that reach into clusters from `lowest` on.
+/// Removes and returns the pieces that lie completely or partly in clusters from `lowest` on.
 fn take_from(pieces: &mut Pieces, lowest: u64, geometry: Geometry) -> Vec<(Piece, Vec<EntryAt>)> {
     // No piece is longer than two clusters, so earlier pieces cannot reach `lowest`.
     let start = lowest.saturating_sub(2) << geometry.cluster_bits;
@@ -133,7 +134,8 @@ impl Compaction<'_> {
         Ok(true)
     }
 
-    /// Copies pieces to new clusters in front of `limit`: either all pieces or none.
+    /// Copies all pieces to new clusters in front of `limit`, and returns `true`. If there is not enough space for all pieces,
+    /// copies none and returns `false`. The caller then restores `packing`.
     async fn move_pieces<'a>(
         &'a self,
         packing: &mut Packing,
@@ -165,7 +167,7 @@ impl Compaction<'_> {
     }
 
     /// Adds the references to the clusters to which pieces were copied. Clusters that are not in `runs` already have a
-    /// refcount, because they contain earlier pieces.
+    /// refcount, because these clusters contain earlier pieces.
     async fn count_packed<'a>(
         &'a self,
         runs: Vec<Reserved<'a>>,

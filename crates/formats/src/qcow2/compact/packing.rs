@@ -4,8 +4,8 @@
 //! The L2 entry of compressed data contains the first byte and the number of sectors, but not the last byte. So data moves
 //! by whole sectors: its offset within the first sector and its number of sectors do not change.
 //!
-//! Adjacent pieces usually share a sector. They stay adjacent, and the shared sector is copied once. If the next free
-//! cluster is not adjacent, the shared sector is copied for each piece.
+//! Adjacent pieces usually share a sector. Such pieces stay adjacent, and the shared sector is copied once. If the new clusters
+//! of the pieces are not adjacent, the shared sector is copied for each piece.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -35,23 +35,23 @@ pub(super) enum Room {
     Elsewhere,
 }
 
-/// New clusters that are being filled.
+/// The new clusters, and the pieces that were placed in these clusters.
 #[derive(Debug, Clone)]
 pub(super) struct Packing {
     /// Sectors per cluster.
     per_cluster: u64,
     /// Maximum number of references of a cluster.
     most: u64,
-    /// The current contiguous clusters, which are being filled, in sectors.
+    /// The sectors of the current clusters. These contiguous clusters are being filled.
     run: Range<u64>,
     /// The first free sector of the current clusters.
     next: u64,
     /// Whether the last span lies in the current clusters.
     open: bool,
     spans: Vec<Span>,
-    /// Number of references to each new cluster. `counts` has all references, `fresh` only the references that [`Self::take`]
-    /// has not returned yet.
+    /// Number of references to each new cluster. The map contains at least the current clusters that have references.
     counts: BTreeMap<u64, u64>,
+    /// The part of `counts` that [`Self::take`] has not returned yet.
     fresh: BTreeMap<u64, u64>,
 }
 
@@ -84,8 +84,8 @@ impl Packing {
         place / self.per_cluster..=last / self.per_cluster
     }
 
-    /// The place where a piece with `references` references fits. `piece` contains its sectors at the old location.
-    /// The caller passes pieces in the order of their first sectors.
+    /// The place where a piece with `references` references fits. `piece` contains the sectors at the old location. The caller
+    /// passes pieces in the order of their first sectors.
     pub(super) fn room(&self, piece: &Range<u64>, references: u64) -> Room {
         let place = self.place(piece);
         let counted = |cluster: u64| self.counts.get(&cluster).copied().unwrap_or(0);

@@ -1,5 +1,5 @@
 //! Returning free space to the host: the file is truncated behind the last used cluster, and holes are punched in the
-//! free clusters before it.
+//! free clusters in front of that cluster.
 
 use oxblk_core::{ErrorKind, Preallocation, Result};
 
@@ -10,7 +10,7 @@ const HOLES: usize = 4096;
 
 impl Compaction<'_> {
     /// Truncates the file behind the last used cluster if `from` is 0, and punches holes from the byte offset `from`
-    /// on. Returns the byte offset at which the next call must continue, if there are more holes to punch.
+    /// on. If there are more than [`HOLES`] holes to punch, returns the byte offset at which the next call must continue.
     pub(in crate::qcow2) async fn release_space(&self, from: u64) -> Result<Option<u64>> {
         self.facts.check_writable()?;
         // A change of bitmaps first raises the refcounts of its clusters in memory, so these clusters would look free on disk.
@@ -34,7 +34,7 @@ impl Compaction<'_> {
                 next = Some(start << bits);
                 break;
             }
-            // Punching a hole only saves space, so an error of the host is ignored.
+            // Punching a hole only saves space, so its errors are ignored.
             let _ = file.discard(start << bits, (end - start) << bits).await;
         }
         Ok(next)

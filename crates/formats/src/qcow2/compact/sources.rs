@@ -1,7 +1,8 @@
-//! Finding all references to the clusters of a window: the L1 and L2 entries of the active disk state and of the snapshots.
+//! Finding the L1 and L2 entries that refer to the clusters of a window. The entries are those of the active L1 table, of the
+//! L1 tables of the snapshots, and of all L2 tables to which these L1 tables refer.
 //!
-//! A window has a bounded number of clusters, but each may have very many references. If the entries exceed a limit
-//! while they are collected, the window becomes shorter.
+//! A window is a list of clusters, last first. The number of clusters is bounded, but each cluster may have very many
+//! references. If more than [`MOST`] L2 entries are collected, the window becomes shorter.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -14,7 +15,7 @@ use super::super::refscan::read_tables;
 use super::Compaction;
 use super::packed::{Piece, Pieces};
 
-/// Maximum number of entries in memory.
+/// Maximum number of collected L2 entries.
 const MOST: usize = 1 << 19;
 
 /// An L2 entry that refers to a cluster.
@@ -22,9 +23,9 @@ const MOST: usize = 1 << 19;
 pub(super) struct EntryAt {
     /// Byte offset of the L2 table in the file.
     pub(super) table: u64,
-    /// Index of the entry in its table.
+    /// Index of the entry in its L2 table.
     pub(super) index: u64,
-    /// The guest offset that the entry maps.
+    /// The guest offset that the entry maps, according to the first L1 entry that refers to the table.
     pub(super) guest: u64,
     pub(super) entry: L2Entry,
     /// Number of L1 entries that refer to the table.
@@ -36,30 +37,31 @@ pub(super) struct EntryAt {
 pub(super) struct TableAt {
     /// Byte offset of the L1 table of a snapshot; `None` for the active L1 table.
     pub(super) l1: Option<u64>,
-    /// Index of the entry in its table.
+    /// Index of the entry in its L1 table.
     pub(super) index: u64,
     pub(super) entry: L1Entry,
 }
 
-/// Total number of references through these entries.
+/// Sum of the references of these entries. Each entry counts once for each L1 entry that refers to its L2 table.
 pub(super) fn references(entries: &[EntryAt]) -> u64 {
     entries.iter().fold(0, |sum, at| sum.saturating_add(at.times))
 }
 
-/// The references to the clusters of a window.
+/// The L1 and L2 entries that refer to the clusters of a window.
 #[derive(Default)]
 pub(super) struct Referrers {
-    /// The clusters, last first. If there are too many references, these are fewer clusters than requested, or none.
+    /// The clusters of the window, last first. If there are too many references, these are fewer clusters than requested, or
+    /// none.
     pub(super) window: Vec<u64>,
-    /// References to uncompressed clusters of guest data, by cluster.
+    /// L2 entries of uncompressed data and of preallocated zero clusters, by host cluster.
     pub(super) entries: HashMap<u64, Vec<EntryAt>>,
-    /// References to L2 tables, by cluster.
+    /// L1 entries, by the cluster of the L2 table to which they refer.
     pub(super) tables: HashMap<u64, Vec<TableAt>>,
-    /// Compressed data that touches clusters of the window, and perhaps others.
+    /// Compressed data that touches clusters of the window. The data may also touch other clusters.
     pub(super) pieces: Pieces,
     /// Number of references from compressed data, by cluster.
     pub(super) shared: HashMap<u64, u64>,
-    /// Number of entries in memory.
+    /// Number of L2 entries in `entries` and `pieces`.
     kept: usize,
 }
 
@@ -101,7 +103,7 @@ impl Referrers {
         }
     }
 
-    /// Drops the lower half of the window, or all of it if it has only one cluster.
+    /// Keeps the upper half of the window, rounded down. A window of one cluster becomes empty.
     fn halve(&mut self, geometry: Geometry) {
         self.window.truncate(self.window.len() / 2);
         let lowest = self.window.last().copied().unwrap_or(u64::MAX);
@@ -127,16 +129,12 @@ impl Compaction<'_> {
         Ok(sources)
     }
 
-    /// All L2 tables by their offset, with the L1 entries that refer to them.
+    /// The L1 entries that refer to each L2 table, by the offset of the table.
     async fn all_tables(&self) -> Result<BTreeMap<u64, Vec<TableAt>>> {
         let mut l1s = vec![(None, self.mapping.active_l1())];
-        // If the L1 tables do not overlap, the sum of their lengths is not more than the length of the file.
-        let mut room = self.facts.file()?.size() / 8;
-        for snapshot in self.metadata.snapshot_list().await? {
-            snapshot.check_l1(self.geometry)?;
-            room = room.checked_sub(snapshot.l1_entries.into()).ok_or_else(|| {
-                Error::corrupt("snapshots lie on each other: the image needs a check")
-            })?;
+        let snapshots = self.metadata.snapshot_list().await?;
+        self.metadata.check_l1_tables(&snapshots)?;
+        for snapshot in snapshots {
             let l1 =
                 self.metadata.read_inactive_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
             l1s.push((Some(snapshot.l1_offset), l1));
@@ -164,7 +162,7 @@ impl Compaction<'_> {
         let mut found = Referrers { window: window.to_vec(), ..Referrers::default() };
         let Some(lowest) = window.last().copied() else { return Ok(found) };
         if self.facts.data_child() != ChildIdx::FILE {
-            // The data file contains the guest data, so no L2 entry refers to a cluster of this file.
+            // A separate data file contains the guest data, so no L2 entry refers to a cluster of the image file.
             return Ok(found);
         }
         let file = self.facts.file()?;

@@ -1,5 +1,5 @@
-//! Moving the metadata at the end of the file other than L2 tables: refcount blocks, the refcount table, L1 tables, the
-//! snapshot table, bitmaps, and the LUKS header.
+//! Moving metadata from the end of the file: refcount blocks, the refcount table, L1 tables, the snapshot table, bitmaps, and
+//! the LUKS header. (`moves` moves L2 tables.)
 
 use oxblk_core::Result;
 
@@ -9,8 +9,9 @@ use super::Compaction;
 use super::Moved;
 
 impl Compaction<'_> {
-    /// Moves the structure that uses `cluster`, the last cluster in use. `packed_end` is the number of clusters that
-    /// the file would have without gaps.
+    /// Moves the structure that uses `cluster`, the last cluster in use. `packed_end` is the number of clusters in use, that
+    /// is, the number of clusters that the file would have without free clusters. If the structure cannot move, the result says
+    /// why.
     pub(super) async fn move_structure(&self, cluster: u64, packed_end: u64) -> Result<Moved> {
         let moved = if let Some(block) = self.clusters.block_at(cluster) {
             self.clusters.move_block(block, cluster).await?
@@ -37,8 +38,8 @@ impl Compaction<'_> {
         Ok(Moved { clusters: moved, obstacle })
     }
 
-    /// Moves the bitmap data in clusters from `packed_end` on. If there is not enough space, moves only the data that must
-    /// move so that `cluster` becomes free.
+    /// Moves the bitmap or the bitmap directory that uses `cluster`. Data of the bitmap in front of the cluster `packed_end`
+    /// stays. If there is not enough space, all data in front of `cluster` stays.
     async fn move_bitmap_or_less(&self, cluster: u64, packed_end: u64) -> Result<Option<u64>> {
         let moved = self.bitmaps.move_bitmaps(cluster, packed_end).await?;
         if moved != Some(0) {
@@ -76,7 +77,8 @@ impl Compaction<'_> {
         Ok(clusters)
     }
 
-    /// Moves the snapshot table or the L1 table of a snapshot, if `cluster` belongs to one of them.
+    /// Moves the snapshot table or the L1 table of a snapshot, if `cluster` belongs to one of them. Returns the number of
+    /// clusters that moved, 0 if there is not enough space, and `None` if `cluster` belongs to neither.
     async fn move_snapshots(&self, cluster: u64) -> Result<Option<u64>> {
         let place = self.metadata.snapshot_table();
         let table = self.geometry.cluster_index(place.offset)

@@ -29,7 +29,7 @@ impl Used {
         self.0.iter().rev().take(usize::try_from(count).unwrap_or(usize::MAX)).collect()
     }
 
-    /// The first cluster behind the last used cluster.
+    /// The index of the cluster behind the last used cluster; 0 if no cluster is used.
     pub(super) fn end(&self) -> u64 {
         self.0.max().map_or(0, |last| last.saturating_add(1))
     }
@@ -49,7 +49,8 @@ impl Used {
 }
 
 impl Compaction<'_> {
-    /// Reads the clusters in use from disk. The caller ensures that no cached refcount is dirty.
+    /// Reads from the refcount blocks on disk which clusters are in use. The caller ensures that no cached refcount block is
+    /// dirty.
     pub(super) async fn used_clusters(&self) -> Result<Used> {
         let (per_block, order) =
             (self.geometry.refcounts_per_block(), self.geometry.refcount_order);

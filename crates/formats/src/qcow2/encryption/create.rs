@@ -11,7 +11,7 @@ use super::super::create_options::rejected;
 use super::super::layout::CryptMethod;
 use super::key_needed;
 
-/// Default for the time in milliseconds that unlocking a key slot takes.
+/// Default for the time in milliseconds that unlocking a key slot should take.
 pub(super) const ITER_TIME: u64 = 2000;
 
 /// The requested encryption of a new image.
@@ -86,7 +86,8 @@ impl Wanted {
     /// The password that the secret contains; `None` without encryption.
     ///
     /// # Errors
-    /// When the secret does not exist or is not valid text. The messages are the same as in QEMU's tools.
+    /// When the options contain no ID of a secret, or the secret does not exist or is not valid text. The messages are the same
+    /// as in QEMU's tools.
     pub(in super::super) fn password(&self, secrets: &Secrets) -> Result<Option<Secret>> {
         match self {
             Self::No => Ok(None),
@@ -97,10 +98,11 @@ impl Wanted {
         }
     }
 
-    /// Writes the LUKS header, if the format is LUKS, to an area of `area` bytes at `offset` of the file.
+    /// If the format is LUKS, writes the LUKS header and the key material of its first slot to an area of `area` bytes at
+    /// `offset` of the file. The rest of the area becomes zero.
     ///
     /// # Errors
-    /// As for [`Self::password`], and as the file reports.
+    /// The errors of [`Self::password`], of [`Recipe::create`] and of the file.
     pub(in super::super) async fn write_header(
         &self,
         file: &Edge,
@@ -122,7 +124,8 @@ impl Wanted {
     }
 }
 
-/// Takes the encryption options out of `options`, nested or with dotted keys, and removes the prefix `encrypt.` of their names.
+/// Takes the encryption options out of `options`. They are nested in `encrypt` or have the prefix `encrypt.` in their names.
+/// The names in the result have no prefix.
 fn take_encrypt(options: &mut Options) -> Result<Options> {
     let mut encrypt = options.take_options("encrypt").unwrap_or_default();
     let flat: Vec<String> =

@@ -4,7 +4,8 @@
 //! active slots. A slot becomes active on disk only after its key material is flushed. While the only active slot is
 //! overwritten with a new password, a spare slot contains the key.
 //!
-//! Erasing a slot overwrites its key material first, so that after a crash the erased password cannot unlock the disk.
+//! Erasing a slot overwrites and flushes its key material before the slot becomes inactive. So the password of an erased slot
+//! cannot unlock the disk.
 
 use oxblk_core::{Edge, Errno, Error, Options, Result, Secrets, WriteFlags};
 use oxblk_crypto::luks::{self, SLOTS, Slot};
@@ -36,7 +37,8 @@ pub enum Change {
         /// The time in milliseconds that unlocking the slot should take.
         iter_time: u64,
     },
-    /// Erases a slot, all slots that a password unlocks, or a slot if a password unlocks it.
+    /// Erases the slot `slot`, or all slots that the password unlocks. With both, erases the slot only if the password unlocks
+    /// the slot.
     Erase {
         /// The slot to erase.
         slot: Option<usize>,
@@ -90,11 +92,12 @@ fn check_slot(slot: i64) -> Result<usize> {
 }
 
 /// Changes the passwords of the image in `file`, and returns the new LUKS header. `opened_with` is the ID of the secret
-/// object with which the image was opened. `force` allows operations that may make the disk permanently unreadable:
-/// overwriting an active slot, and erasing the last active slot.
+/// object with which the image was opened. `force` allows changes that may make the disk permanently unreadable: overwriting an
+/// active slot, and erasing all active slots. It also allows erasing an inactive slot.
 ///
 /// # Errors
-/// With the messages of QEMU's tools, or as the file reports.
+/// When the image is not encrypted with LUKS, a secret is missing, a password unlocks no slot, or the change is refused. The
+/// messages are the same as in QEMU's tools. Other errors: those of the file and of the LUKS code.
 pub async fn change(
     file: &Edge,
     opened_with: Option<&str>,
@@ -250,8 +253,8 @@ impl Slots<'_> {
         Ok(found)
     }
 
-    /// Stores the master key in a slot, encrypted with `password`. The last write, of four bytes, makes the slot
-    /// active.
+    /// Stores the master key in a slot, encrypted with `password`. The last write changes only the four bytes that make the
+    /// slot active.
     async fn fill(
         &mut self,
         index: usize,
@@ -303,7 +306,7 @@ impl Slots<'_> {
         self.write(luks::Header::slot_offset(index), slot.encode().to_vec()).await
     }
 
-    /// Writes bytes of the LUKS header, and flushes.
+    /// Writes bytes of the LUKS header or of the key material, and flushes.
     async fn write(&self, offset: u64, bytes: Vec<u8>) -> Result<()> {
         let end = offset.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
         if end > self.place.length {

@@ -17,7 +17,8 @@
 //! to the cluster. So a new cluster is always written completely, because zeroes in the file do not decrypt to zeroes. The
 //! preallocated clusters of a new image are an exception: with LUKS, they contain no ciphertext, as in images of QEMU.
 //!
-//! `info`, and `check` without a key secret, open an image without its key. Its guest data cannot be read then.
+//! `info`, and `check` without a key secret, open an image without its key. Its guest data can then be neither read nor
+//! written.
 
 pub mod create;
 pub mod keys;
@@ -42,7 +43,7 @@ const SECTOR: u64 = oxblk_crypto::SECTOR as u64;
 /// The encryption of an open image.
 pub(super) struct Encryption {
     method: CryptMethod,
-    /// The LUKS header. Absent for AES, and if the header is broken and the image was opened for a check without a key secret.
+    /// The LUKS header. Absent for AES, and if the header is broken and the image was opened for a check without its key.
     luks: Mutex<Option<luks::Header>>,
     /// Absent if the image was opened without its key.
     cipher: Option<Arc<SectorCipher>>,
@@ -73,7 +74,7 @@ impl Encryption {
     /// Changes the passwords as the `encrypt.*` options of an amend request describe.
     ///
     /// # Errors
-    /// As [`keys::change`].
+    /// The errors of [`keys::Change::take`] and of [`keys::change`].
     pub(super) async fn change_keys(
         &self,
         file: &Edge,
@@ -86,7 +87,7 @@ impl Encryption {
         Ok(())
     }
 
-    /// The LUKS header, if the image has one and it is readable.
+    /// The LUKS header, if the image has one and the driver could read the header.
     fn luks_header(&self) -> Option<luks::Header> {
         self.luks.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

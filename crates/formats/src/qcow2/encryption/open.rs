@@ -25,7 +25,7 @@ impl Given {
     /// Takes `encrypt.*` out of the options.
     ///
     /// # Errors
-    /// When an option is unknown. The message is the same as in QEMU's tools.
+    /// When an option is unknown or has the wrong type. The message is the same as in QEMU's tools.
     pub(in super::super) fn take(options: &mut Options) -> Result<Self> {
         let Some(mut encrypt) = options.take_options("encrypt") else { return Ok(Self::default()) };
         let given = Self {
@@ -41,7 +41,7 @@ impl Given {
     /// Refuses a key secret that differs from the key secret with which the image was opened.
     ///
     /// # Errors
-    /// When the options contain the ID of another secret.
+    /// When the image is encrypted and the options contain the ID of another secret.
     pub(in super::super) fn require_same(&self, encryption: Option<&Encryption>) -> Result<()> {
         let known = encryption.and_then(Encryption::key_secret);
         match (encryption, self.key_secret.as_deref()) {
@@ -72,12 +72,12 @@ impl Given {
     }
 }
 
-/// Reads the encryption header of the image in `file` and unlocks the key. Returns `None` if the image is not
-/// encrypted.
+/// Opens the encryption of the image in `file`: reads the LUKS header, if there is one, and derives the key, if the key is
+/// needed. Returns `None` if the image is not encrypted.
 ///
 /// # Errors
-/// When the options do not match the image, the LUKS header is broken, or the password unlocks no slot. The messages are
-/// the same as in QEMU's tools.
+/// When the options do not match the image, the secret is missing, the LUKS header is broken, or the password unlocks no slot.
+/// The messages are the same as in QEMU's tools. Other errors are those of the file.
 pub(in super::super) async fn open(
     context: &OpenContext,
     file: &Edge,
@@ -140,8 +140,8 @@ pub(super) async fn read_luks_header(file: &Edge, place: CryptoHeader) -> Result
     Ok(luks::Header::parse(&bytes)?)
 }
 
-/// Finds the slot that `password` unlocks, and the master key. The slots are tried one after the other on a worker
-/// thread.
+/// Finds the first slot that `password` unlocks, and the master key. The active slots are tried one after the other, on a
+/// worker thread.
 pub(super) async fn unlock(
     file: &Edge,
     place: CryptoHeader,
@@ -189,7 +189,8 @@ pub(super) fn wrong_password() -> Error {
     Error::new(ErrorKind::Denied, "Invalid password, cannot unlock any keyslot")
 }
 
-/// The cipher of the obsolete AES format, whose key is the start of the password.
+/// The cipher of the obsolete AES format. The key is the first 16 bytes of the password. A shorter password is padded with zero
+/// bytes.
 fn aes_cipher(password: &Secret) -> Result<SectorCipher> {
     let suite = Suite { cipher: BlockCipher::Aes128, mode: Mode::Cbc, iv: IvGenerator::Plain64 };
     let mut key = Secret::zeroed(AES_KEY);

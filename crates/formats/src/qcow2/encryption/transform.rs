@@ -1,13 +1,13 @@
 //! Encrypting writes and decrypting reads.
 //!
-//! The I/O thread itself encrypts and decrypts small requests, because this takes less time than passing them to a
-//! worker. Large requests are split into pieces for the worker pool, so that all cores share the work and the I/O
-//! thread is not blocked. A write needs memory for the ciphertext. This memory is bounded for each request, also for long
+//! The I/O thread itself encrypts and decrypts small requests, because this takes less time than passing them to a worker
+//! thread. Large requests are split into pieces for the pool of worker threads, so that several cores share the work and the
+//! I/O thread is not blocked. A write needs memory for the ciphertext. This memory is bounded for each request, also for long
 //! requests.
 //!
-//! Core ensures that guest requests consist of whole sectors. Requests for VM state may begin and end inside a sector, so
-//! they are extended to whole sectors with a read-modify-write. Only one request for VM state runs at a time, so no other
-//! write interferes.
+//! `oxblk_core` extends guest requests to whole sectors before they reach the driver. Requests for VM state may begin and end
+//! inside a sector, so this module extends these requests to whole sectors, with a read-modify-write. The node is drained
+//! during a request for VM state, so no other request writes to the same sectors.
 
 use std::sync::Arc;
 
@@ -19,17 +19,18 @@ use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::{Encryption, SECTOR};
 
-/// Maximum length in bytes of a request that the I/O thread processes itself. This takes some tens of microseconds.
+/// Maximum length in bytes of a request that the I/O thread encrypts or decrypts itself. A request of this length takes some
+/// tens of microseconds.
 const AT_ONCE: usize = 64 << 10;
-/// Bytes in one job of a worker.
+/// Maximum number of bytes that one job of a worker thread encrypts or decrypts.
 const PIECE: usize = 128 << 10;
-/// Bytes of a write that are encrypted and written together.
+/// A longer write is split into steps of this many bytes. Each step is encrypted and then written.
 const STEP: usize = 1 << 20;
-/// Number of concurrent steps of a write.
+/// Maximum number of concurrent steps of a write.
 const STEPS: usize = 2;
 
 impl Encryption {
-    /// Reads and decrypts.
+    /// Reads and decrypts data of the guest offset `guest` from the host offset `host`.
     pub(in super::super) async fn read(
         &self,
         child: &Edge,
@@ -85,7 +86,7 @@ impl Encryption {
         Box::pin(self.write(child, guest, host, around.freeze())).await
     }
 
-    /// Encrypts and writes.
+    /// Encrypts data of the guest offset `guest` and writes it to the host offset `host`.
     pub(in super::super) async fn write(
         &self,
         child: &Edge,
@@ -154,7 +155,7 @@ fn join(pieces: Vec<Result<IoBufMut>>) -> Result<IoBufMut> {
     Ok(whole)
 }
 
-/// The number of the first sector of each piece.
+/// The number of the first sector of each piece of [`PIECE`] bytes.
 fn sectors(first: u64) -> impl Iterator<Item = u64> {
     let step = u64::try_from(PIECE).unwrap_or(u64::MAX) / SECTOR;
     (0_u64..).map(move |index| first.wrapping_add(index.wrapping_mul(step)))

@@ -1,4 +1,4 @@
-//! Handling metadata that contradicts itself.
+//! Handling of inconsistent metadata: reporting it, and marking the image corrupt.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -8,9 +8,9 @@ use super::Facts;
 use crate::qcow2::layout::Incompatible;
 
 impl Facts {
-    /// Handles metadata that contradicts itself. The first call logs an error. If the image is writable, the first call also
-    /// makes all later requests fail, and marks the image corrupt (in version 3). Returns the error for the request that found
-    /// the corruption.
+    /// Handles inconsistent metadata. The first call (also the first call after [`Self::report_again`]) logs an error. If the
+    /// image is writable, this call also stops all later requests, and marks the image corrupt (in version 3). Later calls only
+    /// return the error. Returns the error for the request that found the corruption.
     pub(in crate::qcow2) async fn mark_corrupt(&self, text: &str, offset: u64) -> Error {
         let error = Error::corrupt(text.to_owned()).at(offset);
         if self.signalled.swap(true, Relaxed) {
@@ -34,7 +34,7 @@ impl Facts {
         error
     }
 
-    /// Marks the image corrupt if `outcome` is a `Corrupt` error.
+    /// Calls [`Self::mark_corrupt`] if `outcome` is a `Corrupt` error.
     pub(in crate::qcow2) async fn note_if_corrupt<T>(
         &self,
         outcome: Result<T>,

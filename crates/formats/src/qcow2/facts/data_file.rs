@@ -12,7 +12,8 @@ impl Facts {
         if self.geometry.data_file { ChildIdx::DATA } else { ChildIdx::FILE }
     }
 
-    /// Whether the data file must stay valid as a raw image: a reader without the tables must see the contents of the disk.
+    /// Whether the data file must stay valid as a raw image: a program that opens the data file as a raw image must see the
+    /// contents of the disk.
     #[inline]
     pub(in crate::qcow2) fn has_raw_data(&self) -> bool {
         self.geometry.data_file && self.modes().contains(Modes::RAW_DATA)
@@ -32,7 +33,7 @@ impl Facts {
         }
     }
 
-    /// Limits the end of a write. With a data file, nothing is written behind the end of the disk.
+    /// Limits the end of a write, zeroing or discard of data. With a data file, nothing is changed behind the end of the disk.
     pub(in crate::qcow2) fn end_of_data(&self, end: u64) -> u64 {
         if self.geometry.data_file { end.min(self.size()) } else { end }
     }

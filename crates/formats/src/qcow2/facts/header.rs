@@ -4,7 +4,8 @@
 //! with one write. The complete header, with its extensions and the backing file's name, is often longer than a sector. A power
 //! cut may then leave some of its sectors unwritten. So [`write_whole`] uses an intermediate header that fits in one sector:
 //!
-//! 1. write a copy of the old backing file's name behind the end of both the old and the new header;
+//! 1. if the image has a backing file, write a copy of the old backing file's name behind the end of both the old and the new
+//!    header;
 //! 2. write the old header in its shortest form to sector 0; this form needs nothing behind sector 0 except the copy;
 //! 3. write the part of the new header behind sector 0;
 //! 4. write sector 0 of the new header;
@@ -13,7 +14,7 @@
 //! Each step is written and flushed before the next step begins. So a power cut leaves the old header or the new header. If
 //! only sector 0 changes, step 4 alone suffices. The shortest form of an old header may be longer than a sector (because of a
 //! long data file name, or unknown extensions), or the first cluster may have no space for the copy. Then the header is
-//! replaced in one write, which a power cut may tear.
+//! replaced in one write. A power cut may tear this write.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Release};
@@ -28,14 +29,15 @@ use crate::qcow2::read_ahead::read_ahead;
 
 /// Unit that the disk writes completely or not at all, in bytes.
 const SECTOR: usize = 512;
-/// Size of the first read of the header. This is usually enough for the header and all its extensions.
+/// Maximum size of the first read of the header. This is usually enough for the header and all its extensions.
 const HEAD: u64 = 64 << 10;
 
 /// The header as it was last read or written. While the image is open, its table sizes and table offsets may be out of date:
 /// the owners of the tables have the current values.
 pub(in crate::qcow2) struct HeaderState {
     now: RwLock<Arc<Header>>,
-    /// Held while parts of the header other than single table pointers are written, and while passwords are changed.
+    /// The header lock. Held while the header is replaced, while feature bits are changed, and while passwords are changed.
+    /// Changes of the disk size and of table offsets and lengths in place do not hold the lock.
     turn: AsyncMutex<()>,
 }
 
@@ -67,18 +69,19 @@ impl Facts {
         self.header.set(header);
     }
 
-    /// Takes the header lock. While the lock is held, other tasks change only table pointers in the header.
+    /// Takes the header lock. While the lock is held, other tasks change at most the disk size and the offsets and lengths of
+    /// tables in the header.
     pub(in crate::qcow2) async fn hold_header(&self) -> MutexGuard<'_, ()> {
         self.header.turn.lock().await
     }
 
-    /// Applies `change` to the header, its extensions and the backing file's name, and writes and flushes them. A power cut
-    /// leaves the old or the new header (see the module's text for an exception). All structures to which the new header refers
-    /// must already be flushed. A growing refcount table changes its pointer in the header, so the caller holds the header lock
-    /// and the lock of the refcount table.
+    /// Applies `change` to the header, its extensions and the backing file's name, and writes and flushes the new header. A
+    /// power cut leaves the old or the new header (see the module's text for an exception). All structures to which the new
+    /// header refers must already be flushed. A growing refcount table changes its pointer in the header, so the caller holds
+    /// the header lock and the lock of the refcount table.
     ///
     /// # Errors
-    /// As [`Header::encode`], before anything is written; as the file reports.
+    /// The errors of [`Header::encode`], before anything is written; the errors of the file.
     pub(in crate::qcow2) async fn replace_header(
         &self,
         (_header, _table): (&MutexGuard<'_, ()>, &MutexGuard<'_, ()>),
@@ -124,8 +127,9 @@ impl Facts {
         Ok(())
     }
 
-    /// Clears the autoclear bits of features that this program does not maintain. Their data is not valid after this program
-    /// has written to the image. `maintained`: bits of features whose owners keep their data valid.
+    /// Sets the autoclear bits on disk to `maintained` and the bit of a raw data file. All other bits are cleared, because this
+    /// program does not update the data of their features. `maintained`: bits of features whose data this program keeps valid.
+    /// Does nothing in version 2.
     pub(in crate::qcow2) async fn clear_autoclear(&self, maintained: Autoclear) -> Result<()> {
         let _turn = self.header.turn.lock().await;
         let mut header = Header::clone(&self.header());
@@ -140,7 +144,7 @@ impl Facts {
         Ok(())
     }
 
-    /// As [`stop_unless_known`], for this image.
+    /// Calls [`stop_unless_known`] with the flag that stops all requests to this image.
     pub(in crate::qcow2) async fn stop_unless_known<T>(
         &self,
         named: impl Future<Output = Result<T>>,
@@ -151,8 +155,8 @@ impl Facts {
     /// Changes a field of the header from `old` to `new`, and flushes.
     ///
     /// # Errors
-    /// As the file reports. After an error, `old` is written and flushed again. If this fails too, the image accepts no further
-    /// requests.
+    /// The errors of the file. After an error, `old` is written and flushed again. If this fails too, the image accepts no
+    /// further requests.
     pub(in crate::qcow2) async fn exchange_header_field(
         &self,
         offset: u64,
@@ -169,7 +173,8 @@ impl Facts {
         file.flush().await
     }
 
-    /// Clears unknown autoclear bits, because a repair does not update the data of unknown features.
+    /// Clears unknown autoclear bits on disk, because a repair does not update the data of unknown features. The caller has
+    /// drained the node, so this function does not take the header lock.
     pub(in crate::qcow2) async fn clear_unknown_autoclear(&self, file: &Edge) -> Result<()> {
         let header = read_header(file).await?;
         let known = header.autoclear & (Autoclear::BITMAPS | Autoclear::RAW_DATA_FILE);
@@ -179,8 +184,8 @@ impl Facts {
         self.write_header_field(field_offsets::AUTOCLEAR, &known.bits().to_be_bytes()).await
     }
 
-    /// The adjacent header fields that describe the active disk state: size, encryption, L1 entries and L1 offset. They lie
-    /// within one sector.
+    /// The bytes of the adjacent header fields that describe the active disk state: size, encryption method, number of L1
+    /// entries, and L1 offset. These fields lie within one sector.
     pub(in crate::qcow2) fn active_fields(&self, size: u64, entries: u32, offset: u64) -> Vec<u8> {
         let mut fields = size.to_be_bytes().to_vec();
         fields.extend(self.header().crypt_method.number().to_be_bytes());
@@ -208,8 +213,8 @@ pub(in crate::qcow2) async fn read_header(file: &Edge) -> Result<Header> {
 }
 
 /// Runs `named`, which changes a pointer on disk. Sets `stop` if `named` fails or is cancelled, so that nothing more is written
-/// to the image. The pointer may then have its old or its new value. A later change in only one of the two structures would be
-/// lost if the pointer refers to the other structure.
+/// to the image. The pointer may then have its old or its new value. A later change of only the old or only the new structure
+/// would be lost if the pointer refers to the other structure.
 pub(in crate::qcow2) async fn stop_unless_known<T>(
     named: impl Future<Output = Result<T>>,
     stop: &AtomicBool,
@@ -222,8 +227,9 @@ pub(in crate::qcow2) async fn stop_unless_known<T>(
     outcome
 }
 
-/// Exists while the value of a pointer on disk is unknown. If it is dropped before [`Self::known`] is called, because the
-/// change has failed or was cancelled, `stop` is set. Without this, requests would continue with the old value of the pointer.
+/// A guard that exists while the value of a pointer on disk is unknown. If the guard is dropped before [`Self::known`] is
+/// called, because the change has failed or was cancelled, the flag is set. Without this, requests would continue with the old
+/// value of the pointer.
 struct UntilKnown<'a>(Option<&'a AtomicBool>);
 
 impl<'a> UntilKnown<'a> {
@@ -247,8 +253,8 @@ impl Drop for UntilKnown<'_> {
 /// Changes a pointer at `offset` in the file from `old` to `new`, and flushes.
 ///
 /// # Errors
-/// As the file reports. After a failed write or flush, the disk may contain either value. So `old` is written and flushed. If
-/// this succeeds, the pointer has the value `old`. Otherwise `stop` is set.
+/// The errors of the file. After a failed write or flush, the disk may contain either value. So `old` is written and flushed.
+/// If this succeeds, the pointer has the value `old`. Otherwise `stop` is set.
 pub(in crate::qcow2) async fn exchange(
     file: &Edge,
     offset: u64,
@@ -278,7 +284,7 @@ pub(in crate::qcow2) async fn exchange(
 /// Replaces the header `old`, which is in the file, with `new`. The module's text describes the steps.
 ///
 /// # Errors
-/// As [`Header::encode`], before anything is written; as the file reports.
+/// The errors of [`Header::encode`], before anything is written; the errors of the file.
 pub(in crate::qcow2) async fn write_whole(file: &Edge, old: &Header, new: &Header) -> Result<()> {
     let len = usize::try_from(new.geometry.cluster_size()).unwrap_or(usize::MAX);
     let encoded = new.encode()?;

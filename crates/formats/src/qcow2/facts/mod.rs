@@ -9,10 +9,11 @@
 //! | `header` | the header in memory; changing the header on disk so that a power cut leaves the old header or the new one |
 //! | `corruption` | reporting inconsistent metadata, and marking the image corrupt |
 //!
-//! A file uses the files above it. [`Facts`] uses no other owner. All owners have a reference to `Facts`, so it also contains
-//! the functions that each owner needs: reporting a corruption, and refusing requests after a corruption.
+//! A file uses only files above it in this table. [`Facts`] uses no other owner. All owners have a reference to `Facts`, so it
+//! also contains the functions that each owner needs: reporting a corruption, and refusing requests after a corruption.
 //!
-//! Lock: `HeaderState::turn`. A task holds it while it writes more of the header than one table pointer, or changes passwords.
+//! Lock: `HeaderState::turn`, the header lock. A task holds this lock while it replaces the header, changes feature bits, or
+//! changes passwords.
 
 mod corruption;
 mod data_file;
@@ -46,12 +47,13 @@ pub(super) struct Facts {
     read_only: AtomicBool,
     /// Size of the disk in bytes, as in the header.
     size: AtomicU64,
-    /// If set, every request fails. Examples of causes: a writable image was found corrupt, the value of a header field on disk
-    /// is unknown after an I/O error, a repair or an amend replaces metadata, a reopen could not make the image writable.
+    /// If set, reads and writes fail, and a flush fails if metadata in memory is not on disk. Examples of causes: a writable
+    /// image was found corrupt, the value of a header field on disk is unknown after an I/O error, a repair or an amend
+    /// replaces metadata, a reopen could not make the image writable.
     disabled: AtomicBool,
     /// Why requests fail, if a repair or an amend is the cause.
     replaced: ReplacedBy,
-    /// A corruption was reported already. Only the first one is reported.
+    /// A corruption was logged already, so later ones are not logged.
     signalled: AtomicBool,
     /// The runtime options.
     modes: AtomicU32,
@@ -125,17 +127,17 @@ impl Facts {
         !self.disabled.load(Relaxed)
     }
 
-    /// Makes all further requests fail.
+    /// Stops all further requests (see the field `disabled`).
     pub(super) fn disable(&self) {
         self.disabled.store(true, Release);
     }
 
-    /// The flag that makes all further requests fail.
+    /// The flag that stops all further requests.
     pub(super) fn disabled(&self) -> &AtomicBool {
         &self.disabled
     }
 
-    /// After this call, the next corruption is reported even if an earlier one was reported.
+    /// After this call, the next corruption is logged even if an earlier one was logged.
     pub(super) fn report_again(&self) {
         self.signalled.store(false, Relaxed);
     }
@@ -152,7 +154,7 @@ impl Facts {
         size.checked_next_multiple_of(SECTOR).unwrap_or(size)
     }
 
-    /// Start of the area for VM state, which lies behind the guest disk.
+    /// Guest offset of the area for VM state. The area begins behind the guest range of the L1 entries that the disk needs.
     pub(super) fn vm_state_offset(&self) -> u64 {
         let reach = self.geometry.cluster_size().checked_shl(self.geometry.l2_bits()).unwrap_or(0);
         self.geometry.l1_entries_for(self.size()).unwrap_or(0).saturating_mul(reach)

@@ -1,8 +1,9 @@
-//! Runtime options of an open image. A reopen can change them, and they are not stored in the image.
+//! Runtime options of an open image. A reopen can change these options. They are not stored in the image, but the default of
+//! `lazy-refcounts` is a bit of the image header.
 //!
-//! - `lazy-refcounts`: write-back cycles do not write refcounts; closing the image writes them. The dirty bit of the header is
-//!   set before the disk gets a reference to a cluster whose refcount is not on disk. The bit is cleared when all refcounts are
-//!   on disk. Opening a dirty image for writing rebuilds its refcounts.
+//! - `lazy-refcounts`: write-back cycles do not write refcounts. Refcounts are written at the latest when the image is closed.
+//!   The dirty bit of the header is set before the disk gets a reference to a cluster whose refcount is not on disk. The bit is
+//!   cleared when all refcounts are on disk. Opening a dirty image for writing rebuilds its refcounts.
 //! - `pass-discard-*`, `discard-no-unref`: which freed clusters are discarded on the host, and whether discarded clusters are
 //!   freed at all.
 //! - `cache-clean-interval`: the time after which unused slices of the caches are dropped (see `slice_cache`).
@@ -22,7 +23,7 @@ bitflags::bitflags! {
     /// The effective runtime options.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub(in crate::qcow2) struct Modes: u32 {
-        /// Refcounts are written when the image is closed, not in each write-back cycle.
+        /// Refcounts are written at the latest when the image is closed, not in each write-back cycle.
         const LAZY = 1;
         /// Clusters that the guest discards are discarded on the host.
         const PASS_REQUEST = 1 << 1;
@@ -30,7 +31,7 @@ bitflags::bitflags! {
         const PASS_SNAPSHOT = 1 << 2;
         /// Other freed clusters are discarded on the host. Clusters behind the end of a shrunk disk are always discarded.
         const PASS_OTHER = 1 << 3;
-        /// Discarded clusters stay allocated.
+        /// Discarded clusters whose copied flag is set stay allocated.
         const NO_UNREF = 1 << 4;
         /// The data file is a valid raw image. This is a bit of the header, not an option.
         const RAW_DATA = 1 << 5;
@@ -81,7 +82,7 @@ pub(in crate::qcow2) fn structure_names(structures: Modes) -> String {
 /// Default of `cache-clean-interval`, in seconds.
 const CLEAN_INTERVAL: u64 = 600;
 
-/// The options as they were given.
+/// The options as they were given, apart from `overlap-check`.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 struct Fields {
@@ -103,7 +104,7 @@ impl RunOptions {
     /// Removes the runtime options from `options`.
     ///
     /// # Errors
-    /// When a value is wrong, with the text of QEMU's tools.
+    /// When a value is wrong. The text is the same as in QEMU's tools.
     pub(in crate::qcow2) fn take(options: &mut Options) -> Result<Self> {
         let interval = options.take_number("cache-clean-interval")?;
         let mut fields: Fields = options.extract()?;
@@ -215,8 +216,8 @@ impl Facts {
 }
 
 impl Facts {
-    /// Whether clusters that the guest discards stay allocated. Never true with a data file, because each of its clusters
-    /// belongs to one guest cluster.
+    /// Whether clusters that the guest discards stay allocated. Never true with a data file, because each cluster of a data
+    /// file belongs to one guest cluster.
     pub(in crate::qcow2) fn keeps_discarded(&self) -> bool {
         self.modes().contains(Modes::NO_UNREF) && !self.geometry.data_file
     }

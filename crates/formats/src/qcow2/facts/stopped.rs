@@ -1,6 +1,6 @@
 //! Whether an open image accepts requests, and why not.
 //!
-//! The flag `Facts::disabled` stops all requests. This file makes the error of these requests. The error says why the image
+//! The flag `Facts::disabled` stops requests. This file makes the error of a stopped request. The error says why the image
 //! accepts no requests, and what the user can do. The errno is `EIO`, as in QEMU.
 
 use std::sync::OnceLock;
@@ -10,7 +10,7 @@ use oxblk_core::{Errno, Error, ErrorKind, Result};
 
 use super::Facts;
 
-/// A control operation that has replaced metadata on disk, so that the metadata in memory is outdated.
+/// A control operation that replaces metadata on disk, so that the metadata in memory is outdated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::qcow2) enum Replaced {
     Repair,

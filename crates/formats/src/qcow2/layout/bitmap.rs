@@ -1,8 +1,8 @@
 //! Persistent bitmaps: the directory, the tables, and their entries ("Bitmaps").
 //!
 //! Parsing a directory returns all its entries, also those whose bitmap cannot be used. Such an entry is preserved unchanged,
-//! and [`BitmapEntry::fault`] reports why its bitmap cannot be used. Parsing fails only if the boundaries of the entries cannot
-//! be found, or if the number of entries is wrong.
+//! and [`BitmapEntry::fault`] reports why its bitmap cannot be used. Parsing fails only if the directory is empty, if the
+//! boundaries of the entries cannot be found, or if the number of entries is wrong.
 
 use std::borrow::Cow;
 
@@ -34,7 +34,7 @@ bitflags::bitflags! {
     /// The flags of a directory entry. Unknown bits are preserved.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
     pub struct BitmapFlags: u32 {
-        /// The bitmap was not stored after its last use: its contents may be outdated.
+        /// A program uses the bitmap, or did not store the bitmap after its last use. The stored contents may be outdated.
         const IN_USE = 1;
         /// The bitmap must record all writes to the disk.
         const AUTO = 2;
@@ -74,9 +74,9 @@ const _: () = {
 pub struct BitmapEntry {
     /// Byte offset of the bitmap table.
     pub table_offset: u64,
-    /// Entries of the bitmap table.
+    /// Number of entries of the bitmap table.
     pub table_entries: u32,
-    /// Flags.
+    /// Flags of the bitmap.
     pub flags: BitmapFlags,
     /// Binary logarithm of the granularity: the number of bytes that one bit represents.
     pub granularity_bits: u8,
@@ -181,7 +181,8 @@ impl BitmapEntry {
 /// Reads a directory of `count` entries.
 ///
 /// # Errors
-/// When the entry boundaries cannot be found or the count is wrong, with the text of QEMU's tools.
+/// When the directory is empty, the entry boundaries cannot be found, or the count is wrong. The text is the same as in QEMU's
+/// tools.
 pub fn parse_bitmap_directory(bytes: &[u8], count: u32) -> Result<Vec<BitmapEntry>> {
     if bytes.is_empty() {
         return Err(Error::invalid("Requested bitmap directory size is zero"));
@@ -238,7 +239,7 @@ impl BitmapTableEntry {
     /// The decoded entry.
     ///
     /// # Errors
-    /// When the entry is invalid.
+    /// When a reserved bit is set or the offset is not aligned.
     pub fn data(self, geometry: Geometry) -> Result<BitmapData, BadEntry> {
         let offset = self.0 & OFFSET;
         let allowed = if offset == 0 { ONES } else { OFFSET };

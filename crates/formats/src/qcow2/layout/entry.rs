@@ -1,9 +1,9 @@
 //! Entries of L1 tables, L2 tables and the refcount table ("Cluster mapping", "Host cluster
 //! management").
 //!
-//! An entry type wraps the raw number. The methods that return a checked offset fail unless the offset is aligned to clusters.
-//! Reserved bits of L1 and L2 entries have no effect, as in QEMU; a check reports them. L2 entries are decoded on every
-//! request, so the common case takes only a few branches.
+//! An entry type wraps the raw number. The methods that return a checked offset of a cluster fail if this offset is not
+//! aligned. Reserved bits of L1 entries and of standard L2 entries have no effect, as in QEMU; a check reports these bits. L2
+//! entries are decoded on every request, so the common case takes only a few branches.
 
 use std::fmt;
 
@@ -72,7 +72,7 @@ impl L1Entry {
     /// Byte offset of the L2 table, or `None` if there is none.
     ///
     /// # Errors
-    /// When the entry is invalid.
+    /// When the offset is not aligned.
     #[inline]
     pub fn l2_offset(self, geometry: Geometry) -> Result<Option<u64>, BadEntry> {
         let offset = self.raw_offset();
@@ -113,7 +113,7 @@ pub enum L2Kind {
     Unallocated,
     /// Reads as zeroes.
     Zero {
-        /// Byte offset of its preallocated cluster, if there is one.
+        /// Byte offset of the preallocated host cluster, if there is one.
         host: Option<u64>,
     },
     /// Stored uncompressed.
@@ -142,7 +142,7 @@ impl L2Entry {
     /// that the cluster is allocated; all, some or none of its subclusters have data. `Zero` is never returned.
     ///
     /// # Errors
-    /// When the entry is invalid.
+    /// When the entry is invalid; see [`BadEntry`].
     #[inline]
     pub fn kind(self, geometry: Geometry, version: u32) -> Result<L2Kind, BadEntry> {
         let host = self.raw_offset();
@@ -199,7 +199,7 @@ impl L2Entry {
         self.0 & COMPRESSED != 0
     }
 
-    /// Whether bit 0 is set. It has no meaning for compressed clusters.
+    /// Whether bit 0 is set. This bit has no meaning in entries of compressed clusters and in extended entries.
     pub fn has_zero_flag(self) -> bool {
         self.0 & ZERO != 0
     }
@@ -274,7 +274,7 @@ impl RefcountTableEntry {
     /// Byte offset of the refcount block, or `None` if there is none.
     ///
     /// # Errors
-    /// When the entry is invalid.
+    /// When a reserved bit is set or the offset is not aligned.
     pub fn block_offset(self, geometry: Geometry) -> Result<Option<u64>, BadEntry> {
         if self.reserved() != 0 {
             return Err(BadEntry::Reserved(self.0));

@@ -24,7 +24,7 @@ const FEATURE_ENTRY: usize = 48;
 const FEATURE_NAME: usize = 46;
 /// Up to this cluster size, the feature name table is not written, because it would fill a large part of the cluster.
 const NO_NAMES_UP_TO: u64 = 4096;
-/// Longest backing format name, in bytes.
+/// Maximum length of the backing format's name, in bytes.
 const MAX_FORMAT_NAME: usize = 15;
 
 /// The header field that contains a feature bit.
@@ -172,7 +172,8 @@ impl Extensions {
     /// unknown features.
     pub(super) fn names_only(area: &[u8]) -> Vec<FeatureName> {
         let mut extensions = Self::default();
-        // Extensions behind a broken extension cannot be found. A feature name table in front of it is still usable.
+        // Extensions behind a broken extension cannot be found. A feature name table in front of the broken extension is still
+        // usable.
         let _ = extensions.walk(area, |extensions, magic, data| {
             if magic == FEATURE_NAMES {
                 extensions.feature_names = parse_names(data);
@@ -286,7 +287,8 @@ fn put(out: &mut Vec<u8>, magic: u32, data: &[u8]) {
     out.extend(magic.to_be_bytes());
     out.extend(u32::try_from(data.len()).unwrap_or(u32::MAX).to_be_bytes());
     out.extend(data);
-    // Only the length of the data is rounded up. Its end offset may be unaligned, because a header can have any length.
+    // Only the length of the data is rounded up. The end of the padding may be unaligned in the file, because a header can have
+    // any length.
     let padding = data.len().next_multiple_of(8) - data.len();
     out.resize(out.len() + padding, 0);
 }

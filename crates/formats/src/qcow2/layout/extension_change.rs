@@ -5,8 +5,9 @@
 //! bitmaps is unchanged. The bitmaps extension is then the old one, the new one, or marked as not consistent (autoclear bit 0
 //! is not set).
 //!
-//! If the extension exists already and its data lies within one sector, the change is one write. The header then always refers
-//! to the old directory or to the new one. This is the case for most headers that QEMU and this program write.
+//! If a consistent extension is replaced and its data lies within one sector, the change is one write. The header then always
+//! refers to the old directory or to the new one. In most headers that QEMU and this program write, the data lies within one
+//! sector.
 
 use oxblk_core::{Errno, Error, Result};
 use zerocopy::FromBytes;
@@ -24,7 +25,7 @@ const DATA: usize = 24;
 /// Bytes of the bitmaps extension and the end marker behind it.
 const WITH_END: usize = HEAD + DATA + HEAD;
 
-/// Byte offsets of the header fields that this module reads.
+/// Byte offsets of header fields that this module reads.
 const BACKING_OFFSET: usize = 8;
 const BACKING_SIZE: usize = 16;
 const HEADER_LENGTH: usize = 100;
@@ -42,7 +43,7 @@ pub struct HeaderWrite {
 struct Chain {
     /// Offset of the bitmaps extension, and the length of its data.
     bitmaps: Option<(usize, usize)>,
-    /// Offset of the end marker.
+    /// Offset of the end marker. Without an end marker, the end of the last extension.
     end: usize,
 }
 
@@ -50,7 +51,8 @@ struct Chain {
 /// of a version 3 image.
 ///
 /// # Errors
-/// [`oxblk_core::ErrorKind::NoSpace`] when the first cluster has no free space for the extension.
+/// [`oxblk_core::ErrorKind::NoSpace`] when the first cluster has no free space for the extension,
+/// [`oxblk_core::ErrorKind::Invalid`] when the existing extensions are broken.
 pub fn change_bitmaps_extension(
     head: &[u8],
     new: Option<&BitmapsExtension>,
@@ -164,7 +166,7 @@ impl Change {
         }
         let mut bytes = encode(new);
         bytes.resize(covered.saturating_sub(end), 0);
-        // The sector with the old end marker makes the other sectors effective, so it is written last.
+        // The sector with the old end marker makes the other sectors effective, so this sector is written last.
         let first = (SECTOR - end % SECTOR).min(bytes.len());
         let rest = bytes.split_off(first);
         if !rest.is_empty() {
@@ -194,7 +196,7 @@ impl Change {
     }
 
     /// Removes the extension if it is the last one. An extension in front of others stays, but the cleared autoclear bit makes
-    /// it invalid.
+    /// this extension invalid.
     fn remove(&mut self, at: usize, len: usize, end: usize) {
         self.set_consistent(false);
         let last = at.saturating_add(HEAD).saturating_add(len.next_multiple_of(8)) >= end;

@@ -48,17 +48,17 @@ bitflags::bitflags! {
 }
 
 impl Incompatible {
-    /// The bits that have a meaning in this version of the format.
+    /// The bits that the qcow2 specification defines.
     pub const KNOWN: Self = Self::from_bits_retain(0x1f);
 
-    /// The bits that have no meaning in this version of the format.
+    /// The bits that the qcow2 specification does not define.
     pub fn unknown(self) -> Self {
         self.difference(Self::KNOWN)
     }
 }
 
 impl Autoclear {
-    /// The bits that have a meaning in this version of the format.
+    /// The bits that the qcow2 specification defines.
     pub const KNOWN: Self = Self::from_bits_retain(3);
 }
 

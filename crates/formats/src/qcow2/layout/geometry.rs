@@ -1,7 +1,7 @@
 //! Sizes that are computed from the cluster size and the widths of table entries.
 
-/// Cluster size and widths of an image's table entries. [`super::Header::parse`] only creates values within the format's
-/// limits. The arithmetic below does not panic for other values either.
+/// Cluster size and widths of an image's table entries, and whether the image has a data file. [`super::Header::parse`] only
+/// creates values within the format's limits. The arithmetic below does not panic for other values either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
     /// Binary logarithm of the cluster size in bytes, 9 to 21.
@@ -42,7 +42,7 @@ impl Geometry {
         8 << u32::from(self.extended_l2)
     }
 
-    /// Entries of an L2 table (it fills one cluster).
+    /// Number of entries of an L2 table. The table fills one cluster.
     #[inline]
     pub fn l2_entries(self) -> u64 {
         self.cluster_size() / self.l2_entry_size()
@@ -78,14 +78,13 @@ impl Geometry {
         1 << (self.refcount_order & 31)
     }
 
-    /// Refcounts in a refcount block (it fills one cluster).
+    /// Number of refcounts in a refcount block. The block fills one cluster.
     #[inline]
     pub fn refcounts_per_block(self) -> u64 {
         (self.cluster_size() << 3) >> (self.refcount_order & 63)
     }
 
-    /// Number of L1 entries that map `size` bytes. `None` if the number exceeds `i32::MAX`, because no implementation reads
-    /// such a table.
+    /// Number of L1 entries that map `size` bytes. `None` if the number exceeds `i32::MAX`. QEMU refuses an image of this size.
     pub fn l1_entries_for(self, size: u64) -> Option<u64> {
         let bytes_per_entry = 1u64.checked_shl(self.l1_shift())?;
         let entries = size.div_ceil(bytes_per_entry);
@@ -122,13 +121,13 @@ impl Geometry {
         len.div_ceil(self.cluster_size())
     }
 
-    /// The clusters of an L1 table of `entries` entries at `offset`.
+    /// The numbers of the host clusters of an L1 table of `entries` entries at `offset`.
     pub fn l1_clusters(self, offset: u64, entries: u64) -> std::ops::Range<u64> {
         let end = offset.saturating_add(entries.saturating_mul(8));
         self.cluster_index(offset)..self.clusters_for(end)
     }
 
-    /// `offset` rounded up to a cluster. Guest offsets are below 2^63, so the result does not overflow.
+    /// `offset` rounded up to the start of a cluster. Guest offsets are at most 2^63, so the result does not overflow.
     #[inline]
     pub fn cluster_end(self, offset: u64) -> u64 {
         offset.checked_next_multiple_of(self.cluster_size()).unwrap_or(u64::MAX)

@@ -4,9 +4,9 @@ use super::Geometry;
 use super::extension::END;
 use super::raw::{RawHeader, V2_LENGTH, V3_LENGTH};
 
-/// Number of bytes from the start of an image that contain its header, all extensions, and the backing file's name. `head` is
-/// the part of the image that was read already. If the result is greater than the length of `head`, more must be read.
-/// Otherwise [`super::Header::parse`] has all the bytes that it needs.
+/// Number of bytes from the start of an image that contain its header, all extensions, and the backing file's name; at most one
+/// cluster. `head` is the part of the image that was read already. If the result is greater than the length of `head`, more
+/// must be read. Otherwise [`super::Header::parse`] has all the bytes that it needs.
 pub fn header_extent(head: &[u8]) -> u64 {
     let have = head.len() as u64;
     if have < u64::from(V3_LENGTH) {

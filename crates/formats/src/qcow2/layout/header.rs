@@ -20,11 +20,11 @@ pub const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 /// Largest number of snapshots that is accepted.
 pub const MAX_SNAPSHOTS: u32 = 65_536;
 
-/// Longest backing file name, in bytes.
+/// Maximum length of the backing file's name, in bytes.
 const MAX_BACKING_NAME: u64 = 1023;
 /// Bytes of a snapshot table entry without its variable parts.
 const SNAPSHOT_ENTRY: u64 = 40;
-/// Refcounts of version 2 images have 16 bits.
+/// The refcount order of version 2 images. Their refcounts have 16 bits.
 const V2_REFCOUNT_ORDER: u32 = 4;
 
 /// How guest data is encrypted.
@@ -79,12 +79,13 @@ impl Compression {
     }
 }
 
-/// A header whose values are within the format's limits and consistent with one another.
+/// A header whose values are within the format's limits and consistent with one another, apart from the faults that the
+/// `require_*` methods report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
     /// 2 or 3.
     pub version: u32,
-    /// Cluster size and refcount width.
+    /// Cluster size, refcount width, and whether the image has extended L2 entries and a data file.
     pub geometry: Geometry,
     /// Virtual size in bytes.
     pub size: u64,
@@ -129,7 +130,8 @@ impl Header {
     /// or all bytes of a shorter file. The missing bytes of a shorter file count as zeroes.
     ///
     /// # Errors
-    /// When the image is not qcow2, violates the format, or uses an unsupported feature. The text is that of QEMU's tools.
+    /// When the image is not qcow2, violates the format, or uses an unsupported feature; when `head` is too short. The text is
+    /// the same as in QEMU's tools.
     pub fn parse(head: &[u8], file_size: u64) -> Result<Self> {
         let raw = RawHeader::from_head(head);
         let geometry = check_identity(&raw)?;
@@ -208,7 +210,7 @@ impl Header {
     /// Refuses an image without a refcount table. Only `check` may open such an image.
     ///
     /// # Errors
-    /// The text of the error is that of QEMU's tools.
+    /// When the image has no refcount table. The text is the same as in QEMU's tools.
     pub fn require_refcounts(&self) -> Result<()> {
         if self.refcount_table_clusters == 0 {
             return fault("Image does not contain a reference count table");
@@ -219,7 +221,7 @@ impl Header {
     /// Refuses an image with a broken bitmaps extension. Only `check` may open such an image.
     ///
     /// # Errors
-    /// The text of the error is that of QEMU's tools.
+    /// When the bitmaps extension is broken. The text is the same as in QEMU's tools.
     pub fn require_bitmaps(&self) -> Result<()> {
         match &self.extensions.bitmaps_fault {
             Some(text) => fault(text.clone()),
@@ -230,7 +232,7 @@ impl Header {
     /// Refuses an image whose snapshot table has an invalid offset or size. Only `check` may open such an image.
     ///
     /// # Errors
-    /// The text of the error is that of QEMU's tools.
+    /// When the offset or the size of the snapshot table is invalid. The text is the same as in QEMU's tools.
     pub fn require_snapshots(&self) -> Result<()> {
         check_table(
             self.geometry,
@@ -245,7 +247,7 @@ impl Header {
     /// Refuses to write to an image that is marked corrupt.
     ///
     /// # Errors
-    /// The text of the error is that of QEMU's tools.
+    /// When the image is marked corrupt. The text is the same as in QEMU's tools.
     pub fn require_writable(&self) -> Result<()> {
         if self.incompatible.contains(Incompatible::CORRUPT) {
             return Err(Error::new(
@@ -291,7 +293,8 @@ impl Header {
         out
     }
 
-    /// Encodes the header's known and unknown fields. The backing file's name lies at `name_offset`, if there is one.
+    /// Encodes the header's known and unknown fields. `name_offset` is the offset of the backing file's name, or 0 for a header
+    /// that refers to no name.
     fn fixed_part(&self, name_offset: u64) -> Vec<u8> {
         let name = self.backing_file.as_ref().filter(|_| name_offset > 0);
         let len =
@@ -419,7 +422,8 @@ fn check_features(raw: &RawHeader, extension_area: &[u8]) -> Result<()> {
     Err(Error::unsupported(format!("Unsupported qcow2 feature(s): {features}")))
 }
 
-/// Checks a table of `entries` entries at `offset`. It must be at most `max_bytes` long and aligned, and must end below 2^63.
+/// Checks a table of `entries` entries at `offset`. The table must be at most `max_bytes` long and aligned, and must end below
+/// 2^63.
 fn check_table(
     geometry: Geometry,
     offset: u64,
@@ -482,7 +486,7 @@ fn read_backing_name(raw: &RawHeader, first_cluster: &Cluster<'_>) -> Result<Opt
     Ok((!name.is_empty()).then_some(name))
 }
 
-/// Whether `head`, the start of an image, has the magic number and a version of this format.
+/// Whether `head`, the start of an image, has the magic number of qcow2 and a version of at least 2.
 pub fn looks_like_qcow2(head: &[u8]) -> bool {
     let field = |offset: usize| {
         let bytes = head.get(offset..)?;

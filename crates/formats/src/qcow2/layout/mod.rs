@@ -1,12 +1,13 @@
 //! On-disk structures of qcow2: parsing bytes to validated values, and encoding values to bytes. No I/O happens here.
 //!
-//! All metadata of an image passes through this module, so this module rejects hostile bytes. [`Header::parse`] accepts only
-//! consistent values, and [`Header::encode`] fails if the header does not fit in its cluster. The checked accessors of table
-//! entries return an offset only if it is aligned. They ignore reserved bits of L1 and L2 entries, as QEMU does. Before a
+//! All metadata of an image apart from the LUKS header passes through this module, so this module rejects hostile bytes.
+//! [`Header::parse`] accepts only consistent values, apart from faults that a check can repair (see the `require_*` methods).
+//! [`Header::encode`] fails if the header does not fit in its cluster. The checked accessors of table entries return the offset
+//! of a cluster only if this offset is aligned. They ignore reserved bits of L1 and standard L2 entries, as QEMU does. Before a
 //! length from an image is used, it is compared with a bound that does not come from the image.
 //!
-//! The section names in the comments are those of the qcow2 specification (docs/interop/qcow2).
-//! Messages are those that QEMU's tools print for the same fault, because scripts match on them.
+//! The section names in the comments come from the qcow2 specification (docs/interop/qcow2). Messages have the same text as in
+//! QEMU's tools for the same fault, because scripts compare the text.
 
 mod bitmap;
 mod entry;

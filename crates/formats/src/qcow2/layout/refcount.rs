@@ -39,7 +39,7 @@ fn position(index: u64, order: u32) -> Option<(usize, u32)> {
     Some((usize::try_from(bit / 8).ok()?, shift))
 }
 
-/// The refcount at `index` of a block. `None` if the index lies behind the block's end.
+/// The refcount at `index` of a block. `None` if the index lies behind the block's end, or if the width is invalid.
 #[inline]
 pub fn refcount_get(block: &[u8], index: u64, order: u32) -> Option<u64> {
     let (at, shift) = position(index, order)?;
@@ -57,7 +57,7 @@ pub fn refcount_get(block: &[u8], index: u64, order: u32) -> Option<u64> {
 /// Sets the refcount at `index` of a block.
 ///
 /// # Errors
-/// When the index or the value does not fit. The block is then unchanged.
+/// When the index lies behind the block's end, the value does not fit, or the width is invalid. The block is then unchanged.
 pub fn refcount_set(
     block: &mut [u8],
     index: u64,

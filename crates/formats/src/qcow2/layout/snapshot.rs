@@ -8,7 +8,7 @@ use super::Geometry;
 
 /// Largest snapshot table that is accepted, in bytes.
 pub const MAX_SNAPSHOT_TABLE_BYTES: u64 = 1024 * super::MAX_SNAPSHOTS as u64;
-/// Largest extra data of one entry, in bytes.
+/// Maximum length of the extra data of one entry, in bytes.
 pub const MAX_EXTRA: u32 = 1024;
 /// Length of the extra data with known fields, in bytes.
 const KNOWN_EXTRA: u32 = 24;
@@ -40,12 +40,12 @@ const _: () = {
     assert!(offset_of!(RawSnapshot, extra_size) == 36);
 };
 
-/// An internal snapshot. [`parse_snapshot`] does not check the offset and the size of its L1 table; see [`Snapshot::check_l1`].
+/// An internal snapshot. [`parse_snapshot`] does not check the offset and the size of the L1 table; see [`Snapshot::check_l1`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Byte offset of its L1 table.
+    /// Byte offset of the snapshot's L1 table.
     pub l1_offset: u64,
-    /// Entries in its L1 table.
+    /// Number of entries of the snapshot's L1 table.
     pub l1_entries: u32,
     /// Unique id.
     pub id: String,
@@ -73,7 +73,7 @@ impl Snapshot {
     /// Checks the offset and the size of the L1 table against the limits of the format.
     ///
     /// # Errors
-    /// When a limit is exceeded, with the text of QEMU's tools.
+    /// When the table is too large, or its offset is too large or not aligned. The text is the same as in QEMU's tools.
     pub fn check_l1(&self, geometry: Geometry) -> Result<()> {
         let bytes = u64::from(self.l1_entries) * 8;
         if bytes > super::MAX_L1_BYTES {
@@ -87,7 +87,8 @@ impl Snapshot {
     }
 }
 
-/// Encodes an entry, including padding. Its extra data begins with the VM state size and, if it is known, the disk size.
+/// Encodes an entry, including padding. The extra data begins with the VM state size and, if the disk size is known, the disk
+/// size.
 pub fn encode_snapshot(snapshot: &Snapshot) -> Vec<u8> {
     let mut extra = snapshot.vm_state_size.to_be_bytes().to_vec();
     // An entry of a version 2 image may have no disk size. Its extra data is then not extended.
@@ -121,7 +122,7 @@ pub fn encode_snapshot(snapshot: &Snapshot) -> Vec<u8> {
 /// `bytes` is shorter than the entry.
 ///
 /// # Errors
-/// When the entry's extra data is longer than accepted.
+/// When the entry's extra data is longer than [`MAX_EXTRA`].
 pub fn parse_snapshot(bytes: &[u8]) -> Result<Option<(Snapshot, u64)>> {
     let Ok((raw, rest)) = RawSnapshot::read_from_prefix(bytes) else { return Ok(None) };
     let extra_size = raw.extra_size.get();
@@ -170,7 +171,8 @@ pub struct Excess {
 }
 
 impl Excess {
-    /// The sizes of the entry that begins with `head`. `None` if its extra data is not too long.
+    /// The sizes of the entry that begins with `head`. `None` if the extra data is not too long, or if `head` is shorter than
+    /// the fixed fields.
     pub fn of(head: &[u8]) -> Option<Self> {
         let (raw, _) = RawSnapshot::read_from_prefix(head).ok()?;
         let extra = raw.extra_size.get();
@@ -184,7 +186,7 @@ impl Excess {
         (self.names_at + self.names_len as u64).next_multiple_of(8)
     }
 
-    /// The entry with only its known extra data.
+    /// The entry with only the known extra data. `head` is the start of the entry, and `names` is its id and its name.
     pub fn removed(head: &[u8], names: &[u8]) -> Vec<u8> {
         let mut bytes = head.get(..SNAPSHOT_HEAD).unwrap_or_default().to_vec();
         if let Ok((raw, _)) = RawSnapshot::mut_from_prefix(&mut bytes) {

@@ -126,7 +126,7 @@ impl ExtendedEntry {
     /// The kind of the cluster, which is never `Zero`. If the cluster is not compressed, the bitmap describes its subclusters.
     ///
     /// # Errors
-    /// When the entry is invalid.
+    /// When the entry is invalid; see [`BadEntry`].
     #[inline]
     pub fn kind(self, geometry: Geometry) -> Result<L2Kind, BadEntry> {
         let kind = self.entry.kind(geometry, 3)?;
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_a_cluster_touches_the_subclusters_that_it_reaches_into() {
+    fn a_byte_range_touches_every_subcluster_that_it_overlaps() {
         let touched = |from, to| Subclusters::touched_by(K64, from, to);
         assert_eq!(touched(0, 1), 1);
         assert_eq!(touched(2047, 2049), 3);

@@ -14,8 +14,8 @@ fn hex(number: u64) -> String {
 }
 
 impl Mapping {
-    /// Whether the image has a data file and the L2 entry of the guest cluster at `guest` is therefore invalid: its host offset
-    /// differs from the guest offset, or the entry is compressed.
+    /// Whether the image has a data file and an L2 entry of this kind is not valid for the guest cluster at `guest`. With a
+    /// data file, the host offset must be equal to the guest offset, and the entry must not be compressed.
     #[inline]
     pub(in crate::qcow2) fn is_misplaced(&self, guest: u64, kind: L2Kind) -> bool {
         self.geometry.data_file
@@ -28,7 +28,8 @@ impl Mapping {
             }
     }
 
-    /// Whether the new entry still refers to the host cluster of the old entry.
+    /// Whether the new entry still refers to the host cluster of the old entry. Always false if one of the entries is
+    /// compressed.
     pub(in crate::qcow2) fn keeps_host(&self, old: L2Entry, new: L2Entry) -> bool {
         let host_of = |entry: L2Entry| match entry.kind(self.geometry, self.version) {
             Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) => Some(host),
@@ -43,7 +44,8 @@ impl Mapping {
         (!entry.is_compressed() && !self.geometry.is_aligned(host)).then_some(host)
     }
 
-    /// Reports the invalid L2 entry of the guest offset `offset` as a corruption, with the text of QEMU's tools.
+    /// Reports the invalid L2 entry of the guest offset `offset` as a corruption. If the host offset is not aligned, the text
+    /// is the same as in QEMU's tools.
     pub(in crate::qcow2) async fn bad_entry(&self, offset: u64, entry: u64) -> Error {
         let text = if let Some(host) = self.unaligned_host(L2Entry(entry)) {
             let table = self.l1_entry(self.l1_index(offset)).raw_offset();
@@ -60,7 +62,8 @@ impl Mapping {
         self.facts.mark_corrupt(&text, offset).await
     }
 
-    /// As [`Self::bad_entry`], for a write to the guest offset `offset`.
+    /// As [`Self::bad_entry`], for a write to the guest offset `offset`. If the host offset is not aligned and the copied flag
+    /// is set, QEMU's tools have another text for a write.
     pub(in crate::qcow2) async fn bad_target(&self, offset: u64, entry: u64) -> Error {
         let entry = L2Entry(entry);
         let Some(host) = self.unaligned_host(entry).filter(|_| entry.copied()) else {

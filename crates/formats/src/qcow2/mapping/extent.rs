@@ -3,12 +3,13 @@
 /// The kind of the first `len` bytes of a range of the guest disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::qcow2) enum Extent {
-    /// Data at `host` in the file. `owned`: the copied flag is set, so no snapshot refers to the cluster.
+    /// Uncompressed data at the host offset `host` (in the data file, if the image has one). `owned`: the copied flag is set,
+    /// so no snapshot refers to the cluster.
     Data { host: u64, len: u64, owned: bool },
-    /// Reads as zeroes. `host`: the offset in the preallocated cluster, if there is one. `owned`: no snapshot refers to that
-    /// cluster; always false for subclusters.
+    /// Reads as zeroes. `host`: the host offset in the preallocated cluster, if there is one. `owned`: the copied flag is set;
+    /// always false with extended L2 entries.
     Zero { len: u64, host: Option<u64>, owned: bool },
-    /// Reads as the backing file does. `host`: the offset of the space that is preallocated for the data, if there is any.
+    /// Reads as the backing file does. `host`: the host offset of the space that is preallocated for the data, if there is any.
     Unallocated { len: u64, host: Option<u64> },
     /// Part of one compressed cluster, which is stored in `stored` bytes from `host` on.
     Compressed { host: u64, stored: u64, len: u64 },

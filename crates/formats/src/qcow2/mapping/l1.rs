@@ -31,8 +31,8 @@ impl Mapping {
         self.l1_entries.load(Acquire)
     }
 
-    /// Sets an L1 entry and marks it dirty under one lock. So a thread that sees the new entry and then flushes also writes the
-    /// entry.
+    /// Sets an L1 entry and marks it dirty under one lock. So a flush that begins after a thread has seen the new entry also
+    /// writes this entry.
     pub(in crate::qcow2) fn set_l1_entry(&self, index: u64, entry: L1Entry) {
         set_and_note(&self.l1, &self.l1_dirty, index, entry);
     }
@@ -60,13 +60,14 @@ impl Mapping {
         self.l1_offset.load(Acquire)
     }
 
-    /// Call this when the header refers to a new L1 table. The new table has the same entries and possibly more behind them.
+    /// Sets the offset and the number of entries of the L1 table, in memory only. The entries do not change.
     pub(in crate::qcow2) fn set_l1_place(&self, offset: u64, entries: u64) {
         self.l1_offset.store(offset, Release);
         self.l1_entries.store(entries, Release);
     }
 
-    /// Replaces all L1 entries and drops all slices. No entry may be dirty. Core has drained the node.
+    /// Replaces all L1 entries and drops all cached slices. No entry and no slice may be dirty. The caller has drained the
+    /// node.
     pub(in crate::qcow2) fn replace_l1(
         &self,
         l1: impl IntoIterator<Item = L1Entry>,
@@ -92,7 +93,8 @@ impl Mapping {
         }
     }
 
-    /// Reads the L1 table from the file. Calls `visit` with the offset of each L2 table.
+    /// Reads the L1 table from the file. Calls `visit` with the offset of each L2 table. Entries with an unaligned offset are
+    /// stored in memory, but `visit` is not called for them.
     pub(in crate::qcow2) async fn read_l1(
         &self,
         file: &Edge,
@@ -108,7 +110,7 @@ impl Mapping {
         for (index, word) in (0_u64..).zip(table.chunks_exact(8)) {
             let entry = L1Entry(word.try_into().map_or(0, u64::from_be_bytes));
             let table = entry.l2_offset(self.geometry);
-            // An entry without an offset refers to no table, even if it has flags. In memory, this entry is 0.
+            // An entry without an offset refers to no table, even if some of its flags are set. In memory, this entry is 0.
             if table == Ok(None) {
                 continue;
             }
@@ -132,7 +134,8 @@ impl Mapping {
     }
 }
 
-/// Sets the entry and adds its index to the notes under one lock. So no write-back cycle takes the notes between these steps.
+/// Sets the entry and adds its index to `notes`, the indices of the dirty entries, under one lock. So no write-back cycle takes
+/// the indices between these steps.
 fn set_and_note(
     entries: &Radix<AtomicU64>,
     notes: &Mutex<BTreeSet<u64>>,
@@ -161,7 +164,8 @@ mod tests {
         let (entries, notes) = (Radix::default(), Mutex::default());
         let seen = || entries.get(7).is_some_and(|entry: &AtomicU64| entry.load(Acquire) != 0);
         std::thread::scope(|scope| {
-            // While this thread holds the lock of the notes, the entry cannot be noted. So no thread may see the entry yet.
+            // While this thread holds the lock of `notes`, the entry cannot be marked dirty. So no thread may see the entry
+            // yet.
             let taking = lock(&notes);
             scope.spawn(|| set_and_note(&entries, &notes, 7, L1Entry::new(65536)));
             let begin = Instant::now();

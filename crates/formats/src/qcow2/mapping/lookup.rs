@@ -2,10 +2,10 @@
 //!
 //! [`Mapping::lookup`] uses only the cache and takes no lock. `metadata/slices` loads missing slices.
 //!
-//! An extended L2 entry has two words. A reader that combines an old word with a new one would get a wrong answer: data where
-//! none was written, or the backing file instead of a compressed cluster. So writers change both words under
-//! `Pinned::begin_change`. A lookup that runs during a change has no result and is repeated. Write-back cycles copy slices in
-//! the same way.
+//! An extended L2 entry has two words. A lookup that combines an old word with a new word would have a wrong result: data where
+//! no data was written, or the backing file instead of a compressed cluster. So writers change both words under
+//! `Pinned::begin_change`. A lookup that runs during a change has no result and is repeated. A write-back cycle also repeats
+//! the copy of a slice that changes during the copy.
 
 use std::sync::atomic::{AtomicU64, Ordering::Acquire};
 

@@ -8,8 +8,8 @@
 //! | `subclusters` | extended L2 entries, and extents of subclusters |
 //! | `lookup` | looking up extents of clusters in the cache |
 //!
-//! A file uses the files above it. [`Mapping`] uses [`Facts`] and no other owner. `Mapping` neither allocates clusters nor
-//! writes to the file: `metadata` does both.
+//! A file uses only files above it in this table. [`Mapping`] uses [`Facts`] and no other owner. `Mapping` neither allocates
+//! clusters nor writes to the file: `metadata` does both.
 //!
 //! Invariant: an L1 entry that a task can see is on disk, marked dirty, or taken by a running write-back cycle. So a flush that
 //! starts after the task has seen the entry also writes the entry.

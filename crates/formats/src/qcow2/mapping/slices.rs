@@ -34,11 +34,11 @@ impl Mapping {
         }
     }
 
-    /// Reads a slice from the file. The caller prevents other tasks from loading it concurrently.
+    /// Reads a slice from the file. The caller prevents other tasks from loading the same slice concurrently.
     ///
-    /// The table's offset is looked up only here, because no task can change the entries of a slice while it is being loaded.
-    /// An offset from an earlier lookup may be stale, if the table at that offset is shared with a snapshot. Since that lookup,
-    /// another task may have copied the table and changed the copy, and the changed slice may have left the cache.
+    /// The table's offset is looked up only here, because no task can change the entries of a slice while the slice is being
+    /// loaded. An offset from an earlier lookup may be stale, if the table at that offset is shared with a snapshot. Since that
+    /// lookup, another task may have copied the table and changed the copy, and the changed slice may have left the cache.
     pub(in crate::qcow2) async fn read_slice(&self, slice: u64, offset: u64) -> Result<IoBufMut> {
         let place = self.slice_place(slice).await?;
         let place = place.ok_or_else(|| Error::corrupt("the L2 table is gone").at(offset))?;
@@ -74,7 +74,7 @@ impl Mapping {
         self.l2.clear()
     }
 
-    /// Sets the largest number of cached slices.
+    /// Sets the maximum number of cached slices.
     pub(in crate::qcow2) fn set_limit(&self, slices: usize) {
         self.l2.set_limit(slices);
     }

@@ -10,7 +10,7 @@ use super::extent::{Extent, Miss};
 use crate::qcow2::layout::{ExtendedEntry, L2Entry, L2Kind, SUBCLUSTERS, Subcluster, Subclusters};
 use crate::slice_cache::Change;
 
-/// Loads the entry at word `index` of a slice.
+/// Loads the entry at word `index` of a slice. `None` if the slice ends before the end of the entry.
 pub(in crate::qcow2) fn load_entry(words: &[AtomicU64], index: usize) -> Option<ExtendedEntry> {
     let [entry, bitmap] = words.get(index..index.checked_add(2)?)? else { return None };
     Some(ExtendedEntry {

@@ -1,4 +1,4 @@
-//! Writing all metadata to disk: when the image is closed, and in each step of a compaction.
+//! Writing all metadata to disk, for example when the image is closed and in each step of a compaction. Reading the L1 table.
 
 use oxblk_core::{Edge, Errno, Error, ErrorKind, Result};
 
@@ -16,7 +16,8 @@ impl Metadata {
         self.mapping.read_l1(file, note).await
     }
 
-    /// Writes all metadata, so that the image on disk is complete and no cluster leaks.
+    /// Writes all metadata, so that the image on disk is complete and no cluster leaks. Does nothing if the image is read-only
+    /// or accepts no requests.
     pub(in crate::qcow2) async fn close_image(&self) -> Result<()> {
         if self.facts.is_read_only() || !self.facts.is_usable() {
             return Ok(());
@@ -35,7 +36,8 @@ impl Metadata {
         })
     }
 
-    /// Writes all metadata to disk, empties the caches, and makes freed clusters available for allocation.
+    /// Writes all metadata to disk, empties the caches, and makes freed clusters available for allocation. Fails with `EBUSY`
+    /// if a cached slice is pinned or dirty.
     pub(in crate::qcow2) async fn settle_metadata(&self) -> Result<()> {
         // The first write-back cycle lowers refcounts in memory, and the second one writes them.
         self.write_back(true).await?;

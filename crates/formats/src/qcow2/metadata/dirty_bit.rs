@@ -1,10 +1,10 @@
 //! The dirty bit of the header of an open image. A set bit says that refcounts on disk may be wrong, and causes a repair when
 //! the image is opened next.
 //!
-//! The bit is set and flushed before refcounts on disk become too low (lazy refcounts), and before a change of snapshots. It is
-//! cleared when all refcounts are on disk. A write that fails may still have reached the disk. So [`DirtyBit`] is unknown from
-//! the start of each write until the write and its flush have succeeded. While the value is unknown, the bit is written again
-//! before the image relies on its value.
+//! The bit is set and flushed before refcounts on disk become too low (lazy refcounts), and before a change of snapshots. The
+//! bit is cleared when all refcounts are on disk, unless a change of snapshots is incomplete. A write that fails may still have
+//! reached the disk. So the value of [`DirtyBit`] is unknown from the start of each write until the write and its flush have
+//! succeeded. While the value is unknown, the bit is written again before the image relies on its value.
 
 use std::sync::atomic::{
     AtomicU8,
@@ -63,7 +63,7 @@ impl Metadata {
     }
 
     /// Writes and flushes all refcounts, then clears the dirty bit. The dirty bit stays set if a change of snapshots did not
-    /// complete.
+    /// complete. Does nothing if the dirty bit is clear and refcounts are not lazy.
     pub(super) async fn write_postponed(&self) -> Result<()> {
         if self.dirty_bit.is_clear() && !self.facts.modes().contains(Modes::LAZY) {
             return Ok(());
@@ -105,7 +105,8 @@ impl Metadata {
         self.write_postponed().await
     }
 
-    /// Refuses a downgrade of an image that needs a repair, because version 2 has no dirty bit.
+    /// Refuses a downgrade to version 2 if a change of snapshots did not complete. Such an image needs a repair, and version 2
+    /// has no dirty bit.
     pub(in crate::qcow2) fn check_needs_no_repair(&self) -> Result<()> {
         if self.is_unfinished() {
             return Err(Error::unsupported("Cannot downgrade an image that needs a repair"));

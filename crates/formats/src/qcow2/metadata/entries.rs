@@ -12,13 +12,13 @@ use super::Metadata;
 use crate::qcow2::clusters::{Counted, ReleaseReason};
 use crate::qcow2::layout::{ExtendedEntry, L2Entry, L2Kind};
 
-/// Largest number of guest clusters that one step changes.
+/// Maximum number of guest clusters that one step changes.
 const AT_ONCE: u64 = 1 << 16;
 
 impl Metadata {
-    /// Sets the L2 entries of `count` guest clusters from `guest` on to the results of `entry`. Passes the references of the
-    /// old entries to the write-back, which lowers their refcounts. On an error, also passes the clusters of `counted` that no
-    /// entry refers to yet.
+    /// Sets the L2 entries of `count` guest clusters from `guest` on to the results of `entry`. Passes the references of
+    /// replaced entries to the write-back, which lowers the refcounts of the clusters. On an error, also passes the clusters of
+    /// `counted` that no entry refers to yet.
     pub(in crate::qcow2) async fn link(
         &self,
         guest: u64,
@@ -87,8 +87,9 @@ impl Metadata {
         Ok(())
     }
 
-    /// If `change` would change no entry of this slice, returns the guest offset at which the caller continues. The caller then
-    /// does not copy a shared L2 table.
+    /// If `change` would change no entry of the range in this slice, returns the guest offset at which the caller continues.
+    /// The caller then does not copy a shared L2 table. `None` if an entry would change or is invalid, or if the L2 table does
+    /// not exist.
     async fn unchanged_slice(
         &self,
         at: u64,

@@ -7,7 +7,8 @@ use super::Metadata;
 use crate::qcow2::layout::Header;
 
 impl Metadata {
-    /// As [`Facts::replace_header`](super::facts::Facts::replace_header). Takes both locks.
+    /// Changes and writes the header, as [`Facts::replace_header`](crate::qcow2::facts::Facts::replace_header) does. Takes
+    /// both locks.
     pub(in crate::qcow2) async fn rewrite_header(
         &self,
         change: impl FnOnce(&mut Header),
@@ -16,7 +17,7 @@ impl Metadata {
         self.rewrite_held_header(&turn, change).await
     }
 
-    /// As [`Self::rewrite_header`], for callers that hold the header lock.
+    /// The same as [`Self::rewrite_header`], for callers that hold the header lock.
     pub(in crate::qcow2) async fn rewrite_held_header(
         &self,
         turn: &MutexGuard<'_, ()>,

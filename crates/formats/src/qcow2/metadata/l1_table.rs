@@ -1,4 +1,4 @@
-//! Replacing the L1 table by a larger copy. Core has drained the node.
+//! Replacing the L1 table by a larger copy. `oxblk_core` has drained the node.
 //!
 //! The new table and its refcounts are written and flushed. Then one write to the header makes the new table the active one. So
 //! a crash leaves the old table or the new one, and leaks clusters at worst.
@@ -10,17 +10,24 @@ use super::Metadata;
 use crate::qcow2::clusters::ReleaseReason;
 use crate::qcow2::layout::{MAX_L1_BYTES, field_offsets};
 
-/// Unit in which the file is written, in bytes.
+/// Unit to which the written part of a new table is rounded up, in bytes.
 const SECTOR: u64 = 512;
 
 impl Metadata {
-    /// Replaces the L1 table by a larger one if a disk of `size` bytes needs more entries than the table has.
+    /// Replaces the L1 table by a larger one if a disk of `size` bytes needs more entries than the old table has.
+    ///
+    /// # Errors
+    /// The errors of [`Self::grow_l1_to`].
     pub(in crate::qcow2) async fn grow_l1(&self, size: u64) -> Result<()> {
         let grown = self.grow_l1_to(self.geometry.l1_entries_for(size)).await;
         grown.map_err(|error| error.prefix("Failed to grow the L1 table"))
     }
 
-    /// Replaces the L1 table by a larger one if it has fewer than `entries` entries. `None` stands for a number that overflows.
+    /// Replaces the L1 table by a larger one if it has fewer than `entries` entries. `None` stands for a number that
+    /// overflows.
+    ///
+    /// # Errors
+    /// `EFBIG` if the table would be too large, and the errors of the file.
     pub(in crate::qcow2) async fn grow_l1_to(&self, entries: Option<u64>) -> Result<()> {
         let needed = entries.filter(|entries| entries.saturating_mul(8) <= MAX_L1_BYTES);
         let needed = needed.ok_or_else(|| Error::from_errno(Errno::FBIG))?;
@@ -37,7 +44,8 @@ impl Metadata {
         let offset = run.start() << self.geometry.cluster_bits;
         let len = usize::try_from(clusters << self.geometry.cluster_bits)
             .map_err(|_| Error::from_errno(Errno::FBIG))?;
-        // If the clusters were never written, the last part of the last cluster stays a hole. The file may end in this hole.
+        // If the clusters were never written, the part of the last cluster behind the table is not written. The file may
+        // end there.
         let written = match run.is_untouched() {
             true => {
                 usize::try_from(bytes.next_multiple_of(SECTOR)).map_or(len, |most| len.min(most))

@@ -14,14 +14,14 @@
 //! | `snapshot_change` | replacing the snapshot table |
 //! | `close` | writing everything, so that the image on disk is complete |
 //!
-//! A file uses the files above it.
+//! Each file uses only files above it in this table.
 //!
-//! [`Metadata`] uses [`Facts`], [`Clusters`] and [`Mapping`]. `Clusters` and `Mapping` do not use each other. While requests
-//! run, only `Metadata` writes active L2 tables and L1 entries.
+//! [`Metadata`] uses [`Facts`], [`Clusters`] and [`Mapping`]. `Clusters` and `Mapping` do not use each other. Only
+//! `Metadata` writes active L2 tables and L1 entries, except in operations that drain the node.
 //!
-//! Invariant: a reference is on disk only after the cluster that it refers to and the refcount of that cluster. (With lazy
-//! refcounts, the dirty bit is on disk instead of the refcount.) A refcount is lowered only after the reference is gone from
-//! the disk.
+//! Invariant: a reference is written to the disk only after the cluster that it refers to and the refcount of that cluster.
+//! (With lazy refcounts, the dirty bit is on disk instead of the refcount. Clusters of a data file have no refcounts.) A
+//! refcount is lowered only after the reference is gone from the disk.
 //!
 //! Locks, in the order in which they are taken: `tables` (making an L2 table), `writing_back` (one write-back cycle at a time).
 //! Of the locks of [`Clusters`], `Tail::turn` is taken before these two, and all others after them.
@@ -56,13 +56,13 @@ use dirty_bit::DirtyBit;
 
 pub(super) use snapshot_table::{SnapshotTable, V3_EXTRA, visit_snapshots};
 
-/// The metadata of an open image.
+/// Owner of the metadata writes of an open image.
 pub(super) struct Metadata {
     geometry: Geometry,
     facts: Arc<Facts>,
     clusters: Arc<Clusters>,
     mapping: Arc<Mapping>,
-    /// Held while an L2 table is made.
+    /// Held while an L2 table is created or copied.
     tables: AsyncMutex<()>,
     /// Held during a write-back cycle.
     writing_back: AsyncMutex<()>,
@@ -75,7 +75,7 @@ pub(super) struct Metadata {
 }
 
 impl Metadata {
-    /// The metadata of an image with this snapshot table.
+    /// Creates the owner for an image with this snapshot table.
     pub(super) fn new(
         facts: Arc<Facts>,
         clusters: Arc<Clusters>,
@@ -101,7 +101,7 @@ impl Metadata {
         self.unfinished.load(Acquire)
     }
 
-    /// Call this when a change of snapshots does not complete.
+    /// Records that a change of snapshots did not complete.
     pub(super) fn set_unfinished(&self) {
         self.unfinished.store(true, Release);
     }

@@ -1,9 +1,10 @@
-//! `overlap-check`: refuses metadata writes to clusters that also contain other metadata.
+//! The runtime option `overlap-check`: refuses writes to clusters that contain protected metadata.
 //!
-//! Metadata clusters are never allocated for another purpose (see `clusters/allocator`). So structures overlap only in an image
-//! that another program has written. The overlaps are computed when the image is opened for writing. A write to a structure
-//! that overlaps a protected structure is refused, and the image is marked corrupt. Writing guest data to a metadata cluster,
-//! and freeing such a cluster as guest data, are refused in the same way.
+//! Metadata clusters are never allocated for another purpose (see `clusters/allocator`). So structures overlap only in an
+//! image that is damaged or that another program has written. The overlaps are computed when the image is opened, or
+//! reopened, for writing. A write to a structure that overlaps a protected structure is refused, and the image is marked
+//! corrupt. Writing guest data to a cluster with protected metadata, and freeing such a cluster as guest data, are refused
+//! in the same way. The option selects the structures that are protected.
 
 use std::collections::BTreeMap;
 
@@ -32,8 +33,9 @@ impl Claims {
 }
 
 impl Metadata {
-    /// Computes which structures overlap. The offsets of all structures are known already. `inactive` is the set of clusters of
-    /// the snapshots' L1 tables.
+    /// Computes which of these structures overlap: header, active L1 and L2 tables, refcount table, refcount blocks,
+    /// snapshot table, and the L1 tables of snapshots. `inactive` is the set of the clusters of these last tables. The
+    /// caller has read the offsets of all structures.
     pub(in crate::qcow2) fn find_overlaps(&self, inactive: RoaringTreemap) {
         let run = |offset: u64, bytes: u64| {
             let end = self.geometry.clusters_for(offset.saturating_add(bytes));
@@ -67,10 +69,10 @@ impl Metadata {
         self.clusters.set_overlaps(claims.shared);
     }
 
-    /// As [`Self::find_overlaps`], for an image that has become writable. Reads the snapshots' L1 tables first.
+    /// The same as [`Self::find_overlaps`], for an image that has become writable. Reads the snapshot table first.
     ///
     /// # Errors
-    /// The errors of the file.
+    /// The errors of [`visit_snapshots`](super::visit_snapshots).
     pub(in crate::qcow2) async fn note_overlaps(&self) -> Result<()> {
         let file = self.facts.file()?;
         let inactive = self.note_snapshots(&file).await?;
@@ -78,7 +80,7 @@ impl Metadata {
         Ok(())
     }
 
-    /// Whether a range of the file contains protected metadata, which must not be used for guest data.
+    /// Whether a range of the file contains metadata that `overlap-check` protects. Guest data must not be written there.
     pub(super) fn is_protected(&self, offset: u64, bytes: u64) -> bool {
         if !self.clusters.is_metadata(offset, bytes) {
             return false;
@@ -116,7 +118,7 @@ impl Metadata {
         let mut tables = tables.filter(|table| *table != 0);
         found.set(Modes::ACTIVE_L2, tables.any(|table| overlaps(table, size)));
         if found.is_empty() {
-            // The remaining structures are not distinguished.
+            // The range contains an inactive table or the bitmap directory. These structures are not distinguished.
             found = Modes::INACTIVE_L1 | Modes::INACTIVE_L2 | Modes::BITMAP_DIRECTORY;
         }
         found

@@ -1,7 +1,7 @@
 //! Loading slices of L2 tables into the cache, and looking up extents in them.
 //!
-//! A slice of a writable image is checked before it is cached. If all slices in the cache are dirty or pinned, a write-back
-//! cycle makes slices clean, so that they can be replaced.
+//! A slice of a writable image is checked before it is cached, unless the image has a data file. If all slices in the cache
+//! are dirty or pinned, a write-back cycle makes dirty slices clean, so that they can be replaced.
 
 use oxblk_core::Result;
 use oxblk_ring::IoBufMut;
@@ -12,11 +12,11 @@ use crate::qcow2::layout::{L2Entry, L2Kind};
 use crate::qcow2::mapping::{Extent, Miss};
 use crate::slice_cache::Pinned;
 
-/// After this many failed lookups the thread yields to other threads.
+/// Each time that a lookup has failed this many times, the thread yields to other threads.
 const PATIENCE: u32 = 64;
 
 impl Metadata {
-    /// The extent at the start of `offset..offset + len`. Loads the slice if it is not cached.
+    /// Looks up the extent at the start of `offset..offset + len`. Loads the slice of the L2 table if it is not cached.
     pub(in crate::qcow2) async fn extent(&self, offset: u64, len: u64) -> Result<Extent> {
         match self.extent_or_entry(offset, len).await? {
             Ok(extent) => Ok(extent),
@@ -24,7 +24,7 @@ impl Metadata {
         }
     }
 
-    /// As [`Self::extent`], for a write to this range.
+    /// The same as [`Self::extent`], for a write to this range.
     pub(in crate::qcow2) async fn extent_to_write(&self, offset: u64, len: u64) -> Result<Extent> {
         match self.extent_or_entry(offset, len).await? {
             Ok(extent) => Ok(extent),
@@ -32,7 +32,7 @@ impl Metadata {
         }
     }
 
-    /// As [`Self::extent`]. The inner error is the invalid entry.
+    /// The same as [`Self::extent`]. The inner error is an invalid L2 entry.
     async fn extent_or_entry(&self, offset: u64, len: u64) -> Result<Result<Extent, u64>> {
         let mut tries = 0_u32;
         loop {
@@ -48,7 +48,8 @@ impl Metadata {
         }
     }
 
-    /// Pins the slice of a guest offset; `None` if its L2 table does not exist.
+    /// Pins the slice that maps a guest offset. Loads the slice if it is not cached. Returns `None` if its L2 table does
+    /// not exist.
     pub(super) async fn pin_slice(&self, offset: u64) -> Result<Option<Pinned<'_>>> {
         let (slice, _) = self.mapping.slice_of(offset);
         loop {
@@ -61,21 +62,22 @@ impl Metadata {
             point();
             match self.mapping.load(slice, || self.load_slice(slice, offset)).await? {
                 Some(pinned) => return Ok(Some(pinned)),
-                // Every slice is dirty or pinned. A write-back makes slices clean.
+                // Every slice is dirty or pinned. A write-back makes dirty slices clean.
                 None => self.write_back(false).await?,
             }
         }
     }
 
-    /// Reads a slice from the file, and checks it. The caller prevents other tasks from loading it concurrently.
+    /// Reads a slice from the file, and checks the slice. The caller prevents other tasks from loading this slice
+    /// concurrently.
     async fn load_slice(&self, slice: u64, offset: u64) -> Result<IoBufMut> {
         let bytes = self.mapping.read_slice(slice, offset).await?;
         self.check_slice(&bytes).await?;
         Ok(bytes)
     }
 
-    /// Refuses a slice whose entries map guest clusters to clusters that contain metadata. In a writable image, a write in
-    /// place would overwrite the metadata. So such a slice is never cached.
+    /// Refuses a slice whose entries map guest clusters to clusters with protected metadata: a write in place would
+    /// overwrite the metadata. Slices of read-only images and of images with a data file are not checked.
     async fn check_slice(&self, bytes: &[u8]) -> Result<()> {
         if self.facts.is_read_only() || self.geometry.data_file {
             return Ok(());

@@ -1,4 +1,4 @@
-//! Replacing the snapshot table.
+//! Writing a new snapshot table that replaces the old one.
 //!
 //! A table is never changed in place. A new table is written and flushed. Then one write makes the header refer to the new
 //! table, and the old table is freed.
@@ -20,7 +20,8 @@ impl Metadata {
         self.name_snapshots(place).await
     }
 
-    /// Adds the extra data that version 3 requires to each entry of the snapshot table.
+    /// Adds the extra data that version 3 requires to each entry of the snapshot table. Does nothing if all entries have
+    /// this extra data.
     pub(in crate::qcow2) async fn complete_snapshots(&self) -> Result<()> {
         let mut list = self.snapshot_list().await?;
         if list.iter().all(|snapshot| snapshot.extra.len() >= V3_EXTRA) {
@@ -30,7 +31,8 @@ impl Metadata {
             snapshot.size = snapshot.size.or(Some(self.facts.size()));
         }
         self.store_snapshots(&list).await?;
-        // The first write-back cycle frees the old table in memory, and the second one writes its refcounts.
+        // The first write-back cycle lowers the refcounts of the old table in memory, and the second one writes these
+        // refcounts.
         self.write_back(true).await?;
         self.write_back(true).await
     }
@@ -48,6 +50,9 @@ impl Metadata {
     }
 
     /// Writes and flushes a new table. The header does not refer to this table yet.
+    ///
+    /// # Errors
+    /// `EFBIG` if the list has too many snapshots or the table would be too large, and the errors of the file.
     pub(in crate::qcow2) async fn write_snapshots(
         &self,
         list: &[Snapshot],
@@ -58,7 +63,7 @@ impl Metadata {
         if count > MAX_SNAPSHOTS || len > MAX_SNAPSHOT_TABLE_BYTES {
             return Err(Error::from_errno(Errno::FBIG));
         }
-        let mut place = SnapshotTable { offset: 0, count, bytes: len };
+        let mut place = SnapshotTable { offset: 0, count, bytes: len, is_broken: false };
         if len > 0 {
             place.offset = self.store_table(bytes).await?;
         }
@@ -68,7 +73,8 @@ impl Metadata {
     /// Makes the header refer to a table from [`Self::write_snapshots`], and frees the old table.
     ///
     /// # Errors
-    /// The errors of the file. The old table stays in use, and the new table is freed.
+    /// The errors of the file. The new table is then freed, and the old table stays in use. If the header cannot be
+    /// restored, the image accepts no further requests.
     pub(in crate::qcow2) async fn name_snapshots(&self, place: SnapshotTable) -> Result<()> {
         let fields = |place: SnapshotTable| {
             [&place.count.to_be_bytes()[..], &place.offset.to_be_bytes()[..]].concat()

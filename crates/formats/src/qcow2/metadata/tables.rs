@@ -1,8 +1,8 @@
-//! Making new L2 tables, copying L2 tables that are shared with a snapshot before they change, and writing other tables to new
-//! clusters.
+//! Making new L2 tables, copying the L2 tables that are shared with a snapshot before a change, and writing other tables to
+//! new clusters.
 //!
-//! A new L2 table is written to the file before the L1 entry in memory refers to it. So its slices can be loaded from the file.
-//! The L1 entry reaches the disk with the next write-back, after the table's contents and its refcount.
+//! A new L2 table is written to the file before the L1 entry in memory refers to it. So the slices of the table can be
+//! loaded from the file. The next write-back cycle writes the L1 entry, after the contents and the refcount of the table.
 
 use oxblk_core::{Errno, Error, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
@@ -12,9 +12,9 @@ use crate::qcow2::clusters::{Counted, ReleaseReason};
 use crate::qcow2::layout::L1Entry;
 
 impl Metadata {
-    /// Makes sure that the L2 table of a guest cluster exists before clusters are reserved for its data. So a table lies in
-    /// front of the first data that it maps, as in images that QEMU writes. Returns how many of the `count` clusters from
-    /// `guest` on the table maps.
+    /// Makes sure that the L2 table of a guest cluster exists before clusters are reserved for its data. So in a new image
+    /// a table lies in front of the first data that it maps, as in images that QEMU writes. Returns how many of the `count`
+    /// clusters from `guest` on this table maps.
     pub(in crate::qcow2) async fn table_before_data(&self, guest: u64, count: u64) -> Result<u64> {
         self.ensure_table(self.mapping.l1_index(guest)).await?;
         let entries = self.geometry.l2_entries();
@@ -22,6 +22,10 @@ impl Metadata {
     }
 
     /// Makes sure that the L2 table of an L1 index exists and is not shared with a snapshot.
+    ///
+    /// # Errors
+    /// `EIO` if the L1 table has no such index, `Corrupt` if the offset in the L1 entry is not aligned, and the errors of
+    /// the file.
     pub(super) async fn ensure_table(&self, index: u64) -> Result<()> {
         if self.mapping.l1_entry(index).copied() {
             return Ok(());
@@ -61,14 +65,15 @@ impl Metadata {
         Ok(())
     }
 
-    /// Writes a table to new contiguous clusters and flushes it. Returns its offset.
+    /// Writes a table to new contiguous clusters and flushes it. Returns the offset of the table.
     pub(in crate::qcow2) async fn store_table(&self, bytes: Vec<u8>) -> Result<u64> {
         let (offset, counted) = self.store_unnamed_table(bytes).await?;
         counted.keep();
         Ok(offset)
     }
 
-    /// As [`Self::store_table`]. The clusters are freed unless the caller calls [`Counted::keep`] on the returned references.
+    /// The same as [`Self::store_table`], but the clusters are freed unless the caller calls [`Counted::keep`] on the
+    /// returned references.
     pub(in crate::qcow2) async fn store_unnamed_table(
         &self,
         mut bytes: Vec<u8>,

@@ -1,21 +1,22 @@
 //! Writing metadata back, in an order that survives a crash at any point.
 //!
-//! One cycle runs at a time (`writing_back`). During its I/O, a cycle holds no lock that a cache hit or a guest write needs.
-//! The steps of a cycle are:
+//! One cycle runs at a time (`writing_back`). During its I/O, a cycle holds no lock that a cache hit or a guest write in
+//! place needs. The steps of a cycle are:
 //!
 //! 1. take the list of dropped references, the changed L1 entries with their values, and copies of the dirty L2 slices, in this
 //!    order. So the copies contain the changes that dropped the references and filled the new tables. Each cluster that the
 //!    copies refer to was written before, and its refcount was raised in the cache;
-//! 2. write the dirty refcounts; flush the file and the data file, so that data and refcounts are durable. With lazy refcounts,
-//!    set the dirty bit in the header instead of writing refcounts;
-//! 3. write the copies; flush if a later step relies on them;
-//! 4. write the L1 entries; flush if a later step relies on them;
+//! 2. write the dirty refcounts. If there are copies or L1 entries to write, flush the file and the data file, so that data
+//!    and refcounts are durable. With lazy refcounts, set the dirty bit in the header instead of writing refcounts;
+//! 3. write the copies. Flush if L1 entries follow;
+//! 4. write the L1 entries. Flush if refcounts are to be lowered, or if the caller requests durability;
 //! 5. lower the refcounts of the dropped references. Clusters whose refcount reaches 0 are quarantined until the requests that
 //!    may still use them have ended (see `clusters/allocator`).
 //!
-//! A cycle that fails or is cancelled restores its input: slices and L1 entries are dirty again, and the dropped references
-//! stay in the list. The next cycle waits until the I/O of a cancelled cycle has ended (see `write_barrier`). An I/O error in
-//! step 5 does not fail the cycle: the next cycle tries to lower these refcounts again.
+//! If a cycle fails or is cancelled, it restores its input: the slices and L1 entries that were not written are dirty
+//! again, and the remaining dropped references return to the list. The next cycle waits until the I/O of a cancelled cycle
+//! has ended (see `write_barrier`). An I/O error in step 5 does not fail the cycle: the next cycle tries to lower these
+//! refcounts again.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -47,15 +48,16 @@ impl Metadata {
         if self.clusters.needs_write_back().await? { self.write_back(false).await } else { Ok(()) }
     }
 
-    /// Runs one cycle. With `durable`, all changes that completed before the call are on stable storage afterwards. Only the
-    /// lowering of refcounts may happen later.
+    /// Runs one write-back cycle. With `durable`, all changes that completed before the call are on stable storage
+    /// afterwards. Only refcounts may change later: refcounts are lowered after the cycle, and lazy refcounts are also
+    /// raised later.
     pub(in crate::qcow2) async fn write_back(&self, durable: bool) -> Result<()> {
         let _turn = self.writing_back.lock().await;
         let file = self.facts.file()?;
         let mut cycle = Cycle::begin(self);
         if let Err(stopped) = self.facts.check_usable() {
-            // A pointer on disk may differ from memory, so no metadata may be written. If no table has changed, a flush loses
-            // nothing: the refcounts on disk are correct or too high.
+            // The image is corrupt, or a pointer on disk may differ from memory, so no metadata may be written. If no table
+            // has changed, a flush is enough: the refcounts on disk are correct or too high.
             return if cycle.changes_tables() {
                 Err(stopped)
             } else {
@@ -75,7 +77,7 @@ impl Metadata {
             .await
         {
             Err(error) if error.kind() == ErrorKind::Corrupt => return Err(error),
-            // The requested data is durable. The next cycle lowers the remaining refcounts.
+            // All tables are written, so the cycle succeeds. The next cycle lowers the remaining refcounts.
             Err(error) => tracing::warn!(
                 "qcow2: refcounts could not be lowered yet; the next write-back tries again: {error}"
             ),
@@ -155,13 +157,14 @@ impl Metadata {
         run_all(writes).await
     }
 
-    /// As [`Clusters::reserve_to_use_behind`](super::clusters::Clusters::reserve_to_use_behind), without a preferred cluster.
-    /// First runs a write-back cycle if one is needed.
+    /// Reserves `count` contiguous clusters, or fewer
+    /// ([`Clusters::reserve_to_use_behind`](crate::qcow2::clusters::Clusters::reserve_to_use_behind)). First runs a
+    /// write-back cycle if one is needed.
     pub(super) async fn reserve_to_use(&self, count: u64) -> Result<Reserved<'_>> {
         self.reserve_to_use_behind(None, count).await
     }
 
-    /// As [`Self::reserve_to_use`], from cluster `behind` on if this cluster is free.
+    /// The same as [`Self::reserve_to_use`], from cluster `behind` on if this cluster is free.
     pub(in crate::qcow2) async fn reserve_to_use_behind(
         &self,
         behind: Option<u64>,
@@ -172,8 +175,8 @@ impl Metadata {
     }
 }
 
-/// The input of one cycle. If the cycle fails or is cancelled, dropping its input marks the slices and L1 entries dirty again,
-/// and returns the dropped references to the list.
+/// The input of one write-back cycle. If the cycle fails or is cancelled, dropping this value marks the slices and L1
+/// entries dirty again, and returns the dropped references to the list.
 struct Cycle<'a> {
     image: &'a Metadata,
     dropped: VecDeque<Dropped>,
@@ -197,7 +200,8 @@ impl<'a> Cycle<'a> {
         !(self.l1.is_empty() && self.copies.is_empty())
     }
 
-    /// Call this when the slices and the L1 entries are on disk. The refcounts of the dropped references can then be lowered.
+    /// Call this when the slices and the L1 entries are written. After that, the refcounts of the dropped references can be
+    /// lowered.
     fn written(&mut self) {
         self.l1.clear();
         self.copies.drain(..).for_each(DirtyCopy::written);

@@ -1,8 +1,9 @@
-//! A map from host clusters to their number of references, and to the claims of the copied flags of the referring entries.
+//! A map from host clusters to their number of references, and to what the copied flags of the referring entries claim
+//! about the refcount.
 //!
-//! The map is sparse and consists of pages. If all clusters of a page have the same count and claims, which is the most
-//! common case, the page stores them once. Otherwise the page stores one byte for each cluster. If a count does not fit
-//! into a byte, the page stores four bytes for each cluster.
+//! The map is sparse and consists of pages. In the most common case, all clusters of a page have the same count and claims,
+//! and the page stores them once. Otherwise the page stores one byte for each cluster, or four bytes for each cluster if a
+//! count is too large (see `NARROW`).
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -22,7 +23,7 @@ const COUNT: u32 = NOT_COPIED - 1;
 /// Mask of the count in a narrow entry. The claims are the two bits above it, in the same order as in a wide entry.
 const NARROW: u8 = 0x3f;
 
-/// The claim of an entry about the refcount of its cluster.
+/// What an entry claims about the refcount of the cluster that it refers to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) enum Claim {
     /// No claim.
@@ -51,7 +52,7 @@ impl Referred {
         u64::from(self.0 & COUNT)
     }
 
-    /// Whether the refcount `refcount` contradicts the claim of an entry.
+    /// Whether the refcount `refcount` contradicts the claim of an entry that refers to the cluster.
     pub(in super::super) fn is_belied_by(self, refcount: u64) -> bool {
         let wrong = if refcount == 1 { NOT_COPIED } else { COPIED };
         self.0 & wrong != 0
@@ -91,7 +92,7 @@ impl Page {
         }
     }
 
-    /// Gives each cluster an entry of its own.
+    /// Gives each cluster its own entry.
     fn spread(&mut self) {
         if let Self::Uniform(entry) = *self {
             *self = match narrow(entry) {
@@ -101,7 +102,7 @@ impl Page {
         }
     }
 
-    /// Stores one entry for all clusters if all of them are equal.
+    /// If all entries of a narrow page are equal, stores one entry for all clusters.
     fn join(&mut self) {
         let Self::Narrow(entries) = self else { return };
         let [first, .., last] = **entries;
@@ -126,7 +127,8 @@ impl Page {
         }
     }
 
-    /// Adds references and claims to all entries of `range`, unless one count would exceed `limit` or the width of the page.
+    /// Adds references and claims to all entries of `range`. Returns `false` and adds nothing if a count would exceed
+    /// `limit` or the largest count that the page can store.
     fn add_to_all(&mut self, range: Range<usize>, times: u32, claims: u32, limit: u32) -> bool {
         let whole = range == (0..LEN);
         if !whole {
@@ -159,7 +161,8 @@ impl Page {
     }
 }
 
-/// Adds references and claims to all entries, unless one count would exceed `limit` or the width of an entry.
+/// Adds references and claims to all entries. Returns `false` and adds nothing if a count would exceed `limit` or the
+/// largest count that a wide entry can store.
 fn add(entries: &mut [u32], times: u32, claims: u32, limit: u32) -> bool {
     let most = entries.iter().map(|entry| *entry & COUNT).max().unwrap_or(0);
     let fits = most.saturating_add(times) <= limit.min(COUNT);
@@ -173,21 +176,21 @@ fn add(entries: &mut [u32], times: u32, claims: u32, limit: u32) -> bool {
 #[derive(Debug, Clone, Default)]
 pub(in super::super) struct References {
     pages: BTreeMap<u64, Page>,
-    /// Maximum of the reported count: the maximum refcount of the image. The map itself counts beyond this limit, because
-    /// references may be removed again.
+    /// Maximum of the reported counts, normally the maximum refcount of the image. The map itself counts beyond this limit,
+    /// because references may be removed again.
     limit: u32,
 }
 
 /// Result of adding references.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) struct Added {
-    /// The new number of references, at most the limit.
+    /// The new number of references, at most the limit of the map.
     pub(in super::super) count: u64,
-    /// Whether the number of references exceeds the maximum refcount of the image.
+    /// Whether the number of references exceeds the limit of the map.
     pub(in super::super) overflow: bool,
 }
 
-/// Facts about a range of clusters whose refcounts equal the counted references.
+/// Result of [`References::agree`] for a range of clusters whose refcounts equal the counted references.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(in super::super) struct Agreement {
     /// The last cluster with a refcount other than 0.
@@ -201,7 +204,7 @@ fn index(cluster: u64) -> usize {
 }
 
 impl References {
-    /// Makes an empty map. For each cluster, at most `limit` references are reported.
+    /// Creates an empty map. For each cluster, at most `limit` references are reported.
     pub(in super::super) fn new(limit: u64) -> Self {
         Self { pages: BTreeMap::new(), limit: u32::try_from(limit).unwrap_or(COUNT).min(COUNT) }
     }
@@ -217,8 +220,8 @@ impl References {
     }
 
     /// Adds `times` references to each of `count` clusters from `first` on. Stops at the first page in which a count would
-    /// exceed the limit or the width of the page. Returns the number of clusters that were processed. If this number is
-    /// less than `count`, the caller adds the next cluster with [`Self::add`].
+    /// exceed the limit or the largest count that the page can store. Returns the number of clusters that were processed.
+    /// If this number is less than `count`, the caller adds the next cluster with [`Self::add`].
     pub(in super::super) fn add_run(
         &mut self,
         first: u64,
@@ -240,7 +243,7 @@ impl References {
         done
     }
 
-    /// Removes one reference to a cluster.
+    /// Removes one reference to a cluster, if the cluster has any.
     pub(in super::super) fn remove(&mut self, cluster: u64) {
         if let Some(page) = self.pages.get_mut(&(cluster / PAGE)) {
             let entry = page.get(index(cluster));
@@ -273,7 +276,8 @@ impl References {
         entries.filter(move |(cluster, entry)| range.contains(cluster) && entry.0 != 0)
     }
 
-    /// The indices of the refcount blocks, of `per_block` clusters each, in which a cluster has references, in order.
+    /// The indices of the refcount blocks, of `per_block` clusters each, in which a cluster has references or claims, in
+    /// order.
     pub(in super::super) fn blocks(&self, per_block: u64) -> Vec<u64> {
         let mut blocks: Vec<u64> = Vec::new();
         for (page, entries) in &self.pages {
@@ -291,8 +295,9 @@ impl References {
         blocks
     }
 
-    /// Compares the refcounts in `block`, of 2^`order` bits each, with the counted references of the clusters of
-    /// `range`. Returns `None` if any differs.
+    /// Compares the refcounts in `block`, of 2^`order` bits each, with the counted references of the clusters of `range`.
+    /// The first refcount in `block` is that of the first cluster. Returns `None` if a refcount differs or `block` is too
+    /// short.
     pub(in super::super) fn agree(
         &self,
         range: Range<u64>,
@@ -328,7 +333,8 @@ impl References {
     }
 }
 
-/// Compares the refcounts of the block, from index `skipped` on, with the counted references.
+/// Compares the refcounts of the block, from index `skipped` on, with the counted references. Returns `None` if a refcount
+/// differs.
 fn agree_with(
     entries: impl Iterator<Item = (u64, Referred)>,
     block: &[u8],

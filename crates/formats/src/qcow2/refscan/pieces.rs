@@ -1,7 +1,7 @@
 //! Parsing an L2 table into runs of host clusters.
 //!
-//! Most tables are a single run. An entry that is not a plain cluster inside the file is returned unchanged, because
-//! the caller must examine or report it. This module does no I/O.
+//! An entry that does not simply refer to a cluster inside the file is returned unchanged, because the caller must examine
+//! or report it. This module does no I/O.
 
 use super::super::layout::{ExtendedEntry, Geometry, l2_table};
 
@@ -17,8 +17,8 @@ pub(in super::super) enum Piece {
         /// Whether the copied flag of the entries is set.
         copied: bool,
     },
-    /// An entry that the caller must examine: compressed, broken, past the end of the file, or of an image with a data
-    /// file.
+    /// An entry that the caller must examine: it is compressed or invalid, it refers to a cluster behind the end of the
+    /// file, or the image has a data file.
     Odd {
         /// Index of the entry in the table.
         index: u32,
@@ -27,8 +27,8 @@ pub(in super::super) enum Piece {
     },
 }
 
-/// The references of the entries of a table, in a file of `clusters` clusters. Entries without a reference are left
-/// out.
+/// The references of the entries of a table, in a file of `clusters` clusters. Valid entries without a host cluster are
+/// left out, unless the image has a data file.
 pub(in super::super) fn pieces(
     table: &[u8],
     geometry: Geometry,

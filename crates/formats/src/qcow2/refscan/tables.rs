@@ -5,16 +5,17 @@ use futures_util::stream::{self, Stream, StreamExt as _};
 use oxblk_core::{Edge, Result};
 use oxblk_ring::IoBufMut;
 
-/// Approximate total size in bytes of the batches that are read or processed concurrently.
+/// Intended total size in bytes of the batches that are read or processed concurrently. There are at least two batches.
 const READ_AHEAD: u64 = 1 << 20;
-/// Bytes in one job of a worker. The work for a batch takes much longer than passing it to the worker.
+/// Size of a batch in bytes, for tables up to this size. A worker thread processes one batch per job. The work for a batch
+/// takes much longer than passing it to the thread.
 const BATCH: u64 = 256 << 10;
 
 /// Contiguous tables in the file: the offset of the first one, and the tag of each.
 type Group<T> = (u64, Vec<T>);
 
-/// Reads the clusters at `places` concurrently, and calls `look` for each of them on a worker thread. The results have
-/// the order of `places`.
+/// Reads the tables at `places` concurrently. For each table that can be read, calls `look` on a worker thread. The results
+/// have the order of `places`.
 pub(in super::super) fn read_tables<T, P, L>(
     file: &Edge,
     cluster_size: u64,
@@ -48,7 +49,7 @@ where
         .flat_map(stream::iter)
 }
 
-/// Splits the places into batches, one for each job of a worker.
+/// Splits the places into batches, one for each job of a worker thread.
 struct Batches<T> {
     places: std::vec::IntoIter<(T, u64)>,
     per_batch: u64,
@@ -77,7 +78,7 @@ fn grouped<T>(batch: Vec<(T, u64)>, cluster_size: u64) -> Vec<Group<T>> {
     groups
 }
 
-/// Reads the tables of a batch into one allocation, because many small ones would fragment the heap.
+/// Reads the tables of a batch into one allocation, because many small allocations would fragment the heap.
 async fn read_batch<T>(
     file: &Edge,
     cluster_size: u64,
@@ -93,7 +94,8 @@ async fn read_batch<T>(
     join_all(reads).await.into_iter().flatten().collect()
 }
 
-/// Reads contiguous clusters with one read. If this read fails, reads them one by one, so that each cluster has its own result.
+/// Reads contiguous clusters with one read. If this read fails, reads the clusters one by one, so that each cluster has its
+/// own result.
 async fn read_group<T>(
     file: &Edge,
     cluster_size: u64,

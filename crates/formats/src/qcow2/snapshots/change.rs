@@ -2,8 +2,8 @@
 //!
 //! Each operation has three steps. First, it raises the refcounts of all clusters that gain a reference. Second, one write
 //! to the header, or to one sector of the L1 table, makes the change effective. Third, it lowers the refcounts of all
-//! clusters that lost a reference. The dirty bit is set during the operation, so that a crash causes a repair when the
-//! image is opened next.
+//! clusters that lost a reference. In images of version 3, the dirty bit is set during the operation. So after a crash, the
+//! image is repaired when it is opened for writing next.
 
 use oxblk_core::snapshot::SnapshotInfo;
 use oxblk_core::{Errno, Error, ErrorKind, Result};
@@ -17,8 +17,8 @@ use super::references::{Pass, Reach};
 /// Number of bytes that a disk writes atomically.
 const SECTOR: usize = 512;
 
-/// Guard of a change in progress. If it is dropped before the change ends, because the thread ended, the image stays
-/// dirty and is repaired when it is opened next.
+/// Guard of a change in progress. If the future of the change is dropped before the change ends, the image stays dirty and
+/// is repaired when it is opened for writing next.
 struct Halfway<'a>(Option<&'a Metadata>);
 
 impl Halfway<'_> {
@@ -37,7 +37,7 @@ impl Drop for Halfway<'_> {
 }
 
 impl ImageSnapshots {
-    /// Creates a snapshot: a copy of the active L1 table, which refers to the same L2 tables.
+    /// Creates a snapshot: a copy of the active L1 table that refers to the same L2 tables.
     pub(in crate::qcow2) async fn take_snapshot(&self, new: &SnapshotInfo) -> Result<()> {
         self.facts.check_writable()?;
         self.check_counts_data()?;
@@ -91,8 +91,8 @@ impl ImageSnapshots {
         }
     }
 
-    /// Lowers refcounts that were raised for references which do not exist because of `error`. Returns `error`. If a
-    /// refcount cannot be lowered, its cluster leaks.
+    /// Lowers the refcounts that were raised for new references, because these references were not written. Returns
+    /// `error`, the reason. If a refcount cannot be lowered, its cluster leaks.
     pub(super) async fn undo_raise(&self, reach: &Reach, error: Error) -> Error {
         // If it is unknown to which table the header refers, the references may exist.
         if self.facts.check_usable().is_ok()
@@ -163,8 +163,8 @@ impl ImageSnapshots {
         self.activate(l1, size, &reach).await
     }
 
-    /// Activates an empty L1 table of `entries` entries, and drops the references of the old table. The caller ensures
-    /// that the node is drained and that no metadata is dirty.
+    /// Makes an empty L1 table of `entries` entries the active L1 table, and drops the references of the old table. The
+    /// caller ensures that the node is drained and that no metadata is dirty.
     pub(in crate::qcow2) async fn activate_nothing(&self, entries: usize) -> Result<()> {
         let l1 = vec![L1Entry::EMPTY; entries];
         let nothing = self.reach(&l1, Pass::Leave).await?;
@@ -200,9 +200,9 @@ impl ImageSnapshots {
         Ok(())
     }
 
-    /// Writes an L1 table with these bytes. Then changes the header: it refers to this table instead of the `old` table,
-    /// and contains the disk size `size`. Returns the offset of the table. If there is no free space for a new table, the
-    /// old table is overwritten if that is safe.
+    /// Writes an L1 table with these bytes. Then changes the header, so that it refers to this table instead of the `old`
+    /// table, and contains the disk size `size`. Returns the offset of the table. If there is no free space for a new
+    /// table, the old table is overwritten if that is safe.
     async fn name_l1(&self, old: &(Vec<L1Entry>, u64), bytes: &[u8], size: u64) -> Result<u64> {
         let offset = match self.metadata.store_table(bytes.to_vec()).await {
             Ok(offset) => offset,
@@ -292,15 +292,15 @@ impl ImageSnapshots {
         Ok(Alone::new(alone))
     }
 
-    /// Notes that a change succeeded, but that some old references could not be dropped.
+    /// Records that a change succeeded, but that a later step failed, so that clusters may be leaked.
     fn leaves_leaks(&self, error: &Error) {
         tracing::warn!("qcow2: the image needs a repair when it is opened next: {error}");
         self.metadata.set_unfinished();
     }
 
-    /// Ends a change: lowers refcounts, corrects copied flags, and clears the dirty bit. After a success, only entries
-    /// that refer to the clusters `alone` may lack the copied flag. After a failure, any entry may lack it. If a step of
-    /// this function fails, the change is still in effect, and the image stays dirty. It is then repaired when it is
+    /// Ends a change: lowers refcounts, corrects copied flags, and clears the dirty bit. After a success, only entries that
+    /// refer to the clusters `alone` may lack the copied flag. After a failure, any entry may lack it. If a step of this
+    /// function fails, the change is still in effect, and the image stays dirty. The image is then repaired when it is
     /// opened for writing next.
     async fn settle(&self, outcome: Result<()>, alone: Alone) -> Result<()> {
         if self.facts.check_usable().is_err() {

@@ -1,9 +1,9 @@
 //! The copied flags of the active tables. A set flag says that the refcount of the cluster is exactly one, so that the
 //! cluster may be written in place.
 //!
-//! Before a change, the scan that counts the references clears the flags that will become wrong (see `references`).
-//! After the change, flags are set again: after a success for the clusters whose refcount has become one, after a
-//! failure for all clusters whose refcount is one.
+//! Before a change, the flags that will become wrong are cleared (see `references`). After the change, flags are set again:
+//! after a success for the clusters whose refcount has become one, and after a failure for all clusters whose refcount is
+//! one.
 
 use std::sync::Arc;
 
@@ -34,7 +34,8 @@ impl Alone {
     }
 }
 
-/// Sets the copied flag in the entries that refer to clusters of `alone`. Returns the table if it changes.
+/// Sets the copied flag in the entries that refer to clusters of `alone`. Returns the new table, or `None` if no flag
+/// changes.
 fn owned(
     table: IoBufMut,
     alone: &RoaringTreemap,
@@ -65,8 +66,8 @@ fn owned(
 }
 
 impl ImageSnapshots {
-    /// Sets the copied flag in the active entries that refer to clusters of `alone`, on disk and in memory, and flushes.
-    /// The caller ensures that no slice is dirty.
+    /// Sets the copied flag in the active L1 and L2 entries that refer to clusters of `alone`, on disk and in memory, and
+    /// flushes. Does nothing if `alone` is empty. The caller ensures that no slice is dirty.
     pub(super) async fn claim_alone(&self, alone: Alone) -> Result<()> {
         if alone.0.is_empty() {
             return Ok(());
@@ -76,7 +77,8 @@ impl ImageSnapshots {
         let (geometry, version) = (self.geometry, self.facts.version());
         let clusters = Arc::clone(&alone.0);
         let places = self.mapping.table_places(&l1)?;
-        let tagged = places.iter().map(|(_, offset)| (*offset, *offset)).collect();
+        let tables = self.tables_once(&l1)?;
+        let tagged = tables.into_iter().map(|(offset, _)| (offset, offset)).collect();
         let changed = read_tables(&file, geometry.cluster_size(), tagged, move |_, table| {
             owned(table, &clusters, geometry, version)
         });
@@ -97,7 +99,7 @@ impl ImageSnapshots {
         self.metadata.write_back(true).await
     }
 
-    /// Clears the copied flag of all active L1 entries, writes them and flushes.
+    /// Clears the copied flag of all active L1 entries, writes the changed entries and flushes.
     pub(super) async fn disown_tables(&self) -> Result<()> {
         for (index, offset) in self.mapping.table_places(&self.mapping.active_l1())? {
             if self.mapping.l1_entry(index).copied() {
@@ -108,15 +110,16 @@ impl ImageSnapshots {
         self.metadata.write_back(true).await
     }
 
-    /// Sets or clears the copied flag of all active entries according to the refcounts, on disk and in memory, and flushes.
-    /// The caller ensures that no slice is dirty.
+    /// Sets or clears the copied flag of all active L1 and L2 entries according to the refcounts, on disk and in memory,
+    /// and flushes. Invalid and compressed entries stay unchanged. The caller ensures that no slice is dirty.
     pub(super) async fn claim_truth(&self) -> Result<()> {
         let l1 = self.mapping.active_l1();
         let file = self.facts.file()?;
         {
-            let mut tables = Box::pin(self.l2_tables(&l1));
+            let offsets = self.tables_once(&l1)?.into_iter().map(|(offset, _)| offset).collect();
+            let mut tables = Box::pin(self.l2_tables(offsets));
             while let Some(table) = tables.next().await {
-                let (_, offset, entries) = table?;
+                let (offset, entries) = table?;
                 let mut claimed = Vec::with_capacity(entries.len());
                 for entry in &entries {
                     claimed.push(self.true_claim(*entry).await?);
@@ -138,7 +141,7 @@ impl ImageSnapshots {
         self.metadata.write_back(true).await
     }
 
-    /// The L2 table at `offset` with new entries. Its subcluster bitmaps do not change.
+    /// The bytes of the L2 table at `offset` with these entries. The subcluster bitmaps do not change.
     async fn table_with(&self, file: &Edge, offset: u64, entries: &[L2Entry]) -> Result<Vec<u8>> {
         let size = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
         let stride = usize::try_from(self.geometry.l2_entry_words()).unwrap_or(1);

@@ -1,5 +1,5 @@
-//! Internal snapshots (section "Snapshots" of the qcow2 specification). Core drains the node while a snapshot is created,
-//! applied or deleted.
+//! Internal snapshots (section "Snapshots" of the qcow2 specification). `oxblk_core` drains the node before a snapshot is
+//! created, applied or deleted.
 //!
 //! | file | concern |
 //! |---|---|
@@ -14,10 +14,10 @@
 //! A crash at any point leaves either the old state or the new one. One write makes the change effective: it changes the
 //! location of the snapshot table or of the L1 table in the header, or one sector of the L1 table. Refcounts of new
 //! references are raised before this write, and refcounts of lost references are lowered after it. Between these steps,
-//! refcounts are too high, which causes leaks at worst.
+//! refcounts are correct or too high, so a crash leaks clusters at worst.
 //!
-//! A copied flag is never set wrongly. It may be missing during the operation. For this reason the dirty bit is set
-//! during the operation. After a crash, the next open for writing repairs the flags.
+//! A set copied flag is always right. During the operation, copied flags may be missing. For this reason the dirty bit is
+//! set during the operation (version 2 has no dirty bit). After a crash, the next open for writing repairs the flags.
 
 mod change;
 mod copied;
@@ -38,7 +38,7 @@ use super::layout::{Geometry, Snapshot};
 use super::mapping::Mapping;
 use super::metadata::Metadata;
 
-/// Changes of the snapshots of an open image.
+/// Owner of the changes of snapshots of an open image.
 pub(super) struct ImageSnapshots {
     geometry: Geometry,
     facts: Arc<Facts>,
@@ -49,7 +49,7 @@ pub(super) struct ImageSnapshots {
 }
 
 impl ImageSnapshots {
-    /// The owner of the snapshots of an image, from the image's other owners.
+    /// Creates the owner from the other owners of the image.
     pub(super) fn new(
         facts: Arc<Facts>,
         clusters: Arc<Clusters>,

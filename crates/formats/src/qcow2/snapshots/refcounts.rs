@@ -1,5 +1,5 @@
-//! Changing the refcounts of many clusters in bulk, while the node is drained. Complete refcount blocks are read and
-//! written without the cache. Worker threads change the refcounts in the blocks.
+//! Changing the refcounts of many clusters at once. The node is drained. Complete refcount blocks are read and written
+//! without the cache. Worker threads change the refcounts in the blocks.
 //!
 //! After a torn write, a block contains a mix of old and new refcounts. A mix is safe, because the old and the new
 //! refcounts are correct or too high: refcounts are raised before the new references exist, and lowered after the old
@@ -25,7 +25,7 @@ enum Change {
     Lower,
 }
 
-/// Contiguous host clusters: the first one, and their number.
+/// Contiguous host clusters: the index of the first one, and their number.
 type Run = (u64, u64);
 
 /// A refcount block after the change.
@@ -49,7 +49,7 @@ fn push(runs: &mut Vec<Run>, cluster: u64) {
 /// Changes the refcounts in a block.
 ///
 /// # Errors
-/// The first cluster whose refcount would leave its valid range.
+/// The first cluster whose refcount would become invalid.
 fn change_block(
     counted: &References,
     index: u64,
@@ -79,26 +79,30 @@ fn change_block(
 }
 
 impl ImageSnapshots {
-    /// Raises the refcounts of all clusters of `reach`. If this fails, the raised refcounts are lowered again.
+    /// Raises the refcounts of all clusters of `reach`. If a block cannot be changed, tries to lower the raised refcounts
+    /// again.
     ///
     /// # Errors
-    /// `EINVAL` when a refcount would exceed its maximum, and the errors of the file.
+    /// `EINVAL` if a refcount would exceed its maximum, `EBUSY` if a slice of refcounts is in use, and the errors of the
+    /// file.
     pub(super) async fn raise_reach(&self, reach: &Reach) -> Result<()> {
         let blocks = reach.counted.blocks(self.geometry.refcounts_per_block());
         let mut done = Vec::new();
         let raised = self.change_blocks(reach, blocks, Change::Raise, &mut done).await;
         if raised.is_err() {
-            // If this fails too, clusters are leaked.
+            // If lowering fails too, clusters are leaked.
             let _ = self.change_blocks(reach, done, Change::Lower, &mut Vec::new()).await;
         }
         raised.map(drop)
     }
 
-    /// Lowers the refcounts of all clusters of `reach`. The references must be gone from the disk. Returns the clusters
+    /// Lowers the refcounts of all clusters of `reach`. The references must no longer be on the disk. Returns the clusters
     /// whose refcount is one now.
     ///
     /// # Errors
-    /// The errors of the file, and `Corrupt` when a refcount is too low. The refcounts in other blocks are still lowered.
+    /// The errors of the file, `Corrupt` if a refcount is too low or a freed cluster contains metadata, and `EBUSY` if a
+    /// slice of refcounts is in use. If only some refcount blocks cannot be changed, the refcounts in the other blocks are
+    /// still lowered.
     pub(super) async fn lower_reach(&self, reach: &Reach) -> Result<RoaringTreemap> {
         let blocks = reach.counted.blocks(self.geometry.refcounts_per_block());
         self.change_blocks(reach, blocks, Change::Lower, &mut Vec::new()).await
@@ -144,7 +148,7 @@ impl ImageSnapshots {
         outcome.map(|()| alone)
     }
 
-    /// Writes a block, and quarantines the clusters that it frees.
+    /// Writes a changed block, and quarantines the clusters whose refcount has become 0.
     async fn write_changed(
         &self,
         reach: &Reach,

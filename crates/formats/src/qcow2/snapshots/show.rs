@@ -1,4 +1,4 @@
-//! Reading a snapshot through a read-only node: its L1 table replaces the active one, in memory only.
+//! Reading a snapshot through a read-only node: the snapshot's L1 table replaces the active L1 table, in memory only.
 
 use oxblk_core::{Errno, Error, Result};
 
@@ -7,7 +7,10 @@ use super::ImageSnapshots;
 use super::change::find;
 
 impl ImageSnapshots {
-    /// Makes the node show the contents and the size of a snapshot.
+    /// Makes the node show the contents of a snapshot, and its disk size if the snapshot stores one.
+    ///
+    /// # Errors
+    /// `EACCES` if the node is writable, `ENOENT` if the snapshot does not exist, and the errors of the file.
     pub(in crate::qcow2) async fn show_snapshot(&self, id: &str) -> Result<()> {
         self.facts.check_usable()?;
         if !self.facts.is_read_only() {

@@ -7,8 +7,8 @@ use super::references::Pass;
 use crate::qcow2::layout::L1Entry;
 
 impl ImageSnapshots {
-    /// Frees the VM state that the active L1 table maps. First, the L1 entries of the VM state are cleared on disk. Then the
-    /// refcounts of its clusters are lowered. Core has drained the node.
+    /// Frees the VM state that the active L1 table maps. First, the L1 entries of the VM state are cleared on disk. Then
+    /// the refcounts of the clusters of the VM state are lowered. `oxblk_core` has drained the node.
     pub(in crate::qcow2) async fn forget_vm_state(&self) -> Result<()> {
         let first = self.geometry.l1_entries_for(self.facts.size()).unwrap_or(u64::MAX);
         let indices = first..self.mapping.l1_entries().max(first);

@@ -25,8 +25,8 @@ impl Qcow2 {
         start..end
     }
 
-    /// Writes `data` into the new clusters of `run`, and copies the data of the other subclusters from the old
-    /// clusters.
+    /// Writes `data` into the new clusters of `run`, and copies the data of the other subclusters from the old clusters.
+    /// Then makes the L2 entries refer to the new clusters.
     pub(in super::super) async fn fill_new(
         &self,
         offset: u64,
@@ -44,7 +44,7 @@ impl Qcow2 {
         let mut tail = if last == first { 0 } else { self.carried(last, offset, end).await? };
         let (carried_head, carried_tail) = (head, tail);
 
-        // Subclusters next to the data are written together with it. The others are copied separately.
+        // The subclusters next to the data are written together with the data. The others are copied separately.
         let mut whole = self.round_out(offset, end, 0);
         let size = self.geometry.subcluster_size();
         whole.start = self.take_before(first, whole.start, size, &mut head);
@@ -147,7 +147,7 @@ impl Qcow2 {
         ranges
     }
 
-    /// Copies the current contents of a guest range to `host`.
+    /// Copies the current contents of a guest range to the host offset `host`.
     async fn copy(&self, range: Range<u64>, host: u64, untouched: bool) -> Result<()> {
         let end = self.facts.end_of_data(range.end);
         match self.old_contents(range.start, end, untouched).await? {

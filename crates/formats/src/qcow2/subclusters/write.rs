@@ -1,11 +1,11 @@
 //! Writes that `Driver::map` cannot forward to a host offset, in images with subclusters.
 //!
-//! The order is that of other writes (see [`super::super::write`]): data, refcounts, entries. A request is split into
-//! runs of clusters, and each run is
+//! The order is the same as in other writes (see [`super::super::write`]): data, refcounts, entries. A request is split
+//! into runs, and each run is of one of these kinds:
 //!
-//! - *in place*: every touched subcluster has data in a cluster that the image owns;
+//! - *in place*: every touched subcluster has data, in clusters that the image owns (the copied flag is set);
 //! - *owned*: the image owns the cluster, but some of its touched subclusters have no data yet;
-//! - *new*: the clusters are not allocated, shared with a snapshot, or compressed, so that new clusters are needed.
+//! - *new*: new clusters are needed, because the old clusters are unallocated, shared with a snapshot, or compressed.
 
 use oxblk_core::{BoxFuture, Result, run_all};
 use oxblk_ring::IoBuf;
@@ -26,7 +26,7 @@ enum Run {
 }
 
 impl Qcow2 {
-    /// Writes `data` to the guest disk at `offset`. The caller holds the range lock.
+    /// Writes `data` to the guest disk at `offset`. The caller holds the guest range lock.
     pub(in super::super) async fn write_subclusters(
         &self,
         offset: u64,
@@ -78,7 +78,7 @@ impl Qcow2 {
         Ok(Run::New { len: covered })
     }
 
-    /// Writes `data` into the owned cluster at `host`. `bitmap` says which of its subclusters have data.
+    /// Writes `data` into the owned cluster at `host`. `bitmap` says which subclusters of this cluster have data.
     async fn write_owned(
         &self,
         offset: u64,

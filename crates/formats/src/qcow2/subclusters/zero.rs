@@ -1,5 +1,5 @@
-//! Zero writes and discards in images with subclusters. They change L2 entries. Data is written only to zero a part of a
-//! compressed cluster.
+//! Zero writes and discards in images with subclusters. These requests change L2 entries. They write data only to zero a
+//! part of a compressed cluster.
 
 use oxblk_core::{Result, ZeroFlags};
 use oxblk_ring::IoBuf;
@@ -13,8 +13,8 @@ impl Qcow2 {
     /// Makes whole subclusters read as zeroes. The caller holds the range lock.
     ///
     /// # Errors
-    /// [`oxblk_core::ErrorKind::Unsupported`] if data would have to be written, for a part of a compressed cluster, and
-    /// `flags` forbid this.
+    /// [`oxblk_core::ErrorKind::Unsupported`] if a part of a compressed cluster is to be zeroed, and `flags` forbid writing
+    /// data. Also the errors of the file.
     pub(in super::super) async fn zero_subclusters(
         &self,
         offset: u64,
@@ -73,7 +73,7 @@ impl Qcow2 {
             .await
     }
 
-    /// Discards whole clusters, which read as zeroes afterwards. The caller holds the range lock.
+    /// Discards whole clusters. The clusters read as zeroes afterwards. The caller holds the range lock.
     pub(in super::super) async fn discard_subclusters(&self, from: u64, to: u64) -> Result<()> {
         let keep = self.facts.keeps_discarded();
         self.metadata
@@ -102,8 +102,8 @@ impl Qcow2 {
             .await
     }
 
-    /// Drops the contents of whole clusters. Clusters that are not empty do not read from a backing file afterwards.
-    /// The caller holds the range lock.
+    /// Drops the contents of whole clusters. A cluster that had an L2 entry other than 0 is not read from the backing file
+    /// afterwards. The caller holds the range lock.
     pub(in super::super) async fn clear_subclusters(&self, from: u64, to: u64) -> Result<()> {
         self.metadata
             .change_extended(from, to, ReleaseReason::CutOff, |old| {
