@@ -222,7 +222,6 @@ impl Driver for SimDriver {
 
     fn limits(&self) -> Limits {
         Limits {
-            write_flags: WriteFlags::FUA,
             zero_flags: ZeroFlags::MAY_UNMAP,
             grows: self.grows(),
             has_zero_init: true,

@@ -150,8 +150,9 @@ pub trait Driver: Send + Sync + 'static {
     /// [`WriteFlags::FUA`] with a flush.
     fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> BoxFuture<'_, Result<()>>;
 
-    /// Makes a range read as zeroes. `None`: the driver does not support zero writes. In this case, and if the future
-    /// returns [`crate::ErrorKind::Unsupported`], the request path writes zeroes as data, unless the request has
+    /// Makes a range read as zeroes. Of the optional flags, `flags` has only those that [`Limits::zero_flags`] declares.
+    /// `None`: the driver does not support zero writes. In this case, and if the future returns
+    /// [`crate::ErrorKind::Unsupported`], the request path writes zeroes as data, unless the request has
     /// [`ZeroFlags::NO_FALLBACK`].
     fn write_zeroes(
         &self,

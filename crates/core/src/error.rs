@@ -103,8 +103,8 @@ impl Error {
         self
     }
 
-    /// Replaces the text by `message`. Kind, errno, node, path and offset stay; the hint is dropped. The error with the
-    /// old text becomes the source.
+    /// Replaces the text by `message`. Kind, errno, node, path, offset and hint stay; the error with the old text
+    /// becomes the source.
     #[must_use]
     pub fn reword(self, message: impl Into<Cow<'static, str>>) -> Self {
         let mut outer = Self::new(self.0.kind, message);
@@ -112,6 +112,7 @@ impl Error {
         outer.0.node.clone_from(&self.0.node);
         outer.0.path.clone_from(&self.0.path);
         outer.0.offset = self.0.offset;
+        outer.0.hint.clone_from(&self.0.hint);
         outer.0.source = Some(Box::new(self));
         outer
     }
@@ -321,6 +322,16 @@ mod tests {
         let text = |errno| format!("{:?}", Error::from_errno(errno).on_path("x"));
         assert_eq!(text(Errno::NOSPC), "No space left on device (NoSpace, ENOSPC, path x)");
         assert!(text(4000).contains("(Io, errno 4000, path x)"));
+    }
+
+    #[test]
+    fn a_new_text_keeps_everything_else() {
+        let error = Error::from_errno(Errno::NOSPC).on_node("n").on_path("p").at(512);
+        let error = error.with_hint("Free some space").reword("Image is full");
+        assert_eq!(error.to_string(), "Image is full");
+        assert_eq!((error.kind(), error.raw_errno()), (ErrorKind::NoSpace, Errno::NOSPC));
+        assert_eq!((error.node(), error.path(), error.offset()), (Some("n"), Some("p"), Some(512)));
+        assert_eq!(error.hint(), Some("Free some space"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! [`Limits`]: the limits and capabilities of a driver. [`MAX_LENGTH`]: the maximum length of a disk.
 
-use crate::{Error, ErrorKind, Result, WriteFlags, ZeroFlags};
+use crate::{Error, ErrorKind, Result, ZeroFlags};
 
 /// Maximum length of a disk in bytes: 2^63 - 1, rounded down to a multiple of 1 GiB, so that offsets can be rounded up
 /// without overflow.
@@ -42,10 +42,9 @@ pub struct Limits {
     pub max_discard: u64,
     /// Alignment at which discards have an effect.
     pub discard_alignment: u32,
-    /// Write flags that the driver implements itself. The request path does not use this field: it emulates FUA for
-    /// every driver.
-    pub write_flags: WriteFlags,
-    /// Zero-write flags that the driver implements itself. The request path does not use this field.
+    /// Which of [`ZeroFlags::MAY_UNMAP`] and [`ZeroFlags::NO_FALLBACK`] the driver implements. The request path removes
+    /// `MAY_UNMAP` if the driver does not implement it, and refuses a zero write with `NO_FALLBACK`. The other flags need
+    /// no declaration: the request path emulates `FUA`, and every driver that needs `OWN` implements it.
     pub zero_flags: ZeroFlags,
     /// A newly created image reads as zeroes in ranges that were never written.
     pub has_zero_init: bool,
@@ -64,7 +63,6 @@ impl Default for Limits {
             write_zeroes_alignment: 1,
             max_discard: 0,
             discard_alignment: 1,
-            write_flags: WriteFlags::empty(),
             zero_flags: ZeroFlags::empty(),
             has_zero_init: false,
             grows: false,

@@ -1,14 +1,15 @@
 //! Nodes: one driver instance in the graph, shared by all I/O threads.
 //!
 //! A node owns its driver and its children, and knows its parents' edges. The fast path uses only fields that need no
-//! lock, such as the size, the alignments and the children. The [`SlowPathFlags`] of a node send requests to the slow
+//! lock, such as the size, the alignments and the children. The [`SlowPath`] state of a node sends requests to the slow
 //! path. `permissions` changes and checks the permissions of the parents.
 
 mod permissions;
+mod slow_path;
 
 use std::sync::atomic::{
     AtomicBool, AtomicU32, AtomicU64,
-    Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
@@ -24,20 +25,8 @@ use crate::users::Users;
 use crate::{ChildIdx, Children, Edge, Limits, OpenFlags, Options, Result};
 pub(crate) use permissions::PermissionsLock;
 
-bitflags::bitflags! {
-    /// Reasons why a node sends requests to the slow path.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-    pub(crate) struct SlowPathFlags: u32 {
-        /// Writes that contain only zeroes become zero writes.
-        const DETECT_ZEROES = 1;
-        /// A guard checks the data of each write (probed raw images).
-        const WRITE_GUARD = 4;
-        /// Dirty bitmaps record the writes.
-        const BITMAPS = 8;
-        /// Reads store in this node the data that they fetch from the backing file.
-        const COPY_ON_READ = 16;
-    }
-}
+use slow_path::SlowPath;
+pub(crate) use slow_path::SlowPathFlags;
 
 /// How `detect-zeroes` treats writes that contain only zeroes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -54,10 +43,6 @@ pub enum DetectZeroes {
 /// Size of a sector in bytes.
 const SECTOR: u64 = 512;
 
-/// The unit of the count of serialising requests (read-modify-write, copy-on-read). The count is in the upper bits of
-/// `gates`, above the slow-path flags.
-const SERIALISING: u32 = 1 << 16;
-
 /// Checks offset and data of a write and may refuse the write.
 pub(crate) type WriteGuard = Box<dyn Fn(u64, &[u8]) -> Result<()> + Send + Sync>;
 
@@ -73,7 +58,7 @@ pub struct Node {
     limits: RwLock<Arc<Limits>>,
     request_alignment: AtomicU32,
     mem_alignment: AtomicU32,
-    gates: AtomicU32,
+    slow_path: SlowPath,
     write_guard: OnceLock<WriteGuard>,
     bitmaps: BitmapList,
     // The order of these locks is in docs/architecture.md, "Locks and their order". A holder of a range in `serialise`
@@ -116,9 +101,9 @@ pub(crate) struct NodeParts {
 
 impl Node {
     pub(crate) fn new(parts: NodeParts) -> Arc<Self> {
-        let mut gates = SlowPathFlags::empty();
-        gates.set(SlowPathFlags::DETECT_ZEROES, parts.settings.detect_zeroes != DetectZeroes::Off);
-        gates.set(SlowPathFlags::COPY_ON_READ, parts.settings.flags.copy_on_read);
+        let mut flags = SlowPathFlags::empty();
+        flags.set(SlowPathFlags::DETECT_ZEROES, parts.settings.detect_zeroes != DetectZeroes::Off);
+        flags.set(SlowPathFlags::COPY_ON_READ, parts.settings.flags.copy_on_read);
         let node = Self {
             size: AtomicU64::new(whole_sectors(parts.factory, parts.driver.size())),
             limits: RwLock::new(Arc::new(Limits::default())),
@@ -132,7 +117,7 @@ impl Node {
             children: parts.children,
             users: Users::default(),
             epochs: parts.epochs,
-            gates: AtomicU32::new(gates.bits()),
+            slow_path: SlowPath::new(flags),
             serialise: RangeLock::new(),
             aligned_writes: Epochs::default(),
             unflushed: Unflushed::new(),
@@ -353,32 +338,32 @@ impl Node {
     }
 
     pub(crate) fn gated(&self) -> bool {
-        self.gates.load(SeqCst) != 0
+        self.slow_path.is_needed()
     }
 
     pub(crate) fn has_gate(&self, gate: SlowPathFlags) -> bool {
-        self.gates.load(Acquire) & gate.bits() != 0
+        self.slow_path.has(gate)
     }
 
     pub(crate) fn set_slow_path(&self, gate: SlowPathFlags) {
-        self.gates.fetch_or(gate.bits(), AcqRel);
+        self.slow_path.set(gate);
     }
 
     pub(crate) fn clear_slow_path(&self, gate: SlowPathFlags) {
-        self.gates.fetch_and(!gate.bits(), AcqRel);
+        self.slow_path.clear(gate);
     }
 
     /// Counts a read-modify-write or copy-on-read in progress; see the module `request::align`.
     pub(crate) fn begin_serialising(&self) {
-        self.gates.fetch_add(SERIALISING, SeqCst);
+        self.slow_path.begin_serialising();
     }
 
     pub(crate) fn end_serialising(&self) {
-        self.gates.fetch_sub(SERIALISING, SeqCst);
+        self.slow_path.end_serialising();
     }
 
     pub(crate) fn is_serialising(&self) -> bool {
-        self.gates.load(SeqCst) >= SERIALISING
+        self.slow_path.is_serialising()
     }
 
     /// Records that a write has completed, so that the next flush has data to flush.

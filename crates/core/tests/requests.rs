@@ -8,6 +8,8 @@ mod abandoned;
 mod bitmaps;
 #[path = "requests/closing.rs"]
 mod closing;
+#[path = "requests/creation.rs"]
+mod creation;
 #[path = "requests/drains.rs"]
 mod drains;
 #[path = "requests/failed_changes.rs"]
@@ -24,8 +26,8 @@ use std::sync::Arc;
 
 use memory::{Memory, graph, node, node_with, options};
 use oxblk_core::{
-    Backend, Edge, ErrorKind, Limits, OpenFlags, Perm, Permissions, Preallocation, StatusFlags,
-    Want, WriteFlags, ZeroFlags,
+    Backend, Edge, Errno, ErrorKind, Limits, OpenFlags, Perm, Permissions, Preallocation,
+    StatusFlags, Want, WriteFlags, ZeroFlags,
 };
 use oxblk_ring::{IoBuf, IoBufMut, block_on, spawn};
 
@@ -200,6 +202,31 @@ fn zero_writes_without_fallback_fail_if_the_driver_does_not_support_them() {
         let backend = Backend::new(&graph, "b", node(&graph, "m", &memory), all()).unwrap();
         let error = backend.write_zeroes(0, 4096, ZeroFlags::NO_FALLBACK).await.unwrap_err();
         assert_eq!((error.kind(), error.raw_errno()), (ErrorKind::Unsupported, 95));
+    });
+}
+
+#[test]
+fn a_driver_receives_only_the_zero_flags_that_it_implements() {
+    block_on(async {
+        let graph = graph();
+        for (name, implemented, outcome, log) in [
+            ("no", ZeroFlags::empty(), Err(Errno::OPNOTSUPP), vec![]),
+            ("yes", ZeroFlags::NO_FALLBACK, Ok(()), vec!["unmap 0+4096"]),
+        ] {
+            let memory = Arc::new(Memory {
+                bytes: vec![7; 8192].into(),
+                limits: Limits { zero_flags: implemented, ..Limits::default() },
+                zeroes: true,
+                ..Memory::default()
+            });
+            let backend = Backend::new(&graph, "", node(&graph, name, &memory), all()).unwrap();
+            let flags = ZeroFlags::NO_FALLBACK | ZeroFlags::MAY_UNMAP;
+            let zeroed = backend.write_zeroes(0, 4096, flags).await;
+            assert_eq!(zeroed.map_err(|error| error.raw_errno()), outcome);
+            assert_eq!(memory.take_log(), log);
+            backend.write_zeroes(0, 4096, ZeroFlags::empty()).await.unwrap();
+            assert_eq!(memory.take_log(), ["zero 0+4096"]);
+        }
     });
 }
 

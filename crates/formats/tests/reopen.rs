@@ -67,6 +67,33 @@ fn a_disk_becomes_read_only_and_writable_again_with_its_file() {
 }
 
 #[test]
+fn a_reopen_of_a_file_alone_changes_the_limits_of_all_nodes_above() {
+    let file = file();
+    let name = file.path().to_str().unwrap();
+    block_on(async {
+        let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
+        let nodes = options(&format!(
+            "driver=raw,node-name=top,file.driver=raw,file.node-name=middle,\
+             file.file.driver=file,file.file.node-name=below,file.file.filename={name}"
+        ));
+        let disk = graph.open_backend(None, nodes, OpenFlags::default()).await.unwrap();
+        let alignments = || {
+            ["top", "middle", "below"].map(|name| graph.node(name).unwrap().limits().mem_alignment)
+        };
+        assert_eq!(alignments(), [1; 3]);
+        for direct in [true, false] {
+            let below = graph.node("below").unwrap();
+            let options = options(if direct { "cache.direct=on" } else { "cache.direct=off" });
+            graph.reopen(vec![ReopenRequest { node: below, options, keep: true }]).await.unwrap();
+            let [top, middle, below] = alignments();
+            assert_eq!(below > 1, direct);
+            assert_eq!((top, middle), (below, below));
+        }
+        disk.close().await.unwrap();
+    });
+}
+
+#[test]
 fn requests_complete_while_the_cache_mode_changes() {
     let file = file();
     block_on(async {

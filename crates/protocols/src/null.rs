@@ -113,7 +113,6 @@ impl Driver for Null {
 
     fn limits(&self) -> Limits {
         Limits {
-            write_flags: WriteFlags::FUA,
             zero_flags: ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK,
             has_zero_init: self.read_zeroes,
             ..Limits::default()

@@ -251,7 +251,7 @@ impl File {
     )]
     pub async fn len(&self) -> io::Result<u64> {
         match &self.0 {
-            Inner::Sim(disk) => Ok(disk.len()),
+            Inner::Sim(disk) => disk.file_len(),
             Inner::Closed => Err(bad_descriptor()),
             Inner::Host(host) => {
                 // SAFETY: no memory involved. Nothing uses the descriptor's position.

@@ -5,9 +5,11 @@
 use std::cell::RefCell;
 use std::future::Future;
 use std::ops::Range;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use oxblk_ring::{
@@ -181,4 +183,51 @@ fn a_panicking_waker_does_not_block_other_requests() {
         drop(bad);
         assert!(lock.is_idle());
     });
+}
+
+/// A waker that takes and releases `lock` when it is dropped.
+struct ReentrantWaker {
+    lock: Arc<RangeLock>,
+    /// How often the destructor has run.
+    dropped: Arc<AtomicU64>,
+}
+
+impl ReentrantWaker {
+    fn waker(lock: &Arc<RangeLock>, dropped: &Arc<AtomicU64>) -> Waker {
+        Waker::from(Arc::new(Self { lock: Arc::clone(lock), dropped: Arc::clone(dropped) }))
+    }
+}
+
+impl Wake for ReentrantWaker {
+    fn wake(self: Arc<Self>) {}
+}
+
+impl Drop for ReentrantWaker {
+    fn drop(&mut self) {
+        self.lock.try_lock(0..100);
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn the_destructor_of_a_waker_may_use_the_lock() {
+    let (lock, dropped) = (Arc::new(RangeLock::new()), Arc::new(AtomicU64::new(0)));
+    let poll = |request: &mut Pin<Box<_>>| {
+        let waker = ReentrantWaker::waker(&lock, &dropped);
+        Future::poll(Pin::as_mut(request), &mut Context::from_waker(&waker)).is_ready()
+    };
+    let mut first: Pin<Box<dyn Future<Output = _>>> = Box::pin(lock.lock(0..10));
+    assert!(poll(&mut first));
+    assert_eq!(dropped.load(Ordering::Relaxed), 1);
+    drop(first);
+    let held = lock.try_lock(0..10).unwrap();
+    let mut waiting: Pin<Box<dyn Future<Output = _>>> = Box::pin(lock.lock(0..10));
+    assert!(!poll(&mut waiting));
+    // The second waker replaces the first.
+    assert!(!poll(&mut waiting));
+    assert_eq!(dropped.load(Ordering::Relaxed), 2);
+    drop(waiting);
+    assert_eq!(dropped.load(Ordering::Relaxed), 3);
+    drop(held);
+    assert!(lock.is_idle());
 }

@@ -274,3 +274,79 @@ fn a_kept_copy_equals_the_disk_after_a_cut_at_its_boundary() {
         assert!(left(&moment) == left(&cut), "at boundary {boundary}");
     }
 }
+
+#[test]
+fn every_change_in_flight_at_the_cut_may_survive() {
+    // Each outcome: the size, whether sector 0 was punched, and whether sector 1 was zeroed.
+    let mut outcomes = BTreeSet::new();
+    for seed in 0..100 {
+        let disk = Disk::from_bytes(seed, &[5; 2048]);
+        disk.keep_moments(seed, 3);
+        sim::run(seed, async {
+            let file = File::sim(&disk);
+            let punch = file.fallocate(Falloc::PunchHole, 0, 512);
+            let zero = file.fallocate(Falloc::ZeroRange, 512, 512);
+            let shrink = file.set_len(1536);
+            let (punch, zero, shrink) = futures_util::future::join3(punch, zero, shrink).await;
+            punch.and(zero).and(shrink).unwrap();
+        });
+        // At the first boundary all three operations are in flight.
+        let (boundary, started) = disk.moments().remove(0);
+        assert_eq!(boundary, 0);
+        assert_eq!(started.after_power_loss_none().bytes(), [5; 2048]);
+        let bytes = started.after_power_loss(seed).bytes();
+        outcomes.insert((bytes.len(), bytes[0], bytes[512]));
+    }
+    for outcome in [(2048, 5, 5), (1536, 5, 5), (2048, 0, 5), (2048, 5, 0), (1536, 0, 0)] {
+        assert!(outcomes.contains(&outcome), "{outcome:?} is not among {outcomes:?}");
+    }
+}
+
+#[test]
+fn a_fua_write_makes_only_the_changes_of_the_size_durable_that_its_data_needs() {
+    let size_after = |changes: &[u64], offset: u64| {
+        let disk = Disk::new(1, 4096);
+        sim::run(1, async {
+            let file = File::sim(&disk);
+            for len in changes {
+                file.set_len(*len).await.unwrap();
+            }
+            let data = IoBufMut::filled(512, 7).freeze();
+            file.write_all_at(data, offset, true).await.unwrap();
+        });
+        let sizes: BTreeSet<u64> = (0..50).map(|seed| disk.after_power_loss(seed).len()).collect();
+        sizes.into_iter().collect::<Vec<_>>()
+    };
+    // The write extends the disk.
+    assert_eq!(size_after(&[], 4096), [4608]);
+    assert_eq!(size_after(&[1024], 4096), [4608]);
+    // The write does not need the new size.
+    assert_eq!(size_after(&[2048], 0), [2048, 4096]);
+    assert_eq!(size_after(&[8192], 0), [4096, 8192]);
+    // An earlier change made room for the write.
+    assert_eq!(size_after(&[8192], 4096), [8192]);
+    assert_eq!(size_after(&[8192, 6144], 4096), [6144, 8192]);
+    assert_eq!(size_after(&[1024, 6144], 2048), [6144]);
+}
+
+#[test]
+fn every_operation_fails_after_the_cut() {
+    let disk = Disk::from_bytes(1, &[5; 2048]);
+    disk.cut_after(0);
+    sim::run(1, async {
+        let file = File::sim(&disk);
+        let errors = [
+            file.len().await.map(drop),
+            file.seek_extent(0).await.map(drop),
+            file.seek_extents(0, 1).await.map(drop),
+            file.read_at(IoBufMut::new(512), 0).await.0.map(drop),
+            file.set_len(0).await,
+            file.sync(true).await,
+            file.clone().close().await,
+        ];
+        for error in errors {
+            assert_eq!(error.unwrap_err().raw_os_error(), Some(libc::EIO));
+        }
+    });
+    assert_eq!(disk.len(), 2048, "a test can still look at the disk");
+}

@@ -103,6 +103,14 @@ fn reads_verify_print_and_report_the_same_as_qemu_io() {
 }
 
 #[test]
+fn a_zero_write_without_fallback_fails_on_formats_that_may_write_data() {
+    for format in ["vdi", "vpc", "qed", "parallels"] {
+        let both = disk(format);
+        both.same(Io, &["-f", format, "-c", "write -z -n 0 1M", "disk"]);
+    }
+}
+
+#[test]
 fn writes_report_and_fail_as_with_qemu_io() {
     each(&[
         "write",

@@ -55,9 +55,7 @@ impl NewImage {
         driver.check_create(graph, &own)?;
         run(self.protocol, graph, CreateRequest { target, options: below }).await?;
         let new_file = self.created();
-        let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
-        let opened = graph.open_protocol(&self.filename, Options::new(), flags).await;
-        let node = match opened {
+        let node = match self.open().await {
             Ok(node) => node,
             Err(error) => {
                 self.remove(new_file);
@@ -82,8 +80,16 @@ impl NewImage {
             return Err(error);
         }
         edge.detach();
-        graph.release(node).await?;
+        if let Err(error) = graph.release(node).await {
+            self.remove_closed(new_file).await;
+            return Err(error);
+        }
         Ok(if existed { Created::kept() } else { new_file })
+    }
+
+    async fn open(&self) -> Result<Arc<Node>> {
+        let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
+        self.graph.open_protocol(&self.filename, Options::new(), flags).await
     }
 
     /// Attaches a user to the file. The permissions of this user keep other users and processes from changing the file.
@@ -105,6 +111,24 @@ impl NewImage {
         if !self.driver.passes_permissions() {
             created.remove_incomplete(&self.filename);
         }
+    }
+
+    /// Like [`Self::remove`], for a file that has been closed. Another process may use the file now. The file is opened
+    /// again to exclude other processes during the removal.
+    async fn remove_closed(&self, created: Created) {
+        let (filename, kept) = (&self.filename, "the incomplete image is kept");
+        let node = match self.open().await {
+            Ok(node) => node,
+            Err(error) => return tracing::warn!(filename, %error, "{kept}"),
+        };
+        match self.attach(&node) {
+            Ok(edge) => {
+                self.remove(created);
+                edge.detach();
+            }
+            Err(error) => tracing::warn!(filename, %error, "{kept}"),
+        }
+        self.graph.release_after_failure(node).await;
     }
 
     /// The file that the protocol has just created.

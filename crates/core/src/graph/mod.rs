@@ -12,6 +12,7 @@ mod data_file;
 mod drain;
 mod filename;
 mod generic;
+mod limits;
 mod open;
 mod probe;
 mod reopen;

@@ -49,6 +49,12 @@ async fn write_zeroes_parts(
     flags: ZeroFlags,
 ) -> Result<()> {
     let limits = node.limits();
+    if flags.contains(ZeroFlags::NO_FALLBACK) && !limits.zero_flags.contains(ZeroFlags::NO_FALLBACK)
+    {
+        return Err(no_fallback(node, offset));
+    }
+    let unsupported = ZeroFlags::MAY_UNMAP - limits.zero_flags;
+    let flags = flags - unsupported;
     let block = u64::from(limits.write_zeroes_alignment.max(limits.request_alignment).max(1));
     let most = match limits.max_write_zeroes {
         0 => MAX_RANGE,
@@ -86,9 +92,14 @@ async fn zero_one(node: &Arc<Node>, offset: u64, len: u64, flags: ZeroFlags) -> 
         }
     }
     if flags.contains(ZeroFlags::NO_FALLBACK) {
-        return Err(Error::from_errno(Errno::OPNOTSUPP).on_node(node.name()).at(offset));
+        return Err(no_fallback(node, offset));
     }
     write_zero_data(node, offset, len).await
+}
+
+/// The error of a zero write with [`ZeroFlags::NO_FALLBACK`] that would have to write zeroes as data.
+fn no_fallback(node: &Node, offset: u64) -> Error {
+    Error::from_errno(Errno::OPNOTSUPP).on_node(node.name()).at(offset)
 }
 
 async fn write_zero_data(node: &Arc<Node>, offset: u64, len: u64) -> Result<()> {

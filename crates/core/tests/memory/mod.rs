@@ -183,7 +183,8 @@ impl Driver for MemoryDriver {
     }
 
     fn limits(&self) -> Limits {
-        self.0.limits.clone()
+        let zero_flags = self.0.limits.zero_flags | ZeroFlags::MAY_UNMAP;
+        Limits { zero_flags, ..self.0.limits.clone() }
     }
 
     fn resize(&self) -> Option<&dyn Resize> {

@@ -64,14 +64,23 @@ impl SectorCipher {
         Ok(Self(sectors))
     }
 
-    /// Transforms `data`, which begins with sector number `sector`. The length of `data` must be a multiple of
-    /// [`SECTOR`].
-    pub fn apply(&self, direction: Direction, sector: u64, data: &mut [u8]) {
-        debug_assert!(data.len().is_multiple_of(SECTOR));
+    /// Transforms `data`, which begins with sector number `sector`.
+    ///
+    /// # Errors
+    /// If the length of `data` is not a multiple of [`SECTOR`]. `data` is unchanged after an error: the rest of an
+    /// incomplete sector must not remain unencrypted.
+    pub fn apply(&self, direction: Direction, sector: u64, data: &mut [u8]) -> Result<()> {
+        if !data.len().is_multiple_of(SECTOR) {
+            return Err(Error::invalid(format!(
+                "Length {} should be a multiple of the sector size {SECTOR}",
+                data.len()
+            )));
+        }
         match direction {
             Direction::Encrypt => self.0.encrypt(sector, data),
             Direction::Decrypt => self.0.decrypt(sector, data),
         }
+        Ok(())
     }
 }
 

@@ -36,12 +36,12 @@ fn encrypted_data_decrypts_only_with_the_same_sector_number() {
         let cipher = cipher(suite);
         let plain = pattern(SECTOR * 11);
         let mut data = plain.clone();
-        cipher.apply(Direction::Encrypt, 77, &mut data);
+        cipher.apply(Direction::Encrypt, 77, &mut data).unwrap();
         assert!(data != plain, "{suite:?}");
-        cipher.apply(Direction::Decrypt, 77, &mut data);
+        cipher.apply(Direction::Decrypt, 77, &mut data).unwrap();
         assert!(data == plain, "{suite:?}");
-        cipher.apply(Direction::Encrypt, 77, &mut data);
-        cipher.apply(Direction::Decrypt, 78, &mut data);
+        cipher.apply(Direction::Encrypt, 77, &mut data).unwrap();
+        cipher.apply(Direction::Decrypt, 78, &mut data).unwrap();
         assert_eq!(data == plain, suite.mode == Mode::Ecb, "{suite:?}");
     }
 }
@@ -52,11 +52,26 @@ fn sectors_encrypt_to_the_same_bytes_one_by_one_and_together() {
         let cipher = cipher(suite);
         let mut together = pattern(SECTOR * 19);
         let mut apart = together.clone();
-        cipher.apply(Direction::Encrypt, 5, &mut together);
+        cipher.apply(Direction::Encrypt, 5, &mut together).unwrap();
         for (sector, number) in apart.chunks_exact_mut(SECTOR).zip(5..) {
-            cipher.apply(Direction::Encrypt, number, sector);
+            cipher.apply(Direction::Encrypt, number, sector).unwrap();
         }
         assert!(together == apart, "{suite:?}");
+    }
+}
+
+#[test]
+fn an_incomplete_sector_is_refused_and_stays_unchanged() {
+    for suite in suites() {
+        let cipher = cipher(suite);
+        for len in [1, SECTOR - 1, SECTOR + 16, SECTOR * 9 - 1] {
+            for direction in [Direction::Encrypt, Direction::Decrypt] {
+                let mut data = pattern(len);
+                cipher.apply(direction, 0, &mut data).unwrap_err();
+                assert!(data == pattern(len), "{suite:?}");
+            }
+        }
+        cipher.apply(Direction::Encrypt, 0, &mut []).unwrap();
     }
 }
 
@@ -70,7 +85,7 @@ fn xts_produces_the_test_vector_of_ieee_1619() {
             .collect();
     let suite = suite(BlockCipher::Aes128, Mode::Xts, IvGenerator::Plain64);
     let mut data: Vec<u8> = (0..=255).chain(0..=255).collect();
-    SectorCipher::new(suite, &key).unwrap().apply(Direction::Encrypt, 0, &mut data);
+    SectorCipher::new(suite, &key).unwrap().apply(Direction::Encrypt, 0, &mut data).unwrap();
     let start = u128::from_be_bytes(*data.first_chunk().unwrap());
     assert_eq!(start, 0x27a7_479b_efa1_d476_489f_308c_d4cf_a6e2);
 }

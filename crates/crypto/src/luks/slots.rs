@@ -79,8 +79,7 @@ impl Header {
     ) -> Result<()> {
         let mut derived = Secret::zeroed(self.suite.key_len());
         self.hash.pbkdf2(password, &slot.salt, slot.iterations, &mut derived)?;
-        SectorCipher::new(self.suite, &derived)?.apply(direction, 0, material);
-        Ok(())
+        SectorCipher::new(self.suite, &derived)?.apply(direction, 0, material)
     }
 
     /// Sets the digest to the digest of `key`.

@@ -166,7 +166,7 @@ impl Driver for MemoryDriver {
     }
 
     fn limits(&self) -> Limits {
-        Limits { write_flags: WriteFlags::FUA, zero_flags: ZeroFlags::all(), ..Limits::default() }
+        Limits { zero_flags: ZeroFlags::all(), ..Limits::default() }
     }
 }
 

@@ -107,7 +107,7 @@ impl Driver for Qcow2 {
             request_alignment: if self.data.is_plain() { 1 } else { SECTOR },
             write_zeroes_alignment: subcluster,
             discard_alignment: cluster,
-            zero_flags: ZeroFlags::MAY_UNMAP,
+            zero_flags: ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK,
             has_zero_init: !is_noise && self.facts.new_data_is_zero(),
             ..Limits::default()
         }

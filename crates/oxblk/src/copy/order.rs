@@ -96,6 +96,8 @@ impl<J> Ticket<J> {
     pub(super) async fn hand_in(&self, job: J) -> Option<(J, Writer<J>)> {
         self.order.lock().ready.insert(self.number, Some(job));
         std::future::poll_fn(|context| {
+            // The functions of a waker are called only while the state is unlocked: they may poll another worker.
+            let waker = context.waker().clone();
             let mut state = self.order.lock();
             if state.turn > self.number {
                 return Poll::Ready(None);
@@ -106,7 +108,9 @@ impl<J> Ticket<J> {
                 let writer = |job| (job, Writer { order: Arc::clone(&self.order), writing: true });
                 return Poll::Ready(job.map(writer));
             }
-            state.waiting.insert(self.number, context.waker().clone());
+            let old = state.waiting.insert(self.number, waker);
+            drop(state);
+            drop(old);
             Poll::Pending
         })
         .await
@@ -115,19 +119,21 @@ impl<J> Ticket<J> {
 
 impl<J> Drop for Ticket<J> {
     fn drop(&mut self) {
-        self.order.change(|state, wake| {
-            state.waiting.remove(&self.number);
+        let waker = self.order.change(|state, wake| {
+            let waker = state.waiting.remove(&self.number);
             if state.turn > self.number || (state.turn == self.number && state.writing) {
-                return;
+                return waker;
             }
             if state.turn < self.number {
                 state.ready.insert(self.number, None);
-                return;
+                return waker;
             }
             state.ready.remove(&self.number);
             state.advance(wake);
             state.release(wake);
+            waker
         });
+        drop(waker);
     }
 }
 

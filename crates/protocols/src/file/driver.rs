@@ -260,7 +260,6 @@ impl Driver for FileDriver {
         let mut limits = Limits {
             request_alignment: self.request_alignment.load(Ordering::Acquire),
             mem_alignment: self.memory_alignment.load(Ordering::Acquire),
-            write_flags: WriteFlags::FUA,
             zero_flags: ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK,
             has_zero_init: matches!(self.kind, Kind::Regular | Kind::Given),
             grows: matches!(self.kind, Kind::Regular | Kind::Given),

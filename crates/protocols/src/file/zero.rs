@@ -18,6 +18,7 @@ use super::handle::Kind;
 pub(super) struct Refused {
     zero_range: AtomicBool,
     punch_hole: AtomicBool,
+    allocate: AtomicBool,
     discard: AtomicBool,
 }
 
@@ -87,13 +88,12 @@ impl Refused {
             None => Err(unsupported()),
             Some(Err(error)) => Err(error.into()),
             Some(Ok(())) => {
-                // The hole already reads as zeroes, so a failure to allocate its space is ignored, except `ENOSPC`.
-                let reserve = file.fallocate(Falloc::AllocateKeepSize, offset, len).await;
-                match reserve {
-                    Err(error) if error.raw_os_error() == Some(Errno::NOSPC.raw_os_error()) => {
-                        Err(error.into())
-                    }
-                    _ => Ok(()),
+                // The hole already reads as zeroes. If the host cannot allocate space in advance, the range stays a
+                // hole.
+                let allocate = file.fallocate(Falloc::AllocateKeepSize, offset, len);
+                match Self::attempt(&self.allocate, allocate).await {
+                    None => Ok(()),
+                    Some(outcome) => outcome.map_err(Error::from),
                 }
             }
         }

@@ -240,6 +240,30 @@ fn unsupported_zeroing_falls_back_to_writes_and_is_tried_only_once() {
 }
 
 #[test]
+fn an_error_while_space_is_allocated_for_zeroes_is_reported() {
+    // The host cannot zero a range in one step. The driver punches a hole and allocates its space.
+    for (errno, expected) in [
+        (Errno::NOSPC, Err(Errno::NOSPC)),
+        (Errno::DQUOT, Err(Errno::DQUOT)),
+        (Errno::FBIG, Err(Errno::FBIG)),
+        (Errno::IO, Err(Errno::IO)),
+        (Errno::OPNOTSUPP, Ok(())),
+    ] {
+        let disk = sim::Disk::from_bytes(3, &pattern(1 << 20, 1));
+        sim::run(3, async {
+            let backend = backend(&disk, 1);
+            let refuse = fail(FaultOp::Fallocate, Errno::OPNOTSUPP, true);
+            // The first rule decides about the first operation alone, so this rule counts from the second operation.
+            let allocate = FailRule { nth: Some(2), ..fail(FaultOp::Fallocate, errno, true) };
+            disk.set_faults(Faults { fail: vec![refuse, allocate], ..Faults::default() });
+            let zeroed = backend.write_zeroes(0, 4096, ZeroFlags::NO_FALLBACK).await;
+            assert_eq!(zeroed.map_err(|error| error.raw_errno()), expected);
+            assert_eq!(read(&backend, 0, 4096).await, [0; 4096]);
+        });
+    }
+}
+
+#[test]
 fn an_error_while_zeroing_is_reported_and_the_next_attempt_succeeds() {
     let disk = sim::Disk::from_bytes(3, &pattern(1 << 20, 1));
     sim::run(3, async {

@@ -12,6 +12,8 @@ mod idle_trim;
 pub(crate) mod local;
 pub(crate) mod offload;
 pub(crate) mod oneshot;
+#[cfg(test)]
+mod oneshot_tests;
 mod pool;
 mod room;
 pub(crate) mod shared;

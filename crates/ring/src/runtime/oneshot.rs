@@ -75,14 +75,20 @@ impl<T> Future for Receiver<T> {
     type Output = Option<std::thread::Result<T>>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // The functions of a waker are code of others, and a destructor may use this channel again. So they are called
+        // only while the state is unlocked.
+        let mut waker = Some(cx.waker().clone());
         let mut state = lock(&self.0.state);
-        match std::mem::replace(&mut *state, State::Closed) {
+        let outcome = match std::mem::replace(&mut *state, State::Closed) {
             State::Full(value) => Poll::Ready(Some(value)),
             State::Closed => Poll::Ready(None),
-            State::Empty(_) => {
-                *state = State::Empty(Some(cx.waker().clone()));
+            State::Empty(old) => {
+                *state = State::Empty(std::mem::replace(&mut waker, old));
                 Poll::Pending
             }
-        }
+        };
+        drop(state);
+        drop(waker);
+        outcome
     }
 }

@@ -70,7 +70,8 @@ impl Future for Sleep {
             drop(timers);
             (local, id)
         });
-        let old = local.timers.borrow_mut().pending.insert((deadline, *id), cx.waker().clone());
+        let waker = cx.waker().clone();
+        let old = local.timers.borrow_mut().pending.insert((deadline, *id), waker);
         drop(old);
         Poll::Pending
     }

@@ -1,8 +1,8 @@
 //! [`Disk`]: a simulated disk with faults and power cuts.
 //!
-//! An operation takes effect when it completes, at a virtual time that the disk chooses. Each sector of a write that is
-//! in flight at a power cut may have reached the disk or not. All other operations that are in flight at a power cut
-//! have no effect.
+//! An operation takes effect when it completes, at a virtual time that the disk chooses. A write, an `fallocate` or a
+//! change of size that is in flight at a power cut may have taken effect or not, independently for each sector and for
+//! the size. A flush in flight has no effect.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,11 +11,11 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::change::Change;
 use super::faults::{ArmedRule, FaultOp, Faults};
 use super::media::{Media, Survivors};
 use super::moments::Moments;
 use super::rng::Rng;
-use crate::buf::IoVec;
 use crate::file::Extent;
 use crate::reactor::{Op, Payload, Slot};
 
@@ -33,8 +33,8 @@ pub(super) struct State {
     late_rules: Vec<ArmedRule>,
     boundaries: u64,
     cut_after: Option<u64>,
-    /// Writes in flight: offset and data.
-    in_flight: BTreeMap<u64, (u64, IoVec)>,
+    /// The changes of the operations in flight.
+    in_flight: BTreeMap<u64, Change>,
     next_id: u64,
     moments: Option<Arc<Moments>>,
 }
@@ -129,7 +129,7 @@ impl Disk {
     }
 
     /// The copies that [`keep_moments`](Disk::keep_moments) has made. For each copy: the number of boundaries that the
-    /// disk had passed, and the disk at that time with its writes in flight.
+    /// disk had passed, and the disk at that time with its operations in flight.
     pub fn moments(&self) -> Vec<(u64, Disk)> {
         let common = self.common_moments().into_iter();
         common.filter_map(|(boundary, disks)| Some((boundary, disks.into_iter().next()?))).collect()
@@ -161,19 +161,14 @@ impl Disk {
     }
 
     /// A possible state of the disk after a power cut at this moment. Each sector independently has its durable
-    /// version or any later version. A later version may come from a write in flight.
+    /// version or any later version, which may come from an operation in flight. The same holds for the size.
     pub fn after_power_loss(&self, rng_seed: u64) -> Disk {
         let mut rng = Rng::new(rng_seed);
         let state = self.lock();
         let mut media = state.media.clone();
-        let mut started: Vec<&(u64, IoVec)> = state.in_flight.values().collect();
+        let mut started: Vec<&Change> = state.in_flight.values().collect();
         while !started.is_empty() {
-            let (offset, data) = started.swap_remove(rng.index(started.len()));
-            let mut at = *offset;
-            for buf in data {
-                media.write(at, buf, false);
-                at += buf.len() as u64;
-            }
+            started.swap_remove(rng.index(started.len())).apply(&mut media);
         }
         Disk::with_media(rng_seed, media.after_power_loss(Survivors::Any(&mut rng)))
     }
@@ -188,8 +183,16 @@ impl Disk {
         Disk::with_media(0, self.lock().media.after_power_loss(Survivors::All))
     }
 
+    /// The size, as a handle of the disk reports it.
+    pub(crate) fn file_len(&self) -> io::Result<u64> {
+        let state = self.lock();
+        state.must_have_power()?;
+        Ok(state.media.len())
+    }
+
     pub(crate) fn seek_extent(&self, offset: u64) -> io::Result<Extent> {
         let state = self.lock();
+        state.must_have_power()?;
         if offset >= state.media.len() {
             return Err(io::Error::from_raw_os_error(libc::ENXIO));
         }
@@ -202,15 +205,10 @@ impl Disk {
         let mut state = self.lock();
         let id = state.next_id;
         state.next_id += 1;
-        if let Op::Write { offset, .. } = op
-            && !state.is_cut()
+        if !state.is_cut()
+            && let Some(change) = Change::of(op, payload)
         {
-            let data: IoVec = match payload {
-                Payload::Write(buf) => std::iter::once(buf.clone()).collect(),
-                Payload::WriteV(bufs) => bufs.clone(),
-                _ => IoVec::new(),
-            };
-            state.in_flight.insert(id, (offset, data));
+            state.in_flight.insert(id, change);
         }
         let range = state.faults.delay.clone();
         let delay = state.rng.duration(&range);
@@ -219,8 +217,10 @@ impl Disk {
 
     /// Simulates the close of a handle. The close changes nothing, but a rule may make it fail.
     pub(crate) fn close(&self) -> io::Result<()> {
-        let rules = &mut self.lock().rules;
-        let mut failures = rules.iter_mut().filter_map(|r| r.judge(FaultOp::Close, &(0..u64::MAX)));
+        let mut state = self.lock();
+        state.must_have_power()?;
+        let mut failures =
+            state.rules.iter_mut().filter_map(|r| r.judge(FaultOp::Close, &(0..u64::MAX)));
         failures.next().map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
     }
 
@@ -285,6 +285,10 @@ fn classify(op: Op, payload: &Payload) -> (FaultOp, Range<u64>) {
 impl State {
     fn is_cut(&self) -> bool {
         self.cut_after.is_some_and(|n| self.boundaries >= n)
+    }
+
+    fn must_have_power(&self) -> io::Result<()> {
+        if self.is_cut() { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
     }
 
     /// The number of bytes that a transfer of `len` bytes completes: fewer than `len` with the probability `short`.
@@ -353,13 +357,8 @@ impl State {
     }
 
     fn fallocate(&mut self, mode: i32, offset: u64, len: u64) -> i32 {
-        let Some(end) = offset.checked_add(len).filter(|_| len > 0) else { return -libc::EINVAL };
-        let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
-        if mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0 {
-            self.media.zero(offset, len, !keep_size);
-        } else if !keep_size && end > self.media.len() {
-            self.media.truncate(end);
-        }
+        let Some(change) = Change::of_fallocate(mode, offset, len) else { return -libc::EINVAL };
+        change.apply(&mut self.media);
         0
     }
 }

@@ -95,8 +95,8 @@ impl Media {
         self.pending_len.push((self.change, len));
     }
 
-    /// Writes, and extends the disk if necessary. With `fua` the written sectors and the size are durable
-    /// immediately.
+    /// Writes, and extends the disk if necessary. With `fua` the written sectors are durable immediately, and so are
+    /// the changes of the size that a read of these sectors needs.
     pub(super) fn write(&mut self, offset: u64, data: &[u8], fua: bool) {
         self.change += 1;
         let mut done = 0;
@@ -120,7 +120,7 @@ impl Media {
             self.set_live_len(end);
         }
         if fua {
-            self.settle_len(u64::MAX);
+            self.settle_len_for(end);
         }
     }
 
@@ -191,6 +191,21 @@ impl Media {
         let settled = self.pending_len.partition_point(|(c, _)| *c <= change);
         if let Some((_, len)) = self.pending_len.drain(..settled).next_back() {
             self.durable_len = len;
+        }
+    }
+
+    /// Makes the oldest changes of the size durable, as many as are needed so that no remaining version of the size is
+    /// smaller than `end`. A file system records changes of the size in order. A write with FUA needs the change that
+    /// made room for its data, and all earlier changes, but it needs no other change.
+    fn settle_len_for(&mut self, end: u64) {
+        let small = self.pending_len.iter().rposition(|(_, len)| *len < end);
+        let needed = match small {
+            Some(last) => last + 1,
+            None if self.durable_len < end => 0,
+            None => return,
+        };
+        if let Some((change, _)) = self.pending_len.get(needed).copied() {
+            self.settle_len(change);
         }
     }
 

@@ -5,8 +5,10 @@
 //! each operation on a [`Disk`] takes. In a deadlock, `run` panics.
 //!
 //! [`Disk::cut_after`] cuts the power, and [`Disk::after_power_loss`] returns a possible state of the disk after the
-//! cut. Each sector independently has its durable version (flushed or written with FUA) or any later version.
+//! cut. Each sector, and the size, independently has its durable version (flushed or written with FUA) or any later
+//! version. A later version may come from an operation that is in flight at the cut.
 
+mod change;
 mod disk;
 mod faults;
 mod media;

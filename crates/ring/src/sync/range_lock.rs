@@ -5,6 +5,9 @@
 //! overlapping requests are granted in the order of their arrival, and disjoint requests never wait for each other.
 //! When a guard is dropped or a request is cancelled, its entry leaves the queue. The waiting requests that then have
 //! no conflict are granted and woken.
+//!
+//! The functions of a waker are code of others, and they may use the lock again: a clone, a wake-up, and the destructor.
+//! So they are called only while the queue is unlocked.
 
 use std::future::Future;
 use std::ops::Range;
@@ -37,12 +40,13 @@ struct Queue {
 }
 
 impl Queue {
-    fn join(&mut self, range: Range<u64>, shared: bool, waker: Option<Waker>) -> (u64, bool) {
+    /// Adds a request. Takes `waker` if the request must wait.
+    fn join(&mut self, range: Range<u64>, shared: bool, waker: &mut Option<Waker>) -> (u64, bool) {
         let granted = !self.entries.iter().any(|e| e.conflicts(&range, shared));
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         self.waiting += usize::from(!granted);
-        let waker = if granted { None } else { waker };
+        let waker = if granted { None } else { waker.take() };
         self.entries.push(Entry { ticket, range, shared, granted, waker });
         (ticket, granted)
     }
@@ -51,14 +55,14 @@ impl Queue {
         self.entries.binary_search_by_key(&ticket, |e| e.ticket).ok()
     }
 
-    /// Removes a request. Returns the wakers of the requests that are granted as a result.
-    fn leave(&mut self, ticket: u64) -> Vec<Waker> {
-        let Some(at) = self.position(ticket) else { return Vec::new() };
+    /// Removes a request. Returns the request, and the wakers of the requests that are granted as a result.
+    fn leave(&mut self, ticket: u64) -> Option<(Entry, Vec<Waker>)> {
+        let at = self.position(ticket)?;
         let gone = self.entries.remove(at);
         self.waiting -= usize::from(!gone.granted);
         let mut wakers = Vec::new();
         if self.waiting == 0 {
-            return wakers;
+            return Some((gone, wakers));
         }
         for i in at..self.entries.len() {
             let (earlier, later) = self.entries.split_at_mut(i);
@@ -72,7 +76,7 @@ impl Queue {
                 wakers.extend(entry.waker.take());
             }
         }
-        wakers
+        Some((gone, wakers))
     }
 }
 
@@ -113,7 +117,7 @@ impl RangeLock {
         if queue.entries.iter().any(|e| e.conflicts(&range, shared)) {
             return None;
         }
-        let (ticket, _) = queue.join(range, shared, None);
+        let (ticket, _) = queue.join(range, shared, &mut None);
         Some(RangeGuard { lock: self, ticket })
     }
 
@@ -123,12 +127,14 @@ impl RangeLock {
     }
 
     fn leave(&self, ticket: u64) {
-        let wakers = lock(&self.queue).leave(ticket);
+        let left = lock(&self.queue).leave(ticket);
         crate::perturb::point();
+        let Some((gone, wakers)) = left else { return };
         // If a waker panics, the other requests are still woken.
         for waker in wakers {
             contained(|| waker.wake());
         }
+        contained(|| drop(gone));
     }
 }
 
@@ -168,14 +174,15 @@ impl<'a> Future for Acquire<'a> {
     type Output = RangeGuard<'a>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<RangeGuard<'a>> {
+        let mut waker = Some(cx.waker().clone());
         let mut queue = lock(&self.lock.queue);
         let (ticket, granted) = match (self.request.take(), self.ticket) {
-            (Some((range, shared)), _) => queue.join(range, shared, Some(cx.waker().clone())),
+            (Some((range, shared)), _) => queue.join(range, shared, &mut waker),
             (None, Some(ticket)) => {
                 let entry = queue.position(ticket).and_then(|at| queue.entries.get_mut(at));
                 let granted = entry.is_none_or(|entry| {
                     if !entry.granted {
-                        entry.waker = Some(cx.waker().clone());
+                        std::mem::swap(&mut entry.waker, &mut waker);
                     }
                     entry.granted
                 });
@@ -184,11 +191,13 @@ impl<'a> Future for Acquire<'a> {
             (None, None) => panic!("polled after completion"),
         };
         drop(queue);
+        // The ticket is stored first: if the destructor of the waker panics, the request still leaves the queue.
+        self.ticket = Some(ticket);
+        drop(waker);
         if granted {
             self.ticket = None;
             return Poll::Ready(RangeGuard { lock: self.lock, ticket });
         }
-        self.ticket = Some(ticket);
         Poll::Pending
     }
 }

@@ -8,7 +8,8 @@
 //! 3. Every driver prepares.
 //! 4. Exchange the backing files that the options replace. Update permissions for the new state, also those of the
 //!    backend that reopens its root. Protocols take or release their locks.
-//! 5. Every driver commits, children first, so that a parent that writes during its commit finds its file writable.
+//! 5. Every driver commits, children first, so that a parent that writes during its commit finds its file writable. Then the
+//!    limits of all nodes above are updated.
 //!
 //! A failure up to and including step 4 undoes the earlier steps; step 5 cannot fail. Once all nodes are drained, the
 //! reopen runs to its end even if its future is dropped. Nodes that have lost their last user are closed at the end.
@@ -105,7 +106,9 @@ impl Graph {
         let user = user.map(|user| user.plan(&nodes)).transpose()?;
         let graph = self.clone();
         run_to_completion(async move {
+            let changed: Vec<_> = nodes.iter().map(|planned| Arc::clone(&planned.node)).collect();
             let unused = change(nodes, &replacements, user).await?;
+            graph.refresh_limits(&changed);
             graph.extend_drains();
             drop((exclusive, below));
             for node in unused {

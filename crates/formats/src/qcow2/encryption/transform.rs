@@ -146,11 +146,11 @@ fn split_unique(mut buf: IoBufMut, piece: usize) -> Vec<IoBufMut> {
 }
 
 /// Joins the pieces of one buffer.
-fn join(pieces: impl IntoIterator<Item = IoBufMut>) -> Result<IoBufMut> {
+fn join(pieces: Vec<Result<IoBufMut>>) -> Result<IoBufMut> {
     let mut pieces = pieces.into_iter();
-    let mut whole = pieces.next().unwrap_or_default();
+    let mut whole = pieces.next().transpose()?.unwrap_or_default();
     for piece in pieces {
-        whole.unsplit(piece).map_err(|_| Error::from_errno(Errno::IO))?;
+        whole.unsplit(piece?).map_err(|_| Error::from_errno(Errno::IO))?;
     }
     Ok(whole)
 }
@@ -163,15 +163,15 @@ fn sectors(first: u64) -> impl Iterator<Item = u64> {
 
 async fn decrypt(cipher: &Arc<SectorCipher>, sector: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
     if buf.len() <= AT_ONCE {
-        cipher.apply(Direction::Decrypt, sector, &mut buf);
+        cipher.apply(Direction::Decrypt, sector, &mut buf)?;
         return Ok(buf);
     }
     let jobs =
         split_unique(buf, PIECE).into_iter().zip(sectors(sector)).map(|(mut piece, sector)| {
             let cipher = Arc::clone(cipher);
             oxblk_ring::offload(move || {
-                cipher.apply(Direction::Decrypt, sector, &mut piece);
-                piece
+                cipher.apply(Direction::Decrypt, sector, &mut piece)?;
+                Ok(piece)
             })
         });
     join(join_all(jobs).await)
@@ -181,7 +181,7 @@ async fn decrypt(cipher: &Arc<SectorCipher>, sector: u64, mut buf: IoBufMut) -> 
 async fn encrypt(cipher: &Arc<SectorCipher>, sector: u64, data: IoBuf) -> Result<IoBufMut> {
     if data.len() <= AT_ONCE {
         let mut out = IoBufMut::copy_from(&data);
-        cipher.apply(Direction::Encrypt, sector, &mut out);
+        cipher.apply(Direction::Encrypt, sector, &mut out)?;
         return Ok(out);
     }
     let pieces = split_unique(IoBufMut::new(data.len()), PIECE);
@@ -191,8 +191,8 @@ async fn encrypt(cipher: &Arc<SectorCipher>, sector: u64, data: IoBuf) -> Result
             let cipher = Arc::clone(cipher);
             oxblk_ring::offload(move || {
                 piece.copy_from_slice(&data);
-                cipher.apply(Direction::Encrypt, sector, &mut piece);
-                piece
+                cipher.apply(Direction::Encrypt, sector, &mut piece)?;
+                Ok(piece)
             })
         });
     join(join_all(jobs).await)

@@ -1,0 +1,62 @@
+//! [`Change`]: a change of the content or the size of a simulated disk.
+
+use super::media::Media;
+use crate::buf::IoVec;
+use crate::reactor::{Op, Payload};
+
+/// A change that an operation makes.
+#[derive(Clone)]
+pub(super) enum Change {
+    /// The data, and the offset of its first byte.
+    Write(u64, IoVec),
+    /// The range reads as zeroes. With `extend`, the disk grows to the end of the range if necessary.
+    Zero { offset: u64, len: u64, extend: bool },
+    /// The disk grows to this size if it is smaller.
+    Grow(u64),
+    /// The disk has this size.
+    Truncate(u64),
+}
+
+impl Change {
+    /// The change that an operation makes if it succeeds completely.
+    pub(super) fn of(op: Op, payload: &Payload) -> Option<Change> {
+        match op {
+            Op::Write { offset, .. } => match payload {
+                Payload::Write(buf) => {
+                    Some(Change::Write(offset, std::iter::once(buf.clone()).collect()))
+                }
+                Payload::WriteV(bufs) => Some(Change::Write(offset, bufs.clone())),
+                _ => None,
+            },
+            Op::Fallocate { mode, offset, len } => Change::of_fallocate(mode, offset, len),
+            Op::Truncate { len } => Some(Change::Truncate(len)),
+            _ => None,
+        }
+    }
+
+    /// The change that `fallocate` makes. `None` if the range is invalid.
+    pub(super) fn of_fallocate(mode: i32, offset: u64, len: u64) -> Option<Change> {
+        let end = offset.checked_add(len).filter(|_| len > 0)?;
+        let extend = mode & libc::FALLOC_FL_KEEP_SIZE == 0;
+        if mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0 {
+            return Some(Change::Zero { offset, len, extend });
+        }
+        Some(Change::Grow(if extend { end } else { 0 }))
+    }
+
+    /// Makes the change. It is volatile until a flush.
+    pub(super) fn apply(&self, media: &mut Media) {
+        match self {
+            Change::Write(offset, data) => {
+                let mut at = *offset;
+                for buf in data {
+                    media.write(at, buf, false);
+                    at = at.saturating_add(buf.len() as u64);
+                }
+            }
+            Change::Zero { offset, len, extend } => media.zero(*offset, *len, *extend),
+            Change::Grow(len) if *len <= media.len() => {}
+            Change::Grow(len) | Change::Truncate(len) => media.truncate(*len),
+        }
+    }
+}
