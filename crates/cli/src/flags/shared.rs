@@ -100,7 +100,7 @@ pub(crate) const fn threads<A>(store: fn(&mut A, String) -> Stored) -> Flag<A> {
     Flag::value(long("threads").in_full(), Value::text("N").default("one per core"), about, store)
 }
 
-/// `-o`: options of a new image.
+/// The value of `-o`: options of a new image, or options of an existing image to change.
 pub(crate) const OPTIONS: Value = Value::text("LIST");
 
 /// `-r`: a limit on the speed.

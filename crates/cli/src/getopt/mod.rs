@@ -173,7 +173,8 @@ impl<'t> Parser<'t> {
         }
     }
 
-    /// The long option with this name, or the only long option that begins with the name.
+    /// The long option with this name, or the option that the name abbreviates: all words that begin with the name are
+    /// spellings of this option.
     fn find_word(&self, word: &str, name: &str) -> Result<&'t Opt, Fault> {
         let mut known = self.table.iter();
         if let Some(opt) = known.find(|opt| opt.long == Some(name)) {

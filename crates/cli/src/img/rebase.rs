@@ -308,7 +308,7 @@ fn path_from(node: &Node, name: &str) -> String {
     node.filename().map_or_else(|| name.to_owned(), |base| relative_to(&base, name))
 }
 
-/// Passes the progress of the engine to [`Progress`].
+/// Passes the progress of the rebase to [`Progress`].
 struct ProgressObserver(Arc<Progress>);
 
 impl Observer for ProgressObserver {

@@ -8,7 +8,7 @@ use oxblk_core::{Backend, Result};
 use oxblk_ring::IoBufMut;
 
 const SECTOR: u64 = 512;
-/// Size of the largest table of GPT entries that is read, in bytes. The usual size is 16 KiB.
+/// Maximum number of bytes of GPT entries that are read. Later entries are ignored. The usual size of the table is 16 KiB.
 const MAX_ENTRIES: u64 = 64 << 10;
 /// Size of an MBR entry in bytes; the table of four entries begins at byte 446.
 const MBR_ENTRY: usize = 16;

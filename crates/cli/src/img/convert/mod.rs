@@ -196,7 +196,7 @@ impl Job<'_> {
     }
 }
 
-/// Passes the progress of the engine to [`Progress`], and warns about salvaged ranges.
+/// Passes the progress of the copy to [`Progress`], and warns about salvaged ranges.
 struct ProgressObserver {
     program: Program,
     quiet: bool,
