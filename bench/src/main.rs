@@ -13,7 +13,7 @@ mod tools;
 
 use std::process::ExitCode;
 
-/// Result of a case. If the case cannot run, the error is a line to print.
+/// The result of a case. If the case cannot run, the error is the message to print.
 type CaseResult = Result<(), String>;
 
 /// The name of a case, the subject of its comparison, and its function, which receives the remaining arguments.

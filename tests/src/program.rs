@@ -373,7 +373,7 @@ fn poll_until<T>(deadline: Instant, mut poll: impl FnMut() -> Option<T>) -> Opti
     }
 }
 
-/// Waits until a condition is true. Returns false if it is not true at the deadline.
+/// Waits until a condition is true. Returns false if the condition is not true at the deadline.
 fn becomes_true(deadline: Instant, condition: impl Fn() -> bool) -> bool {
     poll_until(deadline, || condition().then_some(())).is_some()
 }

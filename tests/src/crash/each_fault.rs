@@ -230,7 +230,8 @@ fn attempt(variant: &'static Variant, seed: u64, every: u64) -> Result<Tally, St
     Ok(tally)
 }
 
-/// Runs the steps of a seed repeatedly. In each run, another operation of the disk fails, chosen in steps of `every`.
+/// Runs the steps of a seed repeatedly. In each run, another operation of the disk fails. For each kind of operation, every
+/// `every`-th operation is chosen, from a random one on.
 ///
 /// # Panics
 /// When data is lost, or the image has worse faults than leaks. The message contains the seed and the operation.

@@ -276,7 +276,7 @@ fn growth_reveals_no_old_data_behind_the_end_in_a_longer_raw_data_file() {
 }
 
 #[test]
-fn the_name_of_a_data_file_is_a_path_whatever_it_looks_like() {
+fn the_name_of_a_data_file_is_always_a_path() {
     for name in [r#"json:{"driver":"null-co"}"#, "nbd:127.0.0.1:1", "nbd://127.0.0.1:1/x"] {
         let both = Differential::new();
         let [directory, _] = both.our_directories();
