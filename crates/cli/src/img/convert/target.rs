@@ -16,7 +16,8 @@ pub(super) struct Target {
     pub(super) backend: Backend,
     /// The target reads as zeroes everywhere.
     pub(super) is_zero: bool,
-    /// The size in bytes of the target's backing file, if the copy leaves out data that this file contains.
+    /// The size in bytes of the target's backing file, if the copy leaves out data that this file contains. `u64::MAX` if the
+    /// size is unknown.
     pub(super) backing: Option<u64>,
     /// The target's file, if this run has created it.
     pub(super) created: Option<Created>,
