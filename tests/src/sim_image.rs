@@ -36,9 +36,17 @@ pub async fn open(disk: &Disk, check: bool) -> Result<Backend> {
 /// # Errors
 /// The error that the driver reports.
 pub async fn open_as(format: &str, disk: &Disk, flags: OpenFlags) -> Result<Backend> {
+    open_with(&format!("driver={format}"), disk, flags).await
+}
+
+/// As [`open_as`], with options of the driver.
+///
+/// # Errors
+/// The error that the driver reports.
+pub async fn open_with(options: &str, disk: &Disk, flags: OpenFlags) -> Result<Backend> {
     let graph = Graph::new(oxblk::drivers(), oxblk_core::Gate::Anything);
     graph.own(sim_disk::add(&graph, "disk", disk, false, Pace::AtOnce)?)?;
-    let options = Options::from_dotted(&format!("driver={format},file=disk"), None)?;
+    let options = Options::from_dotted(&format!("{options},file=disk"), None)?;
     let mut taken = Perm::CONSISTENT_READ;
     if !flags.read_only {
         taken |= Perm::WRITE | Perm::RESIZE;

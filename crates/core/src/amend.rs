@@ -27,8 +27,9 @@ impl Backend {
     /// Changes options of the image.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format has no options that can be changed; an error of the driver if a value is not valid for
-    /// its option; `ENOMEDIUM` if the backend is closed; the errors of the image.
+    /// [`ErrorKind::Denied`](crate::ErrorKind::Denied) without write permission; `ENOTSUP` if the format has no options that
+    /// can be changed; an error of the driver if a value is not valid for its option; `ENOMEDIUM` if the backend is closed;
+    /// the errors of the image.
     pub async fn amend(&self, request: AmendRequest) -> Result<()> {
         let amend = |node: Arc<Node>| async move {
             let Some(amend) = node.driver().amend() else {
@@ -41,6 +42,6 @@ impl Backend {
             node.set_size(node.driver().size());
             amended
         };
-        self.graph().run_exclusive(&self.node()?, self.while_open(amend)).await
+        self.graph().run_exclusive(&self.node()?, self.while_writer(amend)).await
     }
 }

@@ -16,8 +16,9 @@ impl Backend {
     /// node continues to read unallocated ranges from the backing file that is open, until the image is opened again.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format has no backing files; `EINVAL` if the name is longer than the format allows; `ENOSPC` if
-    /// the name does not fit into the image; the errors of the image.
+    /// [`ErrorKind::Denied`](crate::ErrorKind::Denied) without write permission; `ENOTSUP` if the format has no backing
+    /// files; `EINVAL` if the name is longer than the format allows; `ENOSPC` if the name does not fit into the image; the
+    /// errors of the image.
     pub async fn change_backing_file(
         &self,
         filename: Option<&str>,
@@ -27,7 +28,7 @@ impl Backend {
         let change = move |node: Arc<Node>| async move {
             of(&node)?.change(filename.as_deref(), format.as_deref()).await
         };
-        self.graph().run_exclusive(&self.node()?, self.while_open(change)).await
+        self.graph().run_exclusive(&self.node()?, self.while_writer(change)).await
     }
 
     /// Discards all guest data that the image itself stores. After this call, reads return the data of the backing
@@ -35,10 +36,11 @@ impl Backend {
     /// and the dirty bitmaps do not change.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format cannot do this; the errors of the image.
+    /// [`ErrorKind::Denied`](crate::ErrorKind::Denied) without write permission; `ENOTSUP` if the format cannot do this;
+    /// the errors of the image.
     pub async fn make_empty(&self) -> Result<()> {
         let make_empty = |node: Arc<Node>| async move { of(&node)?.make_empty().await };
-        self.graph().run_exclusive(&self.node()?, self.while_open(make_empty)).await
+        self.graph().run_exclusive(&self.node()?, self.while_writer(make_empty)).await
     }
 }
 

@@ -76,7 +76,7 @@ impl Backend {
                 node.mark_unflushed();
                 of(&node)?.step(at_once).await
             };
-            let step = self.graph().run_exclusive(node, self.while_open(step)).await?;
+            let step = self.graph().run_exclusive(node, self.while_writer(step)).await?;
             done.moved = done.moved.saturating_add(step.moved);
             done.obstacle = step.obstacle;
             if !go_on(done.moved, step.left) || step.moved == 0 {
@@ -87,7 +87,7 @@ impl Backend {
         let mut from = Some(0);
         while let Some(offset) = from {
             let release = move |node: Arc<Node>| async move { of(&node)?.release(offset).await };
-            from = self.graph().run_exclusive(node, self.while_open(release)).await?;
+            from = self.graph().run_exclusive(node, self.while_writer(release)).await?;
             oxblk_ring::yield_now().await;
         }
         let after = measured(node);

@@ -42,7 +42,7 @@ impl Backend {
             let compress = node.driver().compress().ok_or_else(cannot_compress)?;
             compress.end().await.map_err(|error| error.on_node(node.name()))
         };
-        self.graph().run_exclusive(&self.node()?, self.while_open(end)).await
+        self.graph().run_exclusive(&self.node()?, self.while_writer(end)).await
     }
 }
 

@@ -207,6 +207,24 @@ impl Backend {
             })
         }
     }
+
+    /// Like [`Self::while_open`], for an operation that changes the image. The operation also fails if the backend has no write
+    /// permission when it gets the node, for example during a commit of the image.
+    pub(crate) fn while_writer<T, W, F>(
+        &self,
+        work: W,
+    ) -> impl FnOnce(Arc<Node>) -> LocalBoxFuture<'static, Result<T>> + use<T, W, F>
+    where
+        T: 'static,
+        W: FnOnce(Arc<Node>) -> F + 'static,
+        F: Future<Output = Result<T>> + 'static,
+    {
+        let backend = self.clone();
+        self.while_open(move |node| async move {
+            backend.root()?.may_write()?;
+            work(node).await
+        })
+    }
 }
 
 /// Starts `work` immediately as a task. The task runs to its end even if the returned future is dropped.

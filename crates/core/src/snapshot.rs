@@ -117,13 +117,14 @@ impl Backend {
     /// Takes an internal snapshot.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format has no snapshots; the errors of the image. After an error, the image is unchanged. If
-    /// even the old header could not be restored, the image refuses further writes.
+    /// [`ErrorKind::Denied`](crate::ErrorKind::Denied) without write permission; `ENOTSUP` if the format has no snapshots;
+    /// the errors of the image. After an error, the image is unchanged. If even the old header could not be restored, the
+    /// image refuses further writes.
     pub async fn create_snapshot(&self, new: &SnapshotInfo) -> Result<()> {
         let new = new.clone();
         let (keeper, above) = keeper(self.node()?)?;
         let create = move |node: Arc<Node>| async move { of(&node)?.create(&new).await };
-        self.graph().run_exclusive_below(above, &keeper, self.while_open(create)).await
+        self.graph().run_exclusive_below(above, &keeper, self.while_writer(create)).await
     }
 
     /// Restores the state of the disk that the snapshot with this id stores.
@@ -162,7 +163,7 @@ impl Backend {
             }
             outcome
         };
-        self.graph().run_exclusive_below(above, &keeper, self.while_open(apply)).await
+        self.graph().run_exclusive_below(above, &keeper, self.while_writer(apply)).await
     }
 
     /// Makes a read-only image show the state that the snapshot with this id stores, until the image is closed. The
@@ -227,7 +228,7 @@ impl Backend {
             let id = selection.id(of(&node)?).await?;
             of(&node)?.delete(&id).await
         };
-        self.graph().run_exclusive_below(above, &keeper, self.while_open(delete)).await
+        self.graph().run_exclusive_below(above, &keeper, self.while_writer(delete)).await
     }
 }
 

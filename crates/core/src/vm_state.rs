@@ -41,7 +41,7 @@ impl Backend {
             node.mark_unflushed();
             saved
         };
-        self.graph().run_exclusive(edge.node(), self.while_open(save)).await
+        self.graph().run_exclusive(edge.node(), self.while_writer(save)).await
     }
 
     /// Reads `buf.len()` bytes at `offset` of the VM state into `buf`.

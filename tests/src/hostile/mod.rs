@@ -129,6 +129,9 @@ pub enum Expect {
     Harmless,
     /// The image opens and passes the check, but cannot be opened for writing. The error contains this text.
     ReadOnly(&'static str),
+    /// The disk can be read, without its snapshots. Other tools refuse the image, and a write too. The errors, and a warning
+    /// of the readers, contain this text.
+    WithoutSnapshots(&'static str),
     /// No tool crashes. Nothing else is expected.
     Survives,
 }
@@ -271,7 +274,11 @@ fn verdict(tools: &Verdict, expect: Expect) -> Result<(), String> {
     };
     let said = |reply: &Reply, text: &str| {
         let all = reply.out() + &reply.err();
-        if all.contains(text) { Ok(()) } else { Err(format!("check does not say {text:?}: {all}")) }
+        if all.contains(text) {
+            Ok(())
+        } else {
+            Err(format!("a tool does not say {text:?}: {all}"))
+        }
     };
     match expect {
         Expect::Refused(text) => {
@@ -301,6 +308,14 @@ fn verdict(tools: &Verdict, expect: Expect) -> Result<(), String> {
         Expect::ReadOnly(text) => {
             code("check", &tools.check, 0)?;
             code("read", &tools.read, 0)?;
+            refused("write", &tools.write, text)
+        }
+        Expect::WithoutSnapshots(text) => {
+            refused("check", &tools.check, text)?;
+            code("info", &tools.info, 0)?;
+            said(&tools.info, text)?;
+            code("read", &tools.read, 0)?;
+            said(&tools.read, text)?;
             refused("write", &tools.write, text)
         }
         Expect::Survives => Ok(()),

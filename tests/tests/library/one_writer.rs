@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use futures_util::future::{Either, select};
 use oxblk::commit::{self, Commit, CommitError};
 use oxblk::copy::Observer;
+use oxblk::core::snapshot::SnapshotInfo;
 use oxblk::core::{Backend, ChildIdx, Error, Perm, Permissions, WriteFlags};
 use oxblk::rebase::{self, Rebase, RebaseStage};
 use oxblk::ring::{IoBufMut, yield_now};
@@ -147,6 +148,28 @@ fn a_rebase_loses_no_write_of_another_handle() {
         .await;
         assert_eq!(byte(&top, SIZE / 2).await, 1);
         old.close().await?;
+        Ok::<_, Error>(())
+    });
+    run.wait().unwrap();
+    disk.close().wait().unwrap();
+}
+
+#[test]
+fn control_operations_of_other_handles_are_refused_during_a_job() {
+    let folder = in_memory();
+    let disk = Disk::open(overlay(folder.path())).wait().unwrap();
+    let run = disk.run(|top| async move {
+        let job = top.sole_writer("commit job").await?;
+        let refused = [
+            top.make_empty().await.unwrap_err(),
+            top.create_snapshot(&SnapshotInfo::default()).await.unwrap_err(),
+            top.change_backing_file(None, None).await.unwrap_err(),
+        ];
+        for error in refused {
+            assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+        }
+        job.end().await?;
+        assert_eq!(byte(&top, 0).await, 2);
         Ok::<_, Error>(())
     });
     run.wait().unwrap();

@@ -46,7 +46,8 @@ fn the_printed_commands_work_unchanged() {
     assert!(printed.contains(&format!("  nbdcopy '{uri}' copy.raw\n")), "{printed}");
     assert!(printed.contains(&format!("-drive file='{uri}',format=raw,if=virtio\n")), "{printed}");
     let client = format!("nbd-client -unix '{}' /dev/nbd0 -name 'x y'", socket.display());
-    assert!(printed.contains(&format!("{client} && sudo mount /dev/nbd0 /mnt\n")), "{printed}");
+    // The new disk has no file system.
+    assert!(printed.contains(&format!("{client}\n")), "{printed}");
     assert!(!printed.contains("listening on"), "{printed}");
 }
 

@@ -243,3 +243,44 @@ fn thousands_of_unusable_bitmaps_of_a_huge_disk_take_little_memory() {
     assert_eq!(reply.code(), 0, "{}", reply.err());
     assert!(reply.out().contains("name: 00005999"), "the bitmaps are listed");
 }
+
+#[test]
+fn a_disk_with_a_broken_snapshot_table_can_be_read_but_not_written() {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let directory = scratch.path();
+    qemu_img(directory, &["create", "-q", "-f", "qcow2", "broken", "1M"]);
+    let write = ["-c", "write -q -P 3 0 64k", "broken"];
+    Program::new("qemu-io").args(write).directory(directory).succeed();
+    qemu_img(directory, &["snapshot", "-c", "s", "broken"]);
+    let path = directory.join("broken");
+    let mut bytes = fs::read(&path).expect("the image");
+    let table = u64::from_be_bytes(bytes[64..72].try_into().expect("8 bytes"));
+    // The length of the extra data of the first entry.
+    bytes[usize::try_from(table).expect("an offset") + 36] = 0x80;
+    fs::write(&path, &bytes).expect("the image");
+    let said = "Too much extra metadata in snapshot table entry 0";
+    for command in [
+        &["img", "info", "broken"][..],
+        &["img", "map", "broken"],
+        &["img", "snapshot", "-l", "broken"],
+        &["img", "convert", "-O", "raw", "broken", "copy"],
+        &["io", "-r", "-c", "read -P 3 0 64k", "broken"],
+    ] {
+        let reply = bounded(directory, command);
+        assert_eq!(reply.code(), 0, "{command:?}: {}", reply.err());
+        assert_eq!(reply.err().matches(said).count(), 1, "{command:?}: {}", reply.err());
+    }
+    let copy = fs::read(directory.join("copy")).expect("the copy");
+    assert!(copy[..65_536].iter().all(|byte| *byte == 3) && copy.len() == 1 << 20);
+    for command in [
+        &["io", "-c", "write 0 512", "broken"][..],
+        &["io", "-r", "-c", "reopen -w", "-c", "write 0 512", "broken"],
+        &["img", "resize", "broken", "+1M"],
+    ] {
+        let reply = bounded(directory, command);
+        assert_eq!(reply.code(), 1, "{command:?}: {}", reply.out());
+        assert!(reply.err().contains(said), "{command:?}: {}", reply.err());
+        assert!(reply.err().contains("qemu-img convert"), "{command:?}: {}", reply.err());
+    }
+    assert!(fs::read(&path).expect("the image") == bytes, "nothing was written");
+}

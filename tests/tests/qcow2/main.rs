@@ -15,6 +15,7 @@ mod data_file;
 mod encryption;
 mod fixed_size;
 mod hostile;
+mod hostile_work;
 mod layout;
 mod luks_keys;
 mod matrix;

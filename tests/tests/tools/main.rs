@@ -20,6 +20,7 @@ mod img_inspect;
 mod img_odd;
 mod img_rebase;
 mod img_snapshot;
+mod img_stopped;
 mod io_commands;
 mod json_names;
 mod json_results;

@@ -1,11 +1,13 @@
 //! `img dd`: copies a range of an image, given in blocks, into a new image. [`oxblk::copy`] does the work.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use oxblk::copy::{Copy, CopyOptions, Stage};
 use oxblk_core::{Backend, Graph};
 
 use super::create_options::CreateOptions;
+use super::stopped::remove_target;
 use super::{Context, Exit, Step, graph, threads};
 use crate::flags::page::{Example, Note, Page};
 use crate::flags::spec::{Value, both, long};
@@ -156,8 +158,10 @@ async fn dd(
     let begin = arguments.skip.saturating_mul(*block);
     let length = end.saturating_sub(begin);
     options.set_size(length);
+    // From here on, a signal does not leave an incomplete target.
+    let stop = stop_flag();
     let made = graph.create_image(output, output_format, &options.to_options()).await;
-    made.map_err(|error| {
+    let created = made.map_err(|error| {
         context
             .program
             .report_in(format_args!("{output}: error while creating output image: "), &error);
@@ -167,16 +171,25 @@ async fn dd(
         err(format_args!("{}: {input}: cannot skip to specified offset\n", context.program.name()));
         return Ok(());
     }
-    let target = ImageName::file(output, Some(output_format))
+    let opened = ImageName::file(output, Some(output_format))
         .open_or_report(&context.program, graph, writing())
-        .await?;
-    let copied = copy(source, &target, (begin, length), helpers).await;
+        .await;
+    let target = match opened {
+        Ok(target) => target,
+        Err(exit) => {
+            // Remove the new image, since the copy into it cannot start.
+            created.remove_incomplete(output);
+            return Err(exit.into());
+        }
+    };
+    let copied = copy(source, &target, (begin, length), stop, helpers).await;
     let closed = target.close().await;
     copied.map_err(|failure| match failure.stage {
         Stage::Writing => context
             .failed(format_args!("error while writing to output image file: {}", failure.error)),
         Stage::Stopped => {
-            context.program.error(&failure);
+            let what = remove_target(context, output, Some(created));
+            context.program.error(format_args!("{failure}: '{output}' {what}"));
             Exit::INTERRUPTED
         }
         _ => context.failed(failure),
@@ -188,6 +201,7 @@ async fn copy(
     source: &Backend,
     target: &Backend,
     (from, len): (u64, u64),
+    stop: Arc<AtomicBool>,
     helpers: &[oxblk_ring::IoThread],
 ) -> Result<(), oxblk::copy::CopyError> {
     let copy = Copy {
@@ -197,7 +211,7 @@ async fn copy(
         // The block size only determines the start and the end. Every byte is written as data.
         options: CopyOptions { sparse: 0, ..CopyOptions::default() },
         observer: Arc::new(()),
-        stop: stop_flag(),
+        stop,
     };
     oxblk::copy::run(copy, helpers).await
 }

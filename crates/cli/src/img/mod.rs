@@ -22,6 +22,7 @@ mod rebase;
 mod resize;
 mod snapshot;
 mod source_snapshot;
+mod stopped;
 mod threads;
 
 use std::fmt::Display;

@@ -3,18 +3,18 @@
 use super::address::{Endpoint, reachable};
 use super::disk::Disk;
 use super::options::Options;
+use super::partitions::Mountable;
 use oxblk_core::names;
 use oxblk_ring::Address;
 use std::fmt::Write;
 use std::path::Path;
 
-/// The text that is printed when the server is ready. `partition` is the number of the partition to mount, if the disk
-/// has a partition table.
+/// The text that is printed when the server is ready.
 pub(super) fn announcement(
     options: &Options,
     disk: &Disk,
     endpoints: &[Endpoint],
-    partition: Option<u32>,
+    mountable: Mountable,
 ) -> String {
     let mode =
         if options.read_only || disk.backend.is_read_only() { "read-only" } else { "read-write" };
@@ -36,24 +36,28 @@ pub(super) fn announcement(
         let uri = first.uri(&options.export_name).to_string();
         text.push('\n');
         let attach = nbd_client(first.address(), &options.export_name, read_only);
-        text.push_str(&commands(&uri, &attach, partition, read_only));
+        text.push_str(&commands(&uri, &attach, mountable, read_only));
     }
     text.push_str("\nCtrl-C stops the server.\n");
     text
 }
 
-fn commands(uri: &str, attach: &str, partition: Option<u32>, read_only: bool) -> String {
+fn commands(uri: &str, attach: &str, mountable: Mountable, read_only: bool) -> String {
     let uri = quoted(uri);
     let drive = if read_only { ",readonly=on" } else { "" };
     let mount = if read_only { "sudo mount -o ro" } else { "sudo mount" };
-    let device = partition.map_or_else(|| "/dev/nbd0".to_owned(), |n| format!("/dev/nbd0p{n}"));
+    let mount = match mountable {
+        Mountable::Nothing => String::new(),
+        Mountable::Disk => format!(" && {mount} /dev/nbd0 /mnt"),
+        Mountable::Partition(number) => format!(" && {mount} /dev/nbd0p{number} /mnt"),
+    };
     format!(
         "Attach it with one of these commands:\n\
          \x20 nbdinfo {uri}\n\
          \x20 nbdcopy {uri} copy.raw\n\
          \x20 qemu-img convert -f raw -O qcow2 {uri} copy.qcow2\n\
          \x20 qemu-system-x86_64 -m 1G -drive file={uri},format=raw,if=virtio{drive}\n\
-         \x20 sudo modprobe nbd && sudo {attach} && {mount} {device} /mnt\n"
+         \x20 sudo modprobe nbd && sudo {attach}{mount}\n"
     )
 }
 
@@ -106,6 +110,17 @@ mod tests {
         assert_eq!(quoted("nbd+unix:///?socket=/x"), "'nbd+unix:///?socket=/x'");
         assert_eq!(quoted("it's"), "'it'\\''s'");
         assert_eq!(quoted(""), "''");
+    }
+
+    #[test]
+    fn only_a_disk_with_contents_is_mounted() {
+        let last = |mountable| {
+            let text = commands("nbd://x", "nbd-client x", mountable, true);
+            text.lines().last().unwrap_or_default().trim().to_owned()
+        };
+        assert_eq!(last(Mountable::Nothing), "sudo modprobe nbd && sudo nbd-client x");
+        assert!(last(Mountable::Disk).ends_with(" && sudo mount -o ro /dev/nbd0 /mnt"));
+        assert!(last(Mountable::Partition(2)).ends_with(" && sudo mount -o ro /dev/nbd0p2 /mnt"));
     }
 
     #[test]

@@ -86,12 +86,12 @@ async fn listen_and_serve(options: &Options, disk: &Disk, signals: Signals) -> R
     // Check again, since the I/O threads of the server have opened descriptors too.
     check_descriptors(endpoints.len())?;
     warn_of_exposure(&endpoints, options.read_only || disk.backend.is_read_only());
-    let partition = partitions::largest(&disk.backend).await.unwrap_or_else(|error| {
+    let mountable = partitions::mountable(&disk.backend).await.unwrap_or_else(|error| {
         tracing::warn!("cannot read the partition table of '{}': {error}", disk.name);
-        None
+        partitions::Mountable::Disk
     });
     // A failed write to standard output does not end the server.
-    note(format_args!("{}", attach::announcement(options, disk, &endpoints, partition)));
+    note(format_args!("{}", attach::announcement(options, disk, &endpoints, mountable)));
     let tasks: Vec<_> = endpoints
         .iter_mut()
         .filter_map(Endpoint::take_listener)

@@ -17,26 +17,46 @@ const PROTECTIVE: u8 = 0xee;
 /// The MBR types of extended partitions, which contain further partitions.
 const EXTENDED: [u8; 3] = [0x05, 0x0f, 0x85];
 
-/// The number of the largest partition, if the disk has a partition table.
+/// Length in bytes of the start of a disk that contains the superblock of every usual file system.
+const SUPERBLOCKS: u64 = 128 << 10;
+
+/// The part of a disk that can be mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mountable {
+    /// Nothing: the disk has no file system.
+    Nothing,
+    /// The disk itself, which has no partition table.
+    Disk,
+    /// The partition with this number, the largest one.
+    Partition(u32),
+}
+
+/// Finds what a client can mount.
 ///
 /// # Errors
 /// When the disk cannot be read.
-pub(super) async fn largest(disk: &Backend) -> Result<Option<u32>> {
+pub(super) async fn mountable(disk: &Backend) -> Result<Mountable> {
     let sectors = disk.size() / SECTOR;
     if sectors < 2 {
-        return Ok(None);
+        return Ok(Mountable::Nothing);
     }
-    let head = read(disk, 0, 2 * SECTOR).await?;
-    let (mbr, gpt) = head.split_at(head.len() / 2);
-    match parse_mbr(mbr, sectors) {
-        Mbr::None => Ok(None),
-        Mbr::Partition(number) => Ok(Some(number)),
-        Mbr::Protective => {
-            let Some(place) = parse_gpt_header(gpt, sectors) else { return Ok(None) };
-            let entries = read(disk, place.offset, place.len).await?;
-            Ok(largest_gpt_entry(&entries, place.entry, sectors))
-        }
+    let head = read(disk, 0, SUPERBLOCKS.min(sectors * SECTOR)).await?;
+    if oxblk_ring::is_zero(&head) {
+        return Ok(Mountable::Nothing);
     }
+    let (mbr, rest) = head.split_at(512.min(head.len()));
+    let largest = match parse_mbr(mbr, sectors) {
+        Mbr::None => None,
+        Mbr::Partition(number) => Some(number),
+        Mbr::Protective => match parse_gpt_header(rest, sectors) {
+            None => None,
+            Some(place) => {
+                let entries = read(disk, place.offset, place.len).await?;
+                largest_gpt_entry(&entries, place.entry, sectors)
+            }
+        },
+    };
+    Ok(largest.map_or(Mountable::Disk, Mountable::Partition))
 }
 
 async fn read(disk: &Backend, offset: u64, len: u64) -> Result<Vec<u8>> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::{Graph, OpenContext, OpenFlags};
+use crate::create::Created;
 use crate::driver::DriverKind;
 use crate::gate::Purpose;
 use crate::perm::{Perm, Permissions, Role};
@@ -60,15 +61,16 @@ impl OpenContext {
 
 impl Graph {
     /// Creates an empty file for the guest data of a new image and opens it for writing. An existing file is
-    /// overwritten. When the image is complete, the caller detaches the edge and releases its node.
+    /// overwritten. When the image is complete, the caller detaches the edge and releases its node. If the creation of the
+    /// image fails, the caller removes the file with the returned [`Created`].
     ///
     /// # Errors
     /// The errors of the protocol, and when another user holds conflicting permissions on the file.
-    pub async fn create_data_file(&self, filename: &str) -> Result<Arc<Edge>> {
+    pub async fn create_data_file(&self, filename: &str) -> Result<(Arc<Edge>, Created)> {
         let (protocol, _) = self.protocol_for(filename)?;
         let mut options = Options::new();
         options.insert("size", 0_u64);
-        self.create_image(filename, protocol.name(), &options).await?;
+        let created = self.create_image(filename, protocol.name(), &options).await?;
         let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
         let node = self.open_storage(Some(filename), Options::new(), flags).await?;
         let writes = Perm::WRITE | Perm::RESIZE;
@@ -76,7 +78,7 @@ impl Graph {
             Permissions { taken: Perm::CONSISTENT_READ | writes, shared: Perm::all() - writes };
         let user = format!("creation of '{filename}'");
         match Edge::attach(Arc::clone(&node), user, ChildIdx::DATA.name(), permissions) {
-            Ok(edge) => Ok(edge),
+            Ok(edge) => Ok((edge, created)),
             Err(error) => {
                 self.release_after_failure(node).await;
                 Err(error)

@@ -177,6 +177,11 @@ impl Server {
     async fn admit(&self, socket: OwnedFd) {
         let inner = &self.0;
         let most = inner.options.max_connections;
+        if inner.threads.iter().all(|worker| worker.thread.has_ended()) {
+            return tracing::warn!(
+                "refusing an NBD client: all I/O threads of the server have ended"
+            );
+        }
         loop {
             if let Some(permit) = ConnectionPermit::take(inner) {
                 return begin(permit, socket);
@@ -325,11 +330,13 @@ struct ConnectionPermit {
 }
 
 impl ConnectionPermit {
-    /// Takes a permit on the thread with the fewest connections. Returns `None` if no permit is left, or if the server is
-    /// stopping.
+    /// Takes a permit on the running thread with the fewest connections. Returns `None` if no permit or no thread is left, or if
+    /// the server is stopping.
     fn take(inner: &Arc<Inner>) -> Option<ConnectionPermit> {
         let load = |(_, worker): &(usize, &Worker)| worker.connections.load(Ordering::SeqCst);
-        let (worker, chosen) = inner.threads.iter().enumerate().min_by_key(load)?;
+        let alive =
+            inner.threads.iter().enumerate().filter(|(_, worker)| !worker.thread.has_ended());
+        let (worker, chosen) = alive.min_by_key(load)?;
         let most = inner.options.max_connections;
         let one_more = |open: usize| open.checked_add(1).filter(|after| *after <= most);
         inner.connections.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more).ok()?;

@@ -3,6 +3,9 @@
 use oxblk_exports::nbd::{Export, Server, ServerOptions};
 use oxblk_ring::{Address, Config, IoThread, Listener, block_on, block_on_with};
 
+use std::os::unix::net::UnixStream;
+
+use crate::client::Client;
 use crate::memory::Disk;
 
 #[test]
@@ -17,6 +20,10 @@ fn a_server_whose_first_thread_has_ended_stops() {
     let listener = Listener::bind(&Address::Unix(dir.path().join("nbd.sock"))).unwrap();
     let (accept, serving) = (start("accept"), server.clone());
     let served = accept.spawn(move || async move { serving.serve(listener).await });
+    // Clients are served by the other thread.
+    for _ in 0..2 {
+        drop(Client::greet(Box::new(UnixStream::connect(dir.path().join("nbd.sock")).unwrap())));
+    }
     block_on(server.stop());
     served.wait().unwrap().unwrap();
 }

@@ -32,8 +32,12 @@ async fn create_with_data_file(graph: &Graph, file: &Arc<Edge>, options: Options
     let Some(name) = options.get_str("data_file").map(str::to_owned) else {
         return create::create(file, None, options, graph.secrets()).await;
     };
-    let data = graph.create_data_file(&name).await?;
+    let (data, new_file) = graph.create_data_file(&name).await?;
     let created = create::create(file, Some(&data), options, graph.secrets()).await;
+    if created.is_err() {
+        // The edge still excludes other processes, so nobody else uses the file.
+        new_file.remove_incomplete(&name);
+    }
     data.detach();
     let node = Arc::clone(data.node());
     drop(data);

@@ -14,6 +14,8 @@ use oxblk_core::{
 use oxblk_ring::{Event, RangeLock};
 use serde::{Deserialize, Serialize};
 
+use roaring::RoaringTreemap;
+
 use super::Qcow2;
 use super::bitmaps::Bitmaps;
 use super::check::check;
@@ -120,7 +122,6 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
     if !context.flags.check {
         header.require_refcounts()?;
         header.require_bitmaps()?;
-        header.require_snapshots()?;
     }
     if !context.flags.check && !context.flags.read_only {
         header.require_writable()?;
@@ -144,7 +145,14 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
     let image = build(surroundings, header, &sizes, encryption, modes).await?;
     image.metadata.read_l1(&file).await?;
     if !context.flags.check {
-        let inactive = image.metadata.note_snapshots(&file).await?;
+        let inactive = match image.metadata.note_snapshots(&file).await {
+            // The active state does not need the snapshot table.
+            Err(error) if image.facts.is_read_only() => {
+                image.metadata.leave_out_snapshots(&error);
+                RoaringTreemap::new()
+            }
+            noted => noted?,
+        };
         if modes.contains(Modes::INACTIVE_L2) && !image.facts.is_read_only() {
             image.metadata.note_inactive_tables().await?;
         }

@@ -79,6 +79,7 @@ impl Qcow2 {
         header.require_refcounts()?;
         header.require_bitmaps()?;
         header.require_snapshots()?;
+        self.metadata.check_snapshot_table(&file).await?;
         header.require_writable()?;
         let same = self.is_as_on_disk(&file, &header).await?;
         if same && self.bitmaps.has_bitmaps_on_disk(&file, &header).await? {

@@ -12,6 +12,8 @@
 //! If there is no free space for the copies, the part behind the new end is cleared in place before the size changes. A
 //! failure may then leave the old size and a partly cleared end of the disk.
 
+use std::collections::BTreeMap;
+
 use oxblk_core::{ChildIdx, Errno, Error, ErrorKind, Preallocation, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
@@ -212,20 +214,23 @@ impl Qcow2 {
             );
         }
         let mut outcome = Ok(());
+        // The number of entries that name a table. Each table is read once.
+        let mut tables: BTreeMap<u64, u64> = BTreeMap::new();
         for table in gone.iter().filter_map(table_of) {
+            let times = tables.entry(table).or_default();
+            *times = times.saturating_add(1);
+        }
+        for (table, times) in tables {
             match file.read(table, IoBufMut::new(len)).await {
                 Ok(words) => {
                     let entries: Vec<L2Entry> =
                         words.chunks_exact(entry_size).map(first_word).collect();
-                    self.clusters.drop_entries(&entries, ReleaseReason::CutOff);
+                    self.clusters.drop_entries_of(&entries, times, ReleaseReason::CutOff);
                 }
                 Err(error) => outcome = outcome.and(Err(error)),
             }
-            self.clusters.drop_clusters(
-                self.geometry.cluster_index(table),
-                1,
-                ReleaseReason::Table,
-            );
+            let cluster = self.geometry.cluster_index(table);
+            self.clusters.drop_references(cluster, 1, times, ReleaseReason::Table);
             self.metadata.relieve().await?;
         }
         // The first cycle lowers refcounts, the second writes them.

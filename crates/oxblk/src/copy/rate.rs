@@ -1,7 +1,12 @@
 //! A limit on the bytes per second of all workers together.
 
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+
+/// Maximum length of a sleep. After a request to stop, a wait ends within this time.
+const NAP: Duration = Duration::from_millis(20);
 
 /// Assigns start times to requests. The time between the starts of two consecutive requests is at least the time that
 /// the bytes of the first request take at the given rate.
@@ -16,8 +21,8 @@ impl Rate {
         Self { bytes_per_second: bytes_per_second.max(1), next: Mutex::new(Duration::ZERO) }
     }
 
-    /// Waits until `bytes` may be transferred.
-    pub(super) async fn pass(&self, bytes: u64) {
+    /// Waits until `bytes` may be transferred, or until `stop` is set.
+    pub(super) async fn pass(&self, bytes: u64, stop: &AtomicBool) {
         let now = oxblk_ring::now();
         let cost = u128::from(bytes) * 1_000_000_000 / u128::from(self.bytes_per_second);
         let cost = Duration::from_nanos(u64::try_from(cost).unwrap_or(u64::MAX));
@@ -27,8 +32,41 @@ impl Rate {
             *next = start.saturating_add(cost);
             start
         };
-        if start > now {
-            oxblk_ring::sleep(start - now).await;
+        let mut left = start.saturating_sub(now);
+        while !left.is_zero() && !stop.load(Relaxed) {
+            oxblk_ring::sleep(left.min(NAP)).await;
+            left = start.saturating_sub(oxblk_ring::now());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    #[test]
+    fn the_rate_is_kept_and_a_request_to_stop_ends_the_wait() {
+        oxblk_ring::sim::run(1, async {
+            let (rate, stop) = (Rate::new(1000), AtomicBool::new(false));
+            let begin = oxblk_ring::now();
+            for _ in 0..3 {
+                rate.pass(1000, &stop).await;
+            }
+            let passed = oxblk_ring::now() - begin;
+            assert!(passed >= Duration::from_secs(2), "{passed:?}");
+            // The next request waits for an hour.
+            rate.pass(3_600_000, &stop).await;
+            let begin = oxblk_ring::now();
+            let mut wait = pin!(rate.pass(1, &stop));
+            let mut context = Context::from_waker(Waker::noop());
+            assert_eq!(wait.as_mut().poll(&mut context), Poll::Pending);
+            stop.store(true, Relaxed);
+            wait.await;
+            assert!(oxblk_ring::now() - begin < Duration::from_secs(1));
+        });
     }
 }

@@ -176,7 +176,8 @@ impl Shared {
             Action::Zero => Ok(vec![(place, Part::Zero(chunk.len))]),
             Action::Copy => {
                 if let Some(rate) = &self.rate {
-                    rate.pass(chunk.len).await;
+                    rate.pass(chunk.len, &self.copy.stop).await;
+                    self.go_on(chunk.offset)?;
                 }
                 if self.offload.is_on() {
                     return Ok(vec![(place, Part::Move(chunk))]);

@@ -78,6 +78,11 @@ impl Shared {
         self.bell.as_raw_fd()
     }
 
+    /// Whether the thread has ended. It takes no further messages.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.mailbox.is_closed()
+    }
+
     /// Puts a message in the mailbox and wakes the thread if it sleeps. If the thread has ended, the message is
     /// dropped here. When a call is dropped, its waiter receives [`TaskGone`](super::TaskGone). A runnable is never
     /// dropped here (see [`spawn`](super::spawn)).

@@ -109,6 +109,11 @@ impl IoThread {
         self.0.shared.index()
     }
 
+    /// Whether the thread has ended. New tasks of an ended thread never run: their results are [`TaskGone`].
+    pub fn has_ended(&self) -> bool {
+        self.0.shared.has_ended()
+    }
+
     /// Drops this handle and waits for the thread to end. The thread ends when no other handle is left.
     ///
     /// Returns immediately if the thread is in `block_on`, if it is the calling thread, or if another handle of the

@@ -5,16 +5,18 @@ mod bitmaps;
 mod target;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use oxblk::Sharing;
 use oxblk::copy::{Copy, CopyError, CopyOptions, Observer, Stage};
-use oxblk_core::create::{Created, Removal};
+use oxblk_core::create::Created;
 use oxblk_core::{Backend, Error, Graph};
 use oxblk_ring::IoThread;
 
 use super::create::print_options;
 use super::create_options::asks_for_help;
 use super::source_snapshot::Wanted;
+use super::stopped::remove_target;
 use super::{Context, Exit, Step, graph, threads};
 use crate::image::{ImageName, reading};
 use crate::program::Program;
@@ -71,7 +73,7 @@ async fn convert(
         outcome = load_snapshot(context, snapshot, &sources).await;
     }
     if outcome.is_ok() {
-        let job = Job { context, arguments, graph, helpers, progress };
+        let job = Job { context, arguments, graph, helpers, progress, stop: stop_flag() };
         outcome = job.run(&sources).await;
     }
     for source in sources {
@@ -94,6 +96,8 @@ struct Job<'a> {
     graph: &'a Graph,
     helpers: &'a [IoThread],
     progress: &'a Arc<Progress>,
+    /// Set by a signal. It is caught before the target is created.
+    stop: Arc<AtomicBool>,
 }
 
 impl Job<'_> {
@@ -118,22 +122,11 @@ impl Job<'_> {
         closed.map_err(|error| self.context.error(&error))
     }
 
-    /// Removes the target after a signal if this run created it, and reports what remains. An incomplete image cannot
-    /// be distinguished from a complete image.
+    /// Removes the target after a signal if this run created it, and reports what remains.
     fn report_stop(&self, created: Option<Created>) {
         let (percent, target) = (self.progress.percent(), &self.arguments.target);
-        let removal = created.map_or(Ok(Removal::Kept), Created::remove);
         self.progress.end();
-        let what = match removal {
-            Ok(Removal::Removed) => "was removed",
-            Ok(Removal::Kept) => "is incomplete",
-            Ok(Removal::Replaced) => "was replaced by another program and is kept",
-            Err(error) => {
-                let text = format_args!("Could not remove '{target}': ");
-                self.context.program.report_in(text, &error);
-                "is incomplete"
-            }
-        };
+        let what = remove_target(self.context, target, created);
         self.context.program.error(format_args!("Stopped at {percent:.2} %: '{target}' {what}"));
     }
 
@@ -177,7 +170,7 @@ impl Job<'_> {
             target: target.backend.clone(),
             options,
             observer,
-            stop: stop_flag(),
+            stop: Arc::clone(&self.stop),
         };
         oxblk::copy::run(copy, self.helpers).await.map_err(|failure| self.failed(&failure))?;
         if compress {

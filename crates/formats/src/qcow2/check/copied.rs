@@ -23,19 +23,23 @@ impl Checker<'_> {
         }
         let l1 = self.read_table(self.header.l1_offset, u64::from(self.header.l1_entries)).await?;
         let mut seen = HashSet::new();
-        let places: Vec<((u64, L1Entry, bool), u64)> = (0_u64..)
+        // Many entries may name one table. The table is read once, after the first of them.
+        let mut is_first = |entry: &L1Entry| {
+            let place = entry.raw_offset();
+            place != 0 && place < self.file.size() && seen.insert(place)
+        };
+        let entries: Vec<(u64, L1Entry, bool)> = (0_u64..)
             .zip(l1.into_iter().map(L1Entry))
             .filter(|(_, entry)| entry.raw_offset() != 0)
-            .map(|(index, entry)| {
-                let first = seen.insert(entry.raw_offset());
-                ((index, entry, first), entry.raw_offset())
-            })
+            .map(|(index, entry)| (index, entry, is_first(&entry)))
             .collect();
+        let firsts = entries.iter().filter(|(.., first)| *first);
+        let places = firsts.map(|(_, entry, _)| ((), entry.raw_offset())).collect();
         let mut block = None;
         let size = self.geometry.cluster_size();
         let tables = read_tables(self.file, size, places, |_, table| table);
         let mut tables = std::pin::pin!(tables);
-        while let Some(((index, entry, first), table)) = tables.next().await {
+        for (index, entry, first) in entries {
             let cluster = self.geometry.cluster_index(entry.raw_offset());
             if let Some(refcount) = self.refcount_of(cluster, &mut block).await
                 && (refcount == 1) != entry.copied()
@@ -51,10 +55,9 @@ impl Checker<'_> {
                     self.patch(at, entry.0 ^ COPIED).await?;
                 }
             }
-            let (true, Ok(table)) = (first && entry.raw_offset() < self.file.size(), table) else {
-                continue;
-            };
-            self.check_table_copied(entry.raw_offset(), &table, repair, &mut block).await?;
+            if first && let Some(((), Ok(table))) = tables.next().await {
+                self.check_table_copied(entry.raw_offset(), &table, repair, &mut block).await?;
+            }
         }
         Ok(())
     }

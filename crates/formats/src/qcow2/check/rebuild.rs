@@ -33,6 +33,14 @@ impl Layout {
     }
 }
 
+/// Refuses a refcount table that is too large.
+fn check_table_entries(entries: u64) -> Result<()> {
+    if entries.saturating_mul(8) > MAX_REFCOUNT_TABLE_BYTES {
+        return Err(Error::from_errno(Errno::FBIG).prefix("The refcount table would be too large"));
+    }
+    Ok(())
+}
+
 /// Cursors for finding free clusters.
 struct Room {
     /// The next cluster inside the file to examine.
@@ -73,15 +81,20 @@ impl Checker<'_> {
 
     /// The refcount table indices of all clusters with references. If some references may be unknown, the indices of all
     /// clusters of the file.
-    fn indices(&self) -> Vec<u64> {
+    ///
+    /// # Errors
+    /// When a table with these indices would be too large. In that case, no block has been placed.
+    fn indices(&self) -> Result<Vec<u64>> {
         let per_block = self.geometry.refcounts_per_block();
-        if !self.complete {
-            return (0..self.clusters.div_ceil(per_block)).collect();
-        }
-        let mut indices: Vec<u64> =
-            self.references.in_range(0..u64::MAX).map(|(cluster, _)| cluster / per_block).collect();
-        indices.dedup();
-        indices
+        let indices = if self.complete {
+            self.references.blocks(per_block)
+        } else {
+            let blocks = self.clusters.div_ceil(per_block);
+            check_table_entries(blocks)?;
+            (0..blocks).collect()
+        };
+        check_table_entries(indices.last().map_or(0, |last| last.saturating_add(1)))?;
+        Ok(indices)
     }
 
     fn lay_out(&mut self) -> Result<Layout> {
@@ -91,17 +104,12 @@ impl Checker<'_> {
             end: self.clusters.saturating_add(1),
         };
         let mut blocks = BTreeMap::new();
-        let indices = self.indices();
+        let indices = self.indices()?;
         self.place_blocks(&mut blocks, indices, &mut room);
         loop {
             let entries = blocks.last_key_value().map_or(1, |(last, _)| last.saturating_add(1));
-            let bytes = entries.saturating_mul(8);
-            if bytes > MAX_REFCOUNT_TABLE_BYTES {
-                return Err(
-                    Error::from_errno(Errno::FBIG).prefix("The refcount table would be too large")
-                );
-            }
-            let table_clusters = bytes.div_ceil(size);
+            check_table_entries(entries)?;
+            let table_clusters = entries.saturating_mul(8).div_ceil(size);
             let table = self.take(table_clusters, &mut room);
             let per_block = self.geometry.refcounts_per_block();
             let own = (table..table.saturating_add(table_clusters)).map(|at| at / per_block);

@@ -1,10 +1,11 @@
 //! Counting the references that the tables of an image contain.
 //!
 //! The walk covers the header, the L1 and L2 tables of the active disk state and of the snapshots, the snapshot table, the
-//! LUKS header, the bitmaps, and the refcount structures. An L2 table with several references is read once. Only active
-//! tables count for the statistics and for the copied flags.
+//! LUKS header, the bitmaps, and the refcount structures. An L2 table with several references is read once, and so are
+//! overlapping L1 tables of snapshots. Only active tables count for the statistics and for the copied flags.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use futures_util::stream::{Stream, StreamExt as _};
 use oxblk_core::Result;
@@ -14,7 +15,7 @@ use super::Checker;
 use super::snapshot_table::RepairedTable;
 use super::snapshots::Snapshots;
 use crate::qcow2::layout::{ExtendedEntry, L1Entry, L2Entry, RefcountTableEntry, Snapshot};
-use crate::qcow2::refscan::{Claim, Piece, pieces, read_tables};
+use crate::qcow2::refscan::{Claim, Piece, layers, pieces, read_tables};
 
 /// An L1 table: its offset and its entries.
 type Place = (u64, u64);
@@ -112,19 +113,11 @@ impl<'a> Checker<'a> {
     async fn walk_l1_tables(&mut self, snapshots: &[Snapshot]) -> Result<()> {
         let active = (self.header.l1_offset, u64::from(self.header.l1_entries));
         self.refer(active.0, active.1.saturating_mul(8), 1, Claim::None);
-        let mut tables: BTreeMap<Place, Times> = BTreeMap::new();
-        for snapshot in snapshots {
-            if !self.has_l1_in_place(snapshot) {
-                continue;
-            }
-            let place = (snapshot.l1_offset, u64::from(snapshot.l1_entries));
-            self.refer(place.0, place.1.saturating_mul(8), 1, Claim::None);
-            *tables.entry(place).or_default() += 1;
-        }
+        let tables = self.refer_to_snapshots(snapshots);
         // The L2 tables of snapshots: the offset, and the number of references to the table.
         let mut inactive: BTreeMap<u64, Times> = BTreeMap::new();
-        for (place, times) in tables {
-            for entry in self.read_l1(place).await {
+        for (range, times) in tables {
+            for entry in self.read_l1((range.start, (range.end - range.start) / 8)).await {
                 let offset = L1Entry(entry).raw_offset();
                 if offset != 0 {
                     let count = inactive.entry(offset).or_default();
@@ -144,6 +137,32 @@ impl<'a> Checker<'a> {
             self.walk_l2(offset, &table, times, None);
         }
         Ok(())
+    }
+
+    /// Counts the references to the L1 tables of snapshots. Returns the ranges of the file in which these tables lie,
+    /// each with the number of tables that share it.
+    fn refer_to_snapshots(&mut self, snapshots: &[Snapshot]) -> Vec<(Range<u64>, Times)> {
+        let (size, end_of_file) = (self.geometry.cluster_size(), self.file.size());
+        let (mut tables, mut clusters) = (Vec::new(), Vec::new());
+        for snapshot in snapshots {
+            if !self.has_l1_in_place(snapshot) {
+                continue;
+            }
+            let (offset, bytes) = (snapshot.l1_offset, u64::from(snapshot.l1_entries) * 8);
+            let end = offset.saturating_add(bytes);
+            if end < end_of_file.saturating_add(size) {
+                clusters.push(self.geometry.cluster_index(offset)..self.geometry.clusters_for(end));
+            } else {
+                // This reports that the table ends past the end of the file.
+                self.refer(offset, bytes, 1, Claim::None);
+            }
+            // The part past the end of the file reads as zeroes.
+            tables.push(offset..end.min(end_of_file.next_multiple_of(8)));
+        }
+        for (run, times) in layers(clusters) {
+            self.refer_to_run(run.start, run.end - run.start, times, Claim::None);
+        }
+        layers(tables)
     }
 
     /// Reads and parses L2 tables, in the order of `places`.

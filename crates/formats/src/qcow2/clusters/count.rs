@@ -9,9 +9,9 @@ use super::counted::{Counted, Counting};
 use super::dropped::ReleaseReason;
 
 impl Clusters {
-    /// Adds one reference to each host cluster from `*at` up to `end`, and advances `*at`. After an error or a cancellation,
-    /// `*at` is the first cluster to which no reference was added.
-    async fn add_up_to(&self, at: &mut u64, end: u64) -> Result<()> {
+    /// Adds `times` references to each host cluster from `*at` up to `end`, and advances `*at`. After an error or a
+    /// cancellation, `*at` is the first cluster to which no reference was added.
+    async fn add_up_to(&self, at: &mut u64, end: u64, times: u64) -> Result<()> {
         while *at < end {
             let position = self.position(*at)?;
             let Some(slice) = self.slice(&position).await? else {
@@ -24,7 +24,7 @@ impl Clusters {
                 if position.slice != first {
                     break;
                 }
-                if let Err(error) = self.change(&slice, &position, 1) {
+                if let Err(error) = self.raise(&slice, &position, times) {
                     slice.mark_dirty();
                     return Err(error);
                 }
@@ -47,7 +47,7 @@ impl Clusters {
         was: ReleaseReason,
     ) -> Result<Counted<'a>> {
         let mut counting = Counting::new(self, run, was);
-        let counted = self.add_up_to(&mut counting.at, counting.end).await;
+        let counted = self.add_up_to(&mut counting.at, counting.end, 1).await;
         counting.finish(counted)
     }
 
@@ -61,12 +61,10 @@ impl Clusters {
         times: u64,
         was: ReleaseReason,
     ) -> Result<Counted<'_>> {
-        let mut counted = Counted { clusters: self, start: cluster, count: 1, times: 0, was };
-        while counted.times < times {
-            let mut at = cluster;
-            self.add_up_to(&mut at, cluster.saturating_add(1)).await?;
-            counted.times = counted.times.saturating_add(1);
+        let mut at = cluster;
+        if times > 0 {
+            self.add_up_to(&mut at, cluster.saturating_add(1), times).await?;
         }
-        Ok(counted)
+        Ok(Counted { clusters: self, start: cluster, count: 1, times, was })
     }
 }

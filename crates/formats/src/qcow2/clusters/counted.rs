@@ -40,11 +40,7 @@ impl Counted<'_> {
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        if self.count > 0 {
-            for _ in 0..self.times {
-                self.clusters.dropped.push(self.start, self.count, self.was);
-            }
-        }
+        self.clusters.dropped.push(self.start, self.count, self.times, self.was);
     }
 }
 
@@ -113,7 +109,7 @@ impl<'a> Counting<'a> {
         if counted > 0 {
             let start = run.start();
             run.split_first(counted).keep();
-            self.clusters.dropped.push(start, counted, self.was);
+            self.clusters.dropped.push(start, counted, 1, self.was);
         }
         Some(run)
     }

@@ -6,11 +6,13 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Contiguous host clusters that lost one reference each.
+/// Contiguous host clusters that lost the same number of references each.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::qcow2) struct Dropped {
     pub(in crate::qcow2) cluster: u64,
     pub(in crate::qcow2) count: u64,
+    /// Lost references of each cluster.
+    pub(in crate::qcow2) times: u64,
     pub(in crate::qcow2) was: ReleaseReason,
 }
 
@@ -38,17 +40,20 @@ impl DroppedList {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds one dropped reference for each of the `count` host clusters from `cluster` on.
-    pub(in crate::qcow2) fn push(&self, cluster: u64, count: u64, was: ReleaseReason) {
+    /// Adds `times` dropped references for each of the `count` host clusters from `cluster` on.
+    pub(in crate::qcow2) fn push(&self, cluster: u64, count: u64, times: u64, was: ReleaseReason) {
+        if count == 0 || times == 0 {
+            return;
+        }
         let mut list = self.lock();
         if let Some(last) = list.last_mut()
             && last.cluster.saturating_add(last.count) == cluster
-            && last.was == was
+            && (last.times, last.was) == (times, was)
         {
             last.count = last.count.saturating_add(count);
             return;
         }
-        list.push(Dropped { cluster, count, was });
+        list.push(Dropped { cluster, count, times, was });
     }
 
     /// Takes all entries out of the list.

@@ -189,7 +189,7 @@ impl Clusters {
                 tracing::warn!(
                     "qcow2: a refcount could not be lowered yet; the next write-back tries again: {error}"
                 );
-                self.dropped.push(run.cluster, 1, ReleaseReason::Table);
+                self.dropped.push(run.cluster, 1, 1, ReleaseReason::Table);
             }
         }
         Ok(())

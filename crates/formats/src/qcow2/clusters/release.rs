@@ -62,8 +62,8 @@ impl Clusters {
         let mut missing = Missing::default();
         // A scan must not find a cluster with refcount 0 before the cluster is quarantined.
         let _turn = self.allocator.scanning.lock().await;
-        while let Some(Dropped { cluster, was, .. }) = dropped.front().copied() {
-            let outcome = self.lower_one(cluster, was, &check_release, &mut missing).await;
+        while let Some(run) = dropped.front().copied() {
+            let outcome = self.lower_first(run, &check_release, &mut missing).await;
             if matches!(&outcome, Err(error) if error.kind() != ErrorKind::Corrupt) {
                 return outcome;
             }
@@ -79,10 +79,10 @@ impl Clusters {
         Ok(())
     }
 
-    async fn lower_one(
+    /// Lowers the refcount of the first cluster of a run.
+    async fn lower_first(
         &self,
-        cluster: u64,
-        was: ReleaseReason,
+        Dropped { cluster, times, was, .. }: Dropped,
         check_release: &impl AsyncFn(u64) -> Result<()>,
         missing: &mut Missing,
     ) -> Result<()> {
@@ -91,9 +91,10 @@ impl Clusters {
         if was != ReleaseReason::Table {
             check_release(offset).await?;
         }
-        match self.drop_one(cluster).await {
-            Ok(0) => {}
-            Ok(_) => return Ok(()),
+        match self.drop_up_to(cluster, times).await {
+            Ok(before) if before > times => return Ok(()),
+            Ok(before) if before < times => missing.add(offset),
+            Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::Corrupt => {
                 missing.add(offset);
                 return Ok(());
@@ -112,6 +113,16 @@ impl Clusters {
 
     /// Passes the references of the entries `old` to the write-back. The caller has marked the slices of these entries dirty.
     pub(in crate::qcow2) fn drop_entries(&self, old: &[L2Entry], was: ReleaseReason) {
+        self.drop_entries_of(old, 1, was);
+    }
+
+    /// As [`Self::drop_entries`], for the entries of an L2 table that `times` L1 entries named.
+    pub(in crate::qcow2) fn drop_entries_of(
+        &self,
+        old: &[L2Entry],
+        times: u64,
+        was: ReleaseReason,
+    ) {
         if self.geometry.data_file {
             // Clusters of a data file have no refcounts.
             return;
@@ -126,13 +137,25 @@ impl Clusters {
             };
             let first = host >> self.geometry.cluster_bits;
             let last = host.saturating_add(bytes).saturating_sub(1) >> self.geometry.cluster_bits;
-            self.drop_clusters(first, last.saturating_sub(first).saturating_add(1), was);
+            let count = last.saturating_sub(first).saturating_add(1);
+            self.drop_references(first, count, times, was);
         }
     }
 
     /// Passes one reference to each of the `count` host clusters from `cluster` on to the write-back.
     pub(in crate::qcow2) fn drop_clusters(&self, cluster: u64, count: u64, was: ReleaseReason) {
-        self.dropped.push(cluster, count, was);
+        self.drop_references(cluster, count, 1, was);
+    }
+
+    /// Hands `times` references of each of `count` host clusters to the write-back.
+    pub(in crate::qcow2) fn drop_references(
+        &self,
+        cluster: u64,
+        count: u64,
+        times: u64,
+        was: ReleaseReason,
+    ) {
+        self.dropped.push(cluster, count, times, was);
     }
 
     /// Passes one reference to each of these metadata clusters to the write-back. The write-back lowers the refcounts.
@@ -222,7 +245,7 @@ fn merge(mut runs: Vec<Quarantined>) -> Vec<Quarantined> {
     merged
 }
 
-/// Clusters that lost a reference although their refcounts were 0. One log message reports all of them when the value is
+/// Clusters that lost more references than their refcounts counted. One log message reports all of them when the value is
 /// dropped.
 #[derive(Default)]
 struct Missing {

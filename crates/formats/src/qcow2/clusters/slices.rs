@@ -117,30 +117,50 @@ impl Clusters {
     /// # Errors
     /// `Corrupt` if the refcount is already 0 or the refcount block does not exist, and the errors of the file.
     pub(super) async fn drop_one(&self, cluster: u64) -> Result<u64> {
+        Ok(self.drop_up_to(cluster, 1).await?.saturating_sub(1))
+    }
+
+    /// Removes up to `most` references from a host cluster and returns the number that it had before.
+    ///
+    /// # Errors
+    /// As the file reports, or when the cluster has no reference.
+    pub(super) async fn drop_up_to(&self, cluster: u64, most: u64) -> Result<u64> {
         let position = self.position(cluster)?;
         let Some(slice) = self.slice(&position).await? else {
             return Err(Error::corrupt(format!("cluster {cluster} has no refcount to drop")));
         };
-        let left = self.change(&slice, &position, -1)?;
+        let before = self
+            .change(&slice, &position, |count| (count > 0).then(|| count.saturating_sub(most)))?;
         point();
         slice.mark_dirty();
-        Ok(left)
+        Ok(before)
     }
 
-    pub(super) fn change(&self, slice: &Pinned<'_>, position: &Position, by: i64) -> Result<u64> {
+    /// Adds `times` references at a position in its pinned slice.
+    pub(super) fn raise(&self, slice: &Pinned<'_>, position: &Position, times: u64) -> Result<()> {
+        self.change(slice, position, |count| count.checked_add(times)).map(drop)
+    }
+
+    /// Changes the refcount at a position in its pinned slice, and returns the refcount before.
+    fn change(
+        &self,
+        slice: &Pinned<'_>,
+        position: &Position,
+        to: impl Fn(u64) -> Option<u64>,
+    ) -> Result<u64> {
         let mask = self.mask();
         let word = slice
             .words()
             .get(position.word)
             .ok_or_else(|| Error::corrupt("refcount out of range"))?;
-        let mut now = 0;
+        let mut before = 0;
         let changed = word.fetch_update(AcqRel, Acquire, |word| {
-            let count = (word >> position.shift) & mask;
-            now = count.checked_add_signed(by).filter(|count| *count <= mask)?;
+            before = (word >> position.shift) & mask;
+            let now = to(before).filter(|count| *count <= mask)?;
             Some((word & !(mask << position.shift)) | (now << position.shift))
         });
         match changed {
-            Ok(_) => Ok(now),
+            Ok(_) => Ok(before),
             Err(_) => Err(Error::corrupt("refcount out of bounds")),
         }
     }
@@ -192,7 +212,7 @@ impl Clusters {
         let position = self.position(cluster)?;
         let slice = self.slice(&position).await?;
         let slice = slice.ok_or_else(|| Error::corrupt("refcount block vanished"))?;
-        self.change(&slice, &position, 1)?;
+        self.raise(&slice, &position, 1)?;
         slice.mark_dirty();
         Ok(())
     }

@@ -85,9 +85,7 @@ impl Compaction<'_> {
         }
         file.flush().await?;
         for (first, count, references) in changes.old {
-            for _ in 0..references {
-                self.clusters.drop_clusters(first, count, ReleaseReason::Discarded);
-            }
+            self.clusters.drop_references(first, count, references, ReleaseReason::Discarded);
         }
         Ok(())
     }

@@ -157,9 +157,8 @@ impl Compaction<'_> {
         // Write and flush the new L1 entries before the references to the old tables are dropped.
         self.metadata.write_back(true).await?;
         for (cluster, _, places) in &placed {
-            for _ in *places {
-                self.clusters.drop_clusters(*cluster, 1, ReleaseReason::Table);
-            }
+            let times = u64::try_from(places.len()).unwrap_or(u64::MAX);
+            self.clusters.drop_references(*cluster, 1, times, ReleaseReason::Table);
         }
         Ok(u64::try_from(placed.len()).unwrap_or(u64::MAX))
     }

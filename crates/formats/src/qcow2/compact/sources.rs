@@ -132,13 +132,9 @@ impl Compaction<'_> {
     /// The L1 entries that refer to each L2 table, by the offset of the table.
     async fn all_tables(&self) -> Result<BTreeMap<u64, Vec<TableAt>>> {
         let mut l1s = vec![(None, self.mapping.active_l1())];
-        // If the L1 tables of the snapshots do not overlap, the sum of their lengths is not more than the length of the file.
-        let mut room = self.facts.file()?.size() / 8;
-        for snapshot in self.metadata.snapshot_list().await? {
-            snapshot.check_l1(self.geometry)?;
-            room = room.checked_sub(snapshot.l1_entries.into()).ok_or_else(|| {
-                Error::corrupt("snapshots lie on each other: the image needs a check")
-            })?;
+        let snapshots = self.metadata.snapshot_list().await?;
+        self.metadata.check_l1_tables(&snapshots)?;
+        for snapshot in snapshots {
             let l1 =
                 self.metadata.read_inactive_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
             l1s.push((Some(snapshot.l1_offset), l1));

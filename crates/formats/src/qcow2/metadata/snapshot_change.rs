@@ -63,7 +63,7 @@ impl Metadata {
         if count > MAX_SNAPSHOTS || len > MAX_SNAPSHOT_TABLE_BYTES {
             return Err(Error::from_errno(Errno::FBIG));
         }
-        let mut place = SnapshotTable { offset: 0, count, bytes: len };
+        let mut place = SnapshotTable { offset: 0, count, bytes: len, is_broken: false };
         if len > 0 {
             place.offset = self.store_table(bytes).await?;
         }

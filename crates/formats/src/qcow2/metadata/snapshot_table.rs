@@ -10,12 +10,17 @@ use roaring::RoaringTreemap;
 use super::Metadata;
 use crate::qcow2::layout::{Header, L1Entry, MAX_SNAPSHOT_TABLE_BYTES, Snapshot, parse_snapshot};
 use crate::qcow2::read_ahead::{ReadAhead, read_ahead};
+use crate::qcow2::refscan::layers;
 
 /// Length of one read of the snapshot table, in bytes. The longest entry is shorter.
 const CHUNK: usize = 256 << 10;
 
 /// Minimum length in bytes of the extra data of an entry in a version 3 image.
 pub(in crate::qcow2) const V3_EXTRA: usize = 16;
+
+/// What a user can do about a snapshot table that cannot be read.
+const COPY_HINT: &str = "You can copy the disk without its snapshots with qemu-img convert. qemu-img check -r all \
+     repairs the table unless snapshots may be lost";
 
 /// Location and size of the snapshot table.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -26,12 +31,19 @@ pub(in crate::qcow2) struct SnapshotTable {
     pub(in crate::qcow2) count: u32,
     /// Length of the table in bytes. 0 until the table is read.
     pub(in crate::qcow2) bytes: u64,
+    /// The table cannot be read, so the image counts as one without snapshots. It is not writable.
+    pub(in crate::qcow2) is_broken: bool,
 }
 
 impl SnapshotTable {
     /// The location that the header contains.
     pub(in crate::qcow2) fn of(header: &Header) -> Self {
-        Self { offset: header.snapshots_offset, count: header.snapshot_count, bytes: 0 }
+        Self {
+            offset: header.snapshots_offset,
+            count: header.snapshot_count,
+            bytes: 0,
+            is_broken: false,
+        }
     }
 }
 
@@ -56,7 +68,10 @@ pub(in crate::qcow2) async fn visit_snapshots(
             taken = 0;
             parsed = parse_snapshot(&chunk.bytes);
         }
-        let too_large = || Error::from_errno(Errno::FBIG).reword("Snapshot table is too large");
+        let too_large = || {
+            let error = Error::from_errno(Errno::FBIG).reword("Snapshot table is too large");
+            error.with_hint(COPY_HINT)
+        };
         let (snapshot, len) = match parsed {
             Ok(Some(entry)) => entry,
             Ok(None) => {
@@ -66,9 +81,7 @@ pub(in crate::qcow2) async fn visit_snapshots(
             Err(error) => {
                 return Err(Error::from_errno(Errno::FBIG)
                     .reword(format!("{error} {index}"))
-                    .with_hint(
-                        "You can force-remove this extra metadata with qemu-img check -r all",
-                    ));
+                    .with_hint(COPY_HINT));
             }
         };
         taken = taken.saturating_add(usize::try_from(len).unwrap_or(usize::MAX));
@@ -91,7 +104,11 @@ async fn read_chunk(file: &Edge, offset: u64) -> ReadAhead {
 impl Metadata {
     /// Records the clusters of the snapshot table and of the L1 tables of snapshots as metadata. So these clusters are not
     /// allocated, even if their refcounts are wrong. Returns the clusters of these L1 tables.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
     pub(in crate::qcow2) async fn note_snapshots(&self, file: &Edge) -> Result<RoaringTreemap> {
+        self.facts.header().require_snapshots()?;
         let mut tables = RoaringTreemap::new();
         let note = |snapshot: Snapshot| {
             // A snapshot with an invalid L1 table is skipped here. A check reports it.
@@ -105,18 +122,41 @@ impl Metadata {
         let place = self.snapshot_table();
         let bytes = visit_snapshots(file, place, note).await?;
         self.clusters.note_metadata(place.offset, bytes);
-        self.snapshots().bytes = bytes;
+        let mut snapshots = self.snapshots();
+        (snapshots.bytes, snapshots.is_broken) = (bytes, false);
         Ok(tables)
+    }
+
+    /// Opens a read-only image without its snapshots, because its snapshot table cannot be read.
+    pub(in crate::qcow2) fn leave_out_snapshots(&self, error: &Error) {
+        tracing::error!("qcow2: the snapshots of the image are left out: {error}");
+        self.snapshots().is_broken = true;
+    }
+
+    /// Checks that the snapshot table can be read. Otherwise, an image must not become writable.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub(in crate::qcow2) async fn check_snapshot_table(&self, file: &Edge) -> Result<()> {
+        match self.snapshot_table() {
+            SnapshotTable { is_broken: false, .. } => Ok(()),
+            table => visit_snapshots(file, table, drop).await.map(drop),
+        }
     }
 
     /// Records the clusters of the L2 tables of snapshots as metadata. Skips invalid L1 tables and L1 entries.
     pub(in crate::qcow2) async fn note_inactive_tables(&self) -> Result<()> {
         let size = self.geometry.cluster_size();
-        for snapshot in self.snapshot_list().await? {
-            if snapshot.check_l1(self.geometry).is_err() {
-                continue;
-            }
-            let l1 = self.read_inactive_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
+        let file_end = self.facts.file()?.size().next_multiple_of(8);
+        let list = self.snapshot_list().await?;
+        let valid = list.iter().filter(|snapshot| snapshot.check_l1(self.geometry).is_ok());
+        let ranges = valid.map(|snapshot| {
+            let end = snapshot.l1_offset.saturating_add(u64::from(snapshot.l1_entries) * 8);
+            snapshot.l1_offset..end.min(file_end)
+        });
+        for (range, _) in layers(ranges) {
+            let entries = u32::try_from((range.end - range.start) / 8).unwrap_or(u32::MAX);
+            let l1 = self.read_inactive_l1(range.start, entries).await?;
             for table in l1.iter().filter_map(|entry| entry.l2_offset(self.geometry).ok().flatten())
             {
                 self.clusters.note_metadata(table, size);
@@ -134,12 +174,31 @@ impl Metadata {
         *self.snapshots()
     }
 
-    /// Reads all snapshots from the table.
+    /// Reads all snapshots from the table. A broken table has none.
     pub(in crate::qcow2) async fn snapshot_list(&self) -> Result<Vec<Snapshot>> {
         let file = self.facts.file()?;
-        let mut list = Vec::new();
-        visit_snapshots(&file, self.snapshot_table(), |snapshot| list.push(snapshot)).await?;
+        let (table, mut list) = (self.snapshot_table(), Vec::new());
+        if table.is_broken {
+            return Ok(list);
+        }
+        visit_snapshots(&file, table, |snapshot| list.push(snapshot)).await?;
         Ok(list)
+    }
+
+    /// Checks that the L1 tables of snapshots are valid, and that they are together no longer than the file. So reading
+    /// all of them is bounded.
+    ///
+    /// # Errors
+    /// When a table is invalid, or when tables lie on each other.
+    pub(in crate::qcow2) fn check_l1_tables(&self, list: &[Snapshot]) -> Result<()> {
+        let mut room = self.facts.file()?.size() / 8;
+        for snapshot in list {
+            snapshot.check_l1(self.geometry)?;
+            room = room.checked_sub(snapshot.l1_entries.into()).ok_or_else(|| {
+                Error::corrupt("snapshots lie on each other: the image needs a check")
+            })?;
+        }
+        Ok(())
     }
 
     /// Reads the L1 table of a snapshot.

@@ -4,6 +4,7 @@
 //! | file | concern |
 //! |---|---|
 //! | `counts` | a sparse map from clusters to their number of references |
+//! | `layers` | cutting overlapping ranges into disjoint ranges (without I/O) |
 //! | `pieces` | parsing an L2 table into runs of clusters (without I/O) |
 //! | `tables` | reading many tables, and processing each batch on a worker thread |
 //!
@@ -11,9 +12,11 @@
 //! that the results have the same order on every run.
 
 mod counts;
+mod layers;
 mod pieces;
 mod tables;
 
 pub(super) use counts::{Agreement, Claim, References, Referred};
+pub(super) use layers::layers;
 pub(super) use pieces::{Piece, pieces};
 pub(super) use tables::read_tables;

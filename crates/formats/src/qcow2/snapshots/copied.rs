@@ -77,7 +77,8 @@ impl ImageSnapshots {
         let (geometry, version) = (self.geometry, self.facts.version());
         let clusters = Arc::clone(&alone.0);
         let places = self.mapping.table_places(&l1)?;
-        let tagged = places.iter().map(|(_, offset)| (*offset, *offset)).collect();
+        let tables = self.tables_once(&l1)?;
+        let tagged = tables.into_iter().map(|(offset, _)| (offset, offset)).collect();
         let changed = read_tables(&file, geometry.cluster_size(), tagged, move |_, table| {
             owned(table, &clusters, geometry, version)
         });
@@ -115,9 +116,10 @@ impl ImageSnapshots {
         let l1 = self.mapping.active_l1();
         let file = self.facts.file()?;
         {
-            let mut tables = Box::pin(self.l2_tables(&l1));
+            let offsets = self.tables_once(&l1)?.into_iter().map(|(offset, _)| offset).collect();
+            let mut tables = Box::pin(self.l2_tables(offsets));
             while let Some(table) = tables.next().await {
-                let (_, offset, entries) = table?;
+                let (offset, entries) = table?;
                 let mut claimed = Vec::with_capacity(entries.len());
                 for entry in &entries {
                     claimed.push(self.true_claim(*entry).await?);

@@ -15,8 +15,19 @@ use super::super::layout::{CryptMethod, L1Entry, L2Entry, L2Kind, Snapshot};
 use super::ImageSnapshots;
 use super::references::Pass;
 
-/// Replaced L2 tables: a map from the old offset to the new offset.
-type Replaced = BTreeMap<u64, u64>;
+/// The L2 tables that have been read, by offset.
+type Tables = BTreeMap<u64, Table>;
+
+/// An L2 table of a snapshot.
+#[derive(Debug, Clone, Copy)]
+enum Table {
+    /// It has no zero clusters.
+    Fine,
+    /// It has zero clusters.
+    HasZeroes,
+    /// The table at this offset replaces it.
+    Replaced(u64),
+}
 
 impl ImageSnapshots {
     /// Whether version 2 can describe all snapshots of an image with a disk of `size` bytes.
@@ -32,12 +43,12 @@ impl ImageSnapshots {
     /// full of zeroes. Otherwise it becomes unallocated.
     pub(in crate::qcow2) async fn expand_snapshots(&self, over_backing: bool) -> Result<()> {
         let mut list = self.metadata.snapshot_list().await?;
-        let mut to_do = Vec::new();
+        self.metadata.check_l1_tables(&list)?;
+        let (mut to_do, mut known) = (Vec::new(), Tables::new());
         for (index, snapshot) in list.iter().enumerate() {
-            snapshot.check_l1(self.geometry)?;
             let l1 =
                 self.metadata.read_inactive_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
-            if self.has_zero_clusters(&l1).await? {
+            if self.has_zero_clusters(&l1, &mut known).await? {
                 to_do.push((index, l1));
             }
         }
@@ -49,22 +60,25 @@ impl ImageSnapshots {
                 "Cannot downgrade an encrypted image with zero clusters in its snapshots",
             ));
         }
-        let mut replaced = Replaced::new();
         for (index, l1) in to_do {
-            self.expand_snapshot(&mut list, index, &l1, over_backing, &mut replaced).await?;
+            self.expand_snapshot(&mut list, index, &l1, over_backing, &mut known).await?;
         }
         Ok(())
     }
 
-    async fn has_zero_clusters(&self, l1: &[L1Entry]) -> Result<bool> {
-        let mut tables = Box::pin(self.l2_tables(l1));
-        while let Some(table) = tables.next().await {
-            let (_, _, entries) = table?;
-            if entries.iter().any(|entry| self.is_zero_cluster(*entry)) {
-                return Ok(true);
+    /// Whether an L1 table reaches zero clusters. Reads the tables that are not known yet.
+    async fn has_zero_clusters(&self, l1: &[L1Entry], known: &mut Tables) -> Result<bool> {
+        let all: Vec<u64> = self.tables_once(l1)?.into_iter().map(|(offset, _)| offset).collect();
+        let new = all.iter().copied().filter(|offset| !known.contains_key(offset)).collect();
+        {
+            let mut tables = Box::pin(self.l2_tables(new));
+            while let Some(table) = tables.next().await {
+                let (offset, entries) = table?;
+                let any = entries.iter().any(|entry| self.is_zero_cluster(*entry));
+                known.insert(offset, if any { Table::HasZeroes } else { Table::Fine });
             }
         }
-        Ok(false)
+        Ok(all.iter().any(|offset| matches!(known.get(offset), Some(Table::HasZeroes))))
     }
 
     fn is_zero_cluster(&self, entry: L2Entry) -> bool {
@@ -77,9 +91,9 @@ impl ImageSnapshots {
         index: usize,
         old: &[L1Entry],
         over_backing: bool,
-        replaced: &mut Replaced,
+        known: &mut Tables,
     ) -> Result<()> {
-        let (l1, held) = self.without_zero_clusters(old, over_backing, replaced).await?;
+        let (l1, held) = self.without_zero_clusters(old, over_backing, known).await?;
         let mut new = Vec::new();
         for run in held {
             // Adding references ensures that refcount blocks exist. These references are dropped below.
@@ -115,43 +129,43 @@ impl ImageSnapshots {
         &'a self,
         old: &[L1Entry],
         over_backing: bool,
-        replaced: &mut Replaced,
+        known: &mut Tables,
     ) -> Result<(Vec<L1Entry>, Vec<Reserved<'a>>)> {
         let bits = self.geometry.cluster_bits;
         let file = self.facts.file()?;
         let mut held = Vec::new();
-        let mut l1: Vec<L1Entry> = old.to_vec();
-        let mut tables = Box::pin(self.l2_tables(old));
-        while let Some(table) = tables.next().await {
-            let (index, offset, mut entries) = table?;
-            let Some(entry) = usize::try_from(index).ok().and_then(|at| l1.get_mut(at)) else {
-                continue;
-            };
-            let place = match replaced.get(&offset) {
-                Some(place) => *place,
-                None if !entries.iter().any(|entry| self.is_zero_cluster(*entry)) => continue,
-                None => {
-                    for entry in &mut entries {
-                        if self.is_zero_cluster(*entry) {
-                            *entry = L2Entry::EMPTY;
-                            if over_backing {
-                                let data = self.zero_data_cluster(&mut held).await?;
-                                *entry = L2Entry::data(data << bits).with_copied(false);
-                            }
+        let all = self.tables_once(old)?.into_iter().map(|(offset, _)| offset);
+        let with_zeroes =
+            all.filter(|at| matches!(known.get(at), Some(Table::HasZeroes))).collect();
+        {
+            let mut tables = Box::pin(self.l2_tables(with_zeroes));
+            while let Some(table) = tables.next().await {
+                let (offset, mut entries) = table?;
+                for entry in &mut entries {
+                    if self.is_zero_cluster(*entry) {
+                        *entry = L2Entry::EMPTY;
+                        if over_backing {
+                            let data = self.zero_data_cluster(&mut held).await?;
+                            *entry = L2Entry::data(data << bits).with_copied(false);
                         }
                     }
-                    let mut run = self.clusters.reserve_contiguous(1).await?;
-                    run.begin_write();
-                    let place = run.start() << bits;
-                    held.push(run);
-                    let bytes: Vec<u8> =
-                        entries.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
-                    file.write(place, bytes.into(), WriteFlags::empty()).await?;
-                    replaced.insert(offset, place);
-                    place
                 }
-            };
-            *entry = L1Entry(place);
+                let mut run = self.clusters.reserve_contiguous(1).await?;
+                run.begin_write();
+                let place = run.start() << bits;
+                held.push(run);
+                let bytes: Vec<u8> =
+                    entries.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
+                file.write(place, bytes.into(), WriteFlags::empty()).await?;
+                known.insert(offset, Table::Replaced(place));
+            }
+        }
+        let mut l1: Vec<L1Entry> = old.to_vec();
+        for (index, offset) in self.mapping.table_places(old)? {
+            let entry = usize::try_from(index).ok().and_then(|at| l1.get_mut(at));
+            if let (Some(entry), Some(Table::Replaced(place))) = (entry, known.get(&offset)) {
+                *entry = L1Entry(*place);
+            }
         }
         Ok((l1, held))
     }

@@ -2,13 +2,14 @@
 //!
 //! The refcount of a cluster counts every L1 table from which the cluster is reachable, even if the L1 tables share an L2
 //! table. So creating a snapshot raises the refcounts of all clusters that its L1 table reaches, and deleting the snapshot
-//! lowers these refcounts. All references are counted first ([`ImageSnapshots::reach`]), and then the refcounts are changed
-//! block by block (see `refcounts`).
+//! lowers these refcounts. An L2 table with several references is read once. All references are counted first
+//! ([`ImageSnapshots::reach`]), and then the refcounts are changed block by block (see `refcounts`).
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures_util::stream::{self, FuturesUnordered, Stream, StreamExt as _, TryStreamExt as _};
-use oxblk_core::{Error, Result, WriteFlags};
+use oxblk_core::{Errno, Error, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 use roaring::RoaringTreemap;
 
@@ -70,26 +71,33 @@ fn disowned(mut table: IoBufMut, geometry: Geometry) -> IoBuf {
 }
 
 impl ImageSnapshots {
-    /// Reads the L2 tables of an L1 table, in the order of the L1 entries: index in the L1 table, offset in the file,
-    /// entries.
+    /// The offsets of the L2 tables to which an L1 table refers, in the order of the L1 entries. Each offset occurs once, with
+    /// the number of L1 entries that refer to the table.
+    pub(super) fn tables_once(&self, l1: &[L1Entry]) -> Result<Vec<(u64, u32)>> {
+        let places = self.mapping.table_places(l1)?;
+        let mut times: HashMap<u64, u32> = HashMap::with_capacity(places.len());
+        for (_, offset) in &places {
+            let times = times.entry(*offset).or_default();
+            *times = times.saturating_add(1);
+        }
+        let first = |(_, offset)| times.remove(&offset).map(|times| (offset, times));
+        Ok(places.into_iter().filter_map(first).collect())
+    }
+
+    /// Reads the L2 tables at these offsets, in order: offset in the file, entries.
     pub(super) fn l2_tables(
         &self,
-        l1: &[L1Entry],
-    ) -> impl Stream<Item = Result<(u64, u64, Vec<L2Entry>)>> {
-        let places = match self.mapping.table_places(l1) {
-            Ok(places) => places.into_iter().map(Ok).collect(),
-            Err(error) => vec![Err(error)],
-        };
+        offsets: Vec<u64>,
+    ) -> impl Stream<Item = Result<(u64, Vec<L2Entry>)>> {
         let size = self.geometry.cluster_size();
         let len = usize::try_from(size).unwrap_or(usize::MAX);
         let at_once = usize::try_from(READ_AHEAD / size).unwrap_or(1).clamp(2, 64);
-        stream::iter(places)
-            .map(move |place| async move {
-                let (index, offset) = place?;
+        stream::iter(offsets)
+            .map(move |offset| async move {
                 let file = self.facts.file()?;
                 let table = file.read(offset, IoBufMut::new(len)).await?;
                 let entries = l2_table(&table, self.geometry).map(|both| both.entry).collect();
-                Ok((index, offset, entries))
+                Ok((offset, entries))
             })
             .buffered(at_once)
     }
@@ -113,23 +121,22 @@ impl ImageSnapshots {
         let file = self.facts.file()?;
         let (geometry, version) = (self.geometry, self.facts.version());
         let clusters = geometry.clusters_for(file.size());
-        let places: Vec<((), u64)> =
-            self.mapping.table_places(l1)?.into_iter().map(|(_, offset)| ((), offset)).collect();
+        let places: Vec<((u64, u32), u64)> =
+            self.tables_once(l1)?.into_iter().map(|table| (table, table.0)).collect();
         let mut tables: Vec<u64> =
             places.iter().map(|(_, offset)| geometry.cluster_index(*offset)).collect();
         let mut counted = References::new(u64::MAX);
-        let offsets: Vec<u64> = places.iter().map(|(_, offset)| *offset).collect();
-        let seen = read_tables(&file, geometry.cluster_size(), places, move |(), table| {
+        let seen = read_tables(&file, geometry.cluster_size(), places, move |_, table| {
             look(table, pass, geometry, version, clusters)
         });
-        let mut seen = std::pin::pin!(seen.zip(stream::iter(offsets)));
+        let mut seen = std::pin::pin!(seen);
         let mut writes = FuturesUnordered::new();
-        while let Some((((), seen), offset)) = seen.next().await {
+        while let Some(((offset, times), seen)) = seen.next().await {
             let (pieces, changed) = seen?;
             for piece in pieces {
-                self.count_piece(&mut counted, piece, pass, file.size())?;
+                self.count_piece(&mut counted, (piece, times), pass, file.size())?;
             }
-            count(&mut counted, geometry.cluster_index(offset), 1);
+            count(&mut counted, (geometry.cluster_index(offset), 1), times)?;
             if let Some(table) = changed {
                 writes.push(file.write(offset, table, WriteFlags::empty()));
             }
@@ -146,14 +153,13 @@ impl ImageSnapshots {
     fn count_piece(
         &self,
         counted: &mut References,
-        piece: Piece,
+        (piece, times): (Piece, u32),
         pass: Pass,
         file_end: u64,
     ) -> Result<()> {
         let entry = match piece {
             Piece::Run { cluster, count: len, .. } => {
-                count(counted, cluster, len.into());
-                return Ok(());
+                return count(counted, (cluster, len.into()), times);
             }
             // Clusters of a data file have no refcounts.
             Piece::Odd { .. } if self.geometry.data_file => return Ok(()),
@@ -163,15 +169,13 @@ impl ImageSnapshots {
             Ok(L2Kind::Compressed { host, len }) => {
                 let first = self.geometry.cluster_index(host);
                 let end = self.geometry.clusters_for(host.saturating_add(len));
-                count(counted, first, end.saturating_sub(first));
-                Ok(())
+                count(counted, (first, end.saturating_sub(first)), times)
             }
             // The entry is invalid, for example because of a contradictory bitmap, but its cluster lies inside the file.
             Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) })
                 if pass == Pass::Leave && host < file_end =>
             {
-                count(counted, self.geometry.cluster_index(host), 1);
-                Ok(())
+                count(counted, (self.geometry.cluster_index(host), 1), times)
             }
             _ if pass == Pass::Share => Err(Error::corrupt("L2 entry is invalid").at(entry.0)),
             _ => Ok(()),
@@ -188,15 +192,21 @@ impl ImageSnapshots {
     }
 }
 
-/// Counts one reference to each cluster of a run.
-fn count(counted: &mut References, first: u64, len: u64) {
+/// Counts `times` references to each cluster of a run.
+///
+/// # Errors
+/// `EINVAL` when a cluster has more references than can be counted.
+fn count(counted: &mut References, (first, len): (u64, u64), times: u32) -> Result<()> {
     let end = first.saturating_add(len);
     let mut at = first;
     while at < end {
-        at = at.saturating_add(counted.add_run(at, end - at, 1, Claim::None));
+        at = at.saturating_add(counted.add_run(at, end - at, times, Claim::None));
         if at < end {
-            counted.add(at, 1, Claim::None);
+            if counted.add(at, times, Claim::None).overflow {
+                return Err(Error::from_errno(Errno::INVAL));
+            }
             at = at.saturating_add(1);
         }
     }
+    Ok(())
 }

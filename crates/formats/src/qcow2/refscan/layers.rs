@@ -1,0 +1,47 @@
+//! Ranges of the file that may lie on each other, cut into ranges that do not.
+//!
+//! The L1 tables of a hostile image's snapshots may all lie on the same bytes. Reading each of them would take far longer
+//! than reading the file. The disjoint ranges together are no longer than the file.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// Cuts ranges at each start and each end of a range. Returns the parts in order, each with the number of ranges that
+/// it belongs to.
+pub(in super::super) fn layers(
+    ranges: impl IntoIterator<Item = Range<u64>>,
+) -> Vec<(Range<u64>, u32)> {
+    // How many ranges start at an offset, and how many end there.
+    let mut bounds: BTreeMap<u64, (u32, u32)> = BTreeMap::new();
+    for range in ranges.into_iter().filter(|range| !range.is_empty()) {
+        let starts = &mut bounds.entry(range.start).or_default().0;
+        *starts = starts.saturating_add(1);
+        let ends = &mut bounds.entry(range.end).or_default().1;
+        *ends = ends.saturating_add(1);
+    }
+    let (mut parts, mut depth, mut from) = (Vec::new(), 0_u32, 0);
+    for (at, (starts, ends)) in bounds {
+        if depth > 0 {
+            parts.push((from..at, depth));
+        }
+        depth = depth.saturating_add(starts).saturating_sub(ends);
+        from = at;
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_do_not_overlap_and_count_their_ranges() {
+        assert_eq!(layers([]), []);
+        assert_eq!(layers([8..8, 16..24]), [(16..24, 1)]);
+        let adjacent = [(0..8, 1), (8..16, 1), (32..40, 1)];
+        assert_eq!(layers([32..40, 0..8, 8..16]), adjacent);
+        let stacked = [(0..8, 1), (8..16, 3), (16..24, 2), (24..32, 1)];
+        assert_eq!(layers([0..24, 8..16, 8..32]), stacked);
+        assert_eq!(layers([0..8, 0..8]), [(0..8, 2)]);
+    }
+}

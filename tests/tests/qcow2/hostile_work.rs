@@ -1,0 +1,194 @@
+//! Images in which few bytes stand for very many references: the work and the memory of every operation are bounded by
+//! the size of the file.
+
+use std::fs;
+
+use oxblk_core::snapshot::SnapshotInfo;
+use oxblk_core::{OpenFlags, Preallocation};
+use oxblk_ring::sim::{self, Disk, FailRule, FaultOp, Faults};
+use oxblk_tests::hostile::bounded;
+use oxblk_tests::sim_image::{self, assert_sound};
+
+/// An image that is written byte by byte. Cluster 0 holds the header, cluster 1 the refcount table, cluster 2 a refcount
+/// block with refcounts of 64 bits.
+struct Crafted {
+    bytes: Vec<u8>,
+    cluster: u64,
+}
+
+/// The first cluster behind the refcount structures.
+const FREE: u64 = 3;
+
+impl Crafted {
+    /// An image of `clusters` clusters of 2^`bits` bytes, with a disk of `size` bytes.
+    fn new(bits: u32, clusters: u64, size: u64) -> Self {
+        let cluster = 1 << bits;
+        let len = usize::try_from(clusters * cluster).expect("a length");
+        let mut image = Self { bytes: vec![0; len], cluster };
+        image.bytes[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+        image.put(20, bits);
+        image.put_word(24, size);
+        image.put_word(48, cluster);
+        image.put(56, 1);
+        image.put(96, 6);
+        image.put(100, 104);
+        image.put_word(cluster, 2 * cluster);
+        (0..FREE).for_each(|cluster| image.refer(cluster, 1));
+        image
+    }
+
+    fn put(&mut self, at: usize, value: u32) {
+        self.bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
+    }
+
+    fn put_word(&mut self, at: u64, value: u64) {
+        let at = usize::try_from(at).expect("an offset");
+        self.bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
+    }
+
+    /// Sets a refcount.
+    fn refer(&mut self, cluster: u64, refcount: u64) {
+        self.put_word(2 * self.cluster + 8 * cluster, refcount);
+    }
+
+    /// Fills `count` words from a cluster on.
+    fn fill(&mut self, cluster: u64, count: u64, word: u64) {
+        (0..count).for_each(|index| self.put_word(cluster * self.cluster + 8 * index, word));
+    }
+
+    /// Makes an L1 table whose entries all name the L2 table in one cluster.
+    fn name_l1(&mut self, cluster: u64, entries: u32, table: u64) {
+        self.put(36, entries);
+        self.put_word(40, cluster * self.cluster);
+        self.fill(cluster, entries.into(), table * self.cluster);
+        let end = cluster + (u64::from(entries) * 8).div_ceil(self.cluster);
+        (cluster..end).for_each(|cluster| self.refer(cluster, 1));
+    }
+}
+
+#[test]
+fn a_cluster_with_half_a_billion_references_moves_in_bounded_memory() {
+    const ENTRIES: u32 = 1 << 20;
+    const TIMES: u64 = 512;
+    let table = FREE + 128;
+    let data = table + 20;
+    let mut image = Crafted::new(16, data + 1, 65_536);
+    image.name_l1(FREE, ENTRIES, table);
+    image.fill(table, TIMES, data * image.cluster);
+    image.refer(table, ENTRIES.into());
+    image.refer(data, u64::from(ENTRIES) * TIMES);
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    fs::write(scratch.path().join("image"), &image.bytes).expect("the image");
+    for (command, text) in
+        [("check", "No errors"), ("compact", "moved: 64 KiB"), ("check", "No errors")]
+    {
+        let reply = bounded(scratch.path(), &["img", command, "image"]);
+        assert_eq!(reply.code(), 0, "{command}: {}{}", reply.out(), reply.err());
+        assert!(reply.out().contains(text), "{command}: {}", reply.out());
+    }
+}
+
+/// Fails every read of the disk from the `most`-th on.
+fn limit_reads(disk: &Disk, most: u64) {
+    let range = None;
+    let fail = vec![FailRule { op: FaultOp::Read, nth: Some(most), range, errno: 5, once: false }];
+    disk.set_faults(Faults { fail, ..Faults::default() });
+}
+
+/// An image with many L1 entries, all of which name one L2 table, whose entries all name one cluster.
+fn one_table_for_all(entries: u32) -> Crafted {
+    let table = FREE + (u64::from(entries) * 8).div_ceil(4096);
+    let mut image = Crafted::new(12, table + 2, u64::from(entries) << 21);
+    image.name_l1(FREE, entries, table);
+    image.fill(table, 8, (table + 1) * image.cluster);
+    image.refer(table, entries.into());
+    image.refer(table + 1, u64::from(entries) * 8);
+    image
+}
+
+#[test]
+fn an_l2_table_that_many_entries_name_is_read_once() {
+    let image = one_table_for_all(20_000);
+    let disk = Disk::from_bytes(1, &image.bytes);
+    limit_reads(&disk, 300);
+    sim::run(1, async {
+        assert_sound(&disk, false, "before").await;
+        let open = || async { sim_image::open(&disk, false).await.expect("an image") };
+        let image = open().await;
+        image.create_snapshot(&SnapshotInfo::default()).await.expect("a snapshot");
+        image.close().await.expect("a close");
+        assert_sound(&disk, false, "with a snapshot").await;
+        let image = open().await;
+        image.apply_snapshot("1").await.expect("the snapshot");
+        image.delete_snapshot("1").await.expect("the snapshot");
+        image.close().await.expect("a close");
+        assert_sound(&disk, false, "without the snapshot").await;
+        let image = open().await;
+        image.resize(1 << 22, Preallocation::Off).await.expect("a smaller disk");
+        image.close().await.expect("a close");
+        assert_sound(&disk, false, "smaller").await;
+    });
+}
+
+/// An image with `count` snapshots, whose L1 tables lie on each other.
+fn stacked_snapshots(count: u32) -> Crafted {
+    const ENTRIES: u32 = 4096;
+    let l1 = FREE + 1;
+    let (list, table) = (l1 + 8, l1 + 8 + u64::from(count).div_ceil(64));
+    let mut image = Crafted::new(12, table + 1, 1 << 21);
+    image.name_l1(FREE, 1, 0);
+    image.refer(table, u64::from(count) * u64::from(ENTRIES) - u64::from(count * (count - 1) / 2));
+    image.fill(l1, ENTRIES.into(), table * image.cluster);
+    image.put(60, count);
+    image.put_word(64, list * image.cluster);
+    (list..table).for_each(|cluster| image.refer(cluster, 1));
+    for number in 0..count {
+        let at = list * image.cluster + 64 * u64::from(number);
+        image.put_word(at, l1 * image.cluster);
+        let offset = usize::try_from(at).expect("an offset");
+        image.put(offset + 8, ENTRIES - number);
+        // An identifier of 4 bytes, no name, 16 bytes of extra data.
+        image.put(offset + 12, 4 << 16);
+        image.put(offset + 36, 16);
+        image.put_word(at + 48, 1 << 21);
+        let digits = format!("{:04}", number + 1);
+        image.bytes[offset + 56..offset + 60].copy_from_slice(digits.as_bytes());
+    }
+    for cluster in 0..8 {
+        let first_absent = (cluster + 1) * 512;
+        let users = (0..count).filter(|number| u64::from(ENTRIES - number) > first_absent - 512);
+        image.refer(l1 + cluster, u64::try_from(users.count()).expect("a number"));
+    }
+    image
+}
+
+#[test]
+fn l1_tables_of_snapshots_that_lie_on_each_other_are_read_once() {
+    let image = stacked_snapshots(400);
+    let disk = Disk::from_bytes(1, &image.bytes);
+    limit_reads(&disk, 900);
+    sim::run(1, async {
+        assert_sound(&disk, false, "before").await;
+        let options = "driver=qcow2,overlap-check=all";
+        let opened = sim_image::open_with(options, &disk, OpenFlags::default()).await;
+        let image = opened.expect("an image");
+        image.close().await.expect("a close");
+    });
+}
+
+#[test]
+fn a_refcount_table_that_would_be_too_large_is_refused_before_anything_is_placed() {
+    let mut image = Crafted::new(9, 8, 512);
+    image.name_l1(FREE, 1, 0);
+    // The refcounts must be rebuilt, and some references seem unknown: bitmaps that the header does not place.
+    image.put_word(88, 1);
+    image.put_word(512 + 8, 513);
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let path = scratch.path().join("image");
+    fs::write(&path, &image.bytes).expect("the image");
+    let file = fs::File::options().write(true).open(&path).expect("the image");
+    file.set_len(8 << 40).expect("a sparse file");
+    let reply = bounded(scratch.path(), &["img", "check", "-r", "all", "image"]);
+    let told = reply.out() + &reply.err();
+    assert!(told.contains("would be too large"), "{told}");
+}

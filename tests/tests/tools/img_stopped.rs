@@ -1,0 +1,57 @@
+//! Copies that a signal stops.
+
+use std::fs;
+
+use oxblk_tests::program::{Program, oxblk};
+
+/// Starts a copy into `target`, stops it once the target exists, and expects that nothing remains of the target.
+fn stop(directory: &std::path::Path, arguments: &[&str], signal: &str) {
+    let mut copy = Program::oxblk().arg("img").args(arguments).directory(directory).start();
+    let target = directory.join("target");
+    copy.wait_for("the target", || target.exists());
+    copy.signal(signal);
+    assert_eq!(copy.wait().code(), Some(130), "{arguments:?}, {signal}");
+    assert!(!target.exists(), "{arguments:?}, {signal}");
+}
+
+#[test]
+fn a_stopped_copy_removes_its_target_and_does_not_wait_for_its_rate() {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let directory = scratch.path();
+    fs::write(directory.join("source"), vec![7; 32 << 20]).expect("a file");
+    fs::File::create(directory.join("holes")).and_then(|f| f.set_len(1 << 40)).expect("a file");
+    for signal in ["TERM", "INT", "HUP"] {
+        // At this rate, the second request would begin after half an hour.
+        stop(directory, &["convert", "-r", "1k", "-O", "qcow2", "source", "target"], signal);
+        // Every byte is written, so this takes longer than the test.
+        stop(directory, &["dd", "-O", "raw", "bs=1M", "if=holes", "of=target"], signal);
+    }
+    fs::write(directory.join("mine"), "old").expect("a file");
+    let mut copy = Program::oxblk()
+        .args(["img", "dd", "-O", "raw", "bs=1M", "if=holes", "of=mine"])
+        .directory(directory)
+        .start();
+    let mine = directory.join("mine");
+    copy.wait_for("the copy", || fs::metadata(&mine).is_ok_and(|file| file.len() != 3));
+    copy.signal("TERM");
+    assert_eq!(copy.wait().code(), Some(130));
+    assert!(mine.exists(), "a file that existed before is kept");
+}
+
+#[test]
+fn a_failed_creation_removes_the_data_file_that_it_created() {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let create = || {
+        let command = "ulimit -f 100; \
+             exec \"$0\" img create -f qcow2 -o data_file=data,preallocation=full image 100M";
+        let sh = Program::new("sh").arg("-c").arg(command).arg(oxblk()).directory(scratch.path());
+        assert_eq!(sh.run().code(), 1);
+        assert!(!scratch.path().join("image").exists());
+    };
+    let data = scratch.path().join("data");
+    create();
+    assert!(!data.exists());
+    fs::write(&data, "old").expect("a file");
+    create();
+    assert!(data.exists(), "a file that existed before is kept");
+}
