@@ -129,8 +129,8 @@ pub enum Expect {
     Harmless,
     /// The image opens and passes the check, but cannot be opened for writing. The error contains this text.
     ReadOnly(&'static str),
-    /// The disk can be read, without its snapshots. Other tools refuse the image, and a write too. The errors, and a warning
-    /// of the readers, contain this text.
+    /// Commands that only read the disk open the image without its snapshots, and print a warning. All other commands fail.
+    /// The warning and the errors contain this text.
     WithoutSnapshots(&'static str),
     /// No tool crashes. Nothing else is expected.
     Survives,

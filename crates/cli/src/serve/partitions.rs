@@ -1,4 +1,4 @@
-//! The partition table of the served disk, for the command that mounts it.
+//! Finds the part of the served disk that can be mounted, for the mount command of the announcement.
 //!
 //! A disk with a partition table has its file systems in partitions, so the disk itself cannot be mounted. The command
 //! then contains the number that Linux gives to the largest partition. The contents of the disk are not trusted:
@@ -17,21 +17,21 @@ const PROTECTIVE: u8 = 0xee;
 /// The MBR types of extended partitions, which contain further partitions.
 const EXTENDED: [u8; 3] = [0x05, 0x0f, 0x85];
 
-/// Length in bytes of the start of a disk that contains the superblock of every usual file system.
+/// Length in bytes of the start of a disk. In every usual file system, the superblock is in this range.
 const SUPERBLOCKS: u64 = 128 << 10;
 
 /// The part of a disk that can be mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mountable {
-    /// Nothing: the disk has no file system.
+    /// Nothing: the disk is shorter than two sectors, or its start contains only zeroes.
     Nothing,
-    /// The disk itself, which has no partition table.
+    /// The disk itself: no partition was found.
     Disk,
-    /// The partition with this number, the largest one.
+    /// The largest partition, which has this number.
     Partition(u32),
 }
 
-/// Finds what a client can mount.
+/// Finds the part of a disk that can be mounted.
 ///
 /// # Errors
 /// When the disk cannot be read.

@@ -96,7 +96,7 @@ struct Job<'a> {
     graph: &'a Graph,
     helpers: &'a [IoThread],
     progress: &'a Arc<Progress>,
-    /// Set by a signal. It is caught before the target is created.
+    /// Set by a signal. The signals are caught before the target is created.
     stop: Arc<AtomicBool>,
 }
 

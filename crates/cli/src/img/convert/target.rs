@@ -1,5 +1,5 @@
-//! The target of `img convert`. This module creates the target (unless `-n` is given), opens the target, and determines
-//! its properties before the copy.
+//! The target of `img convert`. This module creates the target (unless `-n` is given), opens the target, and determines its
+//! properties before the copy.
 
 use oxblk_core::create::Created;
 use oxblk_core::{
