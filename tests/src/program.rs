@@ -4,7 +4,7 @@
 //! it has started, and the test fails with the program's output. The output is read while the program runs, so a full pipe
 //! never blocks the program.
 //!
-//! The oxblk under test is `$OXBLK_BIN`, which the nextest setup script and the soak set. Without this variable, oxblk is built
+//! The oxblk under test is `$OXBLK_BIN`. The nextest setup script and the soak set this variable. Without it, oxblk is built
 //! once per test process, in the directory of the test binary.
 
 use std::ffi::{OsStr, OsString};
@@ -307,7 +307,7 @@ impl Program {
         reply
     }
 
-    /// Starts the program as a server, which is killed when the guard is dropped.
+    /// Starts the program as a server. The server is killed when the guard is dropped.
     ///
     /// # Panics
     /// When the program cannot be started.

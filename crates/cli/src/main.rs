@@ -91,7 +91,7 @@ fn run() -> ExitCode {
     finish(code)
 }
 
-/// Makes a write past `ulimit -f` fail with `EFBIG`, which is reported to the user. Without this setting, a signal
+/// Makes a write past `ulimit -f` fail with `EFBIG`. The tool reports this error to the user. Without this setting, a signal
 /// would end the process.
 fn outlive_file_size_limit() {
     drop(signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default()));

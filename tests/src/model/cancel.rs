@@ -217,7 +217,7 @@ impl Run {
 }
 
 /// Runs the operations of a seed on a new chain of image files, and cancels every second operation. The seed chooses whether
-/// the files are on tmpfs or on a disk, which is slower.
+/// the files are on tmpfs or on a slower disk.
 ///
 /// # Panics
 /// When a request waits forever, the contents are not possible, or QEMU's check of an image fails. The message contains the

@@ -191,7 +191,7 @@ fn the_user_may_give_another_data_file_than_the_image_names() {
     both.same(Io, &[&read[..], &[json]].concat());
 }
 
-/// Creates an image with four clusters of data, which `spoil` then corrupts.
+/// Creates an image with four clusters of data, and corrupts the image with `spoil`.
 fn damaged(spoil: impl Fn(&mut Image)) -> Differential {
     let both = image("", "1M");
     both.qemu(Io, &["-c", "write -P 1 0 256k", "a"]);

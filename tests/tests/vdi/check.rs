@@ -127,7 +127,7 @@ fn a_gap_that_the_count_hides_is_found() {
 #[test]
 fn a_repair_copies_shared_blocks_and_does_not_reuse_unreferenced_blocks() {
     let image = Image::new();
-    // After this change, no entry refers to block 2 of the file, which contains the data of the disk at 5 MiB.
+    // After this change, no entry refers to block 2 of the file. This block contains the data of the disk at 5 MiB.
     image.entry(5, 1);
     image.entry(6, 1);
     image.remember();

@@ -179,7 +179,7 @@ impl Endpoint {
                 (Address::Unix(absolute), SocketFile::new(path))
             }
             Address::Tcp { host, .. } => match listener.local_address() {
-                // Keep the host name given by the user, which is easier to read than the IP address.
+                // Keep the host name given by the user, because it is easier to read than the IP address.
                 Address::Tcp { port, .. } => (Address::Tcp { host: host.clone(), port }, None),
                 other @ Address::Unix(_) => (other, None),
             },

@@ -570,7 +570,7 @@ fn an_image_whose_header_cannot_get_its_old_size_back_refuses_writes() {
     let old = sim::run(1, Held::by(&image, "before"));
     sim::run(1, async {
         let backend = image.open().await.unwrap();
-        // The truncation of the data file fails. The second write to the header, which restores the old size, fails too.
+        // The truncation of the data file fails. The second write to the header would restore the old size, and fails too.
         let data = image.data.as_ref().unwrap();
         let faults = |rule| Faults { fail: vec![rule], ..Faults::default() };
         data.set_faults(faults(fails(FaultOp::Truncate, None, None)));
