@@ -460,7 +460,8 @@ impl Server {
     /// Sends SIGTERM and waits for the end with exit code 0. Returns the standard output.
     ///
     /// # Panics
-    /// When the server does not end within 30 seconds, or with another exit code.
+    /// When the server has already ended, does not end within 30 seconds, ends with another exit code, or leaves a process that
+    /// keeps its output open.
     pub fn stop(mut self) -> String {
         assert!(self.try_signal("TERM"), "{} had ended already", self.line);
         let deadline = Instant::now() + Duration::from_secs(30);

@@ -147,7 +147,7 @@ fn map() -> Vec<Case> {
             Expect::NotWritable("block index 4 too large, is 8"),
         ),
         case(
-            "an entry as large as can be",
+            "an entry of 2^32 - 3",
             |i| entry(i, 4, 0xffff_fffd),
             Expect::NotWritable("block index 4 too large, is 4294967293"),
         ),

@@ -26,7 +26,7 @@ pub enum Kind {
     Model,
     /// Random operations on real files from four I/O threads.
     Threads,
-    /// The test of `Threads`, with every second request cancelled.
+    /// The test of `Threads`, with about half of the requests cancelled.
     Cancel,
     /// Power cuts on simulated disks, one thread.
     Crash,
