@@ -97,8 +97,8 @@ async fn after_cut(variant: &'static Variant, disk: Disk) -> Result<Arc<[u8]>, S
 }
 
 impl Known {
-    /// Executes one step. Returns whether the step failed. A change that the format does not support while a snapshot exists does
-    /// not count as a failure.
+    /// Executes one step. Returns whether the step failed. A change that the format does not support while a snapshot exists
+    /// does not count as a failure.
     async fn step(&mut self, disk: &Backend, medium: &Image, step: &Step) -> Result<bool, String> {
         let outcome = match step {
             Step::Request(op) if op.range().end > disk.size() => return Ok(false),

@@ -123,9 +123,9 @@ pub enum Expect {
     Damaged(&'static str),
     /// `check` finds errors, as for [`Expect::Damaged`], and a write fails, so that it does not increase the damage.
     NotWritable(&'static str),
-    /// `check` finds only leaks (exit code 3).
+    /// Reads succeed, and `check` finds only leaks (exit code 3).
     Leaking,
-    /// Every tool opens the image. Reads succeed, and `check` finds no fault.
+    /// `info` and reads succeed, and `check` finds no fault.
     Harmless,
     /// The image opens and passes the check, but cannot be opened for writing. The error contains this text.
     ReadOnly(&'static str),
@@ -194,7 +194,7 @@ pub fn bounded(directory: &Path, args: &[&str]) -> Reply {
 /// When any case does not have its expected result.
 pub fn through_the_program(format: &str, good: &Image, cases: &[Case]) {
     let mut wrong = Vec::new();
-    // An image without a header begins with guest data, which a write may change.
+    // An image without a header begins with guest data. A write may change this data.
     let is_image = |known: &&dyn formats::TestFormat| known.is_image(good.bytes());
     let has_header = formats::FORMATS.iter().any(|known| known.name() == format && is_image(known));
     for case in cases {
