@@ -151,8 +151,8 @@ fn go_together(one: &Op, other: &Op) -> bool {
 
 impl Active {
     /// Whether a read that overlaps writes may return these bytes. Each byte must have its old value or the value of a write
-    /// that overlaps this byte. A byte may also be zero if a discard overlaps it, or had discarded it before the read began. A byte
-    /// whose old value is unknown may have any value.
+    /// that overlaps this byte. A byte may also be zero if a discard overlaps it, or had discarded it before the read began. A
+    /// byte whose old value is unknown may have any value.
     fn allows(&self, bytes: &[u8]) -> bool {
         let start = self.op.range().start;
         let made: Vec<(Range<u64>, Vec<u8>)> = self
