@@ -72,10 +72,8 @@ pub trait TestFormat: Debug + Sync + RefUnwindSafe {
         false
     }
 
-    /// Corrupt images, each with its expected result.
-    fn hostile(&self) -> Vec<Table> {
-        Vec::new()
-    }
+    /// Corrupt images, each with its expected result. Empty for a format whose images cannot be corrupt.
+    fn hostile(&self) -> Vec<Table>;
 }
 
 /// Identifier of the secret that encrypts and decrypts images.

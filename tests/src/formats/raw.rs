@@ -2,6 +2,7 @@
 
 use super::TestFormat;
 use super::variant::Variant;
+use crate::hostile::Table;
 
 /// The format.
 #[derive(Debug)]
@@ -20,5 +21,9 @@ impl TestFormat for Raw {
 
     fn is_image(&self, _start: &[u8]) -> bool {
         true
+    }
+
+    fn hostile(&self) -> Vec<Table> {
+        Vec::new()
     }
 }

@@ -117,7 +117,8 @@ fn a_power_cut_during_changes_and_requests_of_several_threads_loses_no_flushed_d
 
 #[test]
 fn one_failed_disk_operation_loses_no_data_of_completed_requests() {
-    for variant in changing().chain(named("vdi")).chain(named("vpc")) {
+    let others = ["vdi", "parallels", "qed", "vpc"].into_iter().flat_map(|name| named(name));
+    for variant in changing().chain(others) {
         crash::each_fault::run(variant, 1, 11);
     }
 }

@@ -351,3 +351,23 @@ fn a_data_file_in_use_is_locked_against_other_writers() {
         disk.close().await.expect("it closes");
     });
 }
+
+#[test]
+fn a_name_that_does_not_fit_in_the_header_is_reported_with_its_kind() {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let long = |byte: &str| format!("{0}/{0}", byte.repeat(200));
+    std::fs::create_dir(scratch.path().join("d".repeat(200))).expect("a directory");
+    let data = format!("cluster_size=512,data_file={}", long("d"));
+    let run = |more: &[&str]| {
+        let create = ["img", "create", "-q", "-u", "-f", "qcow2"];
+        let reply = Program::oxblk().args(create).args(more).directory(scratch.path()).run();
+        assert_eq!(reply.code(), 1, "{}", reply.out());
+        reply.err().to_owned()
+    };
+    let said = run(&["-o", &data, "a.qcow2", "1M"]);
+    let text = format!("Could not update qcow2 header with data file '{}': No space", long("d"));
+    assert!(said.contains(&text), "{said}");
+    let backing = ["-F", "raw", "-b", &long("b"), "-o", "cluster_size=512", "b.qcow2", "1M"];
+    let said = run(&backing);
+    assert!(said.contains("Could not assign backing file 'bbb"), "{said}");
+}

@@ -151,3 +151,33 @@ fn a_guests_state_is_read_back_and_can_be_resumed_after_its_snapshot_was_applied
     assert!(said.contains("VM status: running") && !said.contains("Error"), "{said}");
     check_clean(&path);
 }
+
+#[test]
+fn vm_state_is_never_filled_from_a_longer_backing_file() {
+    for options in ["cluster_size=4k", "cluster_size=16k,extended_l2=on", "cluster_size=512"] {
+        let scratch = tempfile::tempdir().unwrap();
+        let run = |tool: &str, args: &[&str]| {
+            Program::new(tool).args(args).directory(scratch.path()).succeed();
+        };
+        run("qemu-img", &["create", "-q", "-f", "qcow2", "base.qcow2", "20M"]);
+        run("qemu-io", &["-c", "write -P 0x77 0 20M", "base.qcow2"]);
+        let backing = ["-F", "qcow2", "-b", "base.qcow2", "-o", options, "a.qcow2", "1k"];
+        run("qemu-img", &[&["create", "-q", "-f", "qcow2"], &backing[..]].concat());
+        let path = scratch.path().join("a.qcow2");
+        block_on(async {
+            let disk = open(&path).await;
+            let before = disk.load_vm_state(0, IoBufMut::new(64 << 10)).await.unwrap();
+            assert!(before.iter().all(|byte| *byte == 0), "{options}: unallocated");
+            disk.save_vm_state(5000, IoBuf::from(vec![5; 100])).await.unwrap();
+            disk.save_vm_state(40_000, IoBuf::from(vec![5; 100])).await.unwrap();
+            let mut wanted = vec![0; 64 << 10];
+            wanted[5000..5100].fill(5);
+            wanted[40_000..40_100].fill(5);
+            let state = disk.load_vm_state(0, IoBufMut::new(64 << 10)).await.unwrap();
+            assert!(state[..] == wanted[..], "{options}");
+            let data = disk.read(0, IoBufMut::new(1024)).await.unwrap();
+            assert!(data.iter().all(|byte| *byte == 0x77), "{options}: the disk");
+            disk.close().await.unwrap();
+        });
+    }
+}

@@ -104,6 +104,25 @@ fn a_damaged_footer_is_read_and_repaired_from_the_other_one() {
 }
 
 #[test]
+fn a_copy_of_the_footer_that_differs_is_reported_and_repaired() {
+    let image = Image::new();
+    // A valid footer of a fixed image.
+    let mut footer = image.bytes()[..512].to_vec();
+    footer[60..64].copy_from_slice(&2_u32.to_be_bytes());
+    footer[64..68].fill(0);
+    let sum = footer.iter().fold(0_u32, |sum, byte| sum + u32::from(*byte));
+    footer[64..68].copy_from_slice(&(!sum).to_be_bytes());
+    image.put(0, &footer);
+    let found = image.check(&[]);
+    assert_eq!(found.code(), 2);
+    let text = "ERROR: the copy of the footer at the beginning differs from the footer";
+    assert!(found.err().contains(text), "{}", found.err());
+    let repaired = image.check(&["-r", "all"]);
+    assert_eq!(repaired.code(), 0, "{}{}", repaired.out(), repaired.err());
+    image.assert_clean(&READS);
+}
+
+#[test]
 fn a_write_to_an_image_without_a_footer_at_its_end_leaves_one() {
     let image = Image::new();
     // Simulate a power cut that has left a part of a new block.

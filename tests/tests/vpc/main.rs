@@ -3,5 +3,6 @@
 
 mod check;
 mod create;
+mod footers;
 mod foreign;
 mod reopen;

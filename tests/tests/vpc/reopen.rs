@@ -4,6 +4,7 @@
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use oxblk::core::check::Fix;
 use oxblk::core::{Backend, Gate, Graph, OpenFlags, Options, WriteFlags};
 use oxblk::ring::{IoBufMut, block_on};
 use oxblk_tests::program::Program;
@@ -13,9 +14,16 @@ fn options(dotted: &str) -> Options {
 }
 
 async fn open(path: &Path, read_only: bool) -> Backend {
+    open_with(path, read_only, "").await
+}
+
+async fn open_with(path: &Path, read_only: bool, more: &str) -> Backend {
     let graph = Graph::new(oxblk::drivers(), Gate::Anything);
     let flags = OpenFlags { read_only, ..OpenFlags::default() };
-    graph.open_backend(path.to_str(), options("driver=vpc"), flags).await.expect("an image")
+    graph
+        .open_backend(path.to_str(), options(&format!("driver=vpc{more}")), flags)
+        .await
+        .expect("an image")
 }
 
 fn new_image(options: &str) -> (tempfile::TempDir, PathBuf) {
@@ -64,4 +72,48 @@ fn an_image_that_another_program_has_changed_stays_read_only() {
         assert!(refused.to_string().contains("changed while it was open read-only"), "{refused}");
         disk.close().await.expect("it closes");
     });
+}
+
+/// Changes bytes of a footer at `place`, and corrects its checksum.
+fn change_footer(path: &Path, place: u64, offset: usize, bytes: &[u8]) {
+    let file = std::fs::File::options().read(true).write(true).open(path).expect("the image");
+    let mut footer = [0; 512];
+    file.read_exact_at(&mut footer, place).expect("a footer");
+    footer[offset..offset + bytes.len()].copy_from_slice(bytes);
+    footer[64..68].fill(0);
+    let sum = footer.iter().fold(0_u32, |sum, byte| sum + u32::from(*byte));
+    footer[64..68].copy_from_slice(&(!sum).to_be_bytes());
+    file.write_all_at(&footer, place).expect("a footer");
+}
+
+#[test]
+fn the_size_rule_of_the_open_holds_for_reopen_and_check() {
+    // The geometry gives a disk of about 16 MiB. The other size field is 64 GiB, which is more than the block table
+    // or the file has room for.
+    for (subformat, rule) in [
+        ("subformat=dynamic", ""),
+        ("subformat=dynamic", ",force_size_calc=chs"),
+        ("subformat=fixed", ""),
+        ("subformat=fixed", ",force_size_calc=chs"),
+    ] {
+        let (_scratch, path) = new_image(subformat);
+        let end = std::fs::metadata(&path).expect("the image").len() - 512;
+        let places = if subformat == "subformat=fixed" { vec![end] } else { vec![0, end] };
+        for place in places {
+            change_footer(&path, place, 48, &(64_u64 << 30).to_be_bytes());
+            if !rule.is_empty() {
+                // A creator that stores the size in the other field.
+                change_footer(&path, place, 28, b"qem2");
+            }
+        }
+        block_on(async {
+            let disk = open_with(&path, true, rule).await;
+            disk.reopen(options("read-only=off")).await.expect("a reopen");
+            let node = disk.node().expect("the image");
+            let check = node.driver().check().expect("a format with a check");
+            let report = check.check(Fix::Nothing, &|_| ()).await.expect("a check");
+            assert_eq!(report.corruptions, 0, "{subformat}{rule}");
+            disk.close().await.expect("it closes");
+        });
+    }
 }

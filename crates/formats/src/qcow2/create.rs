@@ -28,8 +28,7 @@ pub(super) fn check(options: Options, secrets: &Secrets) -> Result<()> {
     let wanted = Wanted::from_options(options, false)?;
     wanted.encryption.password(secrets)?;
     let plan = wanted.plan()?;
-    let header = wanted.header(&plan).encode();
-    header.map(drop).map_err(|error| backing_fault(&wanted, &error))
+    encode_header(&wanted, &plan).map(drop)
 }
 
 /// Writes a new image into `file`, whose contents are lost. `data` is the data file, if the image has one.
@@ -87,7 +86,7 @@ async fn write_new(
     secrets: &Secrets,
 ) -> Result<()> {
     let plan = wanted.plan()?;
-    let header = wanted.header(&plan).encode().map_err(|error| backing_fault(wanted, &error))?;
+    let header = encode_header(wanted, &plan)?;
     let mut first_cluster = plan.cluster()?;
     for (to, from) in first_cluster.iter_mut().zip(&header) {
         *to = *from;
@@ -108,7 +107,35 @@ async fn write_new(
     file.flush().await
 }
 
-/// The error if the header cannot be encoded. The usual reason is that the name or the format of the backing file is too long.
+/// Encodes the header of the new image.
+///
+/// # Errors
+/// When the header does not fit in a cluster, because a name is too long. The error says which name.
+fn encode_header(wanted: &Wanted, plan: &Plan) -> Result<Vec<u8>> {
+    let mut header = wanted.header(plan);
+    let encoded = header.encode();
+    encoded.map_err(|error| {
+        header.backing_file = None;
+        header.extensions.backing_format = None;
+        match header.encode() {
+            Ok(_) => backing_fault(wanted, &error),
+            Err(error) => header_fault(wanted, &error),
+        }
+    })
+}
+
+/// The error if the header cannot be encoded even without a backing file.
+fn header_fault(wanted: &Wanted, error: &Error) -> Error {
+    let with = match &wanted.data_file {
+        Some(name) => format!(" with data file '{name}'"),
+        None => String::new(),
+    };
+    let reason = oxblk_core::strerror(error.raw_errno());
+    let text = format!("Could not update qcow2 header{with}: {reason}");
+    Error::new(error.kind(), text).errno(error.raw_errno())
+}
+
+/// The error if the header cannot be encoded with the name and the format of the backing file.
 fn backing_fault(wanted: &Wanted, error: &Error) -> Error {
     let name = wanted.backing_file.as_deref().unwrap_or_default();
     let format = match &wanted.backing_format {

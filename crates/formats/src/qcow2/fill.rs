@@ -87,6 +87,8 @@ impl Qcow2 {
     pub(super) async fn reads_as_zero(&self, from: u64, to: u64) -> Result<bool> {
         let backing_end =
             self.facts.children().get(ChildIdx::BACKING).map_or(0, |edge| edge.size());
+        // VM state is never read from the backing file.
+        let backing_end = backing_end.min(self.facts.vm_state_offset());
         let mut at = from;
         while at < to {
             let extent = self.metadata.extent(at, to - at).await?;

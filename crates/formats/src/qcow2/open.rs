@@ -198,7 +198,7 @@ pub(super) async fn repair_dirty(file: &Edge, header: &Header) -> Result<Header>
     if (report.corruptions, report.check_errors) != (0, 0) {
         return Err(Error::new(
             ErrorKind::Corrupt,
-            "Could not repair dirty image: errors are left that img check -r all tells of",
+            "Could not repair dirty image: 'check -r all' reports the faults that are left",
         ));
     }
     tracing::error!("qcow2: the image was not closed cleanly: its refcounts have been repaired");

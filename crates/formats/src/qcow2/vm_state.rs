@@ -1,15 +1,15 @@
 //! VM state: guest clusters behind the disk (section "Snapshots" of the qcow2 specification).
 //!
 //! The L1 and L2 tables of the disk also map these clusters. They are allocated, shared and have refcounts like all other
-//! guest clusters, so snapshots include them. The VM state begins at the first guest cluster whose L1 entry the disk does
-//! not need. A resize can move this start, so a resize frees the VM state.
+//! guest clusters, so snapshots include them. Unallocated clusters read as zeroes, even if the backing file is longer than
+//! the disk. The VM state begins at the first guest cluster whose L1 entry the disk does not need. A resize can move this
+//! start, so a resize frees the VM state.
 
 use oxblk_core::vm_state::VmState;
 use oxblk_core::{BoxFuture, Errno, Error, Result};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
-use super::mapping::Extent;
 
 /// Maximum end of a guest range, in bytes.
 const MAX_OFFSET: u64 = 1 << 63;
@@ -41,26 +41,9 @@ impl Qcow2 {
         self.write_guest(place, data).await
     }
 
-    async fn load_vm_state(&self, offset: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
-        self.facts.check_usable()?;
+    async fn load_vm_state(&self, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
         let place = self.vm_state_place(offset, buf.len())?;
-        let mut done = 0_usize;
-        while done < buf.len() {
-            let at = place.saturating_add(u64::try_from(done).unwrap_or(0));
-            let left = u64::try_from(buf.len() - done).unwrap_or(u64::MAX);
-            let extent = self.metadata.extent(at, left).await?;
-            let len = usize::try_from(extent.len()).unwrap_or(usize::MAX);
-            let end = done.saturating_add(len).min(buf.len());
-            let Some(piece) = buf.get_mut(done..end) else { break };
-            // VM state is never read from the backing file.
-            if matches!(extent, Extent::Unallocated { .. }) {
-                piece.fill(0);
-            } else {
-                piece.copy_from_slice(&self.read_guest(at, IoBufMut::new(piece.len())).await?);
-            }
-            done = end;
-        }
-        Ok(buf)
+        self.read_guest(place, buf).await
     }
 }
 

@@ -70,6 +70,7 @@ impl Findings {
 fn describe(finding: Finding) -> String {
     let Finding { fault, index, block, .. } = finding;
     match fault {
+        // QEMU also prints the number of the block twice.
         Fault::Shared => format!("ERROR: block index {block} also used by {block}"),
         Fault::TooLarge => format!("ERROR: block index {index} too large, is {block}"),
         Fault::CutOff => {

@@ -11,7 +11,7 @@ use oxblk_core::check::{self, CheckReport, FindingKind, Fix};
 use oxblk_core::{Errno, Error, Result};
 
 use super::Vpc;
-use super::footer::{FOOTER_BYTES, SizeRule};
+use super::footer::FOOTER_BYTES;
 use super::metadata::{Copy, Found, Metadata, last_sector, read_footer, read_metadata};
 use super::slots::Row;
 use super::survey::{Fault, Finding, Survey};
@@ -63,9 +63,13 @@ impl Findings {
 
     fn take_metadata(&mut self, say: &dyn Fn(check::Finding)) {
         match self.metadata.at_start {
-            Copy::Good | Copy::Different => {}
+            Copy::Good => {}
             Copy::Damaged => {
                 self.corruption("ERROR: the copy of the footer at the beginning is damaged", say);
+            }
+            Copy::Different => {
+                let text = "ERROR: the copy of the footer at the beginning differs from the footer";
+                self.corruption(text, say);
             }
         }
         match self.metadata.at_end {
@@ -121,8 +125,7 @@ impl Vpc {
 
     async fn find(&self, say: &dyn Fn(check::Finding)) -> Result<Findings> {
         let file = self.file()?;
-        let Found::Dynamic { metadata, .. } = read_metadata(&file, SizeRule::CurrentSize).await?
-        else {
+        let Found::Dynamic { metadata, .. } = read_metadata(&file, self.rule).await? else {
             return Err(Error::corrupt("The footer was changed while the image was open"));
         };
         let mut metadata = *metadata;

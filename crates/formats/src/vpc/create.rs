@@ -1,5 +1,7 @@
-//! Creating images. An image whose creation was interrupted is either complete or not recognised as vpc: old footers in the
-//! file are erased first, and the new footers are written after everything else has been flushed.
+//! Creating images. An image whose creation was interrupted is either complete or cannot be opened: old footers in the file are
+//! erased first, and the last write completes the image. This write is the footer of a fixed image, and the header of a dynamic
+//! image, because a dynamic image can be opened with one of its two footers. Only the first sector of the header contains
+//! other bytes than zeroes.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -116,25 +118,29 @@ pub(super) async fn create(request: CreateRequest) -> Result<()> {
     };
     let footer = wanted.footer()?;
     erase_footers(&file).await?;
-    let place = if wanted.is_fixed {
+    if wanted.is_fixed {
         allocate(&file, wanted).await?;
-        wanted.size
+        file.flush().await?;
+        write_last_footer(&file, wanted.size, &footer).await?;
     } else {
         let header = Header::new(wanted.size);
-        write(&file, header.offset, header.encode()).await?;
+        write(&file, header.offset, vec![0; header.encode().len()]).await?;
         write_table(&file, &header).await?;
-        header.metadata_end()
-    };
-    file.flush().await?;
-    write(&file, place, footer.encode()).await?;
-    let end = place.saturating_add(FOOTER_BYTES);
-    if file.size() > end && file.node().limits().grows {
-        file.resize(end, Preallocation::Off).await?;
-    }
-    file.flush().await?;
-    if !wanted.is_fixed {
+        file.flush().await?;
+        write_last_footer(&file, header.metadata_end(), &footer).await?;
         write(&file, 0, footer.encode()).await?;
         file.flush().await?;
+        write(&file, header.offset, header.encode()).await?;
+    }
+    file.flush().await
+}
+
+/// Writes the footer at `offset`, and truncates the file after it.
+async fn write_last_footer(file: &Edge, offset: u64, footer: &Footer) -> Result<()> {
+    write(file, offset, footer.encode()).await?;
+    let end = offset.saturating_add(FOOTER_BYTES);
+    if file.size() > end && file.node().limits().grows {
+        file.resize(end, Preallocation::Off).await?;
     }
     Ok(())
 }
@@ -143,17 +149,16 @@ async fn write(file: &Edge, offset: u64, bytes: Vec<u8>) -> Result<()> {
     file.write(offset, IoBuf::from(bytes), WriteFlags::empty()).await
 }
 
-/// Erases the footers of an old image in the file.
+/// Erases the footers of an old image in the file. The first sector of a fixed image belongs to the disk, so the footer at the
+/// end must be erased on disk first. A dynamic image is the same with one of its two footers.
 async fn erase_footers(file: &Edge) -> Result<()> {
     let size = file.size();
     if size == 0 {
         return Ok(());
     }
-    for offset in [0, last_sector(size)] {
+    for offset in [last_sector(size), 0] {
         let len = FOOTER_BYTES.min(size.saturating_sub(offset));
         file.write_zeroes(offset, len, ZeroFlags::empty()).await?;
-        // The copy at the beginning must be erased on disk before the footer at the end. While the copy exists, the file is
-        // recognised as a vpc image.
         file.flush().await?;
     }
     Ok(())

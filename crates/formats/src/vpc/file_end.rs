@@ -1,8 +1,12 @@
-//! The footer at the end of the file.
+//! The footer at the end of the file, and the repair of its copy at the beginning.
 //!
 //! The file grows when a slot is used for the first time. The footer is then written after the new slot. After that, the
 //! sector bitmap of the new block overwrites the old footer. When the image is closed after such a change, the footer is
 //! written after the last block, and the file is truncated after the footer.
+//!
+//! The new footer is written without a flush, so after a power cut the file possibly does not end with a footer. Therefore the
+//! copy at the beginning must be valid. If the copy is not valid, it is written and flushed before the file grows for the first
+//! time.
 
 use std::sync::atomic::{
     AtomicBool, AtomicU64,
@@ -14,6 +18,7 @@ use oxblk_ring::IoBuf;
 
 use super::Vpc;
 use super::footer::FOOTER_BYTES;
+use super::metadata::Copy;
 use crate::write_barrier::WriteBarrier;
 
 /// What is known about the footer at the end of the file.
@@ -24,6 +29,8 @@ pub(super) struct FileEnd {
     /// The end of the file must be corrected when the image is closed: possibly the footer is not the last sector of the
     /// file, or the slots before the footer are unused.
     is_touched: AtomicBool,
+    /// This driver has written and flushed the copy at the beginning.
+    is_start_written: AtomicBool,
     barrier: WriteBarrier,
 }
 
@@ -62,8 +69,22 @@ impl Vpc {
             return Ok(());
         }
         let file = self.file()?;
+        self.restore_start(&file).await?;
         self.write_footer(&file, needed).await?;
         self.end.footer.fetch_max(needed, AcqRel);
+        Ok(())
+    }
+
+    /// Writes and flushes the copy of the footer at the beginning if it was not good when the image was opened. The caller holds
+    /// the `growing` lock.
+    async fn restore_start(&self, file: &Edge) -> Result<()> {
+        if self.metadata.at_start == Copy::Good || self.end.is_start_written.load(Acquire) {
+            return Ok(());
+        }
+        let bytes = IoBuf::from(self.metadata.footer.encode());
+        file.write(0, bytes, WriteFlags::empty()).await?;
+        file.flush().await?;
+        self.end.is_start_written.store(true, Release);
         Ok(())
     }
 

@@ -15,6 +15,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::footer::{Footer, SizeRule};
 use super::metadata::{Found, read_metadata};
+use super::reopen::without_rule;
 use crate::blocks::EntryMap;
 use crate::blocks::reopen::{self, Reopenable, WriteAccess};
 
@@ -23,6 +24,8 @@ pub(super) struct Fixed {
     footer: Footer,
     /// Virtual size in bytes.
     size: u64,
+    /// The rule that gave `size`.
+    rule: SizeRule,
     children: ChildrenRef,
     access: WriteAccess<()>,
     /// An empty map, for [`reopen`]. A fixed image has no block map.
@@ -30,10 +33,10 @@ pub(super) struct Fixed {
 }
 
 impl Fixed {
-    pub(super) fn new(context: &OpenContext, footer: Footer, size: u64) -> Self {
+    pub(super) fn new(context: &OpenContext, footer: Footer, size: u64, rule: SizeRule) -> Self {
         let children = Arc::clone(&context.children);
         let access = WriteAccess::new(context.flags.read_only);
-        Self { footer, size, children, access, map: EntryMap::new(0) }
+        Self { footer, size, rule, children, access, map: EntryMap::new(0) }
     }
 
     fn file(&self) -> Result<Arc<Edge>> {
@@ -139,7 +142,7 @@ impl Reopenable for Fixed {
     }
 
     async fn is_header_same(&self) -> Result<bool> {
-        let found = read_metadata(&*self.file()?, SizeRule::CurrentSize).await?;
+        let found = read_metadata(&*self.file()?, self.rule).await?;
         Ok(matches!(found, Found::Fixed { footer, .. } if *footer == self.footer))
     }
 
@@ -160,8 +163,8 @@ impl Reopenable for Fixed {
 
 impl Reopen for Fixed {
     fn prepare(&self, flags: OpenFlags, options: &Options) -> BoxFuture<'_, Result<()>> {
-        let options = options.clone();
-        Box::pin(async move { reopen::prepare(self, flags, &options).await })
+        let options = without_rule(options, self.rule);
+        Box::pin(async move { reopen::prepare(self, flags, &options?).await })
     }
 
     fn commit(&self) -> BoxFuture<'_, ()> {

@@ -1,6 +1,6 @@
 //! The footer: 512 bytes at the end of every image, with a copy at the beginning of a dynamic image.
 
-use oxblk_core::{Errno, Error, Result};
+use oxblk_core::{Errno, Error, Options, Result};
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -100,15 +100,16 @@ pub enum SizeRule {
 }
 
 impl SizeRule {
-    /// The rule with this name.
+    /// Takes the option `force_size_calc`.
     ///
     /// # Errors
-    /// Fails if no rule has this name.
-    pub(super) fn parse(name: &str) -> Result<Self> {
-        match name {
-            "chs" => Ok(Self::Geometry),
-            "current_size" => Ok(Self::CurrentSize),
-            _ => Err(Error::invalid(format!("Invalid size calculation mode: '{name}'"))),
+    /// When no rule has the name in the option.
+    pub(super) fn take(options: &mut Options) -> Result<Option<Self>> {
+        match options.take_str("force_size_calc")?.as_deref() {
+            None => Ok(None),
+            Some("chs") => Ok(Some(Self::Geometry)),
+            Some("current_size") => Ok(Some(Self::CurrentSize)),
+            Some(name) => Err(Error::invalid(format!("Invalid size calculation mode: '{name}'"))),
         }
     }
 }

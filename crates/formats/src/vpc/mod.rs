@@ -35,8 +35,9 @@
 //!
 //! An entry is written after the data of its block has been flushed. So a crash loses no flushed data. Before a new block
 //! overwrites the footer at the end of the file, the footer is written after the block, without a flush. So after a crash,
-//! the file possibly does not end with a footer. In this case the copy at the beginning is used: guest writes never change
-//! this copy. If this driver has opened such an image for writing, it writes the footer when it closes the image.
+//! the file possibly does not end with a footer. In this case the copy at the beginning is used, which the driver does not
+//! change while it is valid. If this driver has opened such an image for writing, it writes the footer when it closes the
+//! image. If the copy at the beginning is damaged, it is written and flushed before the first new block.
 
 mod check;
 mod create;
@@ -74,6 +75,7 @@ use crate::blocks::reopen::WriteAccess;
 use crate::blocks::{Allocator, DirtySectors, EntryMap, FreedBlocks};
 use crate::write_barrier::WriteBarrier;
 use file_end::FileEnd;
+use footer::SizeRule;
 use metadata::Metadata;
 use sector_bitmap::FullBitmaps;
 use survey::Survey;
@@ -84,6 +86,8 @@ pub(crate) struct Vpc {
     metadata: Metadata,
     /// Virtual size in bytes.
     size: u64,
+    /// The rule that gave `size`.
+    rule: SizeRule,
     children: ChildrenRef,
     access: WriteAccess<Survey>,
     map: EntryMap,

@@ -25,12 +25,11 @@ const REACH: u64 = (1 << 32) * FOOTER_BYTES;
 /// Opens the image that is stored in the file child of `context`.
 pub(super) async fn open(context: &mut OpenContext) -> Result<Box<dyn Driver>> {
     let file = context.file()?;
-    let rule = context.options.take_str("force_size_calc")?;
-    let rule = rule.map_or(Ok(SizeRule::ByCreator), |name| SizeRule::parse(&name))?;
+    let rule = SizeRule::take(&mut context.options)?.unwrap_or_default();
     match read_metadata(&file, rule).await? {
-        Found::Fixed { footer, size } => Ok(Box::new(Fixed::new(context, *footer, size))),
+        Found::Fixed { footer, size } => Ok(Box::new(Fixed::new(context, *footer, size, rule))),
         Found::Dynamic { metadata, size } => {
-            let image = new(context, *metadata, size, file.size());
+            let image = new(context, *metadata, (size, rule), file.size());
             if !context.flags.read_only && !context.flags.check {
                 let survey = image.survey_sound().await?;
                 image.allow_allocations(&file, &survey);
@@ -40,12 +39,18 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Box<dyn Driver>> {
     }
 }
 
-fn new(context: &OpenContext, metadata: Metadata, size: u64, file_size: u64) -> Vpc {
+fn new(
+    context: &OpenContext,
+    metadata: Metadata,
+    (size, rule): (u64, SizeRule),
+    file_size: u64,
+) -> Vpc {
     let header = &metadata.header;
     let most_slots = u32::try_from(REACH / header.stride()).unwrap_or(u32::MAX);
     Vpc {
         metadata,
         size,
+        rule,
         children: Arc::clone(&context.children),
         access: WriteAccess::new(context.flags.read_only),
         map: EntryMap::new(header.blocks),

@@ -1,7 +1,7 @@
 //! Reopen of a dynamic vpc image. [`crate::blocks::reopen`] describes the procedure.
 
 use oxblk_core::driver::Reopen;
-use oxblk_core::{BoxFuture, OpenFlags, Options, Result};
+use oxblk_core::{BoxFuture, Error, OpenFlags, Options, Result};
 use oxblk_ring::IoBufMut;
 
 use super::Vpc;
@@ -10,6 +10,20 @@ use super::metadata::{Found, read_metadata};
 use super::survey::Survey;
 use crate::blocks::EntryMap;
 use crate::blocks::reopen::{self, Reopenable, WriteAccess};
+
+/// The options of a reopen without the option `force_size_calc`, which may only have the value of the open.
+///
+/// # Errors
+/// When the reopen changes the rule.
+pub(super) fn without_rule(options: &Options, rule: SizeRule) -> Result<Options> {
+    let mut options = options.clone();
+    match SizeRule::take(&mut options)? {
+        Some(new) if new != rule => {
+            Err(Error::invalid("Cannot change the option 'force_size_calc'"))
+        }
+        _ => Ok(options),
+    }
+}
 
 impl Reopenable for Vpc {
     type Survey = Survey;
@@ -23,7 +37,7 @@ impl Reopenable for Vpc {
     }
 
     async fn is_header_same(&self) -> Result<bool> {
-        let found = read_metadata(&*self.file()?, SizeRule::ByCreator).await?;
+        let found = read_metadata(&*self.file()?, self.rule).await?;
         Ok(match found {
             Found::Fixed { .. } => false,
             Found::Dynamic { metadata, .. } => {
@@ -53,8 +67,8 @@ impl Reopenable for Vpc {
 
 impl Reopen for Vpc {
     fn prepare(&self, flags: OpenFlags, options: &Options) -> BoxFuture<'_, Result<()>> {
-        let options = options.clone();
-        Box::pin(async move { reopen::prepare(self, flags, &options).await })
+        let options = without_rule(options, self.rule);
+        Box::pin(async move { reopen::prepare(self, flags, &options?).await })
     }
 
     fn commit(&self) -> BoxFuture<'_, ()> {

@@ -1,12 +1,13 @@
 //! Tests of the dirty bit of the header: writes of the bit that report an error although the bit has reached the disk, and
 //! other changes that fail.
 
-use oxblk_core::Backend;
 use oxblk_core::amend::AmendRequest;
 use oxblk_core::snapshot::SnapshotInfo;
+use oxblk_core::{Backend, WriteFlags};
+use oxblk_ring::IoBufMut;
 use oxblk_ring::sim::{self, Disk, FaultOp, Faults};
 
-use crate::{assert_sound, byte, create, fails, open, open_with, options, word, write};
+use crate::{CLUSTER, assert_sound, byte, create, fails, open, open_with, options, word, write};
 
 /// The bytes of the header that contain the incompatible features.
 const FEATURES: std::ops::Range<u64> = 72..80;
@@ -117,6 +118,38 @@ fn refcounts_stay_lazy_after_an_amend_that_fails() {
         assert!(is_dirty(&disk), "the refcounts are no longer lazy");
         image.close().await.unwrap();
         assert_sound(&disk, false, "closed").await;
+    });
+}
+
+#[test]
+fn refcounts_are_lazy_as_the_header_says_after_an_amend_whose_later_step_fails() {
+    sim::run(1, async {
+        let mut changed = 0;
+        for nth in 1..20 {
+            let disk = Disk::new(nth, 0);
+            create(&disk).await;
+            let image = open(&disk).await;
+            let fail = vec![fails(FaultOp::Write, nth, None)];
+            disk.set_faults(Faults { fail, ..Faults::default() });
+            let options = options("lazy_refcounts=on,refcount_bits=64");
+            let request = AmendRequest { options, force: false, progress: Box::new(|_, _| ()) };
+            let outcome = image.amend(request).await;
+            disk.set_faults(Faults::default());
+            if outcome.is_ok() {
+                image.close().await.unwrap();
+                break;
+            }
+            let data = IoBufMut::filled(CLUSTER, 1).freeze();
+            // After some of the failures, the image refuses writes.
+            if image.write(0, data, WriteFlags::empty()).await.is_ok() {
+                image.flush().await.unwrap();
+                let is_lazy = disk.bytes()[87] & 1 == 1;
+                assert_eq!(is_dirty(&disk), is_lazy, "write {nth}");
+                changed += u32::from(is_lazy);
+            }
+            image.close().await.unwrap();
+        }
+        assert!(changed > 0, "no amend failed after the header had changed");
     });
 }
 

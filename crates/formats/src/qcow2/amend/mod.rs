@@ -14,8 +14,8 @@
 //! If step 4 or 6 fails and the disk has grown, the amend tries to shrink the disk to its old size. If step 6 fails after the
 //! disk has shrunk, the error says so.
 //!
-//! Lazy refcounts are off during these steps. After a successful amend with the option `lazy_refcounts`, the value of the
-//! option applies. After any other amend, and after a failure, the old setting applies again.
+//! Lazy refcounts are off during these steps. After the amend, the old setting applies again, unless step 2 has changed the
+//! setting. The new setting also applies after a failure of a later step, because the header contains the new setting.
 //!
 //! After a change of the version or of the refcount width, the state in memory is out of date. So the image fails all further
 //! requests until it is opened again.
@@ -200,20 +200,15 @@ fn check_downgrade(header: &Header, refcount_order: u32) -> Result<()> {
 
 impl Qcow2 {
     async fn amend_image(&self, request: AmendRequest) -> Result<()> {
-        let lazy = self.facts.modes() & Modes::LAZY;
-        let amended = self.amend_eagerly(request).await;
-        // Apply the new setting of lazy refcounts if the amend has set the option, and otherwise the old setting.
-        let lazy = amended.as_ref().ok().copied().flatten().map_or(lazy, |lazy| match lazy {
-            true => Modes::LAZY,
-            false => Modes::empty(),
-        });
+        let mut lazy = self.facts.modes() & Modes::LAZY;
+        let amended = self.amend_eagerly(request, &mut lazy).await;
         self.facts.add_modes(lazy);
-        amended.map(drop)
+        amended
     }
 
-    /// Amends the image with lazy refcounts turned off. Returns the new value of the option `lazy_refcounts`, if the request
-    /// contains it.
-    async fn amend_eagerly(&self, request: AmendRequest) -> Result<Option<bool>> {
+    /// Amends the image with lazy refcounts turned off. When the header has a new value of the option `lazy_refcounts`, sets
+    /// `lazy` to this value, also if a later step fails.
+    async fn amend_eagerly(&self, request: AmendRequest, lazy: &mut Modes) -> Result<()> {
         self.facts.check_writable()?;
         let wanted = Wanted::read(request.options)?;
         let header = self.facts.header_on_disk().await?;
@@ -230,6 +225,9 @@ impl Qcow2 {
             self.metadata.rewrite_header(|header| header.version = 3).await?;
         }
         self.amend_header(&wanted).await?;
+        if let Some(on) = wanted.lazy_refcounts {
+            *lazy = if on { Modes::LAZY } else { Modes::empty() };
+        }
         let old_size = self.facts.size();
         if let Some(size) = steps.size.filter(|size| *size > old_size) {
             self.resize_image(size, Preallocation::Off).await?;
@@ -245,7 +243,7 @@ impl Qcow2 {
             // The state in memory has the old version or refcount width: the image must be opened again.
             self.facts.stop_for(Replaced::Amend);
         }
-        Ok(wanted.lazy_refcounts)
+        Ok(())
     }
 
     /// Returns the steps of the amend, and refuses changes that the image does not allow. The caller has written all dirty

@@ -15,6 +15,7 @@ use oxblk_core::{Error, ErrorKind, Result, WriteFlags};
 use oxblk_ring::IoBuf;
 
 use super::Checker;
+use super::planned::{Replacement, Structure};
 use crate::qcow2::bitmaps::{carry_out, distrust, plan, read_directory};
 use crate::qcow2::layout::{
     Autoclear, BitmapData, BitmapEntry, BitmapFlags, BitmapTableEntry, BitmapsExtension,
@@ -80,7 +81,12 @@ impl Checker<'_> {
         // Without the directory, the clusters of the bitmaps are unknown.
         self.unseen = true;
         if self.fixes_all() {
-            self.say_repairing(&format!("the bitmap directory by dropping it: {fault}"));
+            self.plan_replacement(Replacement {
+                structure: Structure::BitmapDirectory,
+                repair: format!("Repairing the bitmap directory by dropping it: {fault}"),
+                fault: format!("ERROR: {fault}"),
+                count: 1,
+            });
             self.new_bitmaps = Some(NewDirectory::Dropped);
         } else {
             self.corrupt(&format!("ERROR: {fault}"));
@@ -133,7 +139,13 @@ impl Checker<'_> {
     fn broken_bitmap(&mut self, entry: BitmapEntry, fault: &str) -> Option<BitmapEntry> {
         let name = entry.name();
         if self.fixes_all() {
-            self.say_repairing(&format!("bitmap '{name}' by removing it: {fault}"));
+            let repair = Replacement {
+                structure: Structure::BitmapDirectory,
+                repair: format!("Repairing bitmap '{name}' by removing it: {fault}"),
+                fault: format!("ERROR: bitmap '{name}' is broken: {fault}"),
+                count: 1,
+            };
+            self.plan_replacement(repair);
             return None;
         }
         self.corrupt(&format!("ERROR: bitmap '{name}' is broken: {fault}"));

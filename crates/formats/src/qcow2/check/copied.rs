@@ -48,9 +48,11 @@ impl Checker<'_> {
                     "OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={:x} refcount={refcount}",
                     entry.0
                 );
-                self.tell_copied(&finding, repair);
                 // Do not change an invalid entry: the L1 table may overlap with other data.
-                if repair && entry.reserved() == 0 && self.geometry.is_aligned(entry.raw_offset()) {
+                let repair =
+                    repair && entry.reserved() == 0 && self.geometry.is_aligned(entry.raw_offset());
+                self.tell_copied(&finding, repair);
+                if repair {
                     let at = self.header.l1_offset.saturating_add(index.saturating_mul(8));
                     self.patch(at, entry.0 ^ COPIED).await?;
                 }
@@ -90,14 +92,15 @@ impl Checker<'_> {
                     "OFLAG_COPIED data cluster: l2_entry={:x} refcount={refcount}",
                     entry.0
                 );
+                let repair = repair && entry.reserved() == 0;
                 self.tell_copied(&finding, repair);
-                if entry.reserved() == 0 {
+                if repair {
                     *word ^= COPIED;
                     changed = true;
                 }
             }
         }
-        if repair && changed {
+        if changed {
             let bytes: Vec<u8> = entries.into_iter().flat_map(u64::to_be_bytes).collect();
             self.file.write(place, bytes.into(), WriteFlags::empty()).await?;
         }

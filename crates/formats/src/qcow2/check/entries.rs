@@ -4,6 +4,7 @@
 use oxblk_core::check::Fix;
 
 use super::Checker;
+use super::planned::{EntryFault, Patch};
 use super::walk::Usage;
 use crate::qcow2::layout::{ExtendedEntry, L2Entry, Subclusters};
 
@@ -51,19 +52,22 @@ impl Checker<'_> {
             true => both.bitmap.allocated() != 0,
             false => !both.entry.has_zero_flag(),
         };
-        let what = if has_data { "Data" } else { "Preallocated" };
-        let offset = both.entry.raw_offset();
-        let finding = format!(
-            "offset={offset:x}: {what} cluster is not properly aligned; L2 entry corrupted."
-        );
-        if has_data || self.header.version < 3 || self.fix != Fix::All {
-            self.corrupt(&format!("ERROR {finding}"));
+        let host = both.entry.raw_offset();
+        let fault = EntryFault::Unaligned { host };
+        if has_data {
+            self.corrupt(&format!(
+                "ERROR offset={host:x}: Data cluster is not properly aligned; L2 entry corrupted."
+            ));
             return false;
         }
-        self.say_repairing(&finding);
+        if self.header.version < 3 {
+            self.corrupt(&format!("ERROR {fault}"));
+            return false;
+        }
         // The subcluster bitmap or the zero flag still defines the contents of the guest cluster.
-        self.patches.push((at, if extended { 0 } else { L2Entry::zero_plain().0 }));
-        true
+        let value = if extended { 0 } else { L2Entry::zero_plain().0 };
+        self.plan_patch(Patch { offset: at, value, fault });
+        self.fix == Fix::All
     }
 
     /// Reports a subcluster bitmap that contradicts itself or its L2 entry.
@@ -86,16 +90,8 @@ impl Checker<'_> {
         if both.bitmap == Subclusters::NONE {
             return false;
         }
-        let finding = format!(
-            "compressed cluster {index} with non-zero subcluster allocation bitmap, entry={:#x}",
-            both.entry.0
-        );
-        if self.fix == Fix::All {
-            self.say_repairing(&finding);
-            self.patches.push((at.saturating_add(8), 0));
-        } else {
-            self.corrupt(&format!("ERROR {finding}"));
-        }
+        let fault = EntryFault::StrayBitmap { index, entry: both.entry.0 };
+        self.plan_patch(Patch { offset: at.saturating_add(8), value: 0, fault });
         self.fix == Fix::Nothing
     }
 }

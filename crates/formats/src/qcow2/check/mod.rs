@@ -21,8 +21,8 @@
 //!
 //! A repair frees clusters only if all references are known. If a pointer in the header seems wrong, clusters that seem
 //! to be leaked may belong to the metadata to which the pointer should refer ([`named`]). Then the repair lowers no refcount,
-//! and changes no L1, L2 or snapshot table. If the refcount width in the header seems wrong ([`width`]), the repair changes
-//! nothing.
+//! and changes no L1, L2 or snapshot table ([`planned`]). If the refcount width in the header seems wrong ([`width`]), the
+//! repair changes nothing.
 //!
 //! Findings that `qemu-img check` also reports have the same wording and the same counts as in `qemu-img check`.
 
@@ -30,6 +30,7 @@ mod bitmaps;
 mod copied;
 mod entries;
 mod named;
+mod planned;
 mod rebuild;
 mod refcounts;
 mod repair;
@@ -38,6 +39,7 @@ mod snapshots;
 mod walk;
 mod width;
 
+use std::cell::RefCell;
 use std::collections::{BTreeSet, HashSet};
 
 use oxblk_core::check::{CheckReport, Finding, FindingKind, Fix};
@@ -47,9 +49,10 @@ use roaring::RoaringTreemap;
 
 use super::layout::{Geometry, Header, refcount_max};
 use super::refscan::References;
+use planned::{Line, Patch};
 use snapshot_table::RepairedTable;
 
-/// Checks the image in `file`, and repairs what `fix` allows. Each finding is reported to `say` immediately.
+/// Checks the image in `file`, and repairs what `fix` allows. Findings are reported to `say`.
 ///
 /// # Errors
 /// When an essential table is invalid or cannot be read, when `fix` does not allow a necessary rebuild of the refcounts, and
@@ -61,18 +64,10 @@ pub(super) async fn check(
     say: &dyn Fn(Finding),
 ) -> Result<CheckReport> {
     let mut check = Checker::new(file, header, fix, say);
-    check.count_references().await?;
-    check.complete = check.report.check_errors == 0 && !check.unseen;
-    check.compare_refcounts().await?;
-    check.check_named_ranges().await;
-    check.doubt_broken_snapshots();
-    if fix != Fix::Nothing {
-        check.check_width().await;
-        check.repair().await?;
-    } else if check.copied_suspect {
-        check.check_copied(false).await?;
-    }
-    Ok(check.report)
+    let outcome = check.run().await;
+    // A check that ends with an error makes no repair.
+    check.refuse_planned();
+    outcome.map(|()| check.report)
 }
 
 struct Checker<'a> {
@@ -80,7 +75,7 @@ struct Checker<'a> {
     header: &'a Header,
     geometry: Geometry,
     fix: Fix,
-    say: &'a dyn Fn(Finding),
+    report_to: &'a dyn Fn(Finding),
     report: CheckReport,
     references: References,
     /// Number of clusters in the file. The last cluster may be partial.
@@ -98,6 +93,8 @@ struct Checker<'a> {
     complete: bool,
     /// The refcounts on disk cannot be repaired in place.
     rebuild: bool,
+    /// The header may refer to the old or to the new refcount table, so nothing more is written.
+    table_unknown: bool,
     /// Number of corruptions in the refcount table and the refcount blocks themselves.
     broken_structure: u64,
     /// Number of clusters whose refcount is too low.
@@ -108,10 +105,12 @@ struct Checker<'a> {
     unreadable_blocks: HashSet<u64>,
     /// Clusters of the refcount table and of the refcount blocks, once for each counted reference.
     structure: Vec<u64>,
-    /// Table entries that the repair replaces: byte offset in the file, new value.
-    patches: Vec<(u64, u64)>,
+    /// Table entries that the repair replaces.
+    patches: Vec<Patch>,
     /// The bitmap directory that the repair writes, if it must change.
     new_bitmaps: Option<bitmaps::NewDirectory>,
+    /// The lines of the report that are held back.
+    held: RefCell<Vec<Line>>,
     /// The snapshot table with which the repair replaces the snapshot table of the image, if that table has faults.
     repaired_table: Option<RepairedTable>,
     /// Clusters of the old and the new snapshot table whose refcount changes are not reported.
@@ -156,7 +155,7 @@ impl<'a> Checker<'a> {
             header,
             geometry,
             fix,
-            say,
+            report_to: say,
             report,
             references: References::new(refcount_max(geometry.refcount_order)),
             clusters,
@@ -167,6 +166,7 @@ impl<'a> Checker<'a> {
             copied_suspect: false,
             complete: false,
             rebuild: false,
+            table_unknown: false,
             broken_structure: 0,
             too_low: 0,
             unknown: 0,
@@ -174,6 +174,7 @@ impl<'a> Checker<'a> {
             structure: Vec::new(),
             patches: Vec::new(),
             new_bitmaps: None,
+            held: RefCell::default(),
             repaired_table: None,
             untold: BTreeSet::new(),
             reused: BTreeSet::new(),
@@ -190,9 +191,25 @@ impl<'a> Checker<'a> {
         }
     }
 
+    async fn run(&mut self) -> Result<()> {
+        self.count_references().await?;
+        self.complete = self.report.check_errors == 0 && !self.unseen;
+        self.compare_refcounts().await?;
+        self.check_named_ranges().await;
+        self.doubt_broken_snapshots();
+        if self.fix != Fix::Nothing {
+            self.check_width().await;
+            self.repair().await
+        } else if self.copied_suspect {
+            self.check_copied(false).await
+        } else {
+            Ok(())
+        }
+    }
+
     /// Reports a finding without counting it.
     fn note(&self, kind: FindingKind, text: impl Into<String>) {
-        (self.say)(Finding::new(kind, text));
+        self.say(Finding::new(kind, text));
     }
 
     /// Reports a corruption.
@@ -201,7 +218,7 @@ impl<'a> Checker<'a> {
     }
 
     fn corrupt_by(&mut self, finding: Finding) {
-        (self.say)(finding);
+        self.say(finding);
         self.report.corruptions = self.report.corruptions.saturating_add(1);
         self.copied_suspect = true;
     }
@@ -235,7 +252,7 @@ impl<'a> Checker<'a> {
         self.rebuild = true;
     }
 
-    /// Reports a corruption that is being repaired.
+    /// Reports a corruption that is repaired.
     fn say_repairing(&mut self, finding: &str) {
         self.note(FindingKind::Repair, format!("Repairing {finding}"));
         self.report.corruptions_fixed = self.report.corruptions_fixed.saturating_add(1);

@@ -8,11 +8,13 @@
 //! value of its old refcount and its counted references. If the old refcount of a cluster is unknown, it counts as 1.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 
 use oxblk_core::{Errno, Error, Result, WriteFlags};
 use oxblk_ring::IoBufMut;
 
 use super::Checker;
+use crate::qcow2::facts::header::exchange;
 use crate::qcow2::layout::{
     MAX_REFCOUNT_TABLE_BYTES, RefcountTableEntry, field_offsets, refcount_get, refcount_set,
 };
@@ -232,14 +234,21 @@ impl Checker<'_> {
     }
 
     /// Makes the header refer to the new table. The fields for offset and length are adjacent and lie within one sector, so
-    /// one write changes both, and a power cut cannot separate them.
-    async fn name_table(&self, layout: &Layout) -> Result<()> {
+    /// one write changes both, and a power cut cannot separate them. After an error, the header refers to the old table, or
+    /// `table_unknown` is set.
+    async fn name_table(&mut self, layout: &Layout) -> Result<()> {
         let offset = layout.table << self.geometry.cluster_bits;
         let clusters = u32::try_from(layout.table_clusters).unwrap_or(u32::MAX);
         let fields = [&offset.to_be_bytes()[..], &clusters.to_be_bytes()[..]].concat();
+        let old = [
+            &self.header.refcount_table_offset.to_be_bytes()[..],
+            &self.header.refcount_table_clusters.to_be_bytes()[..],
+        ];
         let place = field_offsets::REFCOUNT_TABLE_OFFSET;
-        self.file.write(place, fields.into(), WriteFlags::empty()).await?;
-        self.file.flush().await
+        let stop = AtomicBool::new(false);
+        let named = exchange(self.file, place, &old.concat(), &fields, &stop).await;
+        self.table_unknown = stop.into_inner();
+        named
     }
 
     /// Updates the report after the rebuild: refcounts that were too low or unknown are repaired. Leaks are repaired only if

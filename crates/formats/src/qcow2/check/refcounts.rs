@@ -163,7 +163,7 @@ impl Checker<'_> {
             self.too_low = self.too_low.saturating_add(1);
         } else if refcount > count {
             let text = format!("Leaked cluster {cluster} refcount={refcount} reference={count}");
-            (self.say)(Finding::new(FindingKind::Leak, text).at(offset));
+            self.say(Finding::new(FindingKind::Leak, text).at(offset));
             self.report.leaks = self.report.leaks.saturating_add(1);
         }
     }

@@ -34,14 +34,13 @@ impl Checker<'_> {
     /// Repairs what `fix` allows, after the check is complete.
     pub(super) async fn repair(&mut self) -> Result<()> {
         self.tell_doubts();
+        if self.wrong_width || self.misled {
+            self.refuse_planned();
+        }
         if self.wrong_width {
             return Ok(());
         }
-        if self.misled {
-            self.patches.clear();
-            self.repaired_table = None;
-            self.new_bitmaps = None;
-        }
+        self.accept_planned();
         self.write_patches().await?;
         self.write_new_bitmaps().await?;
         if self.fix == Fix::All {
@@ -55,6 +54,9 @@ impl Checker<'_> {
             self.note(FindingKind::Repair, "Rebuilding refcount structure");
             if let Err(error) = self.rebuild_refcounts().await {
                 self.failed(&format!("ERROR failed to rebuild the refcounts: {error}"));
+                if self.table_unknown {
+                    return Err(error);
+                }
                 // Raise the refcounts that have an entry in the old structures. Do not lower any refcount: the old
                 // structures may overlap with other data.
                 self.raise_refcounts().await?;
@@ -105,8 +107,8 @@ impl Checker<'_> {
     }
 
     async fn write_patches(&mut self) -> Result<()> {
-        for (offset, value) in std::mem::take(&mut self.patches) {
-            self.patch(offset, value).await?;
+        for patch in std::mem::take(&mut self.patches) {
+            self.patch(patch.offset, patch.value).await?;
         }
         self.file.flush().await
     }

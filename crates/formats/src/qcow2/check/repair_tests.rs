@@ -1,7 +1,9 @@
 //! Repairs of broken images on a simulated disk: complete repairs, repairs interrupted by a power cut, and repairs on a full
 //! disk.
 
-use oxblk_core::check::{CheckReport, Fix};
+use std::cell::RefCell;
+
+use oxblk_core::check::{CheckReport, Finding, Fix};
 use oxblk_core::{DriverTable, Edge, Graph, OpenFlags, Perm, Permissions, Result};
 use oxblk_protocols::file::{self, FileDriver};
 use oxblk_ring::sim::{self, Disk, FailRule, FaultOp, Faults};
@@ -68,6 +70,11 @@ fn image(fault: Fault, order: u32) -> Image {
 }
 
 fn checked(disk: &Disk, fix: Fix) -> Result<CheckReport> {
+    checked_with(disk, fix, &|_| ())
+}
+
+/// Checks the image, and reports findings to `say`.
+fn checked_with(disk: &Disk, fix: Fix, say: &dyn Fn(Finding)) -> Result<CheckReport> {
     sim::run(1, async {
         let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
         let driver = FileDriver::from_ring_file(File::sim(disk), disk.len());
@@ -78,7 +85,7 @@ fn checked(disk: &Disk, fix: Fix) -> Result<CheckReport> {
         let edge = Edge::attach(node.clone(), "the test", "file", permissions)?;
         let head = edge.read(0, IoBufMut::new(CLUSTER)).await?;
         let header = Header::parse(&head, edge.size())?;
-        let report = check(&edge, &header, fix, &|_| ()).await;
+        let report = check(&edge, &header, fix, say).await;
         edge.detach();
         report
     })
@@ -249,15 +256,86 @@ fn a_rebuild_with_unknown_references_does_not_lower_refcounts() {
     assert_eq!((report.corruptions, report.leaks), (0, 3));
 }
 
-#[test]
-fn an_image_with_wrong_copied_flags_stays_marked_dirty() {
-    let mut image = Image::good(4);
-    // The header refers to a LUKS header in the first data cluster, but the cluster contains none. So the repair raises the
-    // refcount of this cluster and changes no table.
+/// Makes the header refer to a LUKS header in the first data cluster. The cluster contains none, so the repair raises the
+/// refcount of this cluster and changes no table.
+fn put_wrong_luks_header(image: &mut Image) {
     image.bytes[35] = 2;
     image.put(104, 0x0537_be77_0000_0010);
     image.put(112, offset(DATA));
     image.put(120, 512);
+}
+
+#[test]
+fn a_refused_repair_of_tables_is_reported_as_a_fault_that_stays() {
+    let mut image = Image::good(4);
+    image.with_snapshot();
+    put_wrong_luks_header(&mut image);
+    // A second L1 entry, with the copied flag and without an offset.
+    image.bytes[39] = 2;
+    image.put(L1 + 8, 1 << 63);
+    // A snapshot table entry without extra data.
+    image.put(SNAPSHOTS + 32, 0);
+    image.put_snapshot_name(0);
+    let disk = Disk::from_bytes(1, &image.bytes);
+    let texts = RefCell::new(Vec::new());
+    let say = |finding: Finding| texts.borrow_mut().push(finding.to_string());
+    let report = checked_with(&disk, Fix::All, &say).unwrap();
+    let texts = texts.into_inner();
+    let has = |text: &str| texts.iter().any(|line| line == text);
+    assert!(has("ERROR L1 entry 1 has flags but no offset: 8000000000000000"), "{texts:?}");
+    assert!(has("ERROR snapshot table entry 0 is incomplete"), "{texts:?}");
+    let repairs: Vec<_> = texts.iter().filter(|text| text.contains("Repairing")).collect();
+    assert_eq!(repairs, ["Repairing cluster 5 refcount=1 reference=2"]);
+    assert_eq!(report.corruptions_fixed, 1);
+    let left = checked(&disk, Fix::Nothing).unwrap();
+    assert_eq!(report.corruptions, left.corruptions, "{texts:?}");
+    assert_eq!(disk.bytes()[L1 + 8], 0x80, "the table was changed");
+}
+
+#[test]
+fn an_entry_that_is_not_changed_counts_as_a_corruption_that_stays() {
+    let mut image = Image::good(4);
+    // An L2 entry with a reserved bit and without the copied flag.
+    image.put(L2 + 8, offset(DATA + CLUSTER) | 2);
+    let disk = Disk::from_bytes(1, &image.bytes);
+    let report = checked(&disk, Fix::All).unwrap();
+    assert_eq!((report.corruptions, report.corruptions_fixed), (2, 0));
+    let left = checked(&disk, Fix::Nothing).unwrap();
+    assert_eq!(left.corruptions, 2);
+}
+
+/// Rebuilds refcounts while flushes fail: the `nth` flush only, or this flush and all later ones.
+fn rebuild_with_failing_flush(nth: u64, once: bool) -> (Disk, Result<CheckReport>) {
+    let image = image(("no refcount block", |image| image.put(TABLE, 0)), 4);
+    let disk = Disk::from_bytes(1, &image.bytes);
+    let rule = FailRule { op: FaultOp::Sync, nth: Some(nth), range: None, errno: 5, once };
+    disk.set_faults(Faults { fail: vec![rule], ..Faults::default() });
+    let outcome = checked(&disk, Fix::All);
+    disk.set_faults(Faults::default());
+    (disk, outcome)
+}
+
+#[test]
+fn after_a_failed_rebuild_the_header_refers_to_the_old_refcount_table() {
+    // The flush of the new structures, and the flush of the header.
+    for nth in [1, 2] {
+        let (disk, outcome) = rebuild_with_failing_flush(nth, true);
+        assert!(outcome.map_or(true, |report| report.check_errors > 0), "flush {nth}");
+        assert_eq!(disk.bytes()[48..56], offset(TABLE).to_be_bytes(), "flush {nth}");
+        checked(&disk, Fix::All).unwrap();
+        assert_whole(&disk, &format!("flush {nth}"));
+        // The old value in the header cannot be flushed, so nothing more is written.
+        let (disk, outcome) = rebuild_with_failing_flush(nth, false);
+        assert!(outcome.is_err(), "all flushes from {nth}: {outcome:?}");
+        checked(&disk, Fix::All).unwrap();
+        assert_whole(&disk, &format!("all flushes from {nth}"));
+    }
+}
+
+#[test]
+fn an_image_with_wrong_copied_flags_stays_marked_dirty() {
+    let mut image = Image::good(4);
+    put_wrong_luks_header(&mut image);
     image.bytes[79] = 1;
     let disk = Disk::from_bytes(1, &image.bytes);
     let report = checked(&disk, Fix::All).unwrap();

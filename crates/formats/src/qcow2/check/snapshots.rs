@@ -5,6 +5,7 @@ use oxblk_core::{Errno, Error, Result};
 use oxblk_ring::IoBufMut;
 
 use super::Checker;
+use super::planned::{Replacement, Structure};
 use crate::qcow2::layout::{
     Excess, MAX_EXTRA, MAX_L1_BYTES, MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS, SNAPSHOT_HEAD,
     Snapshot, parse_snapshot,
@@ -42,9 +43,9 @@ impl Checker<'_> {
             }
             let finding = format!("snapshot table entry {index} is incomplete");
             if self.fix == Fix::All {
-                self.note(FindingKind::Repair, format!("Repairing {finding}"));
+                let (repair, fault) = (format!("Repairing {finding}"), format!("ERROR {finding}"));
+                self.plan_snapshots(&mut snapshots.faults, (repair, fault), 1);
                 snapshot.size = snapshot.size.or(Some(self.header.size));
-                snapshots.faults = snapshots.faults.saturating_add(1);
             } else {
                 self.corrupt(&format!("ERROR {finding}"));
             }
@@ -69,8 +70,7 @@ impl Checker<'_> {
         let mut snapshots = Snapshots::default();
         if count > MAX_SNAPSHOTS {
             let over = count - MAX_SNAPSHOTS;
-            self.note(FindingKind::Repair, format!("Discarding {over} overhanging snapshots"));
-            snapshots.faults = over.into();
+            self.discard(&mut snapshots, &format!("{over} overhanging snapshots"), over);
             self.broken_snapshots = true;
         }
         for index in 0..count.min(MAX_SNAPSHOTS) {
@@ -78,20 +78,16 @@ impl Checker<'_> {
             let (snapshot, len, excess) = self.read_entry(offset).await?;
             let end = snapshots.table_bytes.saturating_add(len);
             if let Some(excess) = excess {
-                let text = format!(
-                    "Discarding too much extra metadata in snapshot table entry {index} ({} > {MAX_EXTRA})",
+                let what = format!(
+                    "too much extra metadata in snapshot table entry {index} ({} > {MAX_EXTRA})",
                     excess.extra
                 );
-                self.note(FindingKind::Repair, text);
-                snapshots.faults = snapshots.faults.saturating_add(1);
+                self.discard(&mut snapshots, &what, 1);
             }
             if end > MAX_SNAPSHOT_TABLE_BYTES {
                 let over = count.min(MAX_SNAPSHOTS) - index;
-                self.note(
-                    FindingKind::Repair,
-                    format!("Discarding {over} overhanging snapshots (snapshot table is too big)"),
-                );
-                snapshots.faults = snapshots.faults.saturating_add(over.into());
+                let what = format!("{over} overhanging snapshots (snapshot table is too big)");
+                self.discard(&mut snapshots, &what, over);
                 self.broken_snapshots = true;
                 break;
             }
@@ -99,6 +95,18 @@ impl Checker<'_> {
             snapshots.list.push(snapshot);
         }
         Ok(snapshots)
+    }
+
+    /// Plans to discard `what`, which counts as `count` faults.
+    fn discard(&mut self, snapshots: &mut Snapshots, what: &str, count: u32) {
+        let texts = (format!("Discarding {what}"), format!("ERROR {what}"));
+        self.plan_snapshots(&mut snapshots.faults, texts, count.into());
+    }
+
+    fn plan_snapshots(&mut self, faults: &mut u64, texts: (String, String), count: u64) {
+        let ((repair, fault), structure) = (texts, Structure::SnapshotTable);
+        *faults = faults.saturating_add(count);
+        self.plan_replacement(Replacement { structure, repair, fault, count });
     }
 
     /// Reads the entry at `offset`. Returns the entry, its length in the table, and its sizes if its extra data is too long.

@@ -12,6 +12,7 @@ use oxblk_core::Result;
 use oxblk_core::check::Fix;
 
 use super::Checker;
+use super::planned::{EntryFault, Patch};
 use super::snapshot_table::RepairedTable;
 use super::snapshots::Snapshots;
 use crate::qcow2::layout::{ExtendedEntry, L1Entry, L2Entry, RefcountTableEntry, Snapshot};
@@ -246,13 +247,9 @@ impl<'a> Checker<'a> {
                 continue;
             }
             self.l1_flags_alone = true;
-            let finding = format!("L1 entry {index} has flags but no offset: {entry:x}");
-            if self.fix == Fix::All {
-                self.say_repairing(&finding);
-                self.patches.push((l1_offset.saturating_add(index.saturating_mul(8)), 0));
-            } else {
-                self.corrupt(&format!("ERROR {finding}"));
-            }
+            let fault = EntryFault::FlagsAlone { index, entry: *entry };
+            let offset = l1_offset.saturating_add(index.saturating_mul(8));
+            self.plan_patch(Patch { offset, value: 0, fault });
         }
     }
 

@@ -1,0 +1,160 @@
+//! Repairs that the check plans while it reads the tables.
+//!
+//! The check may find later that a pointer in the header seems wrong, so that no table may change. So a planned repair is
+//! reported and counted only when it is decided: as a repair, or as a fault that stays. The lines after a planned repair are held
+//! back until then, so the order of the lines is the same as in `qemu-img check`.
+
+use std::fmt;
+
+use oxblk_core::check::{Finding, FindingKind, Fix};
+
+use super::Checker;
+
+/// Largest number of lines that are held back. Further lines are reported immediately.
+const MOST_HELD: usize = 100_000;
+
+/// A line of the report that is held back.
+pub(super) enum Line {
+    Finding(Finding),
+    /// The repair of the table entry with this index in `patches`.
+    Patch(usize),
+    Replacement(Replacement),
+}
+
+/// A faulty table entry that the repair replaces.
+pub(super) struct Patch {
+    /// Byte offset in the file.
+    pub(super) offset: u64,
+    /// The new value of the entry.
+    pub(super) value: u64,
+    pub(super) fault: EntryFault,
+}
+
+/// The fault of a table entry that can be repaired.
+pub(super) enum EntryFault {
+    /// An L1 entry with flags and without an offset.
+    FlagsAlone { index: u64, entry: u64 },
+    /// An L2 entry with an unaligned host offset and without data.
+    Unaligned { host: u64 },
+    /// An L2 entry of a compressed cluster with a subcluster bitmap.
+    StrayBitmap { index: u64, entry: u64 },
+}
+
+impl fmt::Display for EntryFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::FlagsAlone { index, entry } => {
+                write!(f, "L1 entry {index} has flags but no offset: {entry:x}")
+            }
+            Self::Unaligned { host } => write!(
+                f,
+                "offset={host:x}: Preallocated cluster is not properly aligned; L2 entry corrupted."
+            ),
+            Self::StrayBitmap { index, entry } => write!(
+                f,
+                "compressed cluster {index} with non-zero subcluster allocation bitmap, entry={entry:#x}"
+            ),
+        }
+    }
+}
+
+/// A structure that is replaced as a whole.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Structure {
+    /// The snapshot table. Its repairs are counted when the header refers to the new table.
+    SnapshotTable,
+    BitmapDirectory,
+}
+
+/// A repair of a structure that is replaced as a whole.
+pub(super) struct Replacement {
+    pub(super) structure: Structure,
+    /// The report of the repair.
+    pub(super) repair: String,
+    /// The report of the fault if the repair is refused.
+    pub(super) fault: String,
+    /// Number of faults.
+    pub(super) count: u64,
+}
+
+impl Checker<'_> {
+    /// Reports a line, or holds it back while a planned repair is not decided.
+    pub(super) fn say(&self, finding: Finding) {
+        let mut held = self.held.borrow_mut();
+        if held.is_empty() || held.len() >= MOST_HELD {
+            (self.report_to)(finding);
+        } else {
+            held.push(Line::Finding(finding));
+        }
+    }
+
+    /// Plans the replacement of a table entry, or reports the fault if this check repairs no entries.
+    pub(super) fn plan_patch(&mut self, patch: Patch) {
+        if self.fix == Fix::All {
+            self.held.get_mut().push(Line::Patch(self.patches.len()));
+            self.patches.push(patch);
+        } else {
+            self.corrupt(&format!("ERROR {}", patch.fault));
+        }
+    }
+
+    /// Plans the repair of a structure that is replaced as a whole.
+    pub(super) fn plan_replacement(&mut self, replacement: Replacement) {
+        self.held.get_mut().push(Line::Replacement(replacement));
+    }
+
+    /// Reports the planned repairs, which are made now.
+    pub(super) fn accept_planned(&mut self) {
+        for line in self.held.take() {
+            match line {
+                Line::Finding(finding) => self.say(finding),
+                Line::Patch(index) => {
+                    let fault = self.patches.get(index).map(|patch| patch.fault.to_string());
+                    self.say_repairing(&fault.unwrap_or_default());
+                }
+                Line::Replacement(Replacement {
+                    structure: Structure::SnapshotTable,
+                    repair,
+                    fault,
+                    count,
+                }) => {
+                    match self.repaired_table {
+                        Some(_) => self.note(FindingKind::Repair, repair),
+                        // The table could not be read to its end.
+                        None => self.stays(&fault, count),
+                    }
+                }
+                Line::Replacement(Replacement { repair, count, .. }) => {
+                    self.note(FindingKind::Repair, repair);
+                    self.report.corruptions_fixed =
+                        self.report.corruptions_fixed.saturating_add(count);
+                }
+            }
+        }
+    }
+
+    /// Drops all planned repairs, and reports the faults that stay.
+    pub(super) fn refuse_planned(&mut self) {
+        self.repaired_table = None;
+        self.new_bitmaps = None;
+        let patches = std::mem::take(&mut self.patches);
+        for line in self.held.take() {
+            match line {
+                Line::Finding(finding) => self.say(finding),
+                Line::Patch(index) => {
+                    let fault = patches.get(index).map(|patch| patch.fault.to_string());
+                    self.corrupt(&format!("ERROR {}", fault.unwrap_or_default()));
+                }
+                Line::Replacement(Replacement { fault, count, .. }) => self.stays(&fault, count),
+            }
+        }
+    }
+
+    /// Reports `count` faults in one line.
+    fn stays(&mut self, fault: &str, count: u64) {
+        self.corrupt(fault);
+        // `corrupt` has counted one fault.
+        let more = count.saturating_sub(1);
+        self.report.corruptions = self.report.corruptions.saturating_add(more);
+    }
+}

@@ -1,0 +1,54 @@
+//! Power cuts while blocks are allocated in an image whose copy of the footer at the beginning is damaged.
+
+use oxblk::core::{OpenFlags, WriteFlags};
+use oxblk::ring::IoBufMut;
+use oxblk::ring::sim::{self, Disk};
+use oxblk_tests::program::Program;
+use oxblk_tests::sim_image::open_as;
+
+const BLOCK: usize = 2 << 20;
+const SEED: u64 = 1;
+
+/// An image of 16 MiB with a block of ones at offset 0. Its first sector contains zeroes.
+fn image_without_copy() -> Disk {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let path = scratch.path().join("image");
+    let create = ["create", "-q", "-f", "vpc", "-o", "force_size=on"];
+    Program::new("qemu-img").args(create).arg(&path).arg("16M").succeed();
+    Program::new("qemu-io").args(["-f", "vpc", "-c", "write -P 1 0 2M"]).arg(&path).succeed();
+    let mut bytes = std::fs::read(&path).expect("the image");
+    bytes[..512].fill(0);
+    Disk::from_bytes(SEED, &bytes)
+}
+
+async fn read_after_cut(left: &Disk, what: &str) {
+    let image = open_as("vpc", left, OpenFlags::default()).await;
+    let image = image.unwrap_or_else(|error| panic!("{what}: {error}"));
+    let bytes = image.read(0, IoBufMut::new(BLOCK)).await.expect("a read");
+    assert!(bytes.iter().all(|byte| *byte == 1), "{what}: a block is lost");
+    image.close().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+}
+
+#[test]
+fn a_power_cut_during_an_allocation_leaves_a_footer() {
+    let disk = image_without_copy();
+    disk.keep_moments(SEED, 64);
+    sim::run(SEED, async {
+        let image = open_as("vpc", &disk, OpenFlags::default()).await.expect("the image");
+        for offset in [4 << 20, 8 << 20] {
+            let data = vec![2; 64 << 10];
+            image.write(offset, data.into(), WriteFlags::empty()).await.expect("a write");
+        }
+        image.close().await.expect("it closes");
+    });
+    let moments = disk.moments();
+    assert!(moments.len() > 6, "too few writes");
+    for (boundary, moment) in moments {
+        let any = (0..8).map(|seed| moment.after_power_loss(seed));
+        let ends = [moment.after_power_loss_none(), moment.after_power_loss_all()];
+        for (number, left) in any.chain(ends).enumerate() {
+            let what = format!("cut at {boundary}, disk {number}");
+            sim::run(SEED, read_after_cut(&left, &what));
+        }
+    }
+}
