@@ -13,10 +13,10 @@ mod tools;
 
 use std::process::ExitCode;
 
-/// Result of a case. If the case cannot run, the error is a line to print.
+/// The result of a case. If the case cannot run, the error is the message to print.
 type CaseResult = Result<(), String>;
 
-/// The name of a case, the subject of its comparison, and its function, which receives the remaining arguments.
+/// The name of a case, the subject of its comparison, and its function. The function receives the remaining arguments.
 type Case = (&'static str, &'static str, fn(&[String]) -> CaseResult);
 
 const CASES: &[Case] = &[

@@ -71,7 +71,7 @@ const OPTIONS: &[(&str, &str)] = &[
     ("--rounds", "number of rounds; each runs both programs twice, in the order A B B A"),
     ("--size", "size of the disk, for example 1T"),
     ("--only", "run only the comparisons whose names contain this text"),
-    ("--oxblk", "path of the program; it is built by default"),
+    ("--oxblk", "path of the program; the default is oxblk in the folder of this program"),
 ];
 
 /// Runs the case.

@@ -1,4 +1,4 @@
-//! The options of a case: pairs of a name and a value. An unknown name is an error, which lists the options of the case.
+//! The options of a case: pairs of a name and a value. An unknown name is an error; the message lists the options of the case.
 
 use std::str::FromStr;
 
@@ -11,7 +11,7 @@ impl<'a> Options<'a> {
     /// Parses the arguments of a case. `known` has the name of each option and what its value means.
     ///
     /// # Errors
-    /// An unknown option or a missing value, with the list of the options.
+    /// If an option is unknown or its value is missing. The message lists the options.
     pub(crate) fn parse(args: &'a [String], known: &[(&str, &str)]) -> Result<Self, String> {
         let set = args.chunks(2).map(|pair| match pair {
             [name, value] if known.iter().any(|(option, _)| option == name) => {
@@ -33,7 +33,7 @@ impl<'a> Options<'a> {
     /// The value of an option as a number.
     ///
     /// # Errors
-    /// The value is no number.
+    /// If the value is not a number.
     pub(crate) fn number<T: FromStr>(&self, name: &str, default: T) -> Result<T, String> {
         match self.text(name) {
             None => Ok(default),

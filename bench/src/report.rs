@@ -30,8 +30,8 @@ impl Series {
     }
 }
 
-/// Prints a table (values divided by `scale`) with each contender's ratio to the first contender. Then prints the same values
-/// as JSON.
+/// Prints a table with the values divided by `scale`. The last column is the median of the first contender divided by the
+/// median of this contender. Then prints the values as JSON, not divided.
 pub(crate) fn print(case: &str, unit: &str, scale: f64, series: &[Series]) {
     let first = series.first().map_or(0.0, Series::median);
     println!(

@@ -24,6 +24,8 @@ use cases::{CASES, Case, Fresh};
 struct Bench {
     dir: PathBuf,
     oxblk: PathBuf,
+    /// Size of the disk, as an argument of qemu-img.
+    size: String,
 }
 
 impl Drop for Bench {
@@ -65,7 +67,7 @@ const OPTIONS: &[(&str, &str)] = &[
     ("--rounds", "number of rounds; each runs both programs twice, in the order A B B A"),
     ("--gib", "size of the disk in GiB"),
     ("--only", "run only the comparisons whose names contain this text"),
-    ("--oxblk", "path of the program; it is built by default"),
+    ("--oxblk", "path of the program; the default is oxblk in the folder of this program"),
 ];
 
 /// Runs the case.
@@ -140,7 +142,7 @@ impl Bench {
             Fresh::Absent(name) => drop(std::fs::remove_file(self.dir.join(name))),
             Fresh::Image(name) => {
                 let _ = std::fs::remove_file(self.dir.join(name));
-                self.qemu_img(&["create", "-q", "-f", "qcow2", name, "4G"])?;
+                self.qemu_img(&["create", "-q", "-f", "qcow2", name, &self.size])?;
             }
             Fresh::Overlay(name) => {
                 let _ = std::fs::remove_file(self.dir.join(name));
@@ -157,7 +159,7 @@ impl Bench {
                 ])?;
             }
             Fresh::Emptied(name) => {
-                self.qemu_img(&["create", "-q", "-f", "qcow2", "empty.qcow2", "4G"])?;
+                self.qemu_img(&["create", "-q", "-f", "qcow2", "empty.qcow2", &self.size])?;
                 self.overwrite_start("empty.qcow2", name)
                     .map_err(|error| format!("{name}: {error}"))?;
             }
@@ -249,7 +251,7 @@ fn prepare(oxblk: Option<PathBuf>, gib: u64) -> Result<Bench, String> {
     }
     let dir = Path::new("/dev/shm").join(format!("oxblk-bench-tools-{}", std::process::id()));
     std::fs::create_dir(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
-    let bench = Bench { dir, oxblk };
+    let bench = Bench { dir, oxblk, size: format!("{gib}G") };
     disk::write(&bench.dir.join("disk.raw"), gib).map_err(|error| format!("disk.raw: {error}"))?;
     bench.qemu_img(&["convert", "-O", "qcow2", "disk.raw", "disk.qcow2"])?;
     bench.qemu_img(&["convert", "-O", "qcow2", "disk.raw", "old.qcow2"])?;

@@ -4,7 +4,7 @@
 //! it has started, and the test fails with the program's output. The output is read while the program runs, so a full pipe
 //! never blocks the program.
 //!
-//! The oxblk under test is `$OXBLK_BIN`, which the nextest setup script and the soak set. Without this variable, oxblk is built
+//! The oxblk under test is `$OXBLK_BIN`. The nextest setup script and the soak set this variable. Without it, oxblk is built
 //! once per test process, in the directory of the test binary.
 
 use std::ffi::{OsStr, OsString};
@@ -307,7 +307,7 @@ impl Program {
         reply
     }
 
-    /// Starts the program as a server, which is killed when the guard is dropped.
+    /// Starts the program as a server. The server is killed when the guard is dropped.
     ///
     /// # Panics
     /// When the program cannot be started.
@@ -373,7 +373,7 @@ fn poll_until<T>(deadline: Instant, mut poll: impl FnMut() -> Option<T>) -> Opti
     }
 }
 
-/// Waits until a condition is true. Returns false if it is not true at the deadline.
+/// Waits until a condition is true. Returns false if the condition is not true at the deadline.
 fn becomes_true(deadline: Instant, condition: impl Fn() -> bool) -> bool {
     poll_until(deadline, || condition().then_some(())).is_some()
 }
@@ -460,7 +460,8 @@ impl Server {
     /// Sends SIGTERM and waits for the end with exit code 0. Returns the standard output.
     ///
     /// # Panics
-    /// When the server does not end within 30 seconds, or with another exit code.
+    /// When the server has already ended, does not end within 30 seconds, ends with another exit code, or leaves a process that
+    /// keeps its output open.
     pub fn stop(mut self) -> String {
         assert!(self.try_signal("TERM"), "{} had ended already", self.line);
         let deadline = Instant::now() + Duration::from_secs(30);

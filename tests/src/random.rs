@@ -1,7 +1,7 @@
 //! Random numbers for tests: small, fast, and the same on every machine for the same seed.
 //!
 //! A failure prints a seed. This seed must reproduce the failure with every version of every library. Therefore the generator
-//! is part of this crate: xoshiro256**, whose state splitmix64 fills.
+//! is part of this crate. It is xoshiro256**; splitmix64 computes its first state from the seed.
 
 /// A stream of random numbers.
 #[derive(Clone, Debug)]

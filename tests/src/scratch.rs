@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
-/// Creates a directory for temporary files, which is usually on a disk.
+/// Creates a directory among the temporary files of the system. This directory is usually on a disk.
 ///
 /// # Panics
 /// When no directory can be created.

@@ -39,7 +39,7 @@ pub async fn open_as(format: &str, disk: &Disk, flags: OpenFlags) -> Result<Back
     open_with(&format!("driver={format}"), disk, flags).await
 }
 
-/// As [`open_as`], with options of the driver.
+/// Does the same as [`open_as`], with `options` that contain the driver and its options.
 ///
 /// # Errors
 /// The error that the driver reports.

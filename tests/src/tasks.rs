@@ -11,8 +11,8 @@ use oxblk_ring::{IoThread, Remote};
 
 use crate::panic_text;
 
-/// The time that tasks may take on a slow machine. If the tasks take longer, a task waits forever. This time is shorter than
-/// the time limit of nextest.
+/// The time that tasks may take on a slow machine. If the tasks take longer, [`Tasks::wait`] assumes that a task waits forever.
+/// This time is shorter than the time limit of nextest.
 const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Tasks that were started and not yet collected.

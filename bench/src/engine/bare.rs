@@ -1,5 +1,5 @@
-//! The reference: a bare loop on a ring with a fixed file, fixed buffers, `SINGLE_ISSUER` and `DEFER_TASKRUN`. Its rate is the
-//! rate that the kernel allows.
+//! The reference: a bare loop on a ring with a fixed file, fixed buffers, `SINGLE_ISSUER` and `DEFER_TASKRUN`. The loop does
+//! almost no work between the system calls.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;

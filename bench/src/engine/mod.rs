@@ -1,6 +1,6 @@
-//! 4 KiB random reads at queue depth 32 on one thread, from a file on tmpfs: the case measures only the cost of an operation.
+//! 4 KiB random reads at queue depth 32 on one thread, from a file on tmpfs. The case measures the cost of an operation.
 //!
-//! Contenders: the engine with 32 tasks; a bare loop on a ring with the fastest options; compio with 32 tasks; fio with default
+//! Contenders: oxblk-ring with 32 tasks; a bare loop on a ring with the fastest options; compio with 32 tasks; fio with default
 //! and with its fastest settings. The contenders run one after another, forwards and then backwards, on the same file.
 
 mod bare;

@@ -1,4 +1,4 @@
-//! The engine: 32 tasks, each with one read in flight.
+//! oxblk-ring: 32 tasks, each with one read in flight.
 
 use std::cell::Cell;
 use std::fs::File as StdFile;

@@ -4,7 +4,7 @@
 pub(super) struct Case {
     pub(super) name: &'static str,
     pub(super) arguments: &'static [&'static str],
-    /// Arguments for QEMU only, which give QEMU its best time.
+    /// Arguments for QEMU only. With these arguments, QEMU is fastest.
     pub(super) qemu_only: &'static [&'static str],
     /// The file that is created before each run, untimed.
     pub(super) fresh: Fresh,

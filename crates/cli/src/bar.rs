@@ -1,7 +1,8 @@
 //! The progress bar on the terminal.
 //!
-//! The bar leaves the last columns of its line free: the terminal echoes `^C` there, and `^C` must not begin another
-//! line. The bar is hidden while a message is printed. Otherwise the message would appear in the line of the bar.
+//! The bar leaves the last columns of its line free, because the terminal echoes `^C` behind the bar. Without free columns,
+//! the terminal would wrap `^C` to the next line. The bar is hidden while a message is printed. Otherwise the message would
+//! appear in the line of the bar.
 
 use std::io::{self, Write as _};
 use std::sync::{Mutex, PoisonError};
@@ -11,13 +12,13 @@ use indicatif::{ProgressBar, ProgressDrawTarget, TermLike};
 /// Columns that the bar leaves free.
 const MARGIN: u16 = 2;
 
-/// Redraws per second.
+/// Maximum number of redraws per second.
 const REFRESH_RATE: u8 = 20;
 
 /// The bar that the terminal shows.
 static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
-/// Creates the bar. [`hide_while`] hides this bar during messages.
+/// Creates the bar. [`hide_while`] hides this bar while a message is printed.
 pub(crate) fn show() -> ProgressBar {
     let target = ProgressDrawTarget::term_like_with_hz(Box::new(Terminal), REFRESH_RATE);
     let bar = ProgressBar::with_draw_target(None, target);
@@ -39,7 +40,7 @@ pub(crate) fn hide_while<T>(print: impl FnOnce() -> T) -> T {
     }
 }
 
-/// The number of columns of the terminal.
+/// The number of columns of the terminal, 80 if the number cannot be determined.
 pub(crate) fn columns() -> u16 {
     rustix::termios::tcgetwinsize(io::stdout()).map_or(80, |size| size.ws_col)
 }
@@ -49,7 +50,7 @@ pub(crate) fn columns() -> u16 {
 struct Terminal;
 
 impl Terminal {
-    /// Moves the cursor `n` places with an ANSI sequence. `direction` is the last letter of the sequence.
+    /// Moves the cursor by `n` lines or columns with an ANSI sequence. `direction` is the last letter of the sequence.
     fn move_cursor(&self, n: usize, direction: char) -> io::Result<()> {
         // A terminal treats a count of 0 as 1.
         if n == 0 { Ok(()) } else { self.write_str(&format!("\x1b[{n}{direction}")) }

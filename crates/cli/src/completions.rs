@@ -7,7 +7,7 @@ use crate::flags::spec::Value;
 use crate::flags::{Flag, Line, bash, fish, help, shared, zsh};
 use crate::program::{Program, out};
 
-/// The command has no options of its own.
+/// The command has no option except `--help`.
 struct Arguments;
 
 const FLAGS: &[Flag<Arguments>] = &[Flag::help()];

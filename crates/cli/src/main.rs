@@ -1,8 +1,8 @@
 //! oxblk: one program with all tools for disk images.
 //!
 //! If the program is started as `qemu-img` or `qemu-io`, for example through a symlink, it runs that tool. Otherwise
-//! the first argument selects the tool. The options, output and exit codes of a tool are the same in both cases. Only
-//! the name before its messages differs: messages begin with the name that the user typed.
+//! the first argument selects the tool. The options and exit codes of a tool are the same in both cases. Messages begin with
+//! the name of the tool. Under QEMU's name, a tool prints QEMU's version, and no suggestions for misspelt words.
 #![forbid(unsafe_code)]
 
 mod bar;
@@ -37,7 +37,7 @@ use program::{Program, err, finish, out};
 /// The version of oxblk.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The version of QEMU whose options and output the tools have.
+/// The version of QEMU whose options and output are the model for the tools.
 const QEMU_VERSION: &str = "10.0.0";
 
 /// The version that `--version` prints after `name`. Programs that start a tool under QEMU's name expect a version of
@@ -50,7 +50,8 @@ pub(crate) fn version_as(name: &str) -> String {
     }
 }
 
-/// The stack size of the thread that runs the tools, in bytes. The main thread usually has this size too.
+/// The stack size in bytes of the thread that runs the tools if the stack of the main thread is too small. The main thread
+/// usually has a stack of this size.
 const STACK: usize = 8 << 20;
 /// The tools run on the main thread if its stack has at least this size, in bytes.
 const ENOUGH_STACK: u64 = 4 << 20;
@@ -59,7 +60,7 @@ fn main() -> ExitCode {
     if oxblk_ring::host::main_stack_limit().is_none_or(|limit| limit >= ENOUGH_STACK) {
         return run();
     }
-    // `ulimit -s` applies to the main thread alone.
+    // `ulimit -s` does not limit a thread with an explicit stack size.
     match std::thread::Builder::new().stack_size(STACK).spawn(run).map(JoinHandle::join) {
         Ok(Ok(code)) => code,
         Ok(Err(panic)) => std::panic::resume_unwind(panic),
@@ -90,7 +91,7 @@ fn run() -> ExitCode {
     finish(code)
 }
 
-/// Makes a write past `ulimit -f` fail with `EFBIG`, which is reported to the user. Without this setting, a signal
+/// Makes a write past `ulimit -f` fail with `EFBIG`. The tool reports this error to the user. Without this setting, a signal
 /// would end the process.
 fn outlive_file_size_limit() {
     drop(signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default()));

@@ -72,7 +72,7 @@ impl Program {
         }
     }
 
-    /// Makes the function [`warn`] print this name.
+    /// Makes the function [`warn`] print the name of this tool.
     pub(crate) fn be_the_one_that_runs(&self) {
         RUNNING.get_or_init(|| self.clone());
     }
@@ -105,7 +105,7 @@ pub(crate) fn warn(message: impl Display) {
     }
 }
 
-/// The error of the first write to standard output that has failed.
+/// The error of the first failed write of a result to standard output.
 static OUTPUT_LOST: Mutex<Option<io::Error>> = Mutex::new(None);
 
 fn output_lost(error: io::Error) {

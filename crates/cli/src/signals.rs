@@ -1,8 +1,7 @@
 //! Signals that ask a command to end.
 //!
-//! A command that must not stop halfway (`serve`, a copy) catches every signal whose default action would end the
-//! process. After such a signal, the command completes the requests in flight, closes the images and removes its
-//! sockets.
+//! A command that must not stop halfway (`serve`, a copy) catches the usual signals whose default action ends the process
+//! (`ENDING`). After such a signal, the command completes the requests in flight, closes the images and removes its sockets.
 //!
 //! The same signal often arrives twice within milliseconds: `timeout` signals its child and then its process group, and
 //! a terminal that hangs up signals both the shell and its jobs. Therefore a repeated signal has no effect until the
@@ -26,9 +25,9 @@ use signal_hook::consts::{
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
-/// Signals whose default action ends the process, except signals of faults in the program. SIGUSR1 is not in the list,
-/// because it makes the tools print their progress. SIGPIPE and SIGXFSZ are not in the list either: the system call
-/// that causes them fails instead.
+/// Signals whose default action ends the process. The list has no signals of faults in the program, no real-time signals,
+/// SIGPWR or SIGSTKFLT. SIGUSR1 is not in the list, because it makes the tools print their progress. SIGPIPE and SIGXFSZ are
+/// not in the list either: the system call that causes them fails instead.
 const ENDING: [c_int; 10] =
     [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXCPU, SIGALRM, SIGVTALRM, SIGPROF, SIGUSR2, SIGIO];
 
@@ -36,7 +35,7 @@ const ENDING: [c_int; 10] =
 /// because the kernel repeats them.
 const INSISTENT: [c_int; 4] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
 
-/// After this time since the first signal, another signal ends the process immediately.
+/// After this time since the first signal, another signal of `INSISTENT` ends the process immediately.
 const REPEAT_AFTER: Duration = Duration::from_secs(1);
 
 /// Sends a byte to a socket for each signal, until the value is dropped.
@@ -53,13 +52,13 @@ pub(crate) fn stop_flag() -> Arc<AtomicBool> {
 /// Makes the signals of `ENDING`, and those of `more`, set `stop`. Works without free descriptors.
 ///
 /// # Errors
-/// If the system refuses.
+/// If a signal handler cannot be installed.
 pub(crate) fn catch(stop: &Arc<AtomicBool>, more: &[c_int]) -> io::Result<()> {
     let caught = signals_to_catch(more);
     let insistent = || caught.iter().filter(|signal| INSISTENT.contains(signal));
     let repeated = Arc::new(AtomicBool::new(false));
-    // Handlers run in the order of registration. These handlers come first, so the first signal does not find the flag
-    // set.
+    // Handlers run in the order of registration. These handlers come first, so `repeated` is not set yet when the first
+    // signal runs them.
     for &signal in insistent() {
         signal_hook::flag::register_conditional_default(signal, Arc::clone(&repeated))?;
     }
@@ -79,7 +78,7 @@ pub(crate) fn catch(stop: &Arc<AtomicBool>, more: &[c_int]) -> io::Result<()> {
 /// signals share the two descriptors.
 ///
 /// # Errors
-/// If the system refuses.
+/// If a signal handler cannot be installed.
 pub(crate) fn deliver(more: &[c_int], from: UnixStream, to: UnixStream) -> io::Result<Delivery> {
     SignalDelivery::with_pipe(from, to, SignalOnly, signals_to_catch(more))
 }
@@ -99,7 +98,8 @@ fn watch(caught: &[c_int], repeated: Arc<AtomicBool>) -> io::Result<()> {
     std::thread::Builder::new().name("signals".to_owned()).spawn(work).map(drop)
 }
 
-/// The signals to catch: all except those that the parent process has set to be ignored.
+/// The signals of `ENDING` and of `more`, without those that the parent process has set to be ignored. SIGINT and SIGTERM are
+/// always included.
 fn signals_to_catch(more: &[c_int]) -> Vec<c_int> {
     let ignored = ignored_signals();
     let all = ENDING.iter().chain(more).copied();

@@ -7,7 +7,8 @@ use strsim::damerau_levenshtein;
 
 use crate::program::{Program, err};
 
-/// The word of `known` that is closest to `word`, if at most a third of the characters differ.
+/// The word of `known` with the smallest edit distance from `word`. The distance must be at most a third of the characters of
+/// `word`, or 1.
 fn closest<'w>(word: &str, known: impl Iterator<Item = &'w str>) -> Option<&'w str> {
     let most = (word.chars().count() / 3).max(1);
     let distances = known.map(|one| (damerau_levenshtein(word, one), one));

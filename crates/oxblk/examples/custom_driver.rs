@@ -48,7 +48,7 @@ impl DriverFactory for MemoryKind {
     }
 
     fn open<'a>(&'a self, _: &'a mut OpenContext) -> BoxFuture<'a, Result<Box<dyn Driver>>> {
-        Box::pin(async { Err(Error::unsupported("it is made by the program, not by a name")) })
+        Box::pin(async { Err(Error::unsupported("only Disk::with_driver opens this driver")) })
     }
 }
 

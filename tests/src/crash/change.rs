@@ -48,7 +48,7 @@ pub async fn open(disk: &Disk, options: &str, check: bool) -> Result<Backend> {
     Backend::new(&graph, "", Arc::clone(&node), Permissions::sharing_all(taken))
 }
 
-/// Reads the image-wide contents.
+/// Reads the complete contents of the disk.
 ///
 /// # Panics
 /// When the read fails.

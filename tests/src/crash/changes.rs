@@ -129,7 +129,7 @@ fn gone<T: std::fmt::Debug>(gone: T) -> String {
     format!("a thread ended early: {gone:?}")
 }
 
-/// Reads the image-wide contents.
+/// Reads the complete contents of the disk.
 pub(super) async fn read_all(disk: &Backend) -> Result<Arc<[u8]>, String> {
     let all = Op::Read { offset: 0, len: disk.size() };
     match run::execute(disk, &all).await.map_err(|error| format!("{all:?}: {error}"))? {

@@ -97,7 +97,8 @@ async fn after_cut(variant: &'static Variant, disk: Disk) -> Result<Arc<[u8]>, S
 }
 
 impl Known {
-    /// Executes one step. Returns whether the step failed.
+    /// Executes one step. Returns whether the step failed. A change that the format does not support while a snapshot exists
+    /// does not count as a failure.
     async fn step(&mut self, disk: &Backend, medium: &Image, step: &Step) -> Result<bool, String> {
         let outcome = match step {
             Step::Request(op) if op.range().end > disk.size() => return Ok(false),
@@ -230,7 +231,8 @@ fn attempt(variant: &'static Variant, seed: u64, every: u64) -> Result<Tally, St
     Ok(tally)
 }
 
-/// Runs the steps of a seed repeatedly. In each run, another operation of the disk fails, chosen in steps of `every`.
+/// Runs the steps of a seed repeatedly. In each run, another operation of the disk fails. For each kind of operation, every
+/// `every`-th operation is chosen, from a random one on.
 ///
 /// # Panics
 /// When data is lost, or the image has worse faults than leaks. The message contains the seed and the operation.

@@ -1,8 +1,9 @@
 //! Failing operations on a simulated disk: data of a failed request may be lost, but not data of a completed request.
 //!
-//! Writes, zeroing, punching, growth and flushes of the active image's disk fail at random, as on a bad or full disk. A failed
-//! request may have been executed in part. All other data must be correct, and the image must stay usable. When the disk works
-//! again, the close of the image must succeed, and its check must find nothing worse than leaks.
+//! Operations on the disk of the active image (reads, writes, zeroing, punching holes, changes of size, flushes) fail at
+//! random, as on a bad or full disk. A failed request may have been executed in part. All other data must be correct, and the
+//! image must stay usable. When the disk works again, the close of the image must succeed, and its check must find nothing
+//! worse than leaks.
 
 use oxblk_core::Errno;
 use oxblk_ring::sim::{self, FailRule, FaultOp, Faults};
@@ -33,7 +34,7 @@ fn faults(random: &mut Random) -> Faults {
     Faults { fail: vec![rule], ..Faults::default() }
 }
 
-/// Runs the batches on a failing disk. Returns how many operations failed.
+/// Runs the batches on a failing disk. Returns the number of guest requests that failed.
 async fn work(workload: &Workload, chain: &Chain, history: &History) -> Result<u64, String> {
     let mut random = Random::new(workload.seed ^ 0xfa);
     let disk = chain::open(chain).await?;

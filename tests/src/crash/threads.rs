@@ -1,6 +1,6 @@
 //! Power cuts while four I/O threads work on the image concurrently.
 //!
-//! Several threads can use the simulated disk, which executes each operation immediately. So the operations in flight at a
+//! Several threads can use the simulated disk. The disk executes each operation immediately. So the operations in flight at a
 //! power cut depend on the scheduler of the machine. Tasks yield at random between the steps of a request, so that requests of
 //! one thread interleave as well, and hand-overs between threads are delayed at random ([`oxblk_ring::perturb`]). A seed gives
 //! the same images and operations, but not the same order. A failure therefore saves its images.

@@ -72,7 +72,7 @@ pub trait TestFormat: Debug + Sync + RefUnwindSafe {
         false
     }
 
-    /// Corrupt images, each with its expected result. Empty for a format whose images cannot be corrupt.
+    /// Corrupt images, each with its expected result. The list is empty for a format whose images cannot be corrupt.
     fn hostile(&self) -> Vec<Table>;
 }
 

@@ -24,7 +24,7 @@ pub fn run(data: &[u8]) {
     let mut again = Header::parse(&bytes, bytes.len() as u64).expect("what was written is read");
     again.extensions.feature_names.clone_from(&header.extensions.feature_names);
     again.header_length = header.header_length;
-    // `encode` does not write the mark of outdated bitmaps, which is set if another program has changed the image.
+    // `encode` does not write the mark of outdated bitmaps. Parsing sets the mark if another program has changed the image.
     assert!(!again.extensions.bitmaps_outdated);
     again.extensions.bitmaps_outdated = header.extensions.bitmaps_outdated;
     // `encode` does not write a broken bitmaps extension either: only a check opens such an image, and a repair removes the

@@ -75,7 +75,8 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Returns the newest cloud kernel on the machine or in the cache.
+    /// Returns a cloud kernel from `/boot` or, if it has none, from the cache. Of several versions, returns the last one in
+    /// alphabetical order.
     ///
     /// # Panics
     /// When there is no kernel; `scripts/install-test-tools` downloads one.

@@ -18,7 +18,7 @@
 //! | raw content that looks like a qcow2 header | `qcow2::hostile::guest_data_does_not_turn_a_raw_disk_into_another_format`, `nbd::serve::a_probed_raw_image_never_turns_into_another_format` |
 //! | writing to a probed image | `qcow2::hostile::a_disk_that_was_probed_as_raw_refuses_to_become_another_format` |
 //! | backing name `json:`, `nbd:`, `nfs:`, … | `qcow2::hostile::an_untrusted_image_does_not_choose_a_protocol_for_its_backing_file`, `tools::img_rebase::a_name_in_an_untrusted_image_does_not_choose_a_protocol` |
-//! | data file name `json:`, `nbd:`; the name of a missing file, or of the image itself | `qcow2::data_file::the_name_of_a_data_file_is_a_path_whatever_it_looks_like`, "data file that …" |
+//! | data file name `json:`, `nbd:`; the name of a missing file, or of the image itself | `qcow2::data_file::the_name_of_a_data_file_is_always_a_path`, "data file that …" |
 //! | `info` opens only the image | `qcow2::hostile::info_opens_nothing_but_the_image_unless_asked`, `tools::img_hostile::info_opens_nothing_but_the_image_itself` |
 //! | a given format overrides probing, also in `convert` and `resize` | `tools::img_hostile::a_given_format_overrides_probing` |
 //! | loops of backing files | `qcow2::hostile::a_loop_of_backing_files_ends_in_an_error` |
@@ -123,14 +123,14 @@ pub enum Expect {
     Damaged(&'static str),
     /// `check` finds errors, as for [`Expect::Damaged`], and a write fails, so that it does not increase the damage.
     NotWritable(&'static str),
-    /// `check` finds only leaks (exit code 3).
+    /// Reads succeed, and `check` finds only leaks (exit code 3).
     Leaking,
-    /// Every tool opens the image. Reads succeed, and `check` finds no fault.
+    /// `info` and reads succeed, and `check` finds no fault.
     Harmless,
     /// The image opens and passes the check, but cannot be opened for writing. The error contains this text.
     ReadOnly(&'static str),
-    /// The disk can be read, without its snapshots. Other tools refuse the image, and a write too. The errors, and a warning
-    /// of the readers, contain this text.
+    /// Commands that only read the disk open the image without its snapshots, and print a warning. All other commands fail.
+    /// The warning and the errors contain this text.
     WithoutSnapshots(&'static str),
     /// No tool crashes. Nothing else is expected.
     Survives,
@@ -194,7 +194,7 @@ pub fn bounded(directory: &Path, args: &[&str]) -> Reply {
 /// When any case does not have its expected result.
 pub fn through_the_program(format: &str, good: &Image, cases: &[Case]) {
     let mut wrong = Vec::new();
-    // An image without a header begins with guest data, which a write may change.
+    // An image without a header begins with guest data. A write may change this data.
     let is_image = |known: &&dyn formats::TestFormat| known.is_image(good.bytes());
     let has_header = formats::FORMATS.iter().any(|known| known.name() == format && is_image(known));
     for case in cases {

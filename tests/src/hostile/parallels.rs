@@ -101,7 +101,7 @@ pub fn cases() -> Vec<Case> {
             |i| put(i, DATA_OFF, 0x1000),
             Expect::Damaged("cluster 0 is outside image"),
         ),
-        case("extension that is none", |i| put(i, EXT_OFF, 0x800), Expect::Survives),
+        case("extension offset without an extension", |i| put(i, EXT_OFF, 0x800), Expect::Survives),
         case("extension far out", |i| i.put(EXT_OFF, &[0xff; 8]), Expect::Survives),
         case(
             "two entries for one cluster",
@@ -119,7 +119,7 @@ pub fn cases() -> Vec<Case> {
             Expect::Damaged("cluster 4 is outside image"),
         ),
         case(
-            "an entry as large as can be",
+            "an entry of 2^32 - 1",
             |i| entry(i, 4, u32::MAX),
             Expect::Damaged("cluster 4 is outside image"),
         ),
@@ -129,11 +129,11 @@ pub fn cases() -> Vec<Case> {
             Expect::Damaged("cluster 6 is outside image"),
         ),
         case("space at the end", |i| i.put(6 * CLUSTER, &[1]), Expect::Leaking),
-        case("a cluster that nothing names", |i| entry(i, 3, 0), Expect::Harmless),
+        case("a cluster to which no entry refers", |i| entry(i, 3, 0), Expect::Harmless),
     ]
 }
 
-/// Damages up to eight header fields or BAT entries.
+/// Changes up to eight words: header fields, BAT entries, or unused bytes after the BAT.
 pub fn damage(random: &mut Random, bytes: &mut [u8]) {
     mutate::little_words(random, bytes, 16..BAT, BAT..BAT + 256);
 }

@@ -147,7 +147,7 @@ fn map() -> Vec<Case> {
             Expect::NotWritable("block index 4 too large, is 8"),
         ),
         case(
-            "an entry as large as can be",
+            "an entry of 2^32 - 3",
             |i| entry(i, 4, 0xffff_fffd),
             Expect::NotWritable("block index 4 too large, is 4294967293"),
         ),
@@ -191,7 +191,7 @@ pub fn cases() -> Vec<Case> {
     cases
 }
 
-/// Damages up to eight header fields or entries of the block map.
+/// Changes up to eight words: header fields, entries of the block map, or unused bytes after the block map.
 pub fn damage(random: &mut Random, bytes: &mut [u8]) {
     mutate::little_words(random, bytes, SIGNATURE..MAP, MAP..MAP + 256);
 }

@@ -272,7 +272,7 @@ fn table() -> Vec<Case> {
             |i| i.truncate(0x800 + 2 * STRIDE + 1000),
             Expect::NotWritable("block 3 at sector 8198 ends behind the end of the file"),
         ),
-        case("a block that no entry names", |i| entry(i, 1, u32::MAX), Expect::Leaking),
+        case("a block to which no entry refers", |i| entry(i, 1, u32::MAX), Expect::Leaking),
         case(
             "space for a block at the end",
             |i| {

@@ -1,9 +1,9 @@
 //! Cancelled requests on real files from four I/O threads.
 //!
-//! Every second request is cancelled: its future is dropped after some polls or some microseconds, at any step. The range of a
-//! cancelled request is used again after all of its remaining operations have ended ([`Backend::quiesce`]). These properties
-//! must hold: no request waits forever; every completed request has its effect; each sector of a cancelled request has its old
-//! or its new content; the image closes, and its check finds no fault, not even a leak.
+//! About half of the requests are cancelled: their futures are dropped after some polls or some microseconds, at any step. The
+//! range of a cancelled request is used again after all of its remaining operations have ended ([`Backend::quiesce`]). These
+//! properties must hold: no request waits forever; every completed request has its effect; each sector of a cancelled request
+//! has its old or its new content; the image closes, and its check finds no fault, not even a leak.
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -216,8 +216,8 @@ impl Run {
     }
 }
 
-/// Runs the operations of a seed on a new chain of image files, and cancels every second operation. The seed chooses whether
-/// the files are on tmpfs or on a disk, which is slower.
+/// Runs the operations of a seed on a new chain of image files, and cancels about half of the operations. The seed chooses
+/// whether the files are on tmpfs or on a slower disk.
 ///
 /// # Panics
 /// When a request waits forever, the contents are not possible, or QEMU's check of an image fails. The message contains the

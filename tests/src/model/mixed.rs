@@ -142,7 +142,8 @@ fn overlap(one: &Op, other: &Op) -> bool {
     a.start < b.end && b.start < a.end
 }
 
-/// Whether the two requests may be in flight concurrently: they use different bytes, or one of them is a read.
+/// Whether the two requests may be in flight concurrently. The requests must differ. They must use different bytes, one of them
+/// must be a read, or neither of them must change the disk.
 fn go_together(one: &Op, other: &Op) -> bool {
     let reads = |op: &Op| matches!(op, Op::Read { .. });
     one != other && (one.commutes_with(other) || reads(one) || reads(other))
@@ -150,7 +151,8 @@ fn go_together(one: &Op, other: &Op) -> bool {
 
 impl Active {
     /// Whether a read that overlaps writes may return these bytes. Each byte must have its old value or the value of a write
-    /// that overlaps this byte. A byte may also be zero if a discard overlaps it, or had discarded it before the read began.
+    /// that overlaps this byte. A byte may also be zero if a discard overlaps it, or had discarded it before the read began. A
+    /// byte whose old value is unknown may have any value.
     fn allows(&self, bytes: &[u8]) -> bool {
         let start = self.op.range().start;
         let made: Vec<(Range<u64>, Vec<u8>)> = self

@@ -1,8 +1,8 @@
 //! The long run of the harnesses: choosing jobs, running them, and counting the work.
 //!
-//! A job is one seed of one kind of test on one variant. One thread per core (or `--jobs`) takes job after job, until every
-//! kind and variant has done its amount of work or the time is over. After a failure the run continues. At the end of a run
-//! with failures, the program exits with an error.
+//! A job is one seed of one kind of test on one variant. Several threads (one per core, or `--jobs`) take job after job, until
+//! every kind and variant has done its amount of work or the time is over. After a failure the run continues. At the end of a
+//! run with failures, the program exits with an error.
 //!
 //! The seed modulo 4 determines the length of a chain. The jobs of one kind and variant use all four remainders one after
 //! another, so every length is tested equally often.
@@ -26,7 +26,7 @@ pub enum Kind {
     Model,
     /// Random operations on real files from four I/O threads.
     Threads,
-    /// The test of `Threads`, with every second request cancelled.
+    /// The test of `Threads`, with about half of the requests cancelled.
     Cancel,
     /// Power cuts on simulated disks, one thread.
     Crash,

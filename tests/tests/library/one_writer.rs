@@ -46,7 +46,7 @@ fn commit_of(top: &Backend) -> Commit {
     }
 }
 
-/// A rebase to no backing file, which writes the data of the old one to the overlay.
+/// A rebase to no backing file. The rebase writes the data of the old backing file to the overlay.
 fn rebase_of(top: &Backend) -> Rebase {
     let old = top.node().unwrap().child(ChildIdx::BACKING).unwrap();
     let reader = Permissions::sharing_all(Perm::CONSISTENT_READ);
@@ -75,8 +75,8 @@ async fn byte(of: &Backend, offset: u64) -> u8 {
     of.read(offset, IoBufMut::new(512)).await.unwrap()[0]
 }
 
-/// Runs the job `work`, and meanwhile writes to the places `offsets` through another handle of the disk. The job must refuse
-/// some of these writes, and the disk must have the data of every other one.
+/// Runs the job `work`, and concurrently writes to `offsets` through another handle of the disk. The job must refuse some of
+/// these writes. If other writes succeeded, the disk must have the data of the last of them.
 async fn write_during(top: &Backend, offsets: [u64; 2], work: impl Future<Output = ()>) {
     let mut work = pin!(work);
     let mut last = None;

@@ -1,5 +1,5 @@
 //! Random operations, checked against an array of bytes, and cancelled or concurrent operations.
 
-mod control_at_once;
-mod given_up;
+mod cancelled_requests;
+mod concurrent_control;
 mod random;

@@ -1,4 +1,4 @@
-//! `oxblk serve` with NBD clients of other projects.
+//! Tests of `oxblk serve`: NBD clients of other projects, addresses, signals, the log, and limited resources.
 
 mod addresses;
 mod guest_boot;

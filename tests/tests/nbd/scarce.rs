@@ -1,4 +1,4 @@
-//! Clients that the server has too little memory or too few descriptors for. The server continues to serve other clients.
+//! Clients for which the server has too little memory or too few descriptors. The server continues to serve other clients.
 
 use crate::served::Served;
 use oxblk_tests::program::Program;

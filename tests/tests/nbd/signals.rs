@@ -80,8 +80,8 @@ fn a_signal_while_the_server_starts_leaves_nothing_behind() {
         std::thread::sleep(std::time::Duration::from_millis(round));
         server.signal("HUP");
         let status = server.wait();
-        // A signal that arrives before the server installs its handlers kills the server, which has not opened any file at that
-        // time.
+        // A signal that arrives before the server installs its handlers kills the server. At that time, the server has not
+        // opened any file.
         assert!(status.code() == Some(0) || status.signal() == Some(1), "{status}");
         assert!(!dir.path().join("s").exists(), "round {round}");
         assert!(!has_bitmap_in_use(dir.path()), "round {round}");

@@ -48,7 +48,7 @@ fn check_or_repair(path: &Path, fix: Fix) -> (Result<CheckReport>, Vec<String>) 
     (report, said.into_inner())
 }
 
-/// Returns a number of `qemu-img check --output=json`, which omits numbers that are 0.
+/// Returns a number of `qemu-img check --output=json`, or 0 if the output does not contain the number.
 fn number(json: &str, name: &str) -> u64 {
     let key = format!("\"{name}\": ");
     json.split_once(&key).map_or(0, |(_, rest)| {

@@ -191,7 +191,7 @@ fn the_user_may_give_another_data_file_than_the_image_names() {
     both.same(Io, &[&read[..], &[json]].concat());
 }
 
-/// Creates an image with four clusters of data, which `spoil` then corrupts.
+/// Creates an image with four clusters of data, and corrupts the image with `spoil`.
 fn damaged(spoil: impl Fn(&mut Image)) -> Differential {
     let both = image("", "1M");
     both.qemu(Io, &["-c", "write -P 1 0 256k", "a"]);
@@ -276,7 +276,7 @@ fn growth_reveals_no_old_data_behind_the_end_in_a_longer_raw_data_file() {
 }
 
 #[test]
-fn the_name_of_a_data_file_is_a_path_whatever_it_looks_like() {
+fn the_name_of_a_data_file_is_always_a_path() {
     for name in [r#"json:{"driver":"null-co"}"#, "nbd:127.0.0.1:1", "nbd://127.0.0.1:1/x"] {
         let both = Differential::new();
         let [directory, _] = both.our_directories();

@@ -1,5 +1,5 @@
-//! Images in which few bytes stand for very many references: the work and the memory of every operation are bounded by
-//! the size of the file.
+//! Images in which a few bytes cause a very large number of references. The size of the file limits the work and the memory
+//! that an operation needs.
 
 use std::fs;
 
@@ -9,8 +9,8 @@ use oxblk_ring::sim::{self, Disk, FailRule, FaultOp, Faults};
 use oxblk_tests::hostile::bounded;
 use oxblk_tests::sim_image::{self, assert_sound};
 
-/// An image that is written byte by byte. Cluster 0 holds the header, cluster 1 the refcount table, cluster 2 a refcount
-/// block with refcounts of 64 bits.
+/// An image that a test builds from bytes. Cluster 0 contains the header, cluster 1 the refcount table, and cluster 2 a
+/// refcount block with refcounts of 64 bits.
 struct Crafted {
     bytes: Vec<u8>,
     cluster: u64,
@@ -51,12 +51,12 @@ impl Crafted {
         self.put_word(2 * self.cluster + 8 * cluster, refcount);
     }
 
-    /// Fills `count` words from a cluster on.
+    /// Writes `word` `count` times, from the start of a cluster on.
     fn fill(&mut self, cluster: u64, count: u64, word: u64) {
         (0..count).for_each(|index| self.put_word(cluster * self.cluster + 8 * index, word));
     }
 
-    /// Makes an L1 table whose entries all name the L2 table in one cluster.
+    /// Makes an L1 table in the clusters from `cluster` on. All of its entries refer to the L2 table in the cluster `table`.
     fn name_l1(&mut self, cluster: u64, entries: u32, table: u64) {
         self.put(36, entries);
         self.put_word(40, cluster * self.cluster);
@@ -95,7 +95,8 @@ fn limit_reads(disk: &Disk, most: u64) {
     disk.set_faults(Faults { fail, ..Faults::default() });
 }
 
-/// An image with many L1 entries, all of which name one L2 table, whose entries all name one cluster.
+/// An image with many L1 entries. All L1 entries refer to one L2 table, and the first 8 entries of this table refer to one
+/// cluster.
 fn one_table_for_all(entries: u32) -> Crafted {
     let table = FREE + (u64::from(entries) * 8).div_ceil(4096);
     let mut image = Crafted::new(12, table + 2, u64::from(entries) << 21);
@@ -107,7 +108,7 @@ fn one_table_for_all(entries: u32) -> Crafted {
 }
 
 #[test]
-fn an_l2_table_that_many_entries_name_is_read_once() {
+fn an_l2_table_to_which_many_entries_refer_is_read_once() {
     let image = one_table_for_all(20_000);
     let disk = Disk::from_bytes(1, &image.bytes);
     limit_reads(&disk, 300);
@@ -130,7 +131,7 @@ fn an_l2_table_that_many_entries_name_is_read_once() {
     });
 }
 
-/// An image with `count` snapshots, whose L1 tables lie on each other.
+/// An image with `count` snapshots. The L1 tables of all snapshots begin at the same offset.
 fn stacked_snapshots(count: u32) -> Crafted {
     const ENTRIES: u32 = 4096;
     let l1 = FREE + 1;
@@ -163,7 +164,7 @@ fn stacked_snapshots(count: u32) -> Crafted {
 }
 
 #[test]
-fn l1_tables_of_snapshots_that_lie_on_each_other_are_read_once() {
+fn overlapping_l1_tables_of_snapshots_are_read_once() {
     let image = stacked_snapshots(400);
     let disk = Disk::from_bytes(1, &image.bytes);
     limit_reads(&disk, 900);
@@ -177,10 +178,11 @@ fn l1_tables_of_snapshots_that_lie_on_each_other_are_read_once() {
 }
 
 #[test]
-fn a_refcount_table_that_would_be_too_large_is_refused_before_anything_is_placed() {
+fn a_refcount_table_that_would_be_too_large_is_refused_before_clusters_are_allocated() {
     let mut image = Crafted::new(9, 8, 512);
     image.name_l1(FREE, 1, 0);
-    // The refcounts must be rebuilt, and some references seem unknown: bitmaps that the header does not place.
+    // The refcounts must be rebuilt. Some references seem unknown, because the header has no bitmaps extension although an
+    // autoclear bit says that the image has bitmaps.
     image.put_word(88, 1);
     image.put_word(512 + 8, 513);
     let scratch = tempfile::tempdir().expect("a scratch directory");

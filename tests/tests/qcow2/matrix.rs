@@ -45,7 +45,7 @@ fn info(program: Program, row: &Row, directory: &Path) -> Value {
     info
 }
 
-/// Clears sizes on the host, which depend on the order of allocation, and salts and iteration counts, which are random.
+/// Clears values that differ between sound images: sizes of files, iteration counts and UUIDs.
 fn blank(value: &mut Value, in_child: bool) {
     const DRAWN: [&str; 4] = ["actual-size", "iters", "master-key-iters", "uuid"];
     match value {

@@ -219,7 +219,7 @@ fn images_are_converted_to_and_from_subclusters() {
     }
 }
 
-/// Creates an image with every kind of entry, which `spoil` then corrupts. The L2 table is at [`L2`].
+/// Creates an image with every kind of entry, and corrupts the image with `spoil`. The L2 table is at [`L2`].
 fn damaged(spoil: impl Fn(&mut Image)) -> Differential {
     let both = Differential::new();
     both.qemu(Img, &["create", "-q", "-f", "qcow2", "-o", "extended_l2=on", "a", "1M"]);
@@ -247,7 +247,7 @@ const FAULTS: &[(usize, u64)] = &[
     (5, 1),
     (5, u64::MAX),
     (11, 1 << 31),
-    // Bit 0 of the first word, which is unused.
+    // Bit 0 of the first word. This bit is unused.
     (6, 0x8000_0000_0007_0001),
     (10, 1),
     // Unaligned, reserved bits, the offset of another cluster.

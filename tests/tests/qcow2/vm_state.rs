@@ -1,4 +1,5 @@
-//! VM state is saved and loaded as by QEMU. Snapshots keep the VM state, and a guest under QEMU can resume from it.
+//! oxblk saves and loads VM state in the same form as QEMU. Snapshots keep the VM state, and a guest under QEMU can resume from
+//! this state.
 
 use std::path::Path;
 use std::sync::Arc;

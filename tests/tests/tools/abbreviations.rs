@@ -20,7 +20,7 @@ fn words(command: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// The shortest prefix of a word that is no prefix of another one.
+/// The shortest prefix of `word` that is not a prefix of another word.
 fn abbreviation<'a>(word: &'a str, words: &BTreeSet<String>) -> &'a str {
     let only = |end: &usize| {
         let prefix = &word[..*end];

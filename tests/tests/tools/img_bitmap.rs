@@ -375,7 +375,7 @@ fn put_in_table(image: &mut Image, entry: usize, value: u64) {
     image.put64(table, value);
 }
 
-/// Creates an image with the bitmaps `b0` and `b1`, which both have dirty bits.
+/// Creates an image with the bitmaps `b0` and `b1`. Both bitmaps have dirty bits.
 fn two_bitmaps(path: &Path) -> Image {
     Program::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(path).arg("8M").succeed();
     for name in ["b0", "b1"] {

@@ -29,7 +29,7 @@ fn ours(directory: &Path) -> Program {
 }
 
 #[test]
-fn a_conversion_makes_the_same_bytes_whatever_the_number_of_threads() {
+fn a_conversion_makes_the_same_bytes_with_any_number_of_threads() {
     let scratch = tempfile::tempdir().expect("a scratch directory");
     std::fs::write(scratch.path().join("disk.raw"), disk()).expect("a disk");
     for options in [

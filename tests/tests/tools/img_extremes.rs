@@ -114,7 +114,7 @@ fn a_name_of_a_snapshot_is_stored_up_to_255_bytes() {
 fn a_name_of_a_bitmap_is_not_shortened() {
     let both = images();
     for len in [1023, 1024, 1100] {
-        // The message contains the generated node name, which differs between the tools.
+        // The message contains the generated node name. This name differs between the tools.
         both.same_exit_code(Img, &["bitmap", "--add", "a.qcow2", &"a".repeat(len)]);
     }
     both.same(Img, &["map", "a.qcow2"]);

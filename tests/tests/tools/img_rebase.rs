@@ -230,7 +230,7 @@ fn a_backing_file_of_the_same_name_in_another_directory_is_another_one() {
     both.qemu(Img, &words("create -q -f qcow2 -F qcow2 -b base s/mid"));
     both.qemu(Img, &words("create -q -f qcow2 -F qcow2 -b s/mid top"));
     both.same(Img, &words("rebase -b base -F qcow2 top"));
-    // QEMU uses the layer with the same name instead of the new backing file, and loses the data.
+    // QEMU uses the image of the chain with the same name instead of the new backing file, and loses the data.
     for directory in both.our_directories() {
         let read = ["io", "-c", "read -P 1 0 1M", "top"];
         Program::oxblk().args(read).directory(&directory).succeed();

@@ -1,10 +1,10 @@
-//! Copies that a signal stops.
+//! Files that a command has created are removed if a signal stops the copy or the creation fails.
 
 use std::fs;
 
 use oxblk_tests::program::{Program, oxblk};
 
-/// Starts a copy into `target`, stops it once the target exists, and expects that nothing remains of the target.
+/// Starts a copy to `target`, and sends the signal when the target exists. The copy must end and remove the target.
 fn stop(directory: &std::path::Path, arguments: &[&str], signal: &str) {
     let mut copy = Program::oxblk().arg("img").args(arguments).directory(directory).start();
     let target = directory.join("target");
@@ -23,7 +23,7 @@ fn a_stopped_copy_removes_its_target_and_does_not_wait_for_its_rate() {
     for signal in ["TERM", "INT", "HUP"] {
         // At this rate, the second request would begin after half an hour.
         stop(directory, &["convert", "-r", "1k", "-O", "qcow2", "source", "target"], signal);
-        // Every byte is written, so this takes longer than the test.
+        // `dd` writes every byte, so this copy takes longer than the test.
         stop(directory, &["dd", "-O", "raw", "bs=1M", "if=holes", "of=target"], signal);
     }
     fs::write(directory.join("mine"), "old").expect("a file");

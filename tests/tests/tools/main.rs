@@ -1,4 +1,4 @@
-//! `oxblk img` and `io`, compared with the QEMU tools.
+//! Tests of `oxblk img` and `oxblk io`, most of them in comparison with the QEMU tools, and of copies through the library.
 
 mod abbreviations;
 mod convert_guest;

@@ -13,7 +13,7 @@ fn oxblk(directory: &Path, line: &str) -> Program {
     Program::oxblk().args(line.split(' ')).directory(directory)
 }
 
-/// Returns the bytes of an image without its identifiers, which are version 4 UUIDs.
+/// Returns the bytes of an image without its identifiers. Asserts that the identifiers are version 4 UUIDs.
 fn without_identifiers(path: &Path) -> Vec<u8> {
     let mut bytes = std::fs::read(path).expect("an image");
     for uuid in bytes[IDENTIFIERS].chunks_exact_mut(16) {

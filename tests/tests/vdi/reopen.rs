@@ -46,7 +46,7 @@ fn an_image_becomes_read_only_and_writable_again() {
 }
 
 #[test]
-fn an_image_that_another_program_changed_meanwhile_stays_read_only() {
+fn an_image_that_another_program_has_changed_stays_read_only() {
     let (_scratch, path) = new_image();
     block_on(async {
         let disk = open(&path, "read-only").await;

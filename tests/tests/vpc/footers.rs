@@ -9,7 +9,8 @@ use oxblk_tests::sim_image::open_as;
 const BLOCK: usize = 2 << 20;
 const SEED: u64 = 1;
 
-/// An image of 16 MiB with a block of ones at offset 0. Its first sector contains zeroes.
+/// An image of 16 MiB. The first block of the disk contains bytes of the value 1. The first sector of the file, which should
+/// contain the copy of the footer, contains zeroes.
 fn image_without_copy() -> Disk {
     let scratch = tempfile::tempdir().expect("a scratch directory");
     let path = scratch.path().join("image");

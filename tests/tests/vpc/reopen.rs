@@ -61,7 +61,7 @@ fn an_image_becomes_read_only_and_writable_again() {
 }
 
 #[test]
-fn an_image_that_another_program_changed_meanwhile_stays_read_only() {
+fn an_image_that_another_program_has_changed_stays_read_only() {
     let (_scratch, path) = new_image("subformat=dynamic");
     block_on(async {
         let disk = open(&path, true).await;
@@ -74,7 +74,7 @@ fn an_image_that_another_program_changed_meanwhile_stays_read_only() {
     });
 }
 
-/// Changes bytes of a footer at `place`, and corrects its checksum.
+/// Changes bytes of the footer at `place`, and corrects the checksum of the footer.
 fn change_footer(path: &Path, place: u64, offset: usize, bytes: &[u8]) {
     let file = std::fs::File::options().read(true).write(true).open(path).expect("the image");
     let mut footer = [0; 512];
@@ -88,8 +88,8 @@ fn change_footer(path: &Path, place: u64, offset: usize, bytes: &[u8]) {
 
 #[test]
 fn the_size_rule_of_the_open_holds_for_reopen_and_check() {
-    // The geometry gives a disk of about 16 MiB. The other size field is 64 GiB, which is more than the block table
-    // or the file has room for.
+    // The geometry gives a disk of about 16 MiB. The other size field is 64 GiB. The block table and the file are too small
+    // for a disk of this size.
     for (subformat, rule) in [
         ("subformat=dynamic", ""),
         ("subformat=dynamic", ",force_size_calc=chs"),
@@ -102,7 +102,7 @@ fn the_size_rule_of_the_open_holds_for_reopen_and_check() {
         for place in places {
             change_footer(&path, place, 48, &(64_u64 << 30).to_be_bytes());
             if !rule.is_empty() {
-                // A creator that stores the size in the other field.
+                // Set a creator application that stores the size in the other field.
                 change_footer(&path, place, 28, b"qem2");
             }
         }

@@ -94,7 +94,7 @@ fn offer(value: Value) -> String {
 }
 
 /// Returns the shell code that sets the completions of the operands. All operands of a command have the same
-/// completions: files and words.
+/// completions: files or, if no operand is a file, words.
 fn operand_offer(operands: &[Value]) -> String {
     let files = operands.iter().any(|value| value.kind == Kind::File);
     let words: Vec<_> = operands.iter().flat_map(Value::words).collect();

@@ -4,7 +4,7 @@ use super::page::{Note, Page};
 use super::spec::in_order;
 use super::text::{SIZES, about_formats, wrap};
 
-/// The maximum length of a line.
+/// The maximum length of a line of text. Usage lines, examples and words may be longer.
 const WIDTH: usize = 80;
 /// The column of the texts about options.
 const COLUMN: usize = 27;

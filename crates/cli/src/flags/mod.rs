@@ -141,7 +141,7 @@ impl<A> Flag<A> {
     }
 }
 
-/// The descriptions of all options of a command, for every type of arguments.
+/// Gives access to the descriptions of a command's options. The trait hides the type of the command's arguments.
 pub(crate) trait Specs: Sync {
     /// The descriptions in the order of the declarations.
     fn specs(&self) -> Vec<&'static Spec>;

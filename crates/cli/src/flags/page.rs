@@ -11,7 +11,7 @@ pub(crate) struct Page {
     pub(crate) about: &'static str,
     /// The arguments after the name of the command.
     pub(crate) usage: &'static str,
-    /// The operands, for completions.
+    /// The operands, for the completions and for the texts about sizes and formats.
     pub(crate) operands: &'static [Value],
     pub(crate) flags: &'static dyn Specs,
     pub(crate) notes: &'static [Note],

@@ -9,7 +9,7 @@ pub(crate) struct Refusal {
     pub(crate) messages: Vec<String>,
     /// A line that is printed after the messages, without the name of the tool.
     pub(crate) hint: Option<String>,
-    /// A hint to `--help` is printed at the end.
+    /// Whether the line `Try '… --help' for more info` is printed at the end.
     pub(crate) misused: bool,
 }
 
@@ -24,7 +24,7 @@ impl Refusal {
         Self { messages: vec![message.into()], ..Self::default() }
     }
 
-    /// A refusal with one message, followed by a hint to `--help`.
+    /// A refusal with one message, followed by the line `Try '… --help' for more info`.
     pub(crate) fn misused(message: impl Into<String>) -> Self {
         Self { misused: true, ..Self::failed(message) }
     }

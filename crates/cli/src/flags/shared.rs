@@ -25,7 +25,7 @@ pub(crate) const fn object<A>() -> Flag<A> {
 
 /// `--untrusted`: refuses images that refer to other files.
 pub(crate) const fn untrusted<A>() -> Flag<A> {
-    let about = "refuse images that name other files (backing file, data file)";
+    let about = "refuse images that refer to other files (backing file, data file)";
     Flag::switch_with(long("untrusted").in_full().common(), about, |_| {
         gate::distrust();
         Ok(())
@@ -97,10 +97,15 @@ pub(crate) fn set_json(json: &mut bool, text: &str) -> Stored {
 /// `--threads`: the number of I/O threads.
 pub(crate) const fn threads<A>(store: fn(&mut A, String) -> Stored) -> Flag<A> {
     let about = "number of I/O threads, from 1 to 64";
-    Flag::value(long("threads").in_full(), Value::text("N").default("one per core"), about, store)
+    Flag::value(
+        long("threads").in_full(),
+        Value::text("N").default("one per core, at most 16"),
+        about,
+        store,
+    )
 }
 
-/// `-o`: options of a new image.
+/// The value of `-o`: options of a new image, or options of an existing image to change.
 pub(crate) const OPTIONS: Value = Value::text("LIST");
 
 /// `-r`: a limit on the speed.

@@ -1,4 +1,4 @@
-//! Functions and texts that help, manual pages and completions have in common.
+//! Functions and texts that are used by the help, the manual pages and the completions.
 
 use oxblk_core::DriverKind;
 
@@ -17,7 +17,7 @@ pub(super) fn about_formats() -> String {
     format!("Formats: {known}. Not supported yet: {absent}.")
 }
 
-/// The line with all formats in the help of `qemu-img`, which scripts read.
+/// The list of formats and protocols at the end of the help of `qemu-img`. Scripts read this list.
 pub(super) fn supported_formats() -> String {
     let names = oxblk::drivers().iter().map(|driver| driver.name());
     let mut names: Vec<_> = names.filter(|name| !oxblk::is_absent(name)).collect();
@@ -42,7 +42,7 @@ pub(super) fn alternatives(words: &[&str]) -> String {
     }
 }
 
-/// Breaks a text into lines of at most `width` characters, at spaces.
+/// Breaks a text at spaces into lines of at most `width` bytes. A word with more than `width` bytes gets a line of its own.
 pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split_whitespace() {

@@ -2,7 +2,8 @@
 //!
 //! QEMU's tools use the C library's parser, so scripts rely on its behaviour: short options in clusters (`-qf raw`,
 //! `-fraw`), any unambiguous prefix of a long option (`--out json`, `--output=json`), options after operands, and `--` as
-//! the end of options. This parser behaves the same and has the same error messages.
+//! the end of options. This parser behaves the same and has the same error messages. The only addition: a word may be marked
+//! as one that cannot be abbreviated ([`Opt::in_full`]).
 //!
 //! A table of [`Opt`] lists the options. [`Parser::next`] returns one option at a time, in the order of the command line.
 //! [`Parser::operands`] returns the remaining words. The parser does not interpret values.
@@ -173,7 +174,8 @@ impl<'t> Parser<'t> {
         }
     }
 
-    /// The long option with this name, or the only long option that begins with the name.
+    /// The long option with this name, or the option that the name abbreviates. All words that begin with the name and can be
+    /// abbreviated must be spellings of one option.
     fn find_word(&self, word: &str, name: &str) -> Result<&'t Opt, Fault> {
         let mut known = self.table.iter();
         if let Some(opt) = known.find(|opt| opt.long == Some(name)) {

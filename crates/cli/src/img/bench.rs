@@ -1,7 +1,8 @@
 //! `img bench`: a simple sequential benchmark.
 //!
-//! The parallel requests are distributed over the I/O threads. Each worker takes the next offset when its request has
-//! completed. Without `--threads`, one thread sends all long writes.
+//! The command runs as many tasks ("workers") as requests may be in flight (`--depth`), distributed over the I/O threads.
+//! A worker sends one request at a time, and takes the next offset when this request has completed. Without `--threads`,
+//! one thread sends all writes of 32 KiB or more.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -156,7 +157,7 @@ struct Arguments {
     filename: String,
 }
 
-/// One thread sends all writes of at least this size. Buffered writes to one file exclude each other in the kernel
+/// By default, one thread sends all writes of at least this size. Buffered writes to one file exclude each other in the kernel
 /// (inode lock), so several threads would mostly wait.
 const LONG_WRITE: u64 = 32 << 10;
 
@@ -233,7 +234,8 @@ struct Run {
     step: u64,
     write: bool,
     pattern: u8,
-    /// Flush before each request whose index is a multiple of this number, without waiting for earlier requests.
+    /// With `--no-drain`, a worker flushes before each request whose index is a multiple of this number, except the first
+    /// request. The flush does not wait for earlier requests.
     flush_every: Option<u64>,
     /// The index of the next request, and the end of the current batch.
     next: AtomicU64,

@@ -171,7 +171,7 @@ fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
     Ok(read)
 }
 
-/// Refuses options that exclude one another, in the order in which QEMU reports them.
+/// Refuses options that cannot be combined, in the order in which QEMU reports them.
 fn check(context: &Context, read: &Arguments) -> Step {
     let clash = |message: &str| Err(context.failed(message));
     let adds = read.actions.iter().any(|action| matches!(action, Action::Add));

@@ -31,8 +31,8 @@ const FLAGS: &[Flag<Arguments>] = &[
         "image of the backing chain that receives the data; implies -d",
         |a, name| {
             a.base = Some(name);
-            // Do not empty the image. An empty image would read from the layers above the base, which have other
-            // contents.
+            // If the image were empty, reads would return the data of the images between it and the base, instead of the
+            // committed data.
             a.keep = true;
             Ok(())
         },
@@ -178,7 +178,7 @@ fn failed(context: &Context, arguments: &Arguments, failure: &CommitError) -> Ex
     }
 }
 
-/// Passes the progress of the engine to [`Progress`].
+/// Passes the progress of the commit to [`Progress`].
 struct ProgressObserver(Arc<Progress>);
 
 impl Observer for ProgressObserver {

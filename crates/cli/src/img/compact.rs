@@ -43,7 +43,7 @@ pub(super) static PAGE: Page = Page {
     examples: &[Example { about: "make an image file shorter", arguments: "-p disk.qcow2" }],
 };
 
-/// Bytes that are moved between two progress reports.
+/// Maximum number of bytes that are moved between two progress reports, unless one metadata structure is longer.
 const AT_ONCE: u64 = 256 << 20;
 
 #[derive(Default)]

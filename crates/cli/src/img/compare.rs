@@ -1,6 +1,7 @@
 //! `img compare`: compares the contents of two images. [`oxblk::compare`] does the work.
 //!
-//! If one image is larger, the rest of that image is compared with zeroes.
+//! If one image is larger, the rest of that image is compared with zeroes. In strict mode (`-s`), images of different sizes
+//! differ.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;

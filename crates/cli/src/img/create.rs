@@ -1,7 +1,7 @@
 //! `img create`: creates an image, with a backing file if requested.
 //!
-//! The command checks the options and the backing file before it creates a file. The command prints the resulting
-//! options as QEMU does.
+//! The command checks the options and the backing file before it creates a file. It prints the resulting options as QEMU
+//! does.
 
 use oxblk::in_sectors;
 use oxblk_core::{Errno, Error, ErrorKind, Graph};
@@ -197,8 +197,8 @@ fn take_backing(
     Ok(())
 }
 
-/// Checks that the backing file can be opened. If the command line has no size, the new image gets the size of the
-/// backing file.
+/// Checks the backing file. Without `-u`, the backing file must be one that can be opened. If the command line has no size, the
+/// new image then gets the size of the backing file.
 async fn check_backing(
     graph: &Graph,
     options: &mut CreateOptions,

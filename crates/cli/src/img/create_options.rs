@@ -220,7 +220,7 @@ impl CreateOptions {
         for (name, setting) in &self.settings {
             match setting {
                 Setting::Flag(on, _) => options.insert(name, *on),
-                // A negative number is passed as text, which keeps its sign.
+                // A negative number is passed as text, because the text keeps the sign.
                 Setting::Number(number) if *number < 0 => options.insert(name, number.to_string()),
                 Setting::Number(number) => options.insert(name, to_bits(*number)),
                 Setting::Text(text) => options.insert(name, text.as_str()),

@@ -158,7 +158,7 @@ async fn dd(
     let begin = arguments.skip.saturating_mul(*block);
     let length = end.saturating_sub(begin);
     options.set_size(length);
-    // From here on, a signal does not leave an incomplete target.
+    // Catch signals from here on, so that a signal leaves no incomplete target.
     let stop = stop_flag();
     let made = graph.create_image(output, output_format, &options.to_options()).await;
     let created = made.map_err(|error| {

@@ -6,7 +6,8 @@ use oxblk::Cache;
 use oxblk::copy::Observer;
 use oxblk::rebase::{Rebase, RebaseError, RebaseStage};
 use oxblk_core::{
-    Backend, ChildIdx, ErrorKind, Graph, Node, Perm, Permissions, names, relative_to, strerror,
+    Backend, ChildIdx, Errno, ErrorKind, Graph, Node, Perm, Permissions, names, relative_to,
+    strerror,
 };
 use oxblk_ring::IoThread;
 
@@ -280,7 +281,7 @@ impl Job<'_> {
             return Err(self.cannot_change("backing format must be specified"));
         }
         if node.driver().backing().is_none() {
-            return Err(self.cannot_change(&strerror(95)));
+            return Err(self.cannot_change(&strerror(Errno::OPNOTSUPP.raw_os_error())));
         }
         Ok(())
     }
@@ -308,7 +309,7 @@ fn path_from(node: &Node, name: &str) -> String {
     node.filename().map_or_else(|| name.to_owned(), |base| relative_to(&base, name))
 }
 
-/// Passes the progress of the engine to [`Progress`].
+/// Passes the progress of the rebase to [`Progress`].
 struct ProgressObserver(Arc<Progress>);
 
 impl Observer for ProgressObserver {

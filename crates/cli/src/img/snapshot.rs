@@ -170,7 +170,7 @@ async fn act(
     }
 }
 
-/// The first 255 bytes of the name, which QEMU's tools store.
+/// The first 255 bytes of the name. QEMU's tools store only these bytes.
 fn shortened(name: &str) -> String {
     let bytes = names::to_bytes(name);
     names::to_text(bytes.get(..MAX_NAME).unwrap_or(&bytes))

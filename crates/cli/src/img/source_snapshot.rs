@@ -27,7 +27,7 @@ pub(super) enum Wanted {
 }
 
 impl Wanted {
-    /// The value of `-l`, for its declaration.
+    /// The value of `-l` in the help and in usage lines.
     pub(super) const VALUE: Value = Value::text("SNAPSHOT");
     /// The help of `-l`.
     pub(super) const ABOUT: &str =

@@ -4,8 +4,8 @@ use oxblk_core::create::{Created, Removal};
 
 use super::Context;
 
-/// Removes the target if this run created it, and returns what became of it. An incomplete image cannot be distinguished
-/// from a complete one.
+/// Removes the target if this run has created it, because an incomplete image looks like a complete image. Returns the end of
+/// a sentence about the target: removed, incomplete, or replaced by another program.
 pub(super) fn remove_target(
     context: &Context,
     target: &str,

@@ -17,7 +17,7 @@ pub(super) fn set(threads: &mut usize, text: &str) -> Stored {
     Ok(())
 }
 
-/// The default number of threads: one for each core.
+/// The default number of threads: one for each core, at most 16.
 pub(super) fn default() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(16)
 }
@@ -33,7 +33,7 @@ pub(super) fn helpers(context: &Context, threads: usize) -> IoThreads {
     helpers
 }
 
-/// The default number of requests in flight of a copy: a few on each thread.
+/// The default number of requests in flight of a copy: one for each thread, and at least 8.
 pub(super) fn requests(helpers: &[IoThread]) -> usize {
     helpers.len().saturating_add(1).max(8)
 }

@@ -133,7 +133,7 @@ impl Session {
             return false;
         }
         if self.open.borrow().is_some() {
-            // Parse the options nevertheless, to print the warnings about them.
+            // The options are not used. Parsing them prints the warnings about them.
             drop(given.map(|text| option_list::list(text, None)));
             self.program.error("file open already, try 'help close'");
             return false;
@@ -152,7 +152,7 @@ impl Session {
     /// Opens an image. No image is open before the call.
     ///
     /// # Errors
-    /// The reason.
+    /// If the image cannot be opened.
     async fn try_open(&self, filename: Option<&str>, opening: &Opening) -> Result<(), Error> {
         let image = ImageName::file(filename.unwrap_or_default(), opening.format.as_deref())
             .options_if(opening.is_options || filename.is_none())
@@ -191,7 +191,7 @@ impl Session {
         }
     }
 
-    /// Prints the error for a command that needs an image while none is open.
+    /// Prints the error of a command that needs an open image, if no image is open.
     pub(super) fn nothing_open(&self) {
         err(format_args!("no file open, try 'help open'\n"));
     }

@@ -15,10 +15,10 @@ use tracing_subscriber::EnvFilter;
 use stream::LogStream;
 pub(crate) use stream::settle;
 
-/// The time that a server waits at its end for one log line to be written.
+/// The time that a server waits for one log line to be written, before it prints a message and at its end.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Starts the log of a tool. Without `RUST_LOG`, only errors are logged, without their level.
+/// Starts the log of a tool. Without a valid `RUST_LOG`, only errors are logged, without their level.
 pub(crate) fn start_for_tool() {
     match EnvFilter::try_from_default_env() {
         Ok(filter) => start(filter, true),
@@ -26,8 +26,8 @@ pub(crate) fn start_for_tool() {
     }
 }
 
-/// Starts the log of a server. Without `RUST_LOG`, warnings and errors are logged. The server can end even if nothing
-/// reads its standard error.
+/// Starts the log of a server. Without a valid `RUST_LOG`, warnings and errors are logged. The server can end even if no
+/// process reads its standard error.
 pub(crate) fn start_for_server() {
     stream::start_writer(PATIENCE);
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));

@@ -1,7 +1,7 @@
 //! The queue of log lines that are not written to standard error yet.
 //!
-//! The queue is bounded. A line that does not fit is dropped. In the output, a note with the number of dropped lines
-//! replaces them.
+//! The queue is bounded. A line that does not fit is dropped. The output contains the number of dropped lines at the place
+//! of these lines.
 
 use std::collections::VecDeque;
 use std::mem;

@@ -2,8 +2,8 @@
 //!
 //! The file of a Unix socket remains when its server is killed. So if the path exists, the new server tries to connect
 //! to it. If the connection is refused, the file is left over from a killed server and is replaced. If a server accepts
-//! the connection, or if the file is not a socket, the file is not changed. At its end the server removes its file,
-//! unless another program has replaced the file.
+//! the connection, if the connection fails with another error, or if the file is not a socket, the new server does not start
+//! and the file is not changed. At its end the server removes its file, unless another program has replaced the file.
 
 use super::Result;
 use oxblk::SocketFile;
@@ -179,7 +179,7 @@ impl Endpoint {
                 (Address::Unix(absolute), SocketFile::new(path))
             }
             Address::Tcp { host, .. } => match listener.local_address() {
-                // Keep the host name given by the user, which is easier to read than the IP address.
+                // Keep the host name given by the user, because it is easier to read than the IP address.
                 Address::Tcp { port, .. } => (Address::Tcp { host: host.clone(), port }, None),
                 other @ Address::Unix(_) => (other, None),
             },
@@ -202,7 +202,7 @@ impl Endpoint {
         self.bound.filter(|bound| !bound.ip().to_canonical().is_loopback())
     }
 
-    /// The URI of an export at this address.
+    /// The URI with which clients on this machine connect to an export at this address.
     pub(super) fn uri(&self, export: &str) -> NbdUri {
         let endpoint = match &self.address {
             Address::Unix(path) => UriEndpoint::Unix(path.clone()),
@@ -221,7 +221,7 @@ fn bound(address: &Address) -> Option<SocketAddr> {
     }
 }
 
-/// The host to which clients connect if the server listens at `host`.
+/// The host to which clients on this machine connect if the server listens at `host`.
 pub(super) fn reachable(host: &str) -> &str {
     match host {
         "0.0.0.0" | "::" => "localhost",

@@ -7,12 +7,13 @@ use oxblk::{Disk as OpenDisk, OpenOptions, Sharing};
 use oxblk_core::{Backend, Error, Graph, Options as NodeOptions, names};
 use std::path::{Path, PathBuf};
 
-/// Size in bytes of the default disk. This disk is created if the command line has no image.
+/// Size in bytes of the default image. This image is created if the command line has no image and the default image does not
+/// exist.
 const DEFAULT_SIZE: u64 = 10 << 30;
 
 /// An open image.
 pub(super) struct Disk {
-    /// Its file name.
+    /// The file name or, if the image has no file name, the node-name.
     pub(super) name: String,
     pub(super) format: &'static str,
     pub(super) backend: Backend,
@@ -23,7 +24,7 @@ pub(super) struct Disk {
 /// Opens the image of the command line, or the default image.
 ///
 /// # Errors
-/// A message with the name of the image and the reason.
+/// A message with the reason. If an image cannot be opened or created, the message also contains the name of the image.
 pub(super) async fn open(options: &Options) -> Result<Disk> {
     for definition in &options.objects {
         objects::define(definition)?;
@@ -107,7 +108,7 @@ fn format_of(name: &str) -> &'static str {
     }
 }
 
-/// The image that is served if the command line has no image. The directory of this image is created.
+/// The name of the image that is served if the command line has no image. Creates the directory of this image.
 fn default_image() -> Result<String> {
     let variable = |name| std::env::var_os(name).map(PathBuf::from);
     let data = variable("XDG_DATA_HOME").filter(|path| path.is_absolute());

@@ -78,7 +78,7 @@ const FLAGS: &[Flag<Options>] = &[
     ),
     Flag::switch(
         long("untrusted").common(),
-        "refuse images that name other files (backing file, data file); name them with --image-opts instead",
+        "refuse images that refer to other files (backing file, data file); give these files with --image-opts instead",
         |a| &mut a.untrusted,
     ),
     Flag::value(

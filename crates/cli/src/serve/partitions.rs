@@ -1,4 +1,4 @@
-//! The partition table of the served disk, for the command that mounts it.
+//! Finds the part of the served disk that can be mounted, for the mount command of the announcement.
 //!
 //! A disk with a partition table has its file systems in partitions, so the disk itself cannot be mounted. The command
 //! then contains the number that Linux gives to the largest partition. The contents of the disk are not trusted:
@@ -8,7 +8,7 @@ use oxblk_core::{Backend, Result};
 use oxblk_ring::IoBufMut;
 
 const SECTOR: u64 = 512;
-/// Size of the largest table of GPT entries that is read, in bytes. The usual size is 16 KiB.
+/// Maximum number of bytes of GPT entries that are read. Later entries are ignored. The usual size of the table is 16 KiB.
 const MAX_ENTRIES: u64 = 64 << 10;
 /// Size of an MBR entry in bytes; the table of four entries begins at byte 446.
 const MBR_ENTRY: usize = 16;
@@ -17,21 +17,21 @@ const PROTECTIVE: u8 = 0xee;
 /// The MBR types of extended partitions, which contain further partitions.
 const EXTENDED: [u8; 3] = [0x05, 0x0f, 0x85];
 
-/// Length in bytes of the start of a disk that contains the superblock of every usual file system.
+/// Length in bytes of the start of a disk. In every usual file system, the superblock is in this range.
 const SUPERBLOCKS: u64 = 128 << 10;
 
 /// The part of a disk that can be mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mountable {
-    /// Nothing: the disk has no file system.
+    /// Nothing: the disk is shorter than two sectors, or its start contains only zeroes.
     Nothing,
-    /// The disk itself, which has no partition table.
+    /// The disk itself: no partition was found.
     Disk,
-    /// The partition with this number, the largest one.
+    /// The largest partition, which has this number.
     Partition(u32),
 }
 
-/// Finds what a client can mount.
+/// Finds the part of a disk that can be mounted.
 ///
 /// # Errors
 /// When the disk cannot be read.

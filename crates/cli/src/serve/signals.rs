@@ -21,7 +21,7 @@ impl Signals {
     /// Starts to catch the signals. SIGUSR1 ends the server too, because the server has no progress to print.
     ///
     /// # Errors
-    /// If the system refuses.
+    /// If the descriptors cannot be created or a signal handler cannot be installed.
     pub(super) fn new() -> io::Result<Signals> {
         let seen = Arc::new(AtomicBool::new(false));
         signals::catch(&seen, &[SIGUSR1])?;

@@ -1,11 +1,10 @@
 //! Showing the progress of long commands, with `-p` or on SIGUSR1.
 //!
-//! With `-p` and a pipe, the percentage is printed in QEMU's format each time it has grown by a step. With `-p` and a
-//! terminal, a bar shows the rate and the remaining time. SIGUSR1 prints the percentage once on standard error, with or
-//! without `-p`.
+//! With `-p` on a terminal that can move its cursor, a bar shows the rate and the remaining time. With `-p` and any other
+//! output, for example a pipe, the percentage is printed in QEMU's format each time it has grown by more than a step, and at
+//! 100 %. SIGUSR1 prints the percentage once on standard error, with or without `-p`.
 //!
-//! Any thread may report progress ([`Progress::set`]). The numbers are stored, and printed only if the percentage has
-//! grown by a step.
+//! Any thread may report progress ([`Progress::set`]).
 
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed};
@@ -107,7 +106,7 @@ impl Progress {
         !matches!(self.shown, Shown::OnRequest)
     }
 
-    /// Shows 100 % at the end of a successful command.
+    /// Prints 100 % at the end of a successful command, if the progress is shown as text.
     pub(crate) fn complete(&self) {
         if let Shown::Text { .. } = self.shown {
             print(100.0);
@@ -142,7 +141,7 @@ impl Progress {
     }
 }
 
-/// Whether the terminal cannot move its cursor.
+/// Whether the terminal cannot move its cursor, or its type is unknown.
 fn is_dumb() -> bool {
     std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb")
 }

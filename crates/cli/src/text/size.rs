@@ -2,7 +2,7 @@
 //!
 //! `qemu-img` and `qemu-io` print sizes in different styles. Each style has its functions.
 
-/// A size in `qemu-img`'s style: three significant digits and a binary unit (`1.31 MiB`, `0.977 KiB`). Sizes of at
+/// A size in `qemu-img`'s style: up to three significant digits and a binary unit (`1.31 MiB`, `0.977 KiB`). Sizes of at
 /// least 1000 units are printed in the next larger unit.
 pub(crate) fn short(bytes: u64) -> String {
     const UNITS: [&str; 7] = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];

@@ -60,13 +60,13 @@ impl Vdi {
         let mut fault = None;
         let survey = self.survey(|Finding { fault: found, index, block, .. }| {
             let what = match found {
-                Fault::Shared => "is used twice",
-                Fault::TooLarge => "is too large",
+                Fault::Shared => "another entry refers to this block too",
+                Fault::TooLarge => "this number is too large",
                 // Not an error: a write to the block extends the file.
                 Fault::CutOff => return true,
             };
             fault = Some(format!(
-                "Image is corrupt: block {block} of the file, which block {index} of the disk is in, {what}"
+                "Image is corrupt: the map entry of block {index} refers to block {block} of the file, but {what}"
             ));
             false
         });

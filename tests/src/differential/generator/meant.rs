@@ -156,7 +156,7 @@ pub(super) fn is_meant(case: &Case) -> bool {
     }
 }
 
-/// Whether a failed command may leave its old target in place: oxblk checks the options before it creates the file, while QEMU
+/// Whether a failed command may leave its old target in place. oxblk checks the options before it creates the file. QEMU
 /// removes the file in which it could not create an image.
 pub(super) fn target_may_survive(case: &Case, code: i32) -> bool {
     let makes = ["create", "convert", "dd"];

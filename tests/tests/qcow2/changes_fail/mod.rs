@@ -336,7 +336,7 @@ async fn given_up(image: &set::Set, moment: u64, size: u64) -> bool {
     let node = backend.node().unwrap();
     let resize = node.driver().resize().unwrap().resize(size, Preallocation::Off);
     let time = std::time::Duration::from_micros(moment * 100);
-    // Call the driver directly, because core runs a cancelled change to completion.
+    // Call the driver directly, because `oxblk_core` runs a cancelled change to completion.
     let finished = oxblk_ring::timeout(time, resize).await.is_ok();
     oxblk_ring::settled().await;
     let mut written = Vec::new();
@@ -494,7 +494,7 @@ fn a_snapshot_change_cancelled_at_any_moment_leaves_a_sound_image() {
 }
 
 #[test]
-fn a_reopen_for_writing_never_overwrites_what_another_program_wrote_meanwhile() {
+fn a_reopen_for_writing_never_overwrites_changes_of_another_program() {
     let image = PLAIN.make();
     oxblk_ring::sim::run(1, async {
         let flags = oxblk_core::WriteFlags::empty();
@@ -508,7 +508,7 @@ fn a_reopen_for_writing_never_overwrites_what_another_program_wrote_meanwhile() 
         let second = image.open().await.unwrap();
         second.write(0, fill(2, 65536), flags).await.unwrap();
         second.close().await.unwrap();
-        // The other program has changed only L2 entries and refcounts, which the first program reads again.
+        // The other program has changed only L2 entries and refcounts. The first program reads both again.
         first.reopen(Options::from_dotted("read-only=off", None).unwrap()).await.unwrap();
         first.write(210 << 10, fill(3, 16384), flags).await.unwrap();
         let now = contents_of(&first).await;
@@ -540,7 +540,7 @@ async fn refuses_to_write_after(image: &set::Set, what: &str, change: impl Async
     assert_eq!(refused.raw_errno(), Errno::BUSY, "{what}: {refused}");
     let text = refused.to_string();
     assert!(text.contains("Image was changed while it was open read-only"), "{what}: {text}");
-    // The image stays read-only, and nothing is written to it, also not by the close.
+    // The image stays read-only. Neither a write nor the close changes the image.
     assert!(first.is_read_only(), "{what}");
     first.write(0, vec![3; 512].into(), flags).await.unwrap_err();
     first.close().await.unwrap();
@@ -570,7 +570,7 @@ fn an_image_whose_header_cannot_get_its_old_size_back_refuses_writes() {
     let old = sim::run(1, Held::by(&image, "before"));
     sim::run(1, async {
         let backend = image.open().await.unwrap();
-        // The truncation of the data file fails. The second write to the header, which restores the old size, fails too.
+        // The truncation of the data file fails. The second write to the header would restore the old size, and fails too.
         let data = image.data.as_ref().unwrap();
         let faults = |rule| Faults { fail: vec![rule], ..Faults::default() };
         data.set_faults(faults(fails(FaultOp::Truncate, None, None)));

@@ -174,7 +174,7 @@ pub(super) struct Arguments {
     pub(super) backing_format: Option<String>,
     pub(super) create: bool,
     pub(super) target_is_zero: bool,
-    /// Shortest run of zero bytes that becomes a hole; 0: the target gets no holes.
+    /// Length of the shortest run of zero bytes that becomes a hole. 0: the target gets no holes.
     pub(super) sparse: u64,
     pub(super) share: bool,
     pub(super) rate: Option<u64>,
@@ -184,7 +184,7 @@ pub(super) struct Arguments {
     pub(super) offload: bool,
     pub(super) salvage: bool,
     pub(super) threads: usize,
-    /// Whether bitmaps are copied; with `Some(true)`, broken bitmaps are skipped.
+    /// `None`: bitmaps are not copied. `Some(true)`: broken bitmaps are skipped.
     pub(super) bitmaps: Option<bool>,
     /// The snapshot of the source to copy.
     pub(super) snapshot: Option<Wanted>,
@@ -259,7 +259,7 @@ fn sparse(text: &str) -> Result<u64, Refusal> {
     Ok(bytes)
 }
 
-/// Refuses options that exclude one another. The order of the tests is QEMU's.
+/// Refuses options that cannot be combined. The order of the tests is QEMU's.
 fn check(context: &Context, read: &mut Arguments) -> Step {
     let clash = |message: &str| Err(context.failed(message));
     if read.given.skip_broken && !read.given.bitmaps {

@@ -81,7 +81,7 @@ async fn copy_one(context: &Context, bitmap: &DirtyBitmap, target: &Backend) -> 
         graph.merge_bitmap(&node, name, bitmap.everything()?).await
     };
     if let Err(error) = filled.await {
-        // Delete the new bitmap, which has not been written to the image yet.
+        // Delete the new bitmap. This bitmap has not been written to the image yet.
         let deleted = graph.delete_bitmap(&node, &copy).await;
         let exit = failed("populate", &error);
         deleted.map_err(|error| failed("delete the incomplete", &error))?;

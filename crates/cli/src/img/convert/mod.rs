@@ -96,7 +96,7 @@ struct Job<'a> {
     graph: &'a Graph,
     helpers: &'a [IoThread],
     progress: &'a Arc<Progress>,
-    /// Set by a signal. It is caught before the target is created.
+    /// Set by a signal. The signals are caught before the target is created.
     stop: Arc<AtomicBool>,
 }
 
@@ -189,7 +189,7 @@ impl Job<'_> {
     }
 }
 
-/// Passes the progress of the engine to [`Progress`], and warns about salvaged ranges.
+/// Passes the progress of the copy to [`Progress`], and warns about salvaged ranges.
 struct ProgressObserver {
     program: Program,
     quiet: bool,

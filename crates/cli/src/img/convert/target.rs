@@ -1,5 +1,5 @@
-//! The target of `img convert`. This module creates the target (unless `-n` is given), opens the target, and determines
-//! its properties before the copy.
+//! The target of `img convert`. This module creates the target (unless `-n` is given), opens the target, and determines its
+//! properties before the copy.
 
 use oxblk_core::create::Created;
 use oxblk_core::{
@@ -16,7 +16,8 @@ pub(super) struct Target {
     pub(super) backend: Backend,
     /// The target reads as zeroes everywhere.
     pub(super) is_zero: bool,
-    /// The size in bytes of the target's backing file, if the copy leaves out data that this file contains.
+    /// The size in bytes of the target's backing file, if the copy leaves out data that this file contains. `u64::MAX` if the
+    /// size is unknown.
     pub(super) backing: Option<u64>,
     /// The target's file, if this run has created it.
     pub(super) created: Option<Created>,

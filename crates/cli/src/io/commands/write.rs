@@ -90,7 +90,7 @@ pub(in crate::io) struct Options {
 }
 
 impl Options {
-    /// The message about the first pair of options that exclude each other, in QEMU's order.
+    /// The message about the first pair of options that cannot be combined, in QEMU's order.
     fn clash(&self) -> Option<&'static str> {
         let contents = [self.zeroes, self.pattern.is_some(), self.source.is_some()];
         if self.vm_state && self.zeroes {

@@ -230,7 +230,7 @@ impl Bitmaps {
                 BitmapData::Ones => {
                     let bytes = map.serialized_len(start, len)?;
                     *ones = ones.checked_sub(bytes).ok_or_else(|| {
-                        Error::invalid("more of it is said to be all ones than is read")
+                        Error::invalid("its \"all ones\" table entries exceed the limit")
                     })?;
                     map.deserialize_fill(start, len, true)?;
                 }

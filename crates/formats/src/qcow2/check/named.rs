@@ -73,14 +73,17 @@ impl Checker<'_> {
     pub(super) async fn check_what_header_names(&mut self, snapshots: &Snapshots) {
         let l1_bytes = u64::from(self.header.l1_entries).saturating_mul(8);
         self.named.push((self.header.l1_offset, l1_bytes, "L1 table"));
-        let broken = "ERROR the L1 table is broken: what seems to leak may be in use";
+        let broken = "ERROR the L1 table is broken: clusters that seem leaked may be in use";
         if self.l1_faults > 0 && self.header.l1_entries > 0 {
             self.misled(broken);
         } else if self.l1_flags_alone {
             self.not_seen(broken);
         }
         if self.no_l2_table {
-            self.misled("ERROR an L2 table is none: what seems to leak may be in use");
+            self.misled(
+                "ERROR a cluster that should contain an L2 table has mostly invalid entries: \
+                 clusters that seem leaked may be in use",
+            );
         }
         if let Some(crypto) = self.header.extensions.crypto {
             self.named.push((crypto.offset, crypto.length, "LUKS header"));
@@ -142,7 +145,9 @@ impl Checker<'_> {
     pub(super) fn doubt_broken_snapshots(&mut self) {
         let faults = self.report.leaks > 0 || self.report.corruptions > 0;
         if self.broken_snapshots && (faults || !self.patches.is_empty() || self.rebuild) {
-            self.misled("ERROR the snapshot table is broken: what seems to leak may be in use");
+            self.misled(
+                "ERROR the snapshot table is broken: clusters that seem leaked may be in use",
+            );
         }
     }
 

@@ -29,7 +29,7 @@ impl Checker<'_> {
             let (told, fits) = (1 << self.geometry.refcount_order, 1 << order);
             self.not_seen(&format!(
                 "ERROR the header says that refcounts have {told} bits, but they seem to have {fits}: \
-                 what seems to leak may be in use"
+                 clusters that seem leaked may be in use"
             ));
         }
     }

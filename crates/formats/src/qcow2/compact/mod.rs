@@ -79,7 +79,7 @@ impl Compaction<'_> {
         let _bitmaps = self.bitmaps.hold().await;
         if self.clusters.have_overlaps() {
             // Moving a cluster would free the original, although other metadata also uses the original.
-            return Err(Error::corrupt("metadata lies on other metadata: the image needs a check"));
+            return Err(Error::corrupt("metadata structures overlap: the image needs a check"));
         }
         self.metadata.settle_metadata().await?;
         let used = self.used_clusters().await?;

@@ -30,8 +30,7 @@ impl Compaction<'_> {
         } else if let Some(moved) = self.move_luks_header(cluster).await? {
             moved
         } else {
-            let obstacle =
-                Some("clusters that only stay where they are (leaked clusters, broken bitmaps)");
+            let obstacle = Some("clusters that cannot be moved (leaked clusters, broken bitmaps)");
             return Ok(Moved { clusters: 0, obstacle });
         };
         let obstacle = (moved == 0).then_some("metadata for which there is no room in front of it");

@@ -10,7 +10,7 @@ use oxblk_core::{Backend, Errno, Error, OpenFlags, Options, Preallocation, Resul
 use oxblk_ring::{IoBuf, sim};
 use oxblk_tests::model::chain::{self, Image, Tolerance};
 
-use crate::given_up::{at_every_step, give_up, image, read};
+use crate::cancelled_requests::{at_every_step, give_up, image, read};
 
 const KIB: u64 = 1024;
 /// The number of bytes that are written before all other operations. Every snapshot contains these bytes.
