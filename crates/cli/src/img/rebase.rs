@@ -281,7 +281,7 @@ impl Job<'_> {
             return Err(self.cannot_change("backing format must be specified"));
         }
         if node.driver().backing().is_none() {
-            return Err(self.cannot_change(&strerror(Errno::OPNOTSUPP.raw_os_error())));
+            return Err(self.cannot_change(&strerror(Errno::OPNOTSUPP)));
         }
         Ok(())
     }
