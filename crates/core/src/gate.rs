@@ -106,14 +106,14 @@ impl Gate {
             (Purpose::Backing, Some("file")) => name.get("file:".len()..).unwrap_or_default(),
             (Purpose::Backing, Some(_)) if *self != Self::Anything => {
                 return match self {
-                    Self::Nothing => refuse("untrusted images may not name other files"),
+                    Self::Nothing => refuse("untrusted images may not refer to other files"),
                     _ => refuse("a name that chooses a protocol is not allowed here"),
                 };
             }
             _ => name,
         };
         match self {
-            Self::Nothing => refuse("untrusted images may not name other files"),
+            Self::Nothing => refuse("untrusted images may not refer to other files"),
             Self::Directory(directory) => match directory.find(path) {
                 Ok(name) => Ok(Admitted { name, no_symlinks: true }),
                 Err(reason) => refuse(&reason),
@@ -143,7 +143,7 @@ impl Directory {
 
 fn refused(purpose: Purpose, name: &str, reason: &str) -> Error {
     let (noun, way) = (purpose.noun(), purpose.way());
-    let message = format!("The image names the {noun} '{name}', but {reason}; {way}");
+    let message = format!("The image refers to the {noun} '{name}', but {reason}; {way}");
     Error::new(ErrorKind::Denied, message).errno(Errno::ACCES).caused_by(RefusedName { purpose })
 }
 

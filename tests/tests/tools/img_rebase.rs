@@ -179,7 +179,7 @@ fn a_name_in_an_untrusted_image_does_not_choose_a_protocol() {
     ] {
         let reply = Program::oxblk().arg("img").args(words(line)).directory(directory).run();
         assert_eq!(reply.code(), 1, "{line}");
-        assert!(reply.err().contains("The image names the"), "{line}: {}", reply.err());
+        assert!(reply.err().contains("The image refers to the"), "{line}: {}", reply.err());
     }
     // With the file name on the command line, the commands work.
     let line = words("img rebase -u -b base.qcow2 -F qcow2 mid.qcow2");
