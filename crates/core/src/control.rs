@@ -4,10 +4,10 @@
 //! Once begun, the operation runs to its end even if its future is dropped, because a driver that stops halfway could
 //! leave inconsistent metadata.
 //!
-//! A reopen, and an operation that passes through several nodes, hold the locks of all nodes concerned. A close holds the locks
-//! of all nodes below, which it flushes and may close. Such an operation holds the lock of reopens while it takes these locks,
-//! so two such operations never wait for each other. An operation that uses only one node never waits for the lock of another
-//! node.
+//! A reopen, and an operation that passes through several nodes, hold the locks of all nodes concerned. A close of a backend
+//! holds the locks of the root node and of all nodes below it, because the close flushes these nodes and may close them. Each
+//! of these operations holds the lock of reopens while it takes its locks, so two such operations cannot deadlock. An operation
+//! that uses only one node never waits for the lock of another node.
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -33,12 +33,12 @@ impl ControlLock {
     }
 }
 
-/// The held [`ControlLock`]. Dropping it releases the lock.
+/// Guard of a [`ControlLock`]. Dropping the guard releases the lock.
 pub(crate) struct ControlGuard {
     _guard: MutexGuardArc<()>,
 }
 
-/// The control locks of a node and of all nodes below it: no control operation is in progress there, and the edges between
+/// The control locks of a node and of nodes below it: no other control operation is in progress there, and the edges between
 /// these nodes do not change.
 pub(crate) struct Controls {
     _guards: Vec<ControlGuard>,
@@ -59,7 +59,7 @@ impl Graph {
         self.controls_with(&reopening, top).await
     }
 
-    /// As [`Self::controls`], for a holder of the lock of reopens.
+    /// Like [`Self::controls`]. The caller holds the lock of reopens.
     pub(crate) async fn controls_with(
         &self,
         _reopening: &ControlGuard,
@@ -69,8 +69,8 @@ impl Graph {
         Controls { _guards: lock_all(nodes_from(top, |_| true)).await }
     }
 
-    /// Takes the control locks of the nodes that a flush of `nodes` reaches, except those of `nodes`, which the caller already
-    /// holds together with the lock of reopens.
+    /// Takes the control locks of the nodes that a flush of `nodes` reaches, except the locks of `nodes` themselves. The caller
+    /// already holds the locks of `nodes` and the lock of reopens.
     pub(crate) async fn controls_below(&self, nodes: &[Arc<Node>]) -> Controls {
         let reached = nodes_from(nodes, |child| child != ChildIdx::BACKING);
         let other = |node: &Arc<Node>| !nodes.iter().any(|held| Arc::ptr_eq(held, node));
@@ -164,7 +164,8 @@ async fn lock_all(nodes: Vec<Arc<Node>>) -> Vec<ControlGuard> {
     guards
 }
 
-/// The nodes `tops` and those that can be reached from them through the slots that `follow` accepts, each of them once.
+/// The nodes `tops`, and the nodes that can be reached from `tops` through slots that `follow` accepts. Each node is
+/// listed once.
 fn nodes_from(tops: &[Arc<Node>], follow: impl Fn(ChildIdx) -> bool) -> Vec<Arc<Node>> {
     let (mut found, mut seen) = (Vec::new(), HashSet::new());
     let mut next = tops.to_vec();
@@ -209,7 +210,7 @@ impl Backend {
     }
 
     /// Like [`Self::while_open`], for an operation that changes the image. The operation also fails if the backend has no write
-    /// permission when it gets the node, for example during a commit of the image.
+    /// permission when the operation gets exclusive use of the node, for example during a commit of the image.
     pub(crate) fn while_writer<T, W, F>(
         &self,
         work: W,

@@ -87,7 +87,7 @@ impl Children {
         self.slot(child).load().is_some()
     }
 
-    /// The edge in a slot that must contain an edge.
+    /// The edge in a slot. An empty slot is an error.
     ///
     /// # Errors
     /// `ENOMEDIUM` when the slot is empty.
@@ -197,7 +197,8 @@ impl Edge {
         self.node.change_parent(self, permissions)
     }
 
-    /// Permissions that the edge shares although its parent's users do not; see [`crate::WritableBase`].
+    /// Permissions that this edge shares in addition to those that the users of the parent share; see
+    /// [`crate::WritableBase`].
     pub(crate) fn also_shared(&self) -> Perm {
         Perm::from_bits_truncate(self.also_shared.load(Relaxed))
     }
@@ -207,7 +208,8 @@ impl Edge {
         self.also_shared.store(shared.bits(), Relaxed);
     }
 
-    /// Records the user that is the only writer of the node, for messages; see [`crate::SoleWriter`].
+    /// Records the name of the job that is now the only writer of the node, for messages. `None`: there is no such job.
+    /// See [`crate::SoleWriter`].
     pub(crate) fn yield_to(&self, writer: Option<Arc<str>>) {
         *self.yields_to.lock().unwrap_or_else(PoisonError::into_inner) = writer;
     }

@@ -4,11 +4,13 @@
 //! freed cluster is quarantined: it is tagged with the [`Epochs::current`] epoch, and is not allocated again before
 //! [`Epochs::has_passed`] returns true for that epoch. A request holds an [`EpochGuard`] from before the lookup (`map`)
 //! until its I/O has ended.
+//!
 //! The counters are kept per I/O thread, in four slots used in rotation. A guard lowers the same counter that it has
-//! raised. The epoch advances from `e` to `e + 1` only when all guards of epoch `e - 1` have been dropped. Hence guards
-//! of at most two epochs exist at any time. When the epoch is `e + 2`, all guards of `e` and of earlier epochs have
-//! been dropped. Entering and leaving each cost one uncontended atomic operation. All orderings are `SeqCst`, because
-//! entering is a store followed by a load of another location that the advancing thread writes.
+//! raised. The epoch advances from `e` to `e + 1` only when all guards of epoch `e - 1` have been dropped. So guards of
+//! at most two epochs exist at any time. When the epoch is `e + 2`, all guards of `e` and of earlier epochs have been
+//! dropped. On an I/O thread, entering and leaving each cost one uncontended atomic read-modify-write, unless the epoch
+//! advances at the same time. All orderings are `SeqCst`, because entering is a store followed by a load of another
+//! location that the advancing thread writes.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
@@ -45,7 +47,7 @@ impl Epochs {
     /// all earlier writes of the caller.
     ///
     /// This function uses a read-modify-write operation, although the value does not change. A request that enters a
-    /// later epoch reads a value that was written to the counter after this operation, and therefore sees the caller's
+    /// later epoch reads a value of `current` that was stored after this operation, and therefore sees the caller's
     /// writes. With a plain load, the caller's writes could become visible after the load.
     pub fn current(&self) -> u64 {
         self.current.fetch_add(0, SeqCst)
@@ -129,7 +131,7 @@ pub(crate) struct EpochPlace {
 }
 
 impl EpochGuard<'_> {
-    /// Drops the guard but leaves the request counted, until [`Epochs::leave`] is called with the returned place.
+    /// Drops the guard but leaves the request counted, until [`Epochs::leave`] is called with the returned value.
     pub(crate) fn detach(self) -> EpochPlace {
         let place = EpochPlace { epoch: self.epoch, shard: self.shard };
         std::mem::forget(self);

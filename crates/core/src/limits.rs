@@ -44,7 +44,8 @@ pub struct Limits {
     pub discard_alignment: u32,
     /// Which of [`ZeroFlags::MAY_UNMAP`] and [`ZeroFlags::NO_FALLBACK`] the driver implements. The request path removes
     /// `MAY_UNMAP` if the driver does not implement it, and refuses a zero write with `NO_FALLBACK`. The other flags need
-    /// no declaration: the request path emulates `FUA`, and every driver that needs `OWN` implements it.
+    /// no declaration: the request path emulates `FUA`, and [`ZeroFlags::OWN`] concerns only formats that may leave a range
+    /// unallocated instead of recording zeroes. Such a format always implements `OWN`.
     pub zero_flags: ZeroFlags,
     /// A newly created image reads as zeroes in ranges that were never written.
     pub has_zero_init: bool,

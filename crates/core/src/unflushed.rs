@@ -2,16 +2,16 @@
 //!
 //! A writer calls [`Unflushed::mark`] after its write has completed. A flush calls [`Unflushed::take`]. If the flag was
 //! set, the flush then makes the host write the data to stable storage; if the flag was clear, the flush does nothing.
-//! Hence this invariant: if a mark finds the flag set and leaves it, the flush that takes the flag later sees the
-//! write's data.
+//! So this invariant holds: if [`Unflushed::mark`] finds the flag set and leaves it set, the flush that takes the flag
+//! later sees the write's data.
 //!
 //! The writer stores data and then loads the flag. The flush stores the flag and then reads the data. Without an order
-//! between each store and the load after it, both could see the old value: the mark sees an old "set" flag, and the
+//! between each store and the load after it, both could see the old value: the writer sees an old "set" flag, and the
 //! flush sees old data. Acquire and release do not order a store before a later load (ARMv8 and RISC-V may reorder such
-//! a pair). Therefore both sides have a sequentially consistent fence between the store and the load. If the mark's
-//! load comes before the take in the flag's modification order, the writer's fence comes before the flush's fence, and
-//! every access of the flush after its fence sees the data. A writer that finds the flag clear sets it with release
-//! ordering, and the take loads the flag with acquire ordering. So the flush sees the data in this case too.
+//! a pair). Therefore both sides have a sequentially consistent fence between the store and the load. If the writer's
+//! load comes before the flush's store in the flag's modification order, the writer's fence comes before the flush's
+//! fence, and every access of the flush after its fence sees the data. A writer that finds the flag clear sets it with
+//! release ordering, and the flush loads the flag with acquire ordering. So the flush sees the data in this case too.
 
 use super::atomics::{AtomicBool, Ordering, fence};
 
@@ -36,7 +36,7 @@ impl Unflushed {
         }
     }
 
-    /// Records that a write is about to start. This mark is only a hint: correctness depends on [`Self::mark`] after
+    /// Records that a write is about to start. This record is only a hint: correctness depends on [`Self::mark`] after
     /// the write.
     pub(crate) fn expect(&self) {
         if !self.0.load(Ordering::Relaxed) {

@@ -1,9 +1,10 @@
-//! The only writer of a node: a job that relies on an image that only the job itself changes.
+//! [`SoleWriter`]: the right of a job to be the only writer of a node. Some jobs need an image that no other user
+//! changes, for example a commit.
 //!
-//! A job gets a backend of its own on the node, which takes over the permissions to write and to resize from the backend that
-//! starts the job. The job does not share these permissions. So the job does not begin if the node has another writer, and
-//! another writer cannot be attached during the job. Clones of the backend that starts the job may still exist: their writes
-//! are refused until the job ends.
+//! The job gets a new backend on the node. The new backend takes over the write and resize permissions of the backend that
+//! starts the job. The new backend does not share these permissions with other users. So the job does not begin if the node has
+//! another writer, and another writer cannot be attached during the job. Clones of the backend that starts the job may still
+//! exist: their writes are refused until the job ends.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -13,11 +14,11 @@ use crate::control::{in_background, run_to_completion};
 use crate::perm::{Perm, Permissions};
 use crate::{Edge, Node, Result};
 
-/// Permissions of operations that change a node.
+/// The permissions to change a node.
 const CHANGES: Perm = Perm::WRITE.union(Perm::WRITE_UNCHANGED).union(Perm::RESIZE);
 
-/// The right to be the only writer of a node, until [`SoleWriter::end`]. If this is dropped earlier, the right ends in the
-/// background, after the requests in flight.
+/// The right to be the only writer of a node, until [`SoleWriter::end`]. If this value is dropped earlier, the right ends in
+/// the background, when the requests in flight have ended.
 pub struct SoleWriter {
     backend: Backend,
     lender: Lender,
@@ -33,13 +34,15 @@ struct Lender {
 }
 
 impl Backend {
-    /// Makes a backend that is the only writer of the root node, for the job `job` (`commit job`; messages name it). It has
-    /// the permissions and the write-through mode of this backend. If this backend may not write, the job may not write either.
+    /// Makes a backend that is the only writer of the root node. `job` is the name of the job in messages (`commit job`). The
+    /// new backend takes the permissions of this backend and read permission, and has the write-through mode of this backend.
+    /// If this backend may not write, the job may not write either.
     ///
     /// Waits for the requests in flight. Afterwards, writes through this backend and its clones fail until the job ends.
     ///
     /// # Errors
-    /// When another user may write to the node or change its size. Nothing has changed then.
+    /// When another user may write to the node or change the size of the node; `ENOMEDIUM` if the backend is closed.
+    /// After an error, nothing has changed.
     pub async fn sole_writer(&self, job: &str) -> Result<SoleWriter> {
         let (backend, job) = (self.clone(), Arc::<str>::from(job));
         let take = move |node: Arc<Node>| async move { backend.take_over(node, job) };
@@ -50,7 +53,8 @@ impl Backend {
     fn take_over(&self, node: Arc<Node>, job: Arc<str>) -> Result<SoleWriter> {
         let lender = self.root()?;
         let before = lender.permissions();
-        // Both users together share no more than before. So no user can be attached that conflicts with the former permissions.
+        // The two edges together share no more than the edge of this backend shared before. So no user can be attached that
+        // conflicts with the former permissions.
         let ours = Permissions {
             taken: before.taken | Perm::CONSISTENT_READ,
             shared: before.shared - CHANGES,
@@ -74,11 +78,11 @@ impl SoleWriter {
         &self.backend
     }
 
-    /// Ends the job's use of the node. The backend that has started the job may write again. This does not flush. Once begun,
-    /// this runs to its end even if the caller's future is dropped.
+    /// Ends the job's use of the node. The backend that has started the job may write again. The node is not flushed, unless it
+    /// is closed. Once begun, the operation runs to its end even if the caller's future is dropped.
     ///
     /// # Errors
-    /// The node is closed if it has no other user: its first failure.
+    /// If the node has no other user, the node is closed: the first failure of this close.
     pub async fn end(mut self) -> Result<()> {
         self.is_ended = true;
         run_to_completion(hand_back(self.backend.clone(), self.lender.clone())).await
@@ -104,10 +108,10 @@ async fn hand_back(backend: Backend, lender: Lender) -> Result<()> {
     let node = Arc::clone(edge.node());
     let graph = backend.graph().clone();
     let controls = graph.controls(&node).await;
-    // Requests that a cancelled job still makes on other threads find no medium afterwards.
+    // Requests that a cancelled job still makes on other threads fail with `ENOMEDIUM` afterwards.
     let quiesced = backend.quiesce().await;
     backend.set_root(None);
-    // A reopen may have changed the permissions of the lender meanwhile.
+    // A reopen may have changed the permissions of the lender during the job.
     let (now, Lender { edge: lender, before }) = (lender.edge.permissions(), lender);
     let lent = edge.permissions().taken & before.taken;
     lender.yield_to(None);

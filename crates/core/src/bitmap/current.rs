@@ -1,15 +1,16 @@
-//! Marks ranges in a bitmap's state without a lock. Another thread may replace the state at the same time.
+//! Sets bits in a bitmap's state without a lock. Another thread may replace the state at the same time.
 //!
-//! A marker marks in the state that it loads, and then checks whether this state is still current. If not, the marker
-//! marks again in the new state. A thread that replaces the state first stores the new state and then reads the marks
-//! of the old state, to copy them. Both sides have a full fence between their two steps. So either the marker sees the
-//! new state, or the other thread sees the marker's marks in the old state.
+//! A thread that sets bits loads the state, sets the bits in this state, and then checks whether this state is still
+//! current. If not, the thread sets the bits in the new state too. A thread that replaces the state first stores the
+//! new state and then reads the bits of the old state, to copy them. Both threads have a full fence between their two
+//! steps. So either the first thread sees the new state, or the second thread sees the bits of the first thread in the
+//! old state.
 
 use oxblk_ring::perturb::point;
 
 use super::atomics::{Ordering::SeqCst, fence};
 
-/// Calls `mark` with the state that `current` returns, until the state has not been replaced during a call.
+/// Calls `mark` with the current state. Repeats this if the state was replaced during the call.
 pub(super) fn mark_current<S>(
     current: impl Fn() -> S,
     is_same: impl Fn(&S, &S) -> bool,
@@ -27,7 +28,8 @@ pub(super) fn mark_current<S>(
     }
 }
 
-/// Replaces the state by calling `store`. A caller that keeps the marks of the old state copies them after this call.
+/// Replaces the state by calling `store`. A caller that keeps the bits of the old state copies these bits after this
+/// call.
 pub(super) fn replace(store: impl FnOnce()) {
     store();
     fence(SeqCst);

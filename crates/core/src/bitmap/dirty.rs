@@ -5,9 +5,10 @@
 //! [`DirtyBitmap::mark`] follows the pointer. The lock `control` serialises changes; marking never takes this lock.
 //!
 //! **Successor.** A job that reads a bitmap freezes the bitmap. Until the job ends, the bitmap's successor records the
-//! writes. If the job succeeds, the bitmap *abdicates*: the successor's marks replace those of the bitmap. If the job
-//! fails, the bitmap *reclaims* the successor: the successor's marks are added to those of the bitmap. Dropping a
-//! [`Successor`] reclaims the successor, so a cancelled job loses no marks.
+//! writes if the bitmap was enabled. If the job succeeds, the bitmap *abdicates*: the dirty bits of the successor
+//! replace those of the bitmap. If the job fails, the bitmap *reclaims* the successor: the dirty bits of the successor
+//! are added to those of the bitmap. Dropping a [`Successor`] reclaims the successor, so a cancelled job loses no dirty
+//! bits.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +20,8 @@ use super::current::{mark_current, replace};
 use super::{BitmapError, MAX_NAME, RangeMap};
 
 bitflags::bitflags! {
-    /// States of a bitmap in which an operation may refuse the bitmap.
+    /// The states that [`DirtyBitmap::check`] tests. Each operation chooses which of these states are an error (QEMU:
+    /// `BDRV_BITMAP_*`).
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct Checks: u8 {
         /// Another operation uses the bitmap.
@@ -140,7 +142,7 @@ impl DirtyBitmap {
         self.state.load().own.map.clone()
     }
 
-    /// All marks of the bitmap and of its successor. The driver stores these marks in the image.
+    /// The dirty bits of the bitmap and of its successor together. The driver stores these bits in the image.
     ///
     /// # Errors
     /// None in practice: the new map has the size and granularity of the old one.
@@ -192,14 +194,14 @@ impl DirtyBitmap {
         Ok(old)
     }
 
-    /// Undoes a `clear`. Ranges that were marked after the clear stay marked. If the disk was resized after the clear,
+    /// Undoes a `clear`. Ranges that were written after the clear stay dirty. If the disk was resized after the clear,
     /// the bitmap keeps the new size.
     pub fn restore(&self, old: &RangeMap) {
         let _control = self.lock();
         self.map().absorb(old);
     }
 
-    /// Marks the dirty areas of `source`.
+    /// Adds the dirty areas of `source` to this bitmap.
     ///
     /// # Errors
     /// When the sizes differ.
@@ -208,7 +210,7 @@ impl DirtyBitmap {
         self.map().merge(source)
     }
 
-    /// Adapts the bitmap to a new size of the disk. Marks past the new end are dropped; added space is clean.
+    /// Adapts the bitmap to a new size of the disk. Dirty bits past the new end are dropped; added space is clean.
     ///
     /// # Errors
     /// When the disk becomes too large for the granularity; the bitmap is then unchanged.
@@ -280,7 +282,7 @@ impl DirtyBitmap {
         self.busy.load(Ordering::Acquire)
     }
 
-    /// Whether the bitmap is read-only, as a stored bitmap of a read-only image is.
+    /// Whether the bitmap is read-only. A bitmap that is stored in a read-only image is read-only.
     pub fn is_read_only(&self) -> bool {
         self.read_only.load(Ordering::Acquire)
     }
@@ -305,8 +307,8 @@ impl DirtyBitmap {
         self.inconsistent.load(Ordering::Acquire)
     }
 
-    /// Marks the contents as unusable. The bitmap itself stops recording, and operations other than a removal refuse
-    /// it.
+    /// Marks the contents as unusable. The bitmap itself stops recording. Operations that check
+    /// [`Checks::INCONSISTENT`] refuse the bitmap.
     pub fn set_inconsistent(&self) {
         self.set_enabled(false);
         self.inconsistent.store(true, Ordering::Release);
@@ -341,9 +343,9 @@ impl DirtyBitmap {
         replace(|| self.state.store(Arc::new(state)));
     }
 
-    /// Replaces the state by `state`. `copy` copies the marks of the old state into the new state, and is called twice.
-    /// The first call ends before the new state is visible, so that no reader misses marks. The second call copies the
-    /// marks that other threads made in the old state before the replacement.
+    /// Replaces the state by `state`. `copy` copies the dirty bits of the old state into the new state, and is called
+    /// twice. The first call ends before the new state is visible, so that no reader misses dirty bits. The second call
+    /// copies the bits that other threads set in the old state before the replacement.
     fn swap_copied(&self, state: &State, copy: impl Fn(&State)) {
         copy(state);
         point();
@@ -387,8 +389,8 @@ impl Drop for Busy {
     }
 }
 
-/// A bitmap that a job has frozen. Until this value is dropped, a successor records the writes. Dropping this value
-/// without [`Self::abdicate`] reclaims the successor.
+/// A bitmap that a job has frozen. Until this value is dropped, a successor records the writes if the bitmap was
+/// enabled. Dropping this value without [`Self::abdicate`] reclaims the successor.
 pub struct Successor {
     busy: Busy,
     ended: bool,
@@ -400,13 +402,13 @@ impl Successor {
         self.busy.bitmap().map()
     }
 
-    /// Ends a successful job: only ranges written since the freeze stay dirty.
+    /// Ends a successful job: only ranges that the successor has recorded stay dirty.
     pub fn abdicate(mut self) {
         self.busy.bitmap().end_successor(true);
         self.ended = true;
     }
 
-    /// Ends a failed job: ranges written since the freeze are added to the frozen marks.
+    /// Ends a failed job: ranges written since the freeze are added to the frozen bitmap.
     pub fn reclaim(self) {}
 }
 

@@ -24,15 +24,15 @@ pub enum BitmapError {
     Busy(String),
     /// The bitmap is read-only.
     ReadOnly(String),
-    /// The bitmap is inconsistent: after a crash, for example, the bitmap may lack some writes.
+    /// The bitmap is inconsistent: after a crash, for example, it is not known whether the bitmap contains all writes.
     Inconsistent(String),
     /// The bitmap has a successor already.
     HasSuccessor,
     /// Two bitmaps of different sizes cannot be merged.
     SizesDiffer {
-        /// Disk size in bytes of the bitmap that receives the marks.
+        /// Disk size in bytes of the target of the merge.
         destination: u64,
-        /// Disk size in bytes of the bitmap that is read.
+        /// Disk size in bytes of the source of the merge.
         source: u64,
     },
     /// The bounds of a serialised chunk are not valid, or the length of the buffer does not match the range.

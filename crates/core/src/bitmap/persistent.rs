@@ -2,9 +2,10 @@
 //!
 //! When an image is opened (but not for a check), its bitmaps are loaded before the first write and are added to the
 //! node's list. As long as the image is writable, its bitmaps have the flag "in use" in the image. When the image is
-//! closed or becomes read-only, the driver writes the contents of the bitmaps and clears the flag. After a crash the
-//! flag is still set, and the bitmap is inconsistent ([`DirtyBitmap::is_inconsistent`]). So a crash can make a bitmap
-//! unusable, but no usable bitmap lacks a write.
+//! closed or becomes read-only, the driver writes the contents of the bitmaps and clears their flags. An inconsistent
+//! bitmap keeps its flag. After a crash the flag of a bitmap is still set, and the bitmap is inconsistent
+//! ([`DirtyBitmap::is_inconsistent`]). So a crash can make a bitmap unusable. A bitmap that is usable contains all
+//! writes that it had to record.
 
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
 //! [`WritableBase`]: makes a backing file writable for a commit.
 //!
 //! A backing file is read-only and must not change while an overlay uses it. A commit may bypass both rules, because it
-//! only writes data that the overlay already shows. A [`WritableBase`] suspends both rules until it is closed. Until then the
-//! overlay's edge to the backing file shares all permissions, whatever the users of the overlay share.
+//! only writes data that the overlay already shows. A [`WritableBase`] suspends both rules until the [`WritableBase`] is
+//! closed. Until then, the overlay's edge to the backing file shares all permissions, whatever the users of the overlay share.
 
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ impl Reader {
 
 impl Graph {
     /// Makes `base`, a backing file below `top`, writable. Once begun, the operation runs to its end. If the caller's
-    /// future is dropped, the former state of the base is restored after that.
+    /// future is dropped, the base still becomes writable, and its former state is then restored in the background.
     ///
     /// # Errors
     /// When `base` is not below `top`; when the driver, the host or another user refuses. After an error, the former

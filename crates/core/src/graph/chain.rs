@@ -34,7 +34,7 @@ pub(super) enum Below {
     Target(Target),
 }
 
-/// An image whose driver is open. Its backing file may not be open yet.
+/// An image whose driver is open. Its backing file is possibly not open yet.
 pub(super) struct Layer {
     pub(super) name: ClaimedName,
     pub(super) driver: &'static dyn DriverFactory,
@@ -111,8 +111,8 @@ impl Graph {
         }
     }
 
-    /// Closes the images above an image that failed to open. Returns the error with at most [`MAX_PREFIXES`] prefixes,
-    /// one for each of these images.
+    /// Closes the images above an image that failed to open. Adds the prefix [`BACKING`] to the error for each closed
+    /// image that was itself opened as a backing file, up to [`MAX_PREFIXES`] prefixes in total.
     async fn close_layers(&self, mut layers: Vec<Layer>, mut error: Error) -> Error {
         // The caller has already added the first prefix.
         let mut context = Context { prefixes: 1 };
@@ -192,8 +192,9 @@ impl Above {
         self.0.extend(layer.context.image_filename().as_deref().and_then(real_path));
     }
 
-    /// Refuses an endless chain: a backing file that is one of the images above it, under any of its names, or a chain
-    /// that exceeds the limits.
+    /// Refuses an endless chain: a chain that exceeds the limits, or a backing file that is one of the images above it.
+    /// An image above is also found if the backing file is given by another path or through symbolic links, but not
+    /// through hard links.
     fn check(&self, target: &Target) -> Result<()> {
         let refused = |message: String| Err(Error::new(ErrorKind::BackingChain, message));
         if target.depth > MAX_DEPTH || target.nesting > MAX_NESTING {
@@ -289,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_above_is_found_under_any_name_of_its_file() {
+    fn an_image_above_is_found_by_another_path_and_through_symbolic_links() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
         std::fs::write(path("a"), "").unwrap();

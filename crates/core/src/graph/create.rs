@@ -13,12 +13,14 @@ use crate::{ChildIdx, Edge, Error, Node, OpenFlags, Options, Result};
 
 impl Graph {
     /// Creates the image `filename` with the format `format`. Options that the format does not know are passed to the
-    /// protocol. Once begun, the creation runs to its end even if the returned future is dropped.
+    /// protocol; of these options, `preallocation` is passed to both. Once begun, the creation runs to its end even if
+    /// the returned future is dropped.
     ///
     /// # Errors
-    /// When the format or the protocol is unknown, or when neither of them knows an option; otherwise the errors of the
-    /// drivers. If the format fails after the protocol has created the file, the file is removed, except for a raw
-    /// image, and except if another program uses or has replaced the file.
+    /// When the format or the protocol is unknown or cannot create images, or when neither of them knows an option;
+    /// otherwise the errors of the drivers. If the format fails after the protocol has created the file, the file is
+    /// removed, even if the file existed before. The file is kept if the format is raw, if the file is a device, or if
+    /// another program uses or has replaced the file.
     pub async fn create_image(
         &self,
         filename: &str,
@@ -92,7 +94,8 @@ impl NewImage {
         self.graph.open_protocol(&self.filename, Options::new(), flags).await
     }
 
-    /// Attaches a user to the file. The permissions of this user keep other users and processes from changing the file.
+    /// Attaches a user to the file. The permissions of this user keep other users and processes from resizing the file
+    /// and, unless the format is raw, from writing to the file.
     fn attach(&self, node: &Arc<Node>) -> Result<Arc<Edge>> {
         // A format without metadata in the file only sets the size, so other users may write at the same time.
         let passes = self.driver.passes_permissions();

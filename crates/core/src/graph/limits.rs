@@ -1,4 +1,4 @@
-//! Keeps the limits of nodes up to date when the limits of nodes below them change.
+//! Updates the limits of nodes when the limits of nodes below them change.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -7,13 +7,13 @@ use super::Graph;
 use crate::Node;
 
 impl Graph {
-    /// Queries the limits of `changed` and of all nodes above them again. The limits of a node depend on its children,
-    /// so the children come first. The caller holds back the requests of all these nodes.
+    /// Queries the limits of the nodes `changed` and of all nodes above them again. The limits of a node depend on its
+    /// children, so the limits of the children are queried first. The caller holds back all requests to these nodes.
     pub(super) fn refresh_limits(&self, changed: &[Arc<Node>]) {
         let mut affected: HashSet<*const Node> = changed.iter().map(Arc::as_ptr).collect();
         let mut seen: HashSet<*const Node> = HashSet::new();
-        // A walk through the whole graph. It is iterative, because a backing chain may be long. An entry is a node and
-        // whether its children are done.
+        // A walk through the whole graph. It is iterative, because a backing chain may be long. An entry is a node, and
+        // a flag: its children are done.
         let mut walk: Vec<_> = self.nodes().into_iter().map(|node| (node, false)).collect();
         while let Some((node, is_ready)) = walk.pop() {
             let children: Vec<_> =

@@ -49,7 +49,7 @@ struct Registry {
     /// Backends that are not closed. A backend has a reference to its graph, so the graph has only weak references to
     /// backends.
     backends: Vec<WeakBackend>,
-    /// Drains in progress. Each drain holds back its backends.
+    /// Drains in progress. Each drain holds back the requests of all backends that can reach the drained node.
     drains: Vec<drain::Active>,
     next_drain: u64,
 }
@@ -93,7 +93,8 @@ fn warn_in_log(text: &str) {
 }
 
 impl Graph {
-    /// An empty graph with a table of drivers. `gate` decides which other files the graph's images may open.
+    /// An empty graph with a table of drivers. `gate` decides which other files may be opened for images that are
+    /// opened through the returned handle.
     pub fn new(drivers: DriverTable, gate: Gate) -> Self {
         Self::with_parts(drivers, gate, warn_in_log, Secrets::default())
     }
@@ -306,8 +307,9 @@ impl Graph {
         }
     }
 
-    /// Closes `node` if it has no user, and then, in the same way, the nodes below that have lost their last user. Waits for
-    /// control operations on these nodes. Once begun, the release runs to its end even if the returned future is dropped.
+    /// Closes `node` if it has no user. Then closes every child that has no user any more, and so on down the graph. Waits for
+    /// control operations on `node` and on the nodes below it. Once begun, the release runs to its end even if the returned
+    /// future is dropped.
     ///
     /// # Errors
     /// The first failure. After a failure, the remaining nodes are closed too.
@@ -322,7 +324,7 @@ impl Graph {
         }))
     }
 
-    /// As [`Self::release`], for a holder of the control locks of `node` and of the nodes below it.
+    /// Like [`Self::release`]. The caller holds the control locks of `node` and of the nodes below it.
     pub(crate) async fn release_unused(&self, node: Arc<Node>, _: &Controls) -> Result<()> {
         let mut outcome = Ok(());
         // This function is iterative, because a backing chain may be long.
@@ -355,7 +357,7 @@ struct Opened {
 }
 
 impl Opened {
-    /// Returns the node. After this call, the caller must close the node.
+    /// Returns the node, which is then no longer closed automatically.
     fn keep(mut self) -> Option<Arc<Node>> {
         self.node.take()
     }

@@ -1,8 +1,8 @@
 //! The parents of a node, and the permissions that they take and share.
 //!
 //! A change of the parents or of their permissions recomputes the permissions of the node and of all nodes below it, and passes
-//! them to the drivers. It either succeeds completely or changes nothing. One lock for each graph serialises these changes
-//! (`PermissionsLock`).
+//! them to the drivers. Such a change either succeeds completely or changes nothing. One lock for each graph serialises these
+//! changes (`PermissionsLock`).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,11 +14,11 @@ use crate::{ChildIdx, Edge, Errno, Error, ErrorKind, Node, Result};
 
 /// The lock that serialises changes of permissions in one graph. A change computes the permissions of a node and its
 /// descendants from all their users, and then stores them and passes them to the drivers. Without the lock, an older result
-/// could replace a newer one, and a driver could release a lock that a user needs. It is held during the calls of
-/// [`set_permissions`](crate::Driver::set_permissions), which do not wait for other nodes.
+/// could replace a newer one, and a driver could release a file lock that a user needs. The permissions lock is held during the
+/// calls of [`set_permissions`](crate::Driver::set_permissions), which do not wait for other nodes.
 pub(crate) type PermissionsLock = Arc<Mutex<()>>;
 
-/// The held [`PermissionsLock`].
+/// Guard of the [`PermissionsLock`].
 pub(crate) type PermissionsGuard<'a> = MutexGuard<'a, ()>;
 
 impl Node {
@@ -27,7 +27,7 @@ impl Node {
         self.users.has_edges()
     }
 
-    /// The edges of its parents.
+    /// The edges through which parents use this node.
     pub fn parents(&self) -> Vec<Arc<Edge>> {
         self.users.edges()
     }
@@ -53,8 +53,8 @@ impl Node {
         Ok(())
     }
 
-    /// Adds a parent that takes over permissions of another parent: `other` has the permissions `left` afterwards. Both changes
-    /// are one step.
+    /// Adds a parent that takes over permissions of another parent: `other` has the permissions `left` afterwards. Either both
+    /// changes are made or none.
     pub(crate) fn add_parent_beside(
         &self,
         edge: &Arc<Edge>,
@@ -69,8 +69,8 @@ impl Node {
         })
     }
 
-    /// Undoes [`Self::add_parent_beside`]: removes the parent, and `other` gets the permissions `restored`, unless it has
-    /// ended its use of the node.
+    /// Undoes [`Self::add_parent_beside`]: removes the parent, and gives `other` the permissions `restored` if `other` still
+    /// uses the node.
     pub(crate) fn remove_parent_beside(&self, edge: &Edge, other: &Edge, restored: Permissions) {
         let changing = self.lock_permissions();
         self.users.remove(edge);
@@ -84,8 +84,7 @@ impl Node {
     pub(crate) fn remove_parent(&self, edge: &Edge) {
         let changing = self.lock_permissions();
         self.users.remove(edge);
-        // Releasing permissions cannot conflict. If it fails, the host keeps a lock that it should release: the log
-        // reports this.
+        // Releasing permissions cannot conflict. If a driver cannot release its file locks, the error is only logged.
         if let Err(error) = self.refresh_with(&changing) {
             tracing::warn!(node = self.name, %error, "cannot release permissions");
         }
@@ -118,7 +117,8 @@ impl Node {
         Ok(())
     }
 
-    /// Updates the permissions after a change was undone. They were valid before the change, so they cannot conflict now.
+    /// Updates the permissions after a change was undone. The restored permissions were valid before the change, so they cannot
+    /// conflict now.
     fn restore_with(&self, changing: &PermissionsGuard<'_>) {
         if let Err(error) = self.refresh_with(changing) {
             tracing::warn!(node = self.name, %error, "cannot restore permissions");
@@ -161,7 +161,7 @@ impl Node {
         Ok(self.children.iter().map(wanted).collect())
     }
 
-    /// Has the driver take or release the locks that exclude other processes.
+    /// Makes the driver take or release its file locks. Does nothing with `force-share=on`.
     fn hand_permissions_to_driver(&self) -> Result<()> {
         if self.settings.load().flags.force_share {
             return Ok(());
@@ -171,13 +171,14 @@ impl Node {
         self.driver.set_permissions(permissions)
     }
 
-    /// Updates the permissions of all nodes below this one to match what the parents ask for.
+    /// Updates the permissions on all nodes below this node, and the file locks of this node and of these nodes, to
+    /// match what the parents ask for.
     pub(crate) fn refresh_permissions(&self) -> Result<()> {
         self.refresh_with(&self.lock_permissions())
     }
 
-    /// As [`Self::refresh_permissions`], for a holder of the permissions lock. Iterative, because a chain may be long.
-    /// Edges change from the top down, drivers from the bottom up.
+    /// Like [`Self::refresh_permissions`]. The caller holds the permissions lock. The function is iterative, because a
+    /// chain may be long. Edges change from the top down, drivers from the bottom up.
     pub(crate) fn refresh_with(&self, _changing: &PermissionsGuard<'_>) -> Result<()> {
         let mut changed: Vec<(Arc<Edge>, Permissions)> = Vec::new();
         let mut drivers = 0_usize;

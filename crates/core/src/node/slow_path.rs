@@ -1,4 +1,4 @@
-//! The state of a node that sends requests to the slow path: flags, and the count of serialising requests.
+//! The reasons why requests to a node take the slow path: flags, and the number of serialising requests in progress.
 //!
 //! Both are in one atomic word, so that the fast path checks them with one load.
 
@@ -17,14 +17,14 @@ bitflags::bitflags! {
         const WRITE_GUARD = 4;
         /// Dirty bitmaps record the writes.
         const BITMAPS = 8;
-        /// Reads store in this node the data that they fetch from the backing file.
+        /// Copy-on-read: data that a read gets from the backing file is written to this node.
         const COPY_ON_READ = 16;
     }
 }
 
 /// The unit of the count of serialising requests (read-modify-write, copy-on-read). The flags have the lower 32 bits
 /// of the word, and the count has the upper 32 bits. The count cannot overflow, because each request that is counted
-/// occupies memory: 2^32 requests do not fit into the memory of a host.
+/// occupies memory: 2^32 requests would need several terabytes.
 const SERIALISING: u64 = 1 << 32;
 
 /// The flags and the count of one node.

@@ -5,12 +5,12 @@
 pub enum SizeError {
     /// Not a number with an optional suffix.
     Malformed,
-    /// A size with a minus sign, or a number above 2^64 - 1.
+    /// A negative whole number without a suffix, or a number above 2^64 - 1.
     OutOfRange,
 }
 
 /// Parses a size in bytes with an optional suffix (`b`, `k`, `M`, `G`, `T`, `P`, `E`; powers of 1024) and an optional
-/// decimal fraction, or a hexadecimal number without suffix. A fraction other than zero needs a suffix from `k` on.
+/// decimal fraction, or a hexadecimal number without suffix. A fraction other than zero needs a suffix other than `b`.
 ///
 /// # Errors
 /// [`SizeError`] with the reason.
@@ -93,7 +93,7 @@ fn parse_digits(digits: &str, radix: u32) -> Result<u64, SizeError> {
     u64::from_str_radix(digits, radix).map_err(|_| SizeError::OutOfRange)
 }
 
-/// The fraction in bytes, rounded to the nearest byte with the floating point arithmetic of QEMU.
+/// The fraction in bytes, computed as a `double` like in QEMU, and rounded to the nearest byte.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,

@@ -2,7 +2,7 @@
 //!
 //! The first source is `statx` (since Linux 6.1), the second is the sector size of a block device. If neither reports
 //! the alignment, small reads are tried. A file system that accepts a read of one byte does not check the alignment,
-//! and may use the page cache. In this case the alignment of requests is the page size, which is always valid.
+//! and may use the page cache. In this case, requests are aligned to 4096 bytes.
 
 use std::os::fd::BorrowedFd;
 
@@ -21,7 +21,7 @@ pub(super) struct Alignment {
 }
 
 impl Alignment {
-    /// For files that use the page cache.
+    /// No requirement: the file uses the page cache, or has no descriptor of its own.
     pub(super) const NONE: Self = Self { request: 1, memory: 1 };
 }
 

@@ -129,12 +129,14 @@ impl FileDriver {
         self.durable.sync(self.current(), data_only, self.is_cached()).await
     }
 
-    /// Closes a handle to the current file, so that the host reports failures to store data. The file stays open.
+    /// Closes a duplicate of the file descriptor. Some file systems (NFS) then report the errors of earlier writes. The
+    /// driver keeps its own descriptor.
     pub(super) async fn close_handle(&self) -> Result<()> {
         self.durable.close(self.current(), self.is_cached()).await
     }
 
-    /// Whether the host discards data that it could not store. Without the page cache (direct I/O) it discards nothing.
+    /// Whether writes go through the page cache. After a failed writeback, the kernel drops the dirty data, and a later
+    /// flush would wrongly succeed. This cannot happen with direct I/O.
     fn is_cached(&self) -> bool {
         !self.direct.load(Ordering::Acquire)
     }
@@ -195,8 +197,8 @@ impl Driver for FileDriver {
             self.current().write_all_at(data, offset, false).await?;
             self.grow_to(end);
             if fua {
-                // `RWF_DSYNC` is not used. The host reports a failure to write data only once, and such a write could
-                // get the error for the data of other writes.
+                // `RWF_DSYNC` is not used: the host reports a writeback error only once, and a write with `RWF_DSYNC`
+                // could get the error of another write.
                 self.flush_host().await?;
             }
             Ok(())

@@ -1,10 +1,11 @@
-//! Making a file durable, and the record of the first failure.
+//! Flushes a file to stable storage, and records failures.
 //!
-//! The host reports only once that it could not store data, and then discards the data. A later flush succeeds, also through
-//! another descriptor. So after a failure all later flushes of the node must fail.
+//! The host reports only once that it could not write cached data, and then drops this data from the page cache. A later flush
+//! succeeds, possibly also through another descriptor. So after a failure, all later flushes of the node must fail.
 //!
-//! The failure belongs to the operation, not to the task that waits for it. That task may be dropped, for example because its
-//! I/O thread ends. The operation then continues on the host, and its outcome is recorded when it has completed.
+//! The operation records its own failure; the task that waits for the operation does not. The reason is that this task may be
+//! dropped, for example because its I/O thread ends. The operation then continues on the host, and its outcome is recorded when
+//! it has completed.
 
 use std::future::poll_fn;
 use std::io;
@@ -21,26 +22,29 @@ type Operation = Pin<Box<dyn Future<Output = io::Result<()>>>>;
 /// The flushes of one node.
 #[derive(Debug, Default)]
 pub(super) struct Durable {
-    /// The errno of the first failure, or 0.
+    /// The errno of a recorded failure; 0 if there is none.
     failure: Arc<AtomicI32>,
-    /// Held during a flush: the host reports a failure only to one of two flushes that overlap.
+    /// This lock is held during a flush or a close, because the host reports a failure to only one of two calls that
+    /// overlap.
     syncing: Arc<Mutex<()>>,
 }
 
 impl Durable {
-    /// Makes the host store everything durably. Every such call goes through here. If the file is `cached` in the host's page
-    /// cache, a failure makes all later calls fail.
+    /// Flushes the file to stable storage. All flushes of the node use this function. If the file is `cached` in the host's
+    /// page cache, a failure makes all later flushes fail.
     pub(super) async fn sync(&self, file: File, data_only: bool, cached: bool) -> Result<()> {
         self.only(cached, move || Box::pin(async move { file.sync(data_only).await })).await
     }
 
-    /// Closes a handle of the file while other handles remain. The host may report failures to store data at this point.
+    /// Closes a duplicate of the descriptor. Some file systems (NFS) then report the errors of earlier writes. If the file is
+    /// `cached`, a failure makes all later flushes fail.
     pub(super) async fn close(&self, file: File, cached: bool) -> Result<()> {
         let syncing = self.syncing.lock_arc().await;
         self.record(syncing, Box::pin(file.close()), cached).await
     }
 
-    /// Runs an operation that fails if an earlier one has failed.
+    /// Runs an operation, unless an earlier operation has failed. In this case, returns the errno of the earlier
+    /// failure.
     async fn only(&self, cached: bool, start: impl FnOnce() -> Operation) -> Result<()> {
         let syncing = self.syncing.lock_arc().await;
         let before = self.failure.load(Ordering::Acquire);
@@ -63,7 +67,7 @@ impl Durable {
     }
 }
 
-/// An operation in progress. If this is dropped, the operation is kept until it has completed.
+/// An operation in progress. If this value is dropped, the operation is kept until it has completed.
 struct Running(Option<Recorded>);
 
 impl Running {
@@ -85,7 +89,7 @@ impl Drop for Running {
     }
 }
 
-/// An operation whose failure is recorded.
+/// An operation that records its failure if `failure` is set.
 struct Recorded {
     operation: Operation,
     /// The operation has been polled, and has not reported its outcome.
@@ -112,7 +116,7 @@ impl Recorded {
 
 impl Drop for Recorded {
     fn drop(&mut self) {
-        // The operation has completed on the host, but nobody has taken its outcome.
+        // The operation has completed on the host, but no task has taken its outcome.
         if self.is_started {
             let mut context = Context::from_waker(Waker::noop());
             if let Poll::Ready(Err(error)) = self.poll(&mut context) {

@@ -2,14 +2,15 @@
 //!
 //! Each of the four permissions has two lock bytes in the file; the contents of these bytes do not matter. A process
 //! that takes permission `n` locks byte `100 + n`. A process that does not share permission `n` locks byte `200 + n`.
-//! All locks are *shared* locks of the open file description, so any number of processes may lock the same byte. A
-//! To detect a conflict, a process queries whether another process has locked the opposite byte. QEMU uses the same
-//! protocol, so QEMU processes and this driver exclude one another.
+//! All locks are *shared* locks of the open file description, so any number of processes may lock the same byte. To
+//! detect a conflict, a process queries whether another process has locked the opposite byte. QEMU uses the same lock
+//! bytes, so conflicts with QEMU processes are detected too.
 //!
 //! A process first takes its locks, then checks for conflicts. If two processes with conflicting permissions start at
-//! the same time, both may see the locks of the other process and fail. They never both succeed.
+//! the same time, both may see the locks of the other process and fail. Two such processes never both succeed.
 //!
-//! The locks have their own descriptor, so that they do not conflict with a new data descriptor during a reopen.
+//! The locks have their own descriptor. So a reopen can replace the descriptor for the data without a change of the
+//! locks.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -136,7 +137,7 @@ impl FileLocks {
                 let byte = base + bit;
                 if let Err(error) = uninterrupted(|| unlock(self.fd.as_fd(), LockRange::byte(byte)))
                 {
-                    // Other processes are excluded longer than necessary, at most until the file is closed.
+                    // The lock keeps other processes out longer than necessary, at most until the file is closed.
                     tracing::warn!(path = self.path, byte, %error, "cannot release a lock");
                 }
             }

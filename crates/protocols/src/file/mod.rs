@@ -5,10 +5,10 @@
 //! | `options` | option struct, file name prefixes |
 //! | `open` | the two factories: opening, accepted file types, read-only fallback |
 //! | `handle` | an open descriptor and its properties |
-//! | `locks` | excluding other processes |
+//! | `locks` | file locks against other processes |
 //! | `align` | the alignment that `O_DIRECT` requires |
 //! | `driver` | [`FileDriver`]: requests |
-//! | `durable` | flushes, and the record of the first one that failed |
+//! | `durable` | flushes, and the record of failed flushes |
 //! | `zero` | zeroing and discarding; records which operations the host does not support |
 //! | `extents` | data and holes |
 //! | `resize`, `create` | size, preallocation, new files |

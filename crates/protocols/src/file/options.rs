@@ -25,7 +25,7 @@ pub struct FileOptions {
     pub x_check_cache_dropped: Option<bool>,
 }
 
-/// Whether file locks keep other processes from using the file.
+/// Whether file locks keep other processes from using the file in conflicting ways.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Locking {
     /// Locks are used if the host supports locks on the file.
@@ -52,7 +52,7 @@ pub enum AioOption {
 }
 
 impl AioOption {
-    /// The corresponding setting of the I/O engine.
+    /// The corresponding I/O method of `oxblk_ring`.
     pub fn engine(self) -> Aio {
         match self {
             Self::Default | Self::IoUring => Aio::IoUring,

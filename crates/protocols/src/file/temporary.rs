@@ -47,8 +47,8 @@ fn temporary_in(dir: &Path) -> Result<OwnedFd, Errno> {
     Err(Errno::EXIST)
 }
 
-/// A number for the file name, which is probably different in each attempt. If a file of the same name exists, `O_EXCL`
-/// makes the attempt fail.
+/// A number for the file name. The number is probably different in each attempt. If a file of the same name exists,
+/// `O_EXCL` makes the attempt fail.
 fn random(attempt: u32) -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one((attempt, io::stdin as fn() -> io::Stdin as usize))

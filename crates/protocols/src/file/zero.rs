@@ -1,8 +1,8 @@
 //! Zero writes and discards on the host, and a record of the operations that the host does not support.
 //!
 //! Each operation has a flag. When the host has reported an operation as unsupported, the flag is set, and the
-//! operation is not tried again. Other errors (alignment, quota) do not set the flag, because they apply only to one
-//! range.
+//! operation is not tried again. Other errors (alignment, quota) do not set the flag, because the operation may succeed
+//! for another range or at a later time.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -46,8 +46,8 @@ impl Refused {
                 refused.store(true, Relaxed);
                 None
             }
-            // The host refuses this range, for example an unaligned range of a block device. It may accept another
-            // range.
+            // The host refuses this range, for example an unaligned range of a block device. The host may accept
+            // another range.
             Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => None,
             outcome => Some(outcome),
         }
@@ -63,7 +63,7 @@ impl Refused {
         grows: bool,
     ) -> Result<()> {
         let (offset, len) = range;
-        // A hole does not extend the file.
+        // Punching a hole does not extend the file.
         if unmap && !grows {
             let punch = file.fallocate(Falloc::PunchHole, offset, len);
             if let Some(outcome) = Self::attempt(&self.punch_hole, punch).await {
