@@ -75,8 +75,8 @@ struct Inner {
 }
 
 /// A handle through which requests reach a root node and the nodes below it. Clones refer to the same backend. If the
-/// last clone is dropped without [`Backend::close`], data that a driver caches in memory is lost. If the root node is
-/// writable, the log reports this as an error. After a close, all requests and control operations fail with
+/// last clone is dropped without [`Backend::close`], data that a driver caches in memory may be lost. If the root node
+/// is writable, the log reports this as an error. After a close, all requests and control operations fail with
 /// `ENOMEDIUM`.
 #[derive(Clone)]
 pub struct Backend(Arc<Inner>);

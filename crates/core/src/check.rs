@@ -13,7 +13,7 @@ pub enum Fix {
     /// No faults: the check only reports.
     #[default]
     Nothing,
-    /// Leaked clusters: they waste space but are harmless.
+    /// Leaked clusters. A leaked cluster wastes space but is harmless.
     Leaks,
     /// All faults that can be repaired.
     All,

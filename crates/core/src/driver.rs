@@ -35,7 +35,8 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 pub enum MapOp {
     /// The caller reads the range.
     Read,
-    /// The caller writes the range in place. Only data that this node has allocated and owns may be mapped.
+    /// The caller writes the range in place. The driver maps only clusters that this node has allocated and that no
+    /// snapshot shares.
     Write,
 }
 
@@ -340,8 +341,7 @@ pub trait Resize: Send + Sync {
     fn resize(&self, size: u64, preallocation: Preallocation) -> BoxFuture<'_, Result<()>>;
 }
 
-/// Reopens a node in two steps (prepare, then commit or abort), so that either all nodes of a reopen change or none of
-/// them.
+/// Reopens a node in two steps (prepare, then commit or abort). So either all nodes of a reopen change or none of them.
 pub trait Reopen: Send + Sync {
     /// Checks and prepares the change; `read_only` and the cache flags are in `flags`. No visible state changes.
     fn prepare(&self, flags: crate::OpenFlags, options: &Options) -> BoxFuture<'_, Result<()>>;

@@ -2,8 +2,8 @@
 //!
 //! An [`Error`] contains data for programs and a text for people. The data consists of a stable [`ErrorKind`], the
 //! errno that a guest or a network client receives, and the node, path and offset concerned. The `Display` text is one
-//! line. If QEMU has the same error, the text has the wording of QEMU's tools, because scripts match this text. An
-//! error that has caused this error is available through [`std::error::Error::source`].
+//! line. If QEMU has the same error, the text has the wording of QEMU's tools, because scripts match this text.
+//! [`std::error::Error::source`] returns the error that has caused this error, if there is one.
 
 use crate::Errno;
 use std::borrow::Cow;
@@ -13,7 +13,7 @@ use std::io;
 /// Result of a block layer operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Category of a failure. Stable: callers may match on it.
+/// Category of a failure. The categories are stable, so callers may match on them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -56,11 +56,11 @@ struct Inner {
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
-/// A failed block layer operation. It has the size of one pointer, so that `Result`s stay small.
+/// The error of a failed block layer operation. An [`Error`] has the size of one pointer, so that `Result`s stay small.
 pub struct Error(Box<Inner>);
 
 impl Error {
-    /// An error of `kind` with the one-line text `message`. Its errno is the default errno of the kind.
+    /// An error of `kind` with the one-line text `message`. The errno is the default errno of `kind`.
     pub fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
         Self(Box::new(Inner {
             kind,

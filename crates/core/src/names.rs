@@ -22,7 +22,7 @@ const BASE: u32 = 0x10_fe00;
 
 /// The character for a byte that is not part of UTF-8 text.
 fn escape(byte: u8) -> char {
-    // Every sum is below U+10FF00, so it is a valid character.
+    // Every sum is at most U+10FEFF, which is a valid character.
     char::from_u32(BASE.wrapping_add(byte.into())).unwrap_or(char::REPLACEMENT_CHARACTER)
 }
 

@@ -11,11 +11,11 @@ use crate::{DriverKind, Error, ErrorKind, Result};
 pub(crate) const SECTOR: u64 = 512;
 
 bitflags::bitflags! {
-    /// Operations that a user performs on a node. Protocols use the bit numbers for file locks: a permission has the
-    /// lock bytes 100 and 200 plus its bit number, as in QEMU.
+    /// Operations that a user performs on a node. Protocols use the bit numbers for file locks, as in QEMU: the
+    /// permission with bit number `n` has the lock bytes `100 + n` and `200 + n`.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
     pub struct Perm: u8 {
-        /// Reads, and requires that the data is what a guest would see.
+        /// Reads. The data must be the data that a guest would see.
         const CONSISTENT_READ = 1;
         /// Writes.
         const WRITE = 2;
@@ -114,7 +114,7 @@ impl Permissions {
     }
 }
 
-/// The role of a child for its parent.
+/// The purpose for which a node uses a child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// The child that stores the node's own data and metadata (`file`).

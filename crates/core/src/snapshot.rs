@@ -26,7 +26,7 @@ pub struct SnapshotInfo {
 }
 
 /// Implemented by formats with internal snapshots. The functions of this module drain the node before each call, except
-/// for [`Snapshots::list`]: requests may be in flight during this call, but no control operation.
+/// for [`Snapshots::list`]: during this call, requests may be in flight, but no control operation is in progress.
 pub trait Snapshots: Send + Sync {
     /// All snapshots, in the order in which they were taken.
     fn list(&self) -> BoxFuture<'_, Result<Vec<SnapshotInfo>>>;
@@ -72,8 +72,8 @@ pub async fn list(node: &Arc<Node>) -> Result<Vec<SnapshotInfo>> {
     of(&keeper)?.list().await
 }
 
-/// How a control operation finds its snapshot. An image may reuse the id of a deleted snapshot. So a snapshot is chosen
-/// from the list only when the operation has exclusive use of the node.
+/// How a control operation finds its snapshot: by its id, or by a function that chooses from the list. An image may
+/// reuse the id of a deleted snapshot. So the function is called only when the operation has exclusive use of the node.
 enum Selection {
     Id(String),
     Choice(Choose),

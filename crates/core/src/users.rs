@@ -81,7 +81,7 @@ impl Users {
         self.lock().owned = false;
     }
 
-    /// Marks the node as closed if it has no user. Returns true to one caller only; that caller then closes the driver.
+    /// Marks the node as closed if it has no user. Returns true to only one caller, which then closes the driver.
     pub(crate) fn close(&self) -> bool {
         let mut state = self.lock();
         if state.closed || state.is_used() {

@@ -1,5 +1,5 @@
-//! The drivers `null-co` and `null-aio`: a disk without storage. Writes are discarded. Reads leave the buffer
-//! unchanged; with `read-zeroes=on` they zero the buffer. With `latency-ns`, each read, write, zero write and flush
+//! The drivers `null-co` and `null-aio`: a disk without storage. Written data is dropped. Reads leave the buffer
+//! unchanged; with `read-zeroes=on`, reads return zeroes. With `latency-ns`, each read, write, zero write and flush
 //! waits for this time.
 
 use std::time::Duration;

@@ -63,7 +63,8 @@ impl Backend {
         }
     }
 
-    /// Begins a request. Returns `None` if requests are held back.
+    /// Begins a request without waiting. Returns `None` if requests are held back, and `ENOMEDIUM` if the backend is
+    /// closed.
     pub(super) fn try_begin(&self) -> Result<Option<Request<'_>>> {
         let count = InFlight::enter(self);
         oxblk_ring::perturb::point();
@@ -141,18 +142,19 @@ impl Drop for Request<'_> {
     }
 }
 
-/// The entries of a request in the counts (in flight, epoch), separate from the request's future.
+/// The counts of a request (in flight, epoch), kept apart from the request's future. Dropping this value lowers both
+/// counts.
 pub(super) struct Place {
     backend: Backend,
     epoch: EpochPlace,
     shard: Shard,
-    /// The root edge, unless [`Place::done`] has been called. When the place is dropped with a root edge, the root node
-    /// is marked as unflushed, because the host may have written data after the last flush.
+    /// The root edge, unless [`Place::done`] has been called. When this value is dropped with a root edge, the root
+    /// node is marked as unflushed, because the host may have written data after the last flush.
     unfinished: Option<Arc<RootEdge>>,
 }
 
 impl Place {
-    /// Drops the entries of a request that has succeeded. Such a request has already marked its changes as unflushed.
+    /// Lowers the counts of a request that has succeeded. Such a request has already marked its nodes as unflushed.
     pub(super) fn done(mut self) {
         self.unfinished = None;
     }
@@ -171,7 +173,7 @@ impl Drop for Place {
 }
 
 impl Request<'_> {
-    /// Takes the request's entries in the counts out of the request and returns them.
+    /// Takes the counts out of the request and returns them. `None` if this was done before.
     pub(super) fn leave_behind(&mut self) -> Option<Place> {
         let (epoch, count) = self.guards.take()?;
         let (epoch, shard) = (epoch.detach(), count.detach());

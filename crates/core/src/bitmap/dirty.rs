@@ -2,7 +2,8 @@
 //!
 //! The current map, the enabled flag and the successor form one state behind an atomic pointer. Only the bits of the
 //! maps change in place; every other change replaces the state, as the module `current` describes.
-//! [`DirtyBitmap::mark`] follows the pointer. The lock `control` serialises changes; marking never takes this lock.
+//! [`DirtyBitmap::mark`] follows the pointer. The lock `control` serialises all other changes; [`DirtyBitmap::mark`]
+//! never takes this lock.
 //!
 //! **Successor.** A job that reads a bitmap freezes the bitmap. Until the job ends, the bitmap's successor records the
 //! writes if the bitmap was enabled. If the job succeeds, the bitmap *abdicates*: the dirty bits of the successor
@@ -121,7 +122,7 @@ impl DirtyBitmap {
         &self.name
     }
 
-    /// Marks the range of a write that has completed, or of a write that has failed and may have changed a part of the
+    /// Sets the bits of the range of a write that has completed, or that has failed and may have changed a part of the
     /// range. A bitmap that does not record writes ignores the call.
     pub fn mark(&self, offset: u64, len: u64) {
         let is_same = |one: &Guard<Arc<State>>, other: &Guard<Arc<State>>| Arc::ptr_eq(one, other);

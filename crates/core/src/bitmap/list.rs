@@ -27,7 +27,7 @@ impl BitmapList {
         self.bitmaps.load().is_empty()
     }
 
-    /// Records a write in every bitmap that records writes.
+    /// Sets the range of a write in every bitmap that records writes.
     pub fn mark(&self, offset: u64, len: u64) {
         for bitmap in self.bitmaps.load().iter() {
             bitmap.mark(offset, len);
@@ -48,8 +48,8 @@ impl BitmapList {
     }
 
     /// Adds the bitmaps `new`, which must have different names, except for anonymous bitmaps. `set_recording(true)` is
-    /// called before the bitmaps are in the list; it makes later writes call [`Self::mark`]. If the list stays empty,
-    /// `set_recording(false)` is called.
+    /// called before the bitmaps are in the list; this call makes later writes call [`Self::mark`]. If the list stays
+    /// empty, `set_recording(false)` is called.
     ///
     /// # Errors
     /// When a name is in use; then no bitmap is added.
@@ -72,9 +72,9 @@ impl BitmapList {
         Ok(())
     }
 
-    /// Removes a bitmap, if the list contains it. After that, `set_recording` is called: with false if the list is
-    /// empty, and with true otherwise. The list and the recording of writes change under one lock. So a node with
-    /// bitmaps records its writes even if another thread adds a bitmap at the same time.
+    /// Removes a bitmap, if the list contains it. Then calls `set_recording`: with false if the list is empty, and with
+    /// true otherwise. The list and the recording of writes change under one lock. So a node with bitmaps records its
+    /// writes even if another thread adds a bitmap at the same time.
     pub(crate) fn remove(&self, bitmap: &Arc<DirtyBitmap>, set_recording: impl FnOnce(bool)) {
         let _control = self.lock();
         let mut bitmaps = Vec::clone(&self.bitmaps.load());

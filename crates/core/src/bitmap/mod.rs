@@ -8,14 +8,15 @@
 //! | `tree` | a set of bits: atomic leaf words under summary levels, pages allocated on first use |
 //! | `ranges` | the same set in units of bytes: granularity, areas, merging, [`RangeMap`] |
 //! | `serial` | the bits as little-endian bytes, chunk by chunk, as images and migration streams store them |
-//! | `current` | marking in a state that another thread may replace concurrently |
+//! | `current` | setting bits in a state that another thread may replace concurrently |
 //! | `dirty`, `list` | [`DirtyBitmap`] with a name, flags and a successor; the [`BitmapList`] of a node |
 //! | `persistent` | the interface of formats that store bitmaps in their images |
 //!
-//! Every write, on every I/O thread, marks its range. Therefore marking takes no lock, and marking bits that are set
-//! already writes to no shared cache line. Rare changes (clearing, resizing, enabling, successors) replace the state.
-//! After marking, [`DirtyBitmap::mark`] checks whether the state was replaced, and then marks the new state too. So a
-//! range may stay marked longer than necessary, but no mark is lost.
+//! Every write, on every I/O thread, sets the bits of its range ([`DirtyBitmap::mark`]). Therefore this function takes
+//! no lock. If the bits are set already, it writes to no shared cache line. Rare changes (clearing, resizing, enabling,
+//! successors) replace the state. After it has set the bits, [`DirtyBitmap::mark`] checks whether the state was
+//! replaced, and if so, sets the bits in the new state too. So a range may stay dirty longer than necessary, but no
+//! write is lost.
 //!
 //! Sizes come from images and from QMP and may be huge. So the size of every allocation is either proportional to the
 //! number of dirty bits or limited by [`MAX_GRANULES`].

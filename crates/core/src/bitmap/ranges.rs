@@ -10,9 +10,9 @@ use std::ops::Range;
 use super::BitmapError;
 use super::tree::BitTree;
 
-/// Smallest granularity in bytes.
+/// Minimum granularity in bytes.
 pub const MIN_GRANULARITY: u64 = 512;
-/// Largest granularity in bytes.
+/// Maximum granularity in bytes.
 pub const MAX_GRANULARITY: u64 = 1 << 31;
 /// Maximum number of granules in one bitmap. The root table of a bitmap of this size takes 2 MiB.
 pub const MAX_GRANULES: u64 = 1 << 41;
@@ -83,14 +83,14 @@ impl RangeMap {
         self.tree.memory()
     }
 
-    /// Marks every granule that the range touches.
+    /// Makes every granule that the range touches dirty.
     pub fn set(&self, offset: u64, len: u64) {
         let Some(last) = len.checked_sub(1).map(|rest| offset.saturating_add(rest)) else { return };
         self.tree.set(offset >> self.shift, last >> self.shift);
     }
 
-    /// Cleans every granule that lies completely in the range. If the range reaches the end of the disk, the last
-    /// granule is cleaned too.
+    /// Makes every granule that lies completely in the range clean. If the range reaches the end of the disk, the last
+    /// granule becomes clean too.
     pub fn reset(&self, offset: u64, len: u64) {
         let end = offset.saturating_add(len);
         let first = offset.div_ceil(self.granularity());
@@ -111,7 +111,7 @@ impl RangeMap {
         self.next(offset, len, BitTree::next_set)
     }
 
-    /// The first clean byte in the range.
+    /// The first byte in the range that is not dirty.
     pub fn next_zero(&self, offset: u64, len: u64) -> Option<u64> {
         self.next(offset, len, BitTree::next_clear)
     }
@@ -154,7 +154,7 @@ impl RangeMap {
         })
     }
 
-    /// Marks every dirty area of `source`. The granularities may differ.
+    /// Adds every dirty area of `source` to this map. The granularities may differ.
     ///
     /// # Errors
     /// When the sizes differ.
@@ -166,7 +166,7 @@ impl RangeMap {
         Ok(())
     }
 
-    /// Marks the dirty areas of `source`, as far as they lie inside this disk.
+    /// Adds the dirty areas of `source`, as far as these areas lie inside this disk.
     pub(super) fn absorb(&self, source: &Self) {
         for area in source.areas() {
             if area.start >= self.size {

@@ -235,7 +235,7 @@ fn mark_and_clear(rounds: u64) {
         let writers: Vec<_> = (0..THREADS)
             .map(|thread| {
                 let map = map.clone();
-                // The threads mark interleaved granules, so that all threads change every word.
+                // The threads set the bits of interleaved granules, so that all threads change every word.
                 scope.spawn(move || {
                     (0..rounds).for_each(|n| map.set((n * THREADS + thread) * GRAIN, GRAIN));
                 })

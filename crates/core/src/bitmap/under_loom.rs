@@ -42,13 +42,13 @@ impl Bitmap {
         mark_current(current, |one, other| one == other, |map| self.set(*map, bits));
     }
 
-    /// Replaces the first map by the second and copies the marks of the first.
+    /// Replaces the first map by the second and copies the bits of the first.
     fn resize(&self) {
         replace(|| self.state.store(1, Release));
         self.set(1, self.maps[0].load(Acquire));
     }
 
-    /// Replaces the first map by the second. Returns the marks that the first map has after the replacement.
+    /// Replaces the first map by the second. Returns the bits that the first map has after the replacement.
     fn clear(&self) -> u64 {
         replace(|| self.state.store(1, Release));
         self.maps[0].load(Acquire)
@@ -61,7 +61,7 @@ fn bounded() -> loom::model::Builder {
     builder
 }
 
-/// Runs `change` while two threads mark. Returns the result of `change`, and the marks of the second map at the end.
+/// Runs `change` while two threads set bits. Returns the result of `change`, and the bits of the second map at the end.
 fn marked_during<T>(bits: [u64; 2], change: impl FnOnce(&Bitmap) -> T) -> (T, u64) {
     let bitmap = Bitmap::new();
     let marker = |bits| {

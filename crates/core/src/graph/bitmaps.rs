@@ -6,8 +6,8 @@
 //! of a bitmap. Only [`DirtyBitmap::mark`], and jobs that read a bitmap frozen by [`Graph::freeze_bitmap`], run at the
 //! same time.
 //!
-//! While a node has bitmaps, its writes take the slow path. The slow path marks the bitmaps. The list of bitmaps and
-//! the flag for the slow path change together ([`Node::insert_bitmap`], [`Node::remove_bitmap`]).
+//! While a node has bitmaps, its writes take the slow path. The slow path records the writes in the bitmaps. The list
+//! of bitmaps and the flag for the slow path change together ([`Node::insert_bitmap`], [`Node::remove_bitmap`]).
 
 use std::sync::Arc;
 
@@ -100,7 +100,7 @@ impl Graph {
         self.change_bitmap(node, name, set).await
     }
 
-    /// Marks the dirty areas of `source` in the bitmap `name` of `node`.
+    /// Adds the dirty areas of `source` to the bitmap `name` of `node`.
     ///
     /// # Errors
     /// The errors of [`Self::clear_bitmap`], and when the sizes differ.
@@ -114,7 +114,7 @@ impl Graph {
     }
 
     /// Freezes the bitmap `name` of `node` for a job. The job reads the frozen map. Until the job ends, a successor
-    /// records writes, and other operations cannot use the bitmap.
+    /// records the writes if the bitmap was enabled, and other operations cannot use the bitmap.
     ///
     /// # Errors
     /// The errors of [`Self::clear_bitmap`].

@@ -245,7 +245,7 @@ impl Context {
             Some(path) => error.on_path(&path),
             None => error,
         };
-        // An endless chain is reported only once, without a prefix for each image above.
+        // The error for an endless chain already has the prefix, and gets no prefix for the images above.
         let said = error.kind() == ErrorKind::BackingChain;
         if said || !named.above || self.prefixes >= MAX_PREFIXES {
             return error;

@@ -48,7 +48,8 @@ impl NewImage {
     async fn create(self, own: Options, below: Options) -> Result<Created> {
         let (graph, driver) = (&self.graph, self.driver);
         let target = CreateTarget::Filename(self.filename.clone());
-        // The caller may remove the new image later, but not a file that existed before and was only overwritten.
+        // After a success, the caller may remove a new file later, but not a file that existed before and was
+        // overwritten.
         let existed = matches!(self.protocol.created_file(&self.filename), Ok(Some(_)));
         if driver.kind() == DriverKind::Protocol {
             run(driver, graph, CreateRequest { target, options: own }).await?;

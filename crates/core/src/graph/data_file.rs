@@ -13,8 +13,9 @@ use crate::perm::{Perm, Permissions, Role};
 use crate::{ChildIdx, Edge, Error, Options, Result};
 
 impl OpenContext {
-    /// Opens the data file and puts its edge into the slot. The `data-file` option describes the data file. Without
-    /// this option, the image's own reference `named` is used. Returns false if both are missing.
+    /// Opens the data file and puts the edge to it into the slot [`ChildIdx::DATA`]. The `data-file` option describes
+    /// the data file. Without this option, the image's own reference `named` is used. Returns false if both are
+    /// missing.
     ///
     /// The name `named` is always a path and is used unchanged. Unlike a backing file name, this path is not relative
     /// to the directory of the image.

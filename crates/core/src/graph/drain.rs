@@ -58,9 +58,9 @@ impl Graph {
 }
 
 impl Registry {
-    /// Makes each drain hold back the backends that can reach the drained node. Returns the backends that were checked.
-    /// The caller must drop these backends after it has unlocked the registry: a returned reference may be the last
-    /// one, and dropping a backend may lock the registry.
+    /// Makes each drain hold back the backends that can reach the drained node. Returns all backends, if there is a
+    /// drain. The caller must drop these backends after it has unlocked the registry: a returned reference may be the
+    /// last one, and dropping a backend may lock the registry.
     #[must_use]
     pub(super) fn extend_drains(&mut self) -> Vec<Backend> {
         if self.drains.is_empty() {

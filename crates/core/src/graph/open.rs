@@ -57,8 +57,8 @@ pub struct OpenFlags {
     /// Copy-on-read: reads store data of the backing file in the image. The flag applies to this node only, not to the
     /// nodes below.
     pub copy_on_read: bool,
-    /// Only metadata is used, no guest data (`info`): drivers skip what they need only for guest data, such as a data
-    /// file or a key.
+    /// Only metadata is used, no guest data (`info`). Drivers do not open a data file or ask for a key that is needed
+    /// only for guest data.
     pub no_io: bool,
     /// Fail if the path of the file contains a symbolic link. The flag is set after a [`Gate`](crate::Gate) has checked
     /// the path.
@@ -144,7 +144,8 @@ impl Graph {
     /// Opens a node from options, as `blockdev-add` does. If the returned future is dropped, nothing stays open.
     ///
     /// # Errors
-    /// An error for an invalid option; the errors of the driver. After an error, nothing stays open.
+    /// When an option is invalid, when no format is found for a probed file, or when the permissions conflict with
+    /// those of another user; otherwise the errors of the driver. After an error, nothing stays open.
     pub async fn open(&self, options: Options, flags: OpenFlags) -> Result<Arc<Node>> {
         self.open_target(Target { options, flags, ..Target::default() }).await
     }

@@ -1,6 +1,6 @@
 //! Parses definitions of objects: `secret,id=s0,data=x`. The syntax is that of option lists, with stricter rules for
-//! keys. A key consists of names joined by dots. A name consists of letters, digits, `-` and `_`. Every key has a
-//! value.
+//! keys. A key consists of names and indices joined by dots; the first part is a name. A name begins with a letter or
+//! `_`, and consists of letters, digits, `-` and `_`. Every key has a value.
 
 use serde_json::Value;
 
@@ -11,7 +11,7 @@ impl Options {
     /// Parses a definition. A first element without `=` is the value of `implied`.
     ///
     /// # Errors
-    /// When a key is malformed, has no value, or is used both plain and nested.
+    /// When a key is malformed, has no value, or has both a plain value and nested values.
     pub fn from_keyval(text: &str, implied: &str) -> Result<Self> {
         let mut options = Self::new();
         let mut rest = text;
@@ -38,7 +38,7 @@ impl Options {
         Ok(options)
     }
 
-    /// Whether a dotted key is used both with a plain value and with nested values.
+    /// Whether setting `key` would give a key both a plain value and nested values.
     fn is_used_otherwise(&self, key: &str) -> bool {
         let mut map = &self.0;
         let mut parts = key.split('.').peekable();

@@ -45,7 +45,7 @@ fn short_form(word: &str) -> ListItem {
     ListItem { key: key.to_owned(), value: value.to_owned(), short_form: Some(word.to_owned()) }
 }
 
-/// Returns the value at the start of `text`, up to a single comma, and the text that follows it.
+/// Returns the value at the start of `text`, up to a single comma, and the rest of `text` from this comma on.
 pub(super) fn take_value(text: &str) -> (String, &str) {
     let mut value = String::new();
     let mut rest = text;

@@ -12,7 +12,7 @@
 //!   data that was written, not zeroes past the old end of the node.
 //!
 //! On the fast path only a leaf counts its writes. So a write takes the slow path at a node that is not a leaf and has
-//! an alignment of more than one byte. Copy-on-read keeps other changes out in the same way. A node with an alignment
+//! an alignment of more than one byte. Copy-on-read holds back other changes in the same way. A node with an alignment
 //! of one byte and without copy-on-read does not use this module, so the module costs such a node nothing.
 
 use std::future::Future;
@@ -108,8 +108,8 @@ async fn fill_block(
     Ok(bounce)
 }
 
-/// Writes aligned data to a node whose requests must be aligned. The write is counted. While a read-modify-write or a
-/// copy-on-read is in progress, the write takes the range lock instead.
+/// Writes data whose offset and length are aligned, in turn with other writes (see [`in_turn`]). Data at a misaligned
+/// address in memory is copied first.
 pub(super) async fn write_counted(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     let data = if node.takes_memory_at(data.as_ptr().addr()) {
         data
@@ -120,8 +120,9 @@ pub(super) async fn write_counted(node: &Arc<Node>, offset: u64, data: IoBuf) ->
     in_turn(node, offset, len, slow::write_pieces(node, offset, data)).await
 }
 
-/// Carries out a change of a range. The change is counted. While a read-modify-write or a copy-on-read is in progress,
-/// the change takes the range lock instead.
+/// Carries out a change of a range. The change is counted in `aligned_writes`. While a read-modify-write or a
+/// copy-on-read is in progress, the change takes the range lock instead. A node with an alignment of one byte and
+/// without copy-on-read needs neither.
 pub(super) async fn in_turn<T>(
     node: &Node,
     offset: u64,

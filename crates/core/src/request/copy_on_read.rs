@@ -1,4 +1,4 @@
-//! Copy-on-read: a read stores in the node the data that it fetches from the backing file.
+//! Copy-on-read: data that a read gets from the backing file is also written to the node.
 //!
 //! A read of an unallocated range reads whole blocks from the backing file, writes these blocks unchanged to the node,
 //! and returns their data. No other request may change the blocks between the status query and the write; otherwise old
@@ -22,7 +22,8 @@ use crate::{ErrorKind, Node, Result, ZeroFlags};
 /// Maximum number of requested bytes in one step. A step reads whole blocks, so it may read more bytes.
 const AT_ONCE: u64 = 2 << 20;
 
-/// Reads an aligned range inside the node through the driver.
+/// Reads an aligned range inside the node, and writes the unallocated blocks that have data in the backing file to the
+/// node.
 pub(super) async fn read(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
     let mut whole: Option<IoBufMut> = None;
     let mut at = offset;

@@ -7,9 +7,9 @@
 //! request that covers several extents is split, and the pieces run concurrently.
 //!
 //! Flushes: a node is marked as unflushed (field `unflushed`) after a write through this node has completed. A write on
-//! the fast path also marks every node on its path when the write starts; this mark is only a hint. [`flush`] of a node
-//! marks the children before it flushes them. So a flush covers every write that has completed through the same node.
-//! If the node has not been marked since the last flush, a flush makes no system call.
+//! the fast path also marks the nodes on its path when the write starts; this is only a hint. [`flush`] of a node marks
+//! the children before it flushes them. So a flush covers every write that has completed through the same node. If the
+//! node has not been marked since the last flush, a flush makes no system call.
 
 mod align;
 mod changed;

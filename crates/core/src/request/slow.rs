@@ -2,8 +2,8 @@
 //! driver.
 //!
 //! A request takes the slow path when the fast path cannot serve the request. The driver receives only requests that
-//! are aligned and within its limits. After a write, even after a failed write, the range is marked in the dirty
-//! bitmaps and the node is marked as unflushed.
+//! are aligned and within its limits. After a write, even after a failed write, the range is set in the dirty bitmaps
+//! and the node is marked as unflushed.
 
 use std::io;
 use std::sync::Arc;
@@ -117,7 +117,7 @@ pub(super) async fn finish_read(
         Err(error) => return Err(Error::from(error).on_node(node.name()).at(offset)),
     };
     let rest = buf.split_off(done);
-    // The driver's own read function reads until the buffer is full or the file ends.
+    // The driver's read function reads until the buffer is full or the file ends.
     let rest = fallback_read(node, offset.saturating_add(as_u64(done)), rest).await?;
     buf.unsplit(rest).map_err(|_| replaced())?;
     Ok(buf)
@@ -150,7 +150,7 @@ pub(super) async fn finish_write(
     write(Arc::clone(node), at, data).await
 }
 
-/// Writes through the driver.
+/// Writes through the driver, as a zero write if `detect-zeroes` applies.
 pub(super) async fn write(node: Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     let len = as_u64(data.len());
     check_write(&node, offset, len)?;

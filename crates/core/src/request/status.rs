@@ -50,9 +50,9 @@ fn completed(node: &Node, offset: u64, mut status: Status) -> Status {
     status
 }
 
-/// The status of one image of a chain, and the node to which the offset in the status refers. If the image only
-/// forwards the data of its child, the status is that of the child's own chain. For example, a raw node above a qcow2
-/// image stores no data itself.
+/// The status of one image of a chain, and the node that reports the status. If the image only forwards the data of its
+/// child, the status is that of the child's own chain. For example, a raw node above a qcow2 image stores no data
+/// itself.
 async fn layer_status(
     node: &Arc<Node>,
     offset: u64,

@@ -239,7 +239,7 @@ impl Hold {
         Rc::new(Hold { account: Rc::clone(account), bytes })
     }
 
-    /// The first memory of a connection. It does not exceed the allowance.
+    /// The first memory of a connection. This memory does not exceed the allowance, so no waiting is needed.
     pub(super) fn first(account: &Rc<Account>, bytes: usize) -> Rc<Hold> {
         debug_assert!(account.held.get() + bytes <= ALLOWANCE, "more than the allowance");
         account.held.set(account.held.get() + bytes);

@@ -21,8 +21,7 @@ const MAX_ALLOWANCES: u64 = 1 << 30;
 const BETWEEN_WARNINGS: Duration = Duration::from_secs(60);
 
 /// The number of connections that this process can serve, at least 16. The number is limited by the limit on open
-/// files, by the number of allowances that fit in a quarter of the machine's memory, and by the number that fit in 1
-/// GiB.
+/// files, and by the number of allowances that fit in a quarter of the machine's memory and in 1 GiB.
 pub(super) fn possible_connections() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let open = std::fs::read_dir("/proc/self/fd").map_or(0, |open| open.count());
@@ -36,7 +35,7 @@ pub(super) fn possible_connections() -> usize {
     usize::try_from(connections).unwrap_or(usize::MAX)
 }
 
-/// Switches TCP keepalive on. So the kernel detects that the machine of a client is not reachable, and the connection ends.
+/// Switches TCP keepalive on. If the machine of a client is not reachable, the kernel detects this and the connection ends.
 pub(super) fn keep_alive(socket: impl AsFd) {
     // This has no effect on Unix sockets. An error is ignored, because the connection works without keepalive.
     let _ = rustix::net::sockopt::set_socket_keepalive(socket, true);

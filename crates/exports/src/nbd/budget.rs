@@ -31,7 +31,7 @@ impl Budget {
         })
     }
 
-    /// Takes `bytes` bytes. Returns false if they are not available.
+    /// Takes `bytes` bytes. Returns false if the budget has fewer bytes left.
     pub(super) fn take(&self, bytes: usize) -> bool {
         let within = |used: usize| used.checked_add(bytes).filter(|after| *after <= self.limit);
         self.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, within).is_ok()

@@ -141,7 +141,7 @@ async fn trim(backend: &Backend, offset: u64, length: u64, fua: bool) -> Result<
     if fua { backend.flush().await } else { Ok(()) }
 }
 
-/// Reads a range, so that the caches of the host contain it.
+/// Reads a range, so that the page cache of the host contains the range.
 async fn prefetch(backend: &Backend, mut offset: u64, mut length: u64) -> Result<()> {
     while length > 0 {
         let step = usize::try_from(length).unwrap_or(PREFETCH).min(PREFETCH);

@@ -16,8 +16,8 @@ const ROOM: usize = MAX_OPTION_PAYLOAD + OptionHeader::SIZE;
 /// phase is sent.
 ///
 /// # Errors
-/// If the socket fails, the client closes the connection, `may_begin` returns false, or the client violates the protocol
-/// (`InvalidData`).
+/// If the socket fails, the client closes the connection, `may_begin` returns false, or the negotiation ends the connection
+/// (`InvalidData`), for example because the client aborts or violates the protocol.
 pub(super) async fn handshake(
     stream: &Stream,
     mut input: Input,

@@ -83,7 +83,7 @@ struct Inner {
     connections: AtomicUsize,
     handshakes: Arc<Handshakes>,
     refusals: Refusals,
-    /// Notified when a connection has ended.
+    /// Wakes tasks when a connection has ended.
     left: Event,
     /// Set when connections must finish their requests and end.
     stop: Flag,
@@ -205,8 +205,8 @@ impl Server {
         let inner = Arc::clone(&self.0);
         inner.stop.set();
         async move {
-            // The remaining part of the stop needs a timer, so it runs on an I/O thread. If a thread has ended, it has closed
-            // its connections, and the next thread is used.
+            // The remaining part of the stop needs a timer, so it runs on an I/O thread. A thread that has ended has closed its
+            // connections. In this case, the next thread is used.
             for worker in &inner.threads {
                 let inner = Arc::clone(&inner);
                 if worker.thread.spawn(move || async move { inner.stop().await }).await.is_ok() {
@@ -275,7 +275,7 @@ impl Inner {
         }
     }
 
-    /// The descriptions of the exports for a new client. They are made for each client, because sizes can change.
+    /// The descriptions of the exports for a new client. The catalog is made for each client, because sizes can change.
     fn catalog(&self) -> Arc<Catalog> {
         Arc::new(Catalog::new(self.exports.iter().map(describe).collect()))
     }
@@ -303,8 +303,8 @@ fn describe(export: &Export) -> ExportInfo {
     }
 }
 
-/// The block sizes that are reported to clients. They are only recommendations: the backend also accepts smaller and unaligned
-/// requests.
+/// The block sizes that are reported to clients. The sizes are only recommendations: the backend also accepts smaller and
+/// unaligned requests.
 fn block_sizes(backend: &Backend) -> BlockSizes {
     let mut sizes = BlockSizes::default();
     if let Ok(node) = backend.node() {
@@ -383,7 +383,8 @@ async fn connection(permit: ConnectionPermit, socket: OwnedFd) {
     select(work, pin!(inner.abort.wait())).await;
 }
 
-/// Runs the handshake with a time limit. The handshake also ends if the server stops or if it is cancelled.
+/// Runs the handshake with a time limit. The handshake also ends if the server stops, or if the server cancels the
+/// handshake to admit another client.
 async fn greet(
     permit: &ConnectionPermit,
     stream: &Stream,

@@ -25,8 +25,8 @@ impl CopyRange for FileDriver {
                 let (source, dest) =
                     (offset.saturating_add(done), target_offset.saturating_add(done));
                 match from.copy_range_to(source, &to, dest, len - done).await {
-                    // The source file ends here. The rest of the source reads as zeroes. Only a copy through buffers
-                    // handles this.
+                    // The source file ends here. The rest of the source reads as zeroes, so the rest must be copied
+                    // through buffers.
                     Ok(0) => return Err(Error::unsupported("Copy offload ended early")),
                     Ok(copied) => done = done.saturating_add(copied),
                     Err(error) => return Err(converted(error)),

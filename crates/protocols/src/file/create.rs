@@ -1,7 +1,7 @@
 //! Creates image files, and prepares devices as images.
 //!
-//! As in QEMU's tools, an existing file is overwritten, but only after its locks are taken. So `create` with the file
-//! name of the disk of a running guest fails and does not destroy the disk.
+//! As in QEMU's tools, an existing file is overwritten, but only after its locks are taken (if the host supports locks
+//! on the file). So `create` with the file name of the disk of a running guest fails and does not destroy the disk.
 
 use oxblk_core::create::{CreateOption, CreateRequest, CreateTarget, OptionType};
 use oxblk_core::{Errno, Error, Perm, Permissions, Preallocation, Result, names, strerror};
@@ -120,8 +120,8 @@ async fn close(file: File) -> Result<()> {
     file.close().await.map_err(|e| Error::from(e).prefix("Could not close the new file"))
 }
 
-/// Takes the locks for creating an image. While these locks are held, no other process that uses the locks can change
-/// the size.
+/// Takes the locks for creating an image; `None` if the host supports no locks on the file. While these locks are held,
+/// no other process that uses the locks can change the size.
 fn lock(fd: &OwnedFd, path: &str) -> Result<Option<FileLocks>> {
     let locks = FileLocks::new(fd, path)?;
     if let Some(locks) = &locks {

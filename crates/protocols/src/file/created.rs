@@ -1,4 +1,4 @@
-//! The identity of a new file. It is needed to remove the file safely.
+//! The identity of a new file, which is needed to remove the file safely.
 //!
 //! A name is not enough to remove an incomplete image, because another program may have replaced the file with
 //! another file of the same name. A descriptor identifies the file itself: while the descriptor is open, no other

@@ -50,8 +50,8 @@ impl ExtentCache {
         known.forget();
     }
 
-    /// The cached extent at `offset`. If it is not cached: the number of extents of data to look up, and the
-    /// generation to pass to `remember`.
+    /// The cached extent at `offset`. If no cached extent contains the offset: the number of extents of data to look
+    /// up, and the generation to pass to `remember`.
     fn find(&self, offset: u64) -> std::result::Result<Extent, (usize, u64)> {
         let known = self.lock();
         let at = known.extents.partition_point(|extent| extent.end <= offset);
@@ -116,7 +116,7 @@ pub(super) async fn status(
             Err(error) if error.raw_os_error() == Some(libc_enxio()) => {
                 return Ok(here(offset, len, false));
             }
-            // After any other error, the range is reported as data. This is always correct.
+            // After any other error, the range is reported as data. This is always safe.
             Err(_) => return Ok(here(offset, len, true)),
         },
     };

@@ -1,7 +1,8 @@
-//! Reopen: replaces the descriptor of a node, with or without write access, with or without the page cache.
+//! Reopen: opens the file again with other options (write access, page cache), and replaces the descriptor of the node.
 //!
 //! `prepare` opens and examines the new descriptor, and `commit` makes it the current descriptor. A reopen does not
-//! change the locks, which have their own descriptor. The permissions of the graph decide whether writes are allowed.
+//! change the locks, which have their own descriptor. The permissions of the node's parents decide whether writes are
+//! allowed.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -4,7 +4,7 @@
 //!    opened node follows the parent's cache mode and, unless the node is a backing file, the parent's writability.
 //!    Parents come before their children.
 //! 2. Take the control locks of all these nodes (see [`crate::control`]), and drain all backends that reach them. Take the
-//!    control locks of the other nodes that store their data and metadata. Flush the nodes that become read-only.
+//!    control locks of the other nodes that a flush of these nodes reaches. Flush the nodes that become read-only.
 //! 3. Every driver prepares.
 //! 4. Exchange the backing files that the options replace. Update permissions for the new state, also those of the
 //!    backend that reopens its root. Protocols take or release their locks.
@@ -174,7 +174,7 @@ struct NewPermissions {
     wanted: Permissions,
 }
 
-/// Carries out a plan while no request is in flight. Returns the nodes that have lost a user.
+/// Carries out a plan. The caller holds back the requests. Returns the nodes that have lost a user.
 async fn change(
     nodes: Vec<Planned>,
     replacements: &[Replacement],
@@ -395,8 +395,8 @@ async fn abort(plan: &[Planned]) {
 }
 
 /// Updates the permissions as if the nodes already had their new settings, and gives the edge of `user` its new
-/// permissions. On failure, the nodes' former read-only state and the edge's permissions are restored. The caller must then
-/// update the permissions again, after it has restored the edges.
+/// permissions. On failure, the nodes' former read-only state and the edge's permissions are restored. In this case, the caller
+/// must restore the edges and then update the permissions again.
 ///
 /// The lock of permission changes is held until the writers are checked. Otherwise a writer could be added to a node that is
 /// about to become read-only.

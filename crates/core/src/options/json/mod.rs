@@ -130,7 +130,7 @@ impl Parser<'_> {
         }
     }
 
-    /// Consumes the next token if it is this mark.
+    /// Consumes the next token if the token is this punctuation mark.
     fn takes(&mut self, mark: char) -> bool {
         self.tokens.next_if(|token| *token == Token::Mark(mark)).is_some()
     }

@@ -25,8 +25,8 @@ pub(super) fn unquote(quoted: &str) -> Result<String> {
     Ok(text)
 }
 
-/// Appends the character of the escape sequence after a backslash, and returns the text that follows it. `sequence`
-/// includes the closing quote of the string.
+/// Appends the character of the escape sequence after a backslash, and returns the text after the escape sequence.
+/// `sequence` includes the closing quote of the string.
 fn unescape<'s>(sequence: &'s str, text: &mut String) -> Result<&'s str> {
     let mut chars = sequence.chars();
     let c = match chars.next() {
@@ -71,7 +71,7 @@ fn unicode<'s>(sequence: &'s str, text: &mut String) -> Result<&'s str> {
     Ok(rest)
 }
 
-/// The UTF-16 unit of the first four characters, if all are hexadecimal digits, and the text that follows them.
+/// The UTF-16 unit of the first four characters, if all are hexadecimal digits; and the text after these characters.
 fn unit(text: &str) -> (Option<u16>, &str) {
     let end = text.char_indices().nth(4).map_or(text.len(), |(position, _)| position);
     let (digits, rest) = text.split_at(end);

@@ -1,4 +1,4 @@
-//! Splits a JSON text into tokens, without interpreting them.
+//! Splits a JSON text into tokens. The tokens are not interpreted.
 
 /// A token with its text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
