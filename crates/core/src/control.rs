@@ -137,8 +137,8 @@ impl Graph {
         }
         let node = Arc::clone(node);
         // When a write completes on the fast path, only the node where the write entered the graph is marked as
-        // unflushed. But a driver flushes its children directly. The children are marked here, so that such a flush
-        // covers the write.
+        // unflushed. But a driver flushes its children directly. The children are marked here, so that a flush of a
+        // child covers the write.
         mark_unflushed_below(&node);
         // If the thread ends halfway, the node stays locked until the host has completed the operations that were
         // begun.
@@ -235,8 +235,8 @@ pub(crate) fn run_to_completion<T: 'static>(
     GoesOn(Some(oxblk_ring::spawn(work)))
 }
 
-/// Starts `work` as a task that nobody awaits, for destructors. Outside of an I/O thread, `work` is not run, and the
-/// log reports this.
+/// Starts `work` as a task whose end is not awaited, for destructors. Outside of an I/O thread, `work` is not run, and
+/// the log reports this.
 pub(crate) fn in_background(work: impl Future<Output = ()> + 'static) {
     if oxblk_ring::try_thread_index().is_none() {
         tracing::error!("a block node was dropped outside of an I/O thread and stays open");

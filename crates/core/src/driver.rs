@@ -9,9 +9,9 @@
 //! that panics.
 //!
 //! Reads, writes, zero writes and discards that reach a driver are aligned to the driver's [`Limits`] (a discard may
-//! instead end at the end of the node), and are no longer than these limits allow. They lie inside the node, with two
-//! exceptions: a write may reach past the end of a node that [grows](Limits::grows), and the last aligned block may
-//! reach past the end. All I/O threads may call a driver concurrently.
+//! instead end at the end of the node), and are no longer than these limits allow. The requests lie inside the node,
+//! with two exceptions: a write may reach past the end of a node that [grows](Limits::grows), and the last aligned
+//! block may reach past the end. All I/O threads may call a driver concurrently.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -35,8 +35,8 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 pub enum MapOp {
     /// The caller reads the range.
     Read,
-    /// The caller writes the range in place. The driver maps only clusters that this node has allocated and that no
-    /// snapshot shares.
+    /// The caller writes the range in place. The driver maps only data that this node has allocated and that no
+    /// internal snapshot shares.
     Write,
 }
 

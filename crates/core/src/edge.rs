@@ -203,7 +203,7 @@ impl Edge {
         Perm::from_bits_truncate(self.also_shared.load(Relaxed))
     }
 
-    /// Sets [`Self::also_shared`]. It takes effect when the permissions of the parent are updated.
+    /// Sets [`Self::also_shared`]. The new value takes effect when the permissions of the parent are updated.
     pub(crate) fn set_also_shared(&self, shared: Perm) {
         self.also_shared.store(shared.bits(), Relaxed);
     }

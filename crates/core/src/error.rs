@@ -17,9 +17,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The host reported a failed I/O operation.
+    /// An I/O operation failed, in most cases on the host.
     Io,
-    /// No space left on the host.
+    /// No space is left on the host or in the image, or the node cannot grow.
     NoSpace,
     /// The file or object does not exist.
     NotFound,
@@ -36,7 +36,7 @@ pub enum ErrorKind {
     Corrupt,
     /// Another operation uses or closes the object, so this operation is not possible now.
     Busy,
-    /// The request lies outside the device.
+    /// The request lies outside the device, or a size is too large.
     OutOfRange,
     /// The operation was cancelled.
     Cancelled,

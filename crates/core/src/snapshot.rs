@@ -232,7 +232,7 @@ impl Backend {
     }
 }
 
-/// Takes the size of a node from its driver, and marks the entire disk as dirty in its bitmaps.
+/// Takes the size of a node from its driver, and records a change of the entire disk in the node's bitmaps.
 fn changed_as_a_whole(node: &Node) {
     node.set_size(node.driver().size());
     node.bitmaps().mark(0, node.size());

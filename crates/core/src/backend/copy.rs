@@ -1,8 +1,8 @@
 //! Copies from one backend to another. A copy is one request that is in flight at both backends.
 //!
 //! A drain waits for the requests in flight of several backends. If a copy that is in flight at its source waited for
-//! its target, a drain of both backends would never end. So a copy never waits for one backend while it is in flight at
-//! the other backend.
+//! its target, a drain of both backends would never end. So a copy never waits for one backend while the copy is in
+//! flight at the other backend.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;

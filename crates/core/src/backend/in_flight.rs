@@ -41,7 +41,8 @@ impl Backend {
         }
     }
 
-    /// Begins a request: waits while requests are held back, counts the request, and enters it into the current epoch.
+    /// Begins a request: waits while requests are held back, counts the request, and enters the request into the
+    /// current epoch.
     pub(super) async fn begin(&self) -> Result<Request<'_>> {
         loop {
             // Wait before the request is counted. Otherwise every waiting request would repeatedly raise and lower the
@@ -126,8 +127,8 @@ impl Drop for InFlight<'_> {
 
 /// A request in progress. If the request fails after it has started a host operation, or if its future is dropped, this
 /// value is dropped without [`Request::done`]. The host may then still carry out operations of the request. The request
-/// stays counted until these operations have ended, so that nobody reuses the clusters and buffers that the operations
-/// access.
+/// stays counted until these operations have ended, so that the clusters and buffers that the operations access are not
+/// reused.
 pub(super) struct Request<'a> {
     pub(super) root: Arc<RootEdge>,
     guards: Option<(EpochGuard<'a>, InFlight<'a>)>,

@@ -8,9 +8,9 @@
 //! contain set bits. Invariant for every thread: *when `set` of a bit has returned, all summary bits above the bit are
 //! set*, except while a `clear` is in progress. `set` works upwards (the word, then each summary). `clear` clears a
 //! summary bit only after `clear` has found that the part below is empty. Then `clear` checks the part again. If
-//! another thread has set a bit there, `clear` sets the summary bits again (upwards, like `set`). A search relies on
-//! summaries only if no `clear` ran during the search (`clears_begun`, `clears_done`); otherwise the search reads the
-//! words themselves.
+//! another thread has set a bit in this part, `clear` sets the summary bits again (upwards, like `set`). A search
+//! relies on summaries only if no `clear` ran during the search (`clears_begun`, `clears_done`); otherwise the search
+//! reads the words themselves.
 //!
 //! All operations on words and summaries are `SeqCst`, because the argument above needs a single total order. On x86, a
 //! `SeqCst` read-modify-write costs the same as a weaker one. `set` starts with a fence and then loads the word; if the

@@ -1,6 +1,6 @@
 //! [`WritableBase`]: makes a backing file writable for a commit.
 //!
-//! A backing file is read-only and must not change while an overlay uses it. A commit may bypass both rules, because it
+//! A backing file is read-only and must not change while an overlay uses it. A commit may bypass both rules, because a commit
 //! only writes data that the overlay already shows. A [`WritableBase`] suspends both rules until the [`WritableBase`] is
 //! closed. Until then, the overlay's edge to the backing file shares all permissions, whatever the users of the overlay share.
 

@@ -21,7 +21,7 @@ const INHERITABLE: [&str; 6] =
 /// Removes the generic options from `options`. If the option for a flag is missing, the flag comes from `inherited`.
 ///
 /// # Errors
-/// When a value is not valid, or `detect-zeroes=unmap` is used without `discard=unmap`.
+/// When a value is not valid, or `detect-zeroes=unmap` is given and discards do not unmap.
 pub(super) fn take_generic(options: &mut Options, inherited: &OpenFlags) -> Result<Generic> {
     let mut given = Options::new();
     for (key, value) in options.iter().filter(|(key, _)| INHERITABLE.contains(key)) {

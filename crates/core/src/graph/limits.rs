@@ -12,8 +12,8 @@ impl Graph {
     pub(super) fn refresh_limits(&self, changed: &[Arc<Node>]) {
         let mut affected: HashSet<*const Node> = changed.iter().map(Arc::as_ptr).collect();
         let mut seen: HashSet<*const Node> = HashSet::new();
-        // A walk through the whole graph. It is iterative, because a backing chain may be long. An entry is a node, and
-        // a flag: its children are done.
+        // A walk through the whole graph. The walk is iterative, because a backing chain may be long. An entry is a
+        // node, and a flag: its children are done.
         let mut walk: Vec<_> = self.nodes().into_iter().map(|node| (node, false)).collect();
         while let Some((node, is_ready)) = walk.pop() {
             let children: Vec<_> =

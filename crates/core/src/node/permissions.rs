@@ -13,9 +13,9 @@ use crate::users::Users;
 use crate::{ChildIdx, Edge, Errno, Error, ErrorKind, Node, Result};
 
 /// The lock that serialises changes of permissions in one graph. A change computes the permissions of a node and its
-/// descendants from all their users, and then stores them and passes them to the drivers. Without the lock, an older result
-/// could replace a newer one, and a driver could release a file lock that a user needs. The permissions lock is held during the
-/// calls of [`set_permissions`](crate::Driver::set_permissions), which do not wait for other nodes.
+/// descendants from all their users, and then stores these permissions and passes them to the drivers. Without the lock, an
+/// older result could replace a newer one, and a driver could release a file lock that a user needs. The permissions lock is
+/// held during the calls of [`set_permissions`](crate::Driver::set_permissions), which do not wait for other nodes.
 pub(crate) type PermissionsLock = Arc<Mutex<()>>;
 
 /// Guard of the [`PermissionsLock`].
@@ -108,8 +108,8 @@ impl Node {
         self.permissions_lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Refuses a user that writes to a read-only node. The caller holds the permissions lock: a reopen changes the read-only
-    /// state and looks for writers while it holds this lock.
+    /// Refuses a user that writes to a read-only node. The caller holds the permissions lock: a reopen holds this lock while
+    /// the reopen changes the read-only state and looks for writers.
     fn check_writable(&self, permissions: Permissions) -> Result<()> {
         if self.is_read_only() && permissions.taken.contains(Perm::WRITE) {
             return Err(Error::new(ErrorKind::Denied, "Block node is read-only").errno(Errno::PERM));

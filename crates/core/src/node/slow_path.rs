@@ -1,6 +1,6 @@
 //! The reasons why requests to a node take the slow path: flags, and the number of serialising requests in progress.
 //!
-//! Both are in one atomic word, so that the fast path checks them with one load.
+//! The flags and the number are in one atomic word, so that the fast path checks both with one load.
 
 use std::sync::atomic::{
     AtomicU64,

@@ -12,7 +12,8 @@ pub struct ListItem {
 }
 
 /// Splits an option list. A first element without `=` is the value of `implied`. Any other word without `=` is the name
-/// of an option with the value `on`, or `no` and the name of an option with the value `off`.
+/// of an option with the value `on`. If the word begins with `no`, the rest of the word is the name of an option with
+/// the value `off`.
 pub fn split_list(text: &str, implied: Option<&str>) -> Vec<ListItem> {
     let mut items = Vec::new();
     let mut rest = text;

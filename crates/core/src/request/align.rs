@@ -2,7 +2,7 @@
 //!
 //! A misaligned read reads the surrounding blocks. A misaligned write is a read-modify-write: it reads the incomplete
 //! blocks at the start and the end of the range, inserts the data, and writes all blocks of the range. No other write
-//! may change those blocks between the read and the write. Three rules ensure this:
+//! may change these blocks between the read and the write. Three rules ensure this:
 //!
 //! - A read-modify-write holds the node's `serialise` range lock on the blocks, and is counted as a serialising
 //!   request. So writes that start later go through [`write_counted`] and wait for the lock.

@@ -1,6 +1,6 @@
 //! Tests of requests whose futures are dropped while the host carries out the requests. Such a request is counted as in
-//! flight until the host has completed it, even if its thread ends earlier. The count is lowered in the same shard in
-//! which it was raised.
+//! flight until the host has completed the request, even if the thread of the request ends earlier. The count is
+//! lowered in the same shard in which it was raised.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -66,7 +66,7 @@ fn a_close_does_not_flush_the_node_below_during_a_control_operation() {
         let (graph, log) = (graph(), Log::default());
         let driver = Box::new(Emptied(Arc::clone(&log)));
         let node = graph.add_node(Some("m"), DRIVERS[0], driver, OpenFlags::default()).unwrap();
-        // The node above does not share the permission to write other data.
+        // The node above does not share the write permission, so this backend takes only `WRITE_UNCHANGED`.
         let writer = Permissions::sharing_all(Perm::WRITE_UNCHANGED);
         let below = Backend::new(&graph, "below", node, writer).unwrap();
         let above = graph.open(options("driver=checkered,file=m"), OpenFlags::default());

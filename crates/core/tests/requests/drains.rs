@@ -74,7 +74,7 @@ fn a_copy_that_waits_for_one_backend_does_not_block_a_drain_of_the_other() {
         // Both backends of the node are drained now.
         drop(source.quiesce().await);
         drop(held);
-        // The memory driver has no copy offload. It is enough that the request was carried out.
+        // The memory driver has no copy offload. The test requires only that the request has ended.
         assert_eq!(copy.await.unwrap_err().kind(), ErrorKind::Unsupported);
     });
 }

@@ -14,7 +14,7 @@ use crate::{all, pattern};
 const PIECE: usize = 4096;
 const SIZE: usize = 4 * PIECE;
 /// Offset of the last piece. The tests make this piece fail. Pieces are started in order, so all other pieces have been
-/// started when it fails.
+/// started when this piece fails.
 const LAST: usize = SIZE - PIECE;
 
 /// A memory protocol that accepts requests of up to [`PIECE`] bytes. The piece at `bad` fails, and the other pieces

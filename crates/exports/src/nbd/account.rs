@@ -1,10 +1,9 @@
 //! Accounting of the memory of one connection.
 //!
-//! Memory that the requests of a client make the server allocate is accounted here before the allocation: the buffers
-//! of reads until the reply has been sent, the payloads of writes as they arrive, and the receive blocks that contain
-//! payloads. Each connection may hold [`ALLOWANCE`] bytes that are not part of the budget. More memory is taken from
-//! the [`Budget`], if possible in multiples of [`STEP`], so that ordinary requests do not access the counters that all
-//! connections use.
+//! The memory for the data of a client's requests is accounted here before it is used: the buffers of reads until the
+//! reply has been sent, the payloads of writes as they arrive, and the receive blocks that contain payloads. Each
+//! connection may hold [`ALLOWANCE`] bytes that are not part of the budget. More memory is taken from the [`Budget`],
+//! if possible in multiples of [`STEP`], so that ordinary requests do not access the counters that all connections use.
 //!
 //! No connection waits for memory forever, for three reasons. Small requests need nothing from the budget. One
 //! connection at a time may overdraw the budget. If a connection has taken memory from the budget and another

@@ -23,7 +23,7 @@
 //! Invariants:
 //! * a request whose reply has not been sent counts against the connection's limits. So the server stops receiving from a
 //!   client that does not receive its replies;
-//! * all memory that the requests of clients make the server allocate is accounted before the allocation. The limit is
+//! * the memory for the data of requests is accounted before it is used (see the module `account`). The limit is
 //!   [`ServerOptions::memory`], plus the allowances of [`ServerOptions::max_connections`] connections, plus one
 //!   overdraft of a little more than one largest request;
 //! * a completely received request runs to completion, even if the client has closed the connection.

@@ -1,4 +1,4 @@
-//! Stopping a server some of whose I/O threads have ended.
+//! A test that stops a server after one of its I/O threads has ended.
 
 use oxblk_exports::nbd::{Export, Server, ServerOptions};
 use oxblk_ring::{Address, Config, IoThread, Listener, block_on, block_on_with};

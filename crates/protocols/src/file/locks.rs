@@ -151,8 +151,8 @@ fn do_not_exist(error: &io::Error) -> bool {
     errnos.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// Repeats a call that a signal interrupts, which happens on network file systems. Returns the error if all attempts
-/// are interrupted.
+/// Repeats a call that a signal has interrupted. Such interruptions happen on network file systems. Returns the error
+/// if all attempts are interrupted.
 fn uninterrupted<T>(call: impl Fn() -> io::Result<T>) -> io::Result<T> {
     const ATTEMPTS: u32 = 100;
     let mut attempt = 1;

@@ -16,9 +16,9 @@
 //! | `copy` | copy offload |
 //! | `reopen` | replacing the descriptor of a node |
 //!
-//! The driver does not execute reads and writes inside the file: `map` of [`FileDriver`] returns the same offset in the
-//! host file, and `oxblk_core` submits the operation. The driver executes all other requests: growth, zero writes,
-//! discards, status, flushes.
+//! Most reads and writes inside the file are not executed by the driver: `map` of [`FileDriver`] returns the same
+//! offset in the host file, and `oxblk_core` submits the operation. The driver executes all other requests: reads and
+//! writes on the slow path, growth, zero writes, discards, status, flushes.
 
 mod align;
 mod copy;

@@ -1,4 +1,4 @@
-//! Tests of `host_device` on a loop device. They are skipped if the kernel has no loop devices or the user is not
+//! Tests of `host_device` on a loop device. The tests are skipped if the kernel has no loop devices or the user is not
 //! root.
 
 use std::path::{Path, PathBuf};

@@ -229,8 +229,8 @@ fn unsupported_zeroing_falls_back_to_writes_and_is_tried_only_once() {
         assert_eq!(read(&backend, 1000, 5000).await, [0; 5000]);
         // A discard that the host does not support is not an error.
         backend.discard(0, 4096).await.unwrap();
-        // The driver has recorded both operations as unsupported. It does not try them again, although they would
-        // succeed now.
+        // The driver has recorded both operations as unsupported. The driver does not try these operations again,
+        // although they would succeed now.
         disk.set_faults(Faults::default());
         let refused = backend.write_zeroes(8192, 4096, ZeroFlags::NO_FALLBACK).await;
         assert_eq!(refused.unwrap_err().raw_errno(), Errno::OPNOTSUPP);
