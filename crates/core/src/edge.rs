@@ -280,8 +280,9 @@ impl Edge {
     ///
     /// # Errors
     /// [`ErrorKind::Denied`] without write permission, or past the end without resize permission;
-    /// [`ErrorKind::NoSpace`] past the end of a node that does not grow; [`ErrorKind::Unsupported`] for
-    /// [`WriteFlags::COMPRESSED`] if the format has no compression; otherwise the errors of the driver and the host.
+    /// [`ErrorKind::ReadOnly`] on a read-only node; [`ErrorKind::NoSpace`] past the end of a node that does not grow;
+    /// [`ErrorKind::OutOfRange`] past 2^63 - 1; [`ErrorKind::Unsupported`] for [`WriteFlags::COMPRESSED`] if the format
+    /// has no compression; otherwise the errors of the driver and the host.
     pub async fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> Result<()> {
         self.may_write_to(offset, request::as_u64(data.len()))?;
         request::write(&self.node, offset, data, flags).await
@@ -314,8 +315,9 @@ impl Edge {
     /// Discards a range: the caller no longer needs the contents of the range.
     ///
     /// # Errors
-    /// [`ErrorKind::Denied`] without write permission; [`ErrorKind::OutOfRange`] or [`ErrorKind::NoSpace`] past the end
-    /// of the node; otherwise the errors of the driver and the host.
+    /// [`ErrorKind::Denied`] without write permission; [`ErrorKind::ReadOnly`] on a read-only node;
+    /// [`ErrorKind::OutOfRange`] or [`ErrorKind::NoSpace`] past the end of the node; otherwise the errors of the driver
+    /// and the host.
     pub async fn discard(&self, offset: u64, len: u64) -> Result<()> {
         self.may_write()?;
         request::discard(&self.node, offset, len).await

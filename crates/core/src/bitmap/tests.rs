@@ -223,7 +223,7 @@ fn race(rounds: u64, run: impl Fn(u64)) {
 }
 
 #[test]
-fn no_mark_is_lost_while_another_thread_clears_the_marks_that_it_finds() {
+fn no_dirty_bit_is_lost_while_another_thread_clears_the_bits_that_it_finds() {
     race(20_000, mark_and_clear);
 }
 
@@ -291,7 +291,7 @@ fn set_beside_clearing(rounds: u64) {
 }
 
 #[test]
-fn no_mark_is_lost_while_successors_are_created_and_reclaimed() {
+fn no_dirty_bit_is_lost_while_successors_are_created_and_reclaimed() {
     race(30_000, mark_while_successors_change);
 }
 
@@ -365,7 +365,7 @@ fn restoring_a_bitmap_keeps_a_size_that_it_got_after_the_clear() {
 }
 
 #[test]
-fn a_reader_sees_all_earlier_marks_while_the_map_is_replaced() {
+fn a_reader_sees_all_earlier_dirty_bits_while_the_map_is_replaced() {
     race(3_000, read_while_the_map_is_replaced);
 }
 
@@ -423,7 +423,7 @@ fn a_check_refuses_a_bitmap_in_a_state_that_it_checks() {
 }
 
 #[test]
-fn a_list_marks_all_its_bitmaps_and_refuses_duplicate_names() {
+fn a_list_records_writes_in_all_its_bitmaps_and_refuses_duplicate_names() {
     let list = BitmapList::new();
     list.mark(0, 1);
     let recording = Cell::new(false);

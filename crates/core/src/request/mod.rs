@@ -4,7 +4,8 @@
 //! host file, and then submits one operation. The fast path needs no lock, no allocation and no boxed future, however
 //! long the chain is. The request takes the slow path ([`slow`]) at a node if the driver cannot map the range, if the
 //! data must be inspected, or if a rule must be enforced (alignment, growth, zero detection, read-modify-write). A
-//! request that covers several extents is split, and the pieces run concurrently.
+//! request that covers several extents is split, and the pieces run concurrently. After [`MAX_SPLITS`] nested splits,
+//! the pieces of a read run one after the other.
 //!
 //! Flushes: a node is marked as unflushed (field `unflushed`) after a write through this node has completed. A write on
 //! the fast path also marks the nodes on its path when the write starts; this is only a hint. [`flush`] of a node marks
@@ -283,9 +284,10 @@ async fn write_plain(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
 }
 
 /// Writes to a leaf whose requests must be aligned. The write is counted, so that a read-modify-write can wait for the
-/// write to end. If a read-modify-write is in progress, this write takes the slow path. If the host writes only a part
-/// of the data, this write leaves the count before the rest of the data is written. The reason is that the rest may
-/// have to wait for a range lock, and the holder of the lock waits for the count.
+/// write to end. If a serialising request is in progress, or if a flag sends writes to the slow path, this write takes
+/// the slow path. If the host writes only a part of the data, this write leaves the count before the rest of the data
+/// is written. The reason is that the rest may have to wait for a range lock, and the holder of the lock waits for the
+/// count.
 async fn tracked(leaf: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     let guard = leaf.aligned_writes.enter();
     oxblk_ring::perturb::point();

@@ -10,7 +10,8 @@ use crate::{Errno, Error, ErrorKind, Node, Result, ZeroFlags};
 
 /// Maximum number of zero bytes written as data in one call.
 const MAX_ZERO_DATA: u64 = 1 << 20;
-/// Maximum length of a range passed to a driver in one call, before it is rounded down to the driver's alignment.
+/// Maximum length of a range passed to a driver in one call, before this maximum is rounded down to the driver's
+/// alignment.
 const MAX_RANGE: u64 = 1 << 40;
 /// Maximum number of discards in flight.
 const DISCARDS_AT_ONCE: usize = 16;

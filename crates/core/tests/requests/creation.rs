@@ -18,9 +18,9 @@ static SIZE: &[CreateOption] =
 /// A protocol with one file. The first close of the file fails.
 #[derive(Default)]
 struct Host {
-    /// The format keeps its file when its creation fails, as raw does.
+    /// The format keeps the file when the creation of the image fails, as raw does.
     keeps_file: bool,
-    /// After its first close, another process uses the file.
+    /// After the first close of the file, another process uses the file.
     is_shared: bool,
     was_closed: Arc<AtomicBool>,
     was_removed: Arc<AtomicBool>,

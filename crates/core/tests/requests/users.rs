@@ -12,7 +12,7 @@ fn taken(memory: &Memory) -> Perm {
     memory.permissions.lock().unwrap().map_or(Perm::empty(), |permissions| permissions.taken)
 }
 
-/// Each of two threads attaches a user and then detaches it. While both users are attached, the driver has the
+/// Each of two threads attaches a user and then detaches this user. While both users are attached, the driver has the
 /// permissions of both.
 fn attach_and_detach(rounds: u32) {
     let graph = graph();

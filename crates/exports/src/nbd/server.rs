@@ -330,8 +330,8 @@ struct ConnectionPermit {
 }
 
 impl ConnectionPermit {
-    /// Takes a permit on the running thread with the fewest connections. Returns `None` if no permit or no thread is left, or if
-    /// the server is stopping.
+    /// Takes a permit on the running I/O thread that has the fewest connections. Returns `None` if no permit or no thread is
+    /// left, or if the server is stopping.
     fn take(inner: &Arc<Inner>) -> Option<ConnectionPermit> {
         let load = |(_, worker): &(usize, &Worker)| worker.connections.load(Ordering::SeqCst);
         let alive =

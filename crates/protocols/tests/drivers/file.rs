@@ -102,7 +102,7 @@ fn holes_are_cached_only_while_nobody_may_write() {
             shared: Perm::CONSISTENT_READ | Perm::WRITE_UNCHANGED,
         };
         let reader = Backend::new(&graph, "", Arc::clone(&node), read_only).unwrap();
-        // First in ascending order, which uses the cached extents, then in descending order.
+        // The first pass is in ascending order and uses the cached extents. The second pass is in descending order.
         for index in (0..200).chain((0..200).rev()) {
             assert_eq!(hole_at(&reader, index * EXTENT).await, index % 2 == 1, "{index}");
         }

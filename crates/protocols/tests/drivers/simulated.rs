@@ -253,7 +253,8 @@ fn an_error_while_space_is_allocated_for_zeroes_is_reported() {
         sim::run(3, async {
             let backend = backend(&disk, 1);
             let refuse = fail(FaultOp::Fallocate, Errno::OPNOTSUPP, true);
-            // The first rule decides about the first operation alone, so this rule counts from the second operation.
+            // The rule `refuse` handles the first operation. So this rule counts from the second operation on, and the
+            // allocation is number 2.
             let allocate = FailRule { nth: Some(2), ..fail(FaultOp::Fallocate, errno, true) };
             disk.set_faults(Faults { fail: vec![refuse, allocate], ..Faults::default() });
             let zeroed = backend.write_zeroes(0, 4096, ZeroFlags::NO_FALLBACK).await;
