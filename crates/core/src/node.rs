@@ -384,7 +384,8 @@ impl Node {
         }
     }
 
-    /// Installs a guard that checks every later write. If the node already has a guard, the new guard is ignored.
+    /// Installs a guard that checks the data of every later write, except for zero writes and compressed writes. If the
+    /// node already has a guard, the new guard is ignored.
     pub(crate) fn set_write_guard(&self, guard: WriteGuard) {
         if self.write_guard.set(guard).is_ok() {
             self.set_slow_path(SlowPathFlags::WRITE_GUARD);

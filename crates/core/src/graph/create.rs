@@ -76,7 +76,8 @@ impl NewImage {
         let target = CreateTarget::File(Arc::clone(&edge));
         let created = run(driver, graph, CreateRequest { target, options: own }).await;
         if let Err(error) = created {
-            // The edge still holds the permissions (and file locks), so no other process writes to the file.
+            // The edge still holds the permissions (and file locks), so no other process that uses the locks writes to
+            // the file.
             self.remove(new_file);
             edge.detach();
             graph.release_after_failure(node).await;

@@ -17,8 +17,8 @@ impl OpenContext {
     /// the data file. Without this option, the image's own reference `named` is used. Returns false if both are
     /// missing.
     ///
-    /// The name `named` is always a path and is used unchanged. Unlike a backing file name, this path is not relative
-    /// to the directory of the image.
+    /// The name `named` is always a path. Unlike a backing file name, this path is not relative to the directory of the
+    /// image.
     ///
     /// # Errors
     /// When the option is not valid, when the graph's gate refuses the name, or when the permissions conflict with

@@ -66,8 +66,8 @@ async fn read_and_keep(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Resu
         let next = at.saturating_add(found.len.max(1)).min(end);
         let from = at.max(offset) - offset;
         let to = next.min(offset.saturating_add(as_u64(buf.len()))).saturating_sub(offset);
-        // A block that cannot be read completely is not stored. The read fails only if the requested range itself
-        // cannot be read.
+        // A block that cannot be read completely is not stored. The read fails if the requested range itself cannot be
+        // read, or if a block cannot be written.
         let block = match found.is_allocated() {
             true => None,
             false => {

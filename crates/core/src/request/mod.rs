@@ -95,7 +95,7 @@ async fn read_on(node: Arc<Node>, offset: u64, buf: IoBufMut, splits: u32) -> Re
                 (Ok(done), buf) if done == buf.len() => buf,
                 (outcome, buf) => Box::pin(slow::finish_read(&node, offset, buf, outcome)).await?,
             },
-            // Only the driver itself can read this range.
+            // Only the slow path at this node can read this range.
             ReadStart::Slow { node: same, offset, buf } if Arc::ptr_eq(&same, &node) => {
                 Box::pin(slow::read(same, offset, buf)).await?
             }

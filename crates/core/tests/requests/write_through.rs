@@ -1,4 +1,4 @@
-//! Write-through mode: every change is durable when it completes.
+//! Tests of write-through mode: data is on stable storage when a request completes.
 
 use std::sync::{Arc, Mutex};
 

@@ -30,8 +30,9 @@ const STEP: usize = 256 << 10;
 /// Maximum overdraft of the budget in bytes.
 const MAX_OVERDRAFT: usize = MAX_REQUEST as usize + STEP;
 
-/// If other connections wait for memory, a client must send and receive at least this number of bytes in every
-/// [`ServerOptions::stall_timeout`], or as many bytes as it has taken from the budget if these are fewer.
+/// If other connections wait for memory, the client of a connection must transfer at least this number of bytes in
+/// every [`ServerOptions::stall_timeout`] (both directions together), or as many bytes as the connection has taken from
+/// the budget if these are fewer.
 ///
 /// [`ServerOptions::stall_timeout`]: super::ServerOptions::stall_timeout
 const LEAST_PROGRESS: usize = 1 << 20;

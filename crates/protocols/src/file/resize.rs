@@ -112,7 +112,7 @@ async fn fill(file: &File, current: u64, size: u64) -> Result<()> {
 async fn write_zeroes(file: &File, mut at: u64, end: u64) -> std::io::Result<()> {
     let zeroes = IoBuf::zeroes(usize::try_from(ZERO_STEP).unwrap_or(4096));
     while at < end {
-        // Each step ends at a multiple of its size, so that direct I/O gets whole blocks.
+        // Each step except the last ends at a multiple of `ZERO_STEP`, so that direct I/O gets whole blocks.
         let step = (ZERO_STEP - at % ZERO_STEP).min(end - at);
         let piece = zeroes.slice(..usize::try_from(step).unwrap_or(zeroes.len()));
         file.write_all_at(piece, at, false).await?;

@@ -1,5 +1,6 @@
-//! Temporary files without a name, so that no other process can open or replace them, and no file remains after a
-//! crash. If the file system does not support `O_TMPFILE`, the file is created with a name and unlinked immediately.
+//! Temporary files without a name, so that no other process can open or replace such a file by name, and no file
+//! remains after a crash. If the file system does not support `O_TMPFILE`, the file is created with a name and unlinked
+//! immediately.
 
 use std::io;
 use std::os::fd::OwnedFd;

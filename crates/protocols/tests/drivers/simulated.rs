@@ -305,7 +305,7 @@ fn block_status_never_calls_data_a_hole_while_others_write_and_discard() {
     }
 }
 
-/// One thread attaches a writer while another makes the node read-only.
+/// One thread attaches a writer while another thread makes the node read-only.
 fn attach_during_reopen(rounds: u32) {
     let (graph, disk) = (graph(), sim::Disk::new(1, SIZE));
     let driver = FileDriver::from_ring_file(File::sim(&disk), SIZE);

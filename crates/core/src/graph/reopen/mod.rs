@@ -11,8 +11,9 @@
 //! 5. Every driver commits, children first, so that a parent that writes during its commit finds its file writable. Then the
 //!    limits of all nodes above are updated.
 //!
-//! A failure up to and including step 4 undoes the earlier steps; step 5 cannot fail. Once all nodes are drained, the
-//! reopen runs to its end even if its future is dropped. Nodes that have lost their last user are closed at the end.
+//! A failure up to and including step 4 undoes the earlier steps; step 5 cannot fail. Once all nodes are drained and
+//! all locks are taken, the reopen runs to its end even if its future is dropped. Nodes that have lost their last user
+//! are closed at the end.
 
 mod replace;
 
