@@ -16,7 +16,7 @@ pub struct AmendRequest {
     pub progress: Box<dyn Fn(u64, u64)>,
 }
 
-/// Implemented by formats whose options can be changed. [`Backend::amend`] drains the node before each call.
+/// The interface of formats whose options can be changed. [`Backend::amend`] drains the node before each call.
 pub trait Amend: Send + Sync {
     /// Changes the image atomically if the format can do so, otherwise in steps that each leave a valid image. After
     /// this call, the node may refuse all requests until the image is opened again.

@@ -93,7 +93,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Implemented by formats that can check their images. [`Backend::check`] drains the node before each call.
+/// The interface of formats that can check their images. [`Backend::check`] drains the node before each call.
 pub trait Check: Send + Sync {
     /// Checks the image and repairs the faults that `fix` allows. Each finding is reported to `report` as soon as the
     /// finding is made. After a repair, the driver may refuse writes until the image is opened again.

@@ -22,7 +22,7 @@ pub struct Step {
     pub obstacle: Option<&'static str>,
 }
 
-/// Implemented by formats that can be compacted. [`Backend::compact`] drains the node before each call.
+/// The interface of formats that can be compacted. [`Backend::compact`] drains the node before each call.
 pub trait Compact: Send + Sync {
     /// Moves up to `most` bytes from the end of the file into free space nearer to the start of the file. A step that
     /// moves nothing is the last step.

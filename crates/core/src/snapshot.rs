@@ -25,7 +25,7 @@ pub struct SnapshotInfo {
     pub size: Option<u64>,
 }
 
-/// Implemented by formats with internal snapshots. The functions of this module drain the node before each call, except
+/// The interface of formats with internal snapshots. The functions of this module drain the node before each call, except
 /// for [`Snapshots::list`]: during this call, requests may be in flight, but no control operation is in progress.
 pub trait Snapshots: Send + Sync {
     /// All snapshots, in the order in which they were taken.

@@ -12,7 +12,7 @@ use crate::driver::BoxFuture;
 use crate::perm::Perm;
 use crate::{Backend, Errno, Error, Node, Result};
 
-/// Implemented by formats that can store VM state. The functions of this module drain the node before each call.
+/// The interface of formats that can store VM state. The functions of this module drain the node before each call.
 pub trait VmState: Send + Sync {
     /// Writes `data` at byte `offset` of the VM state area.
     fn save(&self, offset: u64, data: IoBuf) -> BoxFuture<'_, Result<()>>;

@@ -13,7 +13,7 @@ use super::DirtyBitmap;
 use crate::Result;
 use crate::driver::BoxFuture;
 
-/// Implemented by formats that store dirty bitmaps in their images.
+/// The interface of formats that store dirty bitmaps in their images.
 pub trait PersistentBitmaps: Send + Sync {
     /// Whether this image can store bitmaps (qcow2: from version 3 on).
     fn are_supported(&self) -> bool;
