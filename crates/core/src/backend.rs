@@ -19,15 +19,17 @@ mod requests;
 mod sole_writer;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arc_swap::ArcSwapOption;
+use futures_util::future::LocalBoxFuture;
 use oxblk_ring::{Event, Sharded};
 
 use crate::control::run_to_completion;
 use crate::perm::Permissions;
 use crate::{ChildIdx, Edge, Errno, Error, ErrorKind, Graph, Node, Options, Preallocation, Result};
 pub use in_flight::Quiesced;
+use sole_writer::Lender;
 pub use sole_writer::SoleWriter;
 
 /// Counters of one I/O thread, or of all other threads together.
@@ -72,6 +74,8 @@ struct Inner {
     quiesced: AtomicUsize,
     changed: Event,
     write_through: AtomicBool,
+    /// For the backend of a job that is the only writer: the user that gets its permissions back.
+    lender: Mutex<Option<Lender>>,
 }
 
 /// A handle through which requests reach a root node and the nodes below it. Clones refer to the same backend. If the
@@ -85,7 +89,8 @@ impl Drop for Inner {
     fn drop(&mut self) {
         let root = self.roots.iter().find_map(ArcSwapOption::load_full);
         let Some(node) = root.as_ref().map(|root| root.edge.node()) else { return };
-        if !node.is_read_only() {
+        let lender = self.lender.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if lender.is_none() && !node.is_read_only() {
             tracing::error!(
                 backend = self.name,
                 node = node.name(),
@@ -94,8 +99,16 @@ impl Drop for Inner {
         }
         // Release the permissions, so that later users of the node do not conflict with them.
         if let Some(root) = &root {
-            root.edge.detach();
+            release_permissions(&root.edge, lender);
         }
+    }
+}
+
+/// Ends the use of a node through `edge`.
+fn release_permissions(edge: &Edge, lender: Option<Lender>) {
+    match lender {
+        Some(lender) => lender.give_back(edge),
+        None => edge.detach(),
     }
 }
 
@@ -147,6 +160,7 @@ impl Backend {
             quiesced: AtomicUsize::new(0),
             changed: Event::new(),
             write_through: AtomicBool::new(false),
+            lender: Mutex::new(None),
         }));
         backend.set_root(Some(root));
         graph.register_backend(&backend);
@@ -243,6 +257,19 @@ impl Backend {
     /// # Errors
     /// The first failure of the flush or of a node's close. After a failure, the remaining nodes are closed too.
     pub async fn close(&self) -> Result<()> {
+        self.close_after(|edge| {
+            Box::pin(
+                async move { if edge.node().is_read_only() { Ok(()) } else { edge.flush().await } },
+            )
+        })
+        .await
+    }
+
+    /// Like [`Self::close`], with `last` as the last operation through the root edge, instead of the flush.
+    async fn close_after(
+        &self,
+        last: impl FnOnce(Arc<Edge>) -> LocalBoxFuture<'static, Result<()>> + 'static,
+    ) -> Result<()> {
         let Ok(edge) = self.root() else { return Ok(()) };
         let controls = self.0.graph.controls(edge.node()).await;
         let drained = self.quiesce().await;
@@ -252,16 +279,17 @@ impl Backend {
         }
         let backend = self.clone();
         run_to_completion(async move {
-            let flushed = if edge.node().is_read_only() { Ok(()) } else { edge.flush().await };
+            let finished = last(Arc::clone(&edge)).await;
             backend.set_root(None);
-            edge.detach();
+            let lender = backend.0.lender.lock().unwrap_or_else(PoisonError::into_inner).take();
+            release_permissions(&edge, lender);
             let node = Arc::clone(edge.node());
             drop(edge);
             let closed = backend.0.graph.release_unused(node, &controls).await;
             backend.0.graph.unregister_backend(&backend);
             drop(drained);
             drop(controls);
-            flushed.and(closed)
+            finished.and(closed)
         })
         .await
     }

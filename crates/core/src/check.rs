@@ -122,8 +122,10 @@ impl Backend {
         if fix != Fix::Nothing && !edge.permissions().taken.contains(Perm::WRITE) {
             return Err(Error::from_errno(Errno::PERM));
         }
+        let backend = self.clone();
         let check = move |node: Arc<Node>| async move {
             if fix != Fix::Nothing {
+                backend.root()?.may_write()?;
                 node.mark_unflushed();
             }
             of(&node)?.check(fix, &report).await

@@ -4,10 +4,10 @@
 //! Once begun, the operation runs to its end even if its future is dropped, because a driver that stops halfway could
 //! leave inconsistent metadata.
 //!
-//! A reopen, and an operation that passes through several nodes, hold the locks of all nodes concerned. A close of a backend
-//! holds the locks of the root node and of all nodes below it, because the close flushes these nodes and may close them. Each
-//! of these operations holds the lock of reopens while it takes its locks, so two such operations cannot deadlock. An operation
-//! that uses only one node never waits for the lock of another node.
+//! A reopen, and an operation that passes through several nodes, hold the locks of all nodes concerned. A close holds the locks
+//! of all nodes below, which it flushes and may close. Such an operation takes these locks in the order of the nodes' addresses
+//! ([`lock_all`]), so two such operations never wait for each other. It holds back requests only after it has all locks. An
+//! operation that uses only one node never waits for the lock of another node.
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -48,43 +48,25 @@ pub(crate) struct Controls {
 pub(crate) struct Exclusive {
     // Fields drop in this order: requests resume before the next control operation gets the lock.
     _drained: Drained,
-    _control: ControlGuard,
-    _controls_above: Vec<ControlGuard>,
+    _controls: Vec<ControlGuard>,
 }
 
 impl Graph {
     /// Takes the control locks of `top` and of all nodes below it.
     pub(crate) async fn controls(&self, top: &Arc<Node>) -> Controls {
-        let reopening = self.reopening().acquire().await;
-        self.controls_with(&reopening, top).await
-    }
-
-    /// Like [`Self::controls`]. The caller holds the lock of reopens.
-    pub(crate) async fn controls_with(
-        &self,
-        _reopening: &ControlGuard,
-        top: &Arc<Node>,
-    ) -> Controls {
         let top = std::slice::from_ref(top);
-        Controls { _guards: lock_all(nodes_from(top, |_| true)).await }
+        lock_set(|| nodes_from(top, |_| true)).await
     }
 
-    /// Takes the control locks of the nodes that a flush of `nodes` reaches, except the locks of `nodes` themselves. The caller
-    /// already holds the locks of `nodes` and the lock of reopens.
-    pub(crate) async fn controls_below(&self, nodes: &[Arc<Node>]) -> Controls {
-        let reached = nodes_from(nodes, |child| child != ChildIdx::BACKING);
-        let other = |node: &Arc<Node>| !nodes.iter().any(|held| Arc::ptr_eq(held, node));
-        Controls { _guards: lock_all(reached.into_iter().filter(other).collect()).await }
+    /// Takes the control locks of `nodes`, and of the nodes that a flush of `nodes` reaches.
+    pub(crate) async fn controls_for_flush(&self, nodes: &[Arc<Node>]) -> Controls {
+        lock_set(|| nodes_from(nodes, |child| child != ChildIdx::BACKING)).await
     }
 
     /// Waits for exclusive use of `node`. The exclusive use ends when the returned guard is dropped.
     pub(crate) async fn exclusive(&self, node: &Arc<Node>) -> Exclusive {
-        let control = node.control_lock().acquire().await;
-        Exclusive {
-            _drained: self.drain(node).await,
-            _control: control,
-            _controls_above: Vec::new(),
-        }
+        let controls = vec![node.control_lock().acquire().await];
+        Exclusive { _drained: self.drain(node).await, _controls: controls }
     }
 
     /// Runs `work` with exclusive use of `node`. Once begun, `work` runs to its end even if the caller's future is
@@ -115,14 +97,12 @@ impl Graph {
         if above.is_empty() {
             return self.run_exclusive(node, work).await;
         }
-        let mut controls = vec![self.reopening().acquire().await];
-        for parent in &above {
-            controls.push(parent.control_lock().acquire().await);
-        }
+        let below = [Arc::clone(node)];
+        let controls = lock_all(above.iter().chain(&below).cloned().collect()).await;
         if above.iter().any(|parent| parent.users().is_closed()) {
             return Err(no_medium());
         }
-        let exclusive = Exclusive { _controls_above: controls, ..self.exclusive(node).await };
+        let exclusive = Exclusive { _drained: self.drain(node).await, _controls: controls };
         Self::carry_out(exclusive, node, work).await
     }
 
@@ -156,12 +136,29 @@ impl Graph {
     }
 }
 
-async fn lock_all(nodes: Vec<Arc<Node>>) -> Vec<ControlGuard> {
+/// Takes the control locks of `nodes` in the order of their addresses.
+async fn lock_all(mut nodes: Vec<Arc<Node>>) -> Vec<ControlGuard> {
+    nodes.sort_by_key(|node| Arc::as_ptr(node).addr());
     let mut guards = Vec::new();
     for node in nodes {
         guards.push(node.control_lock().acquire().await);
     }
     guards
+}
+
+/// Takes the control locks of the nodes that `find` returns. If the edges between these nodes have changed during the wait,
+/// releases the locks and tries again.
+async fn lock_set(find: impl Fn() -> Vec<Arc<Node>>) -> Controls {
+    let mut nodes = find();
+    loop {
+        let guards = lock_all(nodes.clone()).await;
+        let now = find();
+        if now.len() == nodes.len() && now.iter().zip(&nodes).all(|(a, b)| Arc::ptr_eq(a, b)) {
+            return Controls { _guards: guards };
+        }
+        drop(guards);
+        nodes = now;
+    }
 }
 
 /// The nodes `tops`, and the nodes that can be reached from `tops` through slots that `follow` accepts. Each node is

@@ -11,7 +11,7 @@ use oxblk::copy::Observer;
 use oxblk::core::snapshot::SnapshotInfo;
 use oxblk::core::{Backend, ChildIdx, Error, Perm, Permissions, WriteFlags};
 use oxblk::rebase::{self, Rebase, RebaseStage};
-use oxblk::ring::{IoBufMut, yield_now};
+use oxblk::ring::{Config, IoBufMut, IoThread, yield_now};
 use oxblk::{Create, Disk, ErrorKind, Format};
 use oxblk_tests::scratch::in_memory;
 
@@ -171,6 +171,36 @@ fn control_operations_of_other_handles_are_refused_during_a_job() {
         job.end().await?;
         assert_eq!(byte(&top, 0).await, 2);
         Ok::<_, Error>(())
+    });
+    run.wait().unwrap();
+    disk.close().wait().unwrap();
+}
+
+#[test]
+fn the_disk_can_be_written_after_the_thread_of_a_job_has_ended() {
+    let folder = in_memory();
+    let disk = Disk::open(overlay(folder.path())).wait().unwrap();
+    let run = disk.run(|top| async move {
+        let job = top.sole_writer("commit job").await?;
+        assert!(write(&top, 0, 5).await.is_err());
+        let thread = IoThread::start("job", Config::default())?;
+        // The task of the job never ends. The thread drops it.
+        drop(thread.spawn(move || async move {
+            let _job = job;
+            std::future::pending::<()>().await;
+        }));
+        drop(thread);
+        while write(&top, 0, 6).await.is_err() {
+            yield_now().await;
+        }
+        let job = top.sole_writer("commit job").await?;
+        // No I/O thread runs here, so nothing can run in the background.
+        std::thread::spawn(move || drop(job)).join().unwrap();
+        write(&top, 0, 7).await?;
+        let job = top.sole_writer("commit job").await?;
+        job.backend().close().await?;
+        job.end().await?;
+        write(&top, 0, 8).await
     });
     run.wait().unwrap();
     disk.close().wait().unwrap();

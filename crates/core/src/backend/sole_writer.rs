@@ -6,11 +6,13 @@
 //! another writer, and another writer cannot be attached during the job. Clones of the backend that starts the job may still
 //! exist: their writes are refused until the job ends.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError};
+
+use oxblk_ring::try_thread_index;
 
 use super::Backend;
-use crate::control::{in_background, run_to_completion};
+use crate::control::in_background;
 use crate::perm::{Perm, Permissions};
 use crate::{Edge, Node, Result};
 
@@ -21,16 +23,27 @@ const CHANGES: Perm = Perm::WRITE.union(Perm::WRITE_UNCHANGED).union(Perm::RESIZ
 /// the background, when the requests in flight have ended.
 pub struct SoleWriter {
     backend: Backend,
-    lender: Lender,
     is_ended: bool,
 }
 
-/// The edge of the backend that has started the job.
-#[derive(Clone)]
-struct Lender {
+/// The edge of the backend that has started the job. The backend of the job owns this value, so the permissions are given back
+/// at the latest when the last clone of that backend is dropped, for example because its thread ends.
+pub(super) struct Lender {
     edge: Arc<Edge>,
     /// The permissions of this edge before the job.
     before: Permissions,
+}
+
+impl Lender {
+    /// Ends the job's use of the node through `edge`, and gives its permissions back.
+    pub(super) fn give_back(self, edge: &Edge) {
+        // A reopen may have changed the permissions of the lender during the job.
+        let now = self.edge.permissions();
+        let lent = edge.permissions().taken & self.before.taken;
+        self.edge.yield_to(None);
+        let restored = Permissions { taken: now.taken | lent, shared: self.before.shared };
+        edge.node().remove_parent_beside(edge, &self.edge, restored);
+    }
 }
 
 impl Backend {
@@ -68,7 +81,9 @@ impl Backend {
         lender.yield_to(Some(job));
         let backend = Self::on_root(self.graph(), "", &edge);
         backend.set_write_through(self.0.write_through.load(Relaxed));
-        Ok(SoleWriter { backend, lender: Lender { edge: lender, before }, is_ended: false })
+        let lender = Lender { edge: lender, before };
+        *backend.0.lender.lock().unwrap_or_else(PoisonError::into_inner) = Some(lender);
+        Ok(SoleWriter { backend, is_ended: false })
     }
 }
 
@@ -85,7 +100,7 @@ impl SoleWriter {
     /// If the node has no other user, the node is closed: the first failure of this close.
     pub async fn end(mut self) -> Result<()> {
         self.is_ended = true;
-        run_to_completion(hand_back(self.backend.clone(), self.lender.clone())).await
+        end_use(self.backend.clone()).await
     }
 }
 
@@ -94,7 +109,11 @@ impl Drop for SoleWriter {
         if self.is_ended {
             return;
         }
-        let ended = hand_back(self.backend.clone(), self.lender.clone());
+        if try_thread_index().is_none() {
+            // The permissions are given back when the backend is dropped.
+            return;
+        }
+        let ended = end_use(self.backend.clone());
         in_background(async move {
             if let Err(error) = ended.await {
                 tracing::error!(%error, "cannot close a block node at the end of a job");
@@ -103,26 +122,10 @@ impl Drop for SoleWriter {
     }
 }
 
-async fn hand_back(backend: Backend, lender: Lender) -> Result<()> {
-    let Ok(edge) = backend.root() else { return Ok(()) };
-    let node = Arc::clone(edge.node());
-    let graph = backend.graph().clone();
-    let controls = graph.controls(&node).await;
-    // Requests that a cancelled job still makes on other threads fail with `ENOMEDIUM` afterwards.
-    let quiesced = backend.quiesce().await;
-    backend.set_root(None);
-    // A reopen may have changed the permissions of the lender during the job.
-    let (now, Lender { edge: lender, before }) = (lender.edge.permissions(), lender);
-    let lent = edge.permissions().taken & before.taken;
-    lender.yield_to(None);
-    let restored = Permissions { taken: now.taken | lent, shared: before.shared };
-    node.remove_parent_beside(&edge, &lender, restored);
-    drop(edge);
-    let released = graph.release_unused(node, &controls).await;
-    graph.unregister_backend(&backend);
-    drop(quiesced);
-    drop(controls);
-    released
+/// Closes the backend without a flush. Requests that a cancelled job still makes on other threads fail with `ENOMEDIUM`
+/// afterwards.
+async fn end_use(backend: Backend) -> Result<()> {
+    backend.close_after(|_| Box::pin(async { Ok(()) })).await
 }
 
 impl std::fmt::Debug for SoleWriter {

@@ -84,3 +84,38 @@ fn a_close_does_not_flush_the_node_below_during_a_control_operation() {
         below.close().await.unwrap();
     });
 }
+
+#[test]
+fn a_close_does_not_wait_for_a_control_operation_on_another_disk() {
+    sim::run(1, async {
+        let (graph, log) = (graph(), Log::default());
+        let driver = Box::new(Emptied(Arc::clone(&log)));
+        let node = graph.add_node(Some("m"), DRIVERS[0], driver, OpenFlags::default()).unwrap();
+        let writer = Permissions::sharing_all(Perm::WRITE);
+        let busy = Backend::new(&graph, "busy", Arc::clone(&node), writer).unwrap();
+        let other = Box::new(Emptied(Log::default()));
+        let other = graph.add_node(Some("o"), DRIVERS[0], other, OpenFlags::default()).unwrap();
+        let other = Backend::new(&graph, "other", other, writer).unwrap();
+        let reader = Backend::new(&graph, "reader", node, Permissions::sharing_all(Perm::empty()));
+        let (reader, closing) = (reader.unwrap(), Arc::clone(&log));
+        let close = async {
+            while log.lock().unwrap().is_empty() {
+                sleep(Duration::from_micros(10)).await;
+            }
+            // This close waits for the control operation. The close of the other disk does not wait.
+            let waiting = async {
+                reader.close().await.unwrap();
+                closing.lock().unwrap().push("closed");
+            };
+            let closes = async {
+                other.close().await.unwrap();
+                closing.lock().unwrap().push("other closed");
+            };
+            join(waiting, closes).await;
+        };
+        let (emptied, ()) = join(busy.make_empty(), close).await;
+        emptied.unwrap();
+        assert_eq!(log.lock().unwrap()[..3], ["begin", "other closed", "end"]);
+        busy.close().await.unwrap();
+    });
+}

@@ -3,8 +3,8 @@
 //! 1. Plan the changes: of the given nodes, and of the nodes below that a parent opened implicitly. An implicitly
 //!    opened node follows the parent's cache mode and, unless the node is a backing file, the parent's writability.
 //!    Parents come before their children.
-//! 2. Take the control locks of all these nodes (see [`crate::control`]), and drain all backends that reach them. Take the
-//!    control locks of the other nodes that a flush of these nodes reaches. Flush the nodes that become read-only.
+//! 2. Take the control locks of all these nodes (see [`crate::control`]), and of the other nodes that a flush of these nodes
+//!    reaches. Drain all backends that reach the planned nodes. Flush the nodes that become read-only.
 //! 3. Every driver prepares.
 //! 4. Exchange the backing files that the options replace. Update permissions for the new state, also those of the
 //!    backend that reopens its root. Protocols take or release their locks.
@@ -26,11 +26,11 @@ use replace::{Replaced, Replacement};
 use super::generic::take_generic;
 use super::{Graph, OpenFlags};
 use crate::backend::no_medium;
-use crate::control::{ControlGuard, Exclusive, run_to_completion};
+use crate::control::{ControlGuard, run_to_completion};
 use crate::driver::DriverKind;
 use crate::node::Settings;
 use crate::perm::{Perm, Permissions};
-use crate::{Backend, ChildIdx, Edge, Error, ErrorKind, Node, Options, Result, request};
+use crate::{Backend, ChildIdx, Drained, Edge, Error, ErrorKind, Node, Options, Result, request};
 
 /// One node to reopen.
 pub struct ReopenRequest {
@@ -101,20 +101,21 @@ impl Graph {
             }
         }
         let Plan { nodes, replacements, .. } = plan;
-        let exclusive = self.exclusive_on_all(&nodes).await?;
         let planned: Vec<_> = nodes.iter().map(|planned| Arc::clone(&planned.node)).collect();
-        let below = self.controls_below(&planned).await;
+        let controls = self.controls_for_flush(&planned).await;
+        let drained = self.drain_all(&planned).await?;
         let user = user.map(|user| user.plan(&nodes)).transpose()?;
         let graph = self.clone();
         run_to_completion(async move {
-            let changed: Vec<_> = nodes.iter().map(|planned| Arc::clone(&planned.node)).collect();
             let unused = change(nodes, &replacements, user).await?;
-            graph.refresh_limits(&changed);
+            graph.refresh_limits(&planned);
             graph.extend_drains();
-            drop((exclusive, below));
+            // Requests resume before the next control operation gets a lock.
+            drop(drained);
+            drop(controls);
             for node in unused {
                 let name = node.name().to_owned();
-                let controls = graph.controls_with(&control, &node).await;
+                let controls = graph.controls(&node).await;
                 if let Err(error) = graph.release_unused(node, &controls).await {
                     tracing::error!(
                         "cannot close '{name}', which is no longer a backing file: {error}"
@@ -127,16 +128,16 @@ impl Graph {
         .await
     }
 
-    /// Waits for exclusive use of all nodes. Fails if a node was closed during the wait.
-    async fn exclusive_on_all(&self, nodes: &[Planned]) -> Result<Vec<Exclusive>> {
-        let mut exclusive = Vec::new();
-        for planned in nodes {
-            exclusive.push(self.exclusive(&planned.node).await);
-        }
-        if nodes.iter().any(|planned| planned.node.users().is_closed()) {
+    /// Drains all nodes. The caller holds their control locks. Fails if a node was closed before the caller got the locks.
+    async fn drain_all(&self, nodes: &[Arc<Node>]) -> Result<Vec<Drained>> {
+        if nodes.iter().any(|node| node.users().is_closed()) {
             return Err(no_medium());
         }
-        Ok(exclusive)
+        let mut drained = Vec::new();
+        for node in nodes {
+            drained.push(self.drain(node).await);
+        }
+        Ok(drained)
     }
 }
 
