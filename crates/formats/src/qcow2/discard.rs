@@ -187,7 +187,7 @@ impl Qcow2 {
             .await
     }
 
-    /// As [`Self::discard_entries`], but data clusters that have the copied flag stay allocated, as preallocated clusters of
+    /// Like [`Self::discard_entries`], but data clusters that have the copied flag stay allocated, as preallocated clusters of
     /// zero entries. If the options pass guest discards to the host, the contents of these clusters are discarded. Existing
     /// zero entries do not change. With `explicit`, unallocated clusters become zero clusters even without a backing file. The
     /// caller holds the range lock.

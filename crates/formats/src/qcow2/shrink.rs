@@ -214,7 +214,7 @@ impl Qcow2 {
             );
         }
         let mut outcome = Ok(());
-        // The number of entries that name a table. Each table is read once.
+        // The number of L1 entries that refer to a table. Each table is read once.
         let mut tables: BTreeMap<u64, u64> = BTreeMap::new();
         for table in gone.iter().filter_map(table_of) {
             let times = tables.entry(table).or_default();

@@ -149,8 +149,9 @@ async fn write(file: &Edge, offset: u64, bytes: Vec<u8>) -> Result<()> {
     file.write(offset, IoBuf::from(bytes), WriteFlags::empty()).await
 }
 
-/// Erases the footers of an old image in the file. The first sector of a fixed image belongs to the disk, so the footer at the
-/// end must be erased on disk first. A dynamic image is the same with one of its two footers.
+/// Erases the footers of an old image in the file, and flushes each time. The first sector of an old fixed image contains data
+/// of the disk, so the footer at the end is erased first. An old dynamic image can be opened with either of its two footers, so
+/// both are erased.
 async fn erase_footers(file: &Edge) -> Result<()> {
     let size = file.size();
     if size == 0 {

@@ -89,7 +89,7 @@ impl DiskType {
 /// The field of the footer that contains the size of the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SizeRule {
-    /// As `Geometry`, if the creator is "vpc " (Virtual PC) or "qemu" (QEMU without `force_size`). Otherwise as
+    /// Like `Geometry` if the creator is "vpc " (Virtual PC) or "qemu" (QEMU without `force_size`). Otherwise like
     /// `CurrentSize`.
     #[default]
     ByCreator,
@@ -155,7 +155,7 @@ pub(super) struct NewFooter {
 }
 
 impl Footer {
-    /// Parses a footer. Missing bytes count as zeroes.
+    /// Parses a footer. If `bytes` is shorter than a footer, the rest counts as zeroes.
     ///
     /// # Errors
     /// Fails if the cookie or the checksum is wrong.

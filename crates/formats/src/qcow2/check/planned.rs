@@ -10,7 +10,7 @@ use oxblk_core::check::{Finding, FindingKind, Fix};
 
 use super::Checker;
 
-/// Largest number of lines that are held back. Further lines are reported immediately.
+/// If this many lines are held back, further findings are reported immediately. Planned repairs are still held back.
 const MOST_HELD: usize = 100_000;
 
 /// A line of the report that is held back.
@@ -103,7 +103,8 @@ impl Checker<'_> {
         self.held.get_mut().push(Line::Replacement(replacement));
     }
 
-    /// Reports the planned repairs, which are made now.
+    /// Reports the lines that were held back. The planned repairs are reported as repairs, because they are made now. Only
+    /// the faults of a snapshot table that could not be read to its end stay.
     pub(super) fn accept_planned(&mut self) {
         for line in self.held.take() {
             match line {
@@ -133,7 +134,7 @@ impl Checker<'_> {
         }
     }
 
-    /// Drops all planned repairs, and reports the faults that stay.
+    /// Drops all planned repairs. Reports the lines that were held back, and the faults of the planned repairs as faults that stay.
     pub(super) fn refuse_planned(&mut self) {
         self.repaired_table = None;
         self.new_bitmaps = None;

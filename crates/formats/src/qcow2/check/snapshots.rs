@@ -189,5 +189,5 @@ impl Checker<'_> {
     }
 }
 
-/// Length in bytes of the longest possible entry.
+/// Upper bound for the length in bytes of an entry whose extra data is not too long.
 const LONGEST: usize = 133_120;
