@@ -44,7 +44,7 @@ thread_local! {
 /// Compresses a cluster. `None` if the result would not be smaller than the cluster.
 ///
 /// # Errors
-/// When memory runs out.
+/// For Zstandard, when memory runs out.
 pub fn compress(method: Compression, cluster: &[u8]) -> Result<Option<Vec<u8>>> {
     let room = cluster.len().saturating_sub(1);
     CONTEXTS.with_borrow_mut(|contexts| match method {

@@ -29,7 +29,7 @@ pub(super) struct NewData<'a> {
     pub(super) start: u64,
     /// Number of clusters.
     pub(super) count: u64,
-    /// The clusters have never been written, so the file reads as zeroes there.
+    /// The clusters lay behind the end of the file and were not written since then, so the file reads as zeroes there.
     pub(super) untouched: bool,
     /// The reservation of these clusters. `None` with a data file, whose clusters are not reserved.
     reserved: Option<Reserved<'a>>,

@@ -229,7 +229,8 @@ impl Header {
         }
     }
 
-    /// Refuses an image whose snapshot table has an invalid offset or size. Only `check` may open such an image.
+    /// Refuses an image whose snapshot table has an invalid offset or size. Such an image can be opened for a check, and
+    /// read-only without its snapshots.
     ///
     /// # Errors
     /// When the offset or the size of the snapshot table is invalid. The text is the same as in QEMU's tools.

@@ -1,5 +1,5 @@
 //! The dirty bit of the header of an open image. A set bit says that refcounts on disk may be wrong, and causes a repair when
-//! the image is opened next.
+//! the image is next opened for writing.
 //!
 //! The bit is set and flushed before refcounts on disk become too low (lazy refcounts), and before a change of snapshots. The
 //! bit is cleared when all refcounts are on disk, unless a change of snapshots is incomplete. A write that fails may still have
