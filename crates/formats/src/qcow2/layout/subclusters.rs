@@ -123,7 +123,7 @@ impl ExtendedEntry {
         Self { entry, bitmap }
     }
 
-    /// The kind of the cluster, which is never `Zero`. If the cluster is not compressed, the bitmap describes its subclusters.
+    /// The kind of the cluster; never `Zero`. If the cluster is not compressed, the bitmap describes its subclusters.
     ///
     /// # Errors
     /// When the entry is invalid; see [`BadEntry`].
