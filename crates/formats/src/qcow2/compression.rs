@@ -21,7 +21,7 @@ use super::layout::Compression;
 
 /// Binary logarithm of the size of the deflate window of QEMU's decoder.
 const WINDOW_BITS: u8 = 12;
-/// Binary logarithm of the largest deflate window. A decoder with this window decompresses every stream.
+/// Binary logarithm of the largest deflate window. A decoder with this window can decompress every valid stream.
 const MAX_WINDOW_BITS: u8 = 15;
 /// Default compression level of zlib.
 const ZLIB_LEVEL: u32 = 6;

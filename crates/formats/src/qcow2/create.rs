@@ -2,8 +2,9 @@
 //!
 //! The sizes of all structures are known before the first write, so the refcounts are written once with their final values. The
 //! header is written after all tables are written and flushed. In an empty file that can grow, a large or preallocated image
-//! without a LUKS header is first created with size 0 and then resized. The resize writes the full size to the header last. So, if a creation
-//! in an empty file fails or is killed, the file contains no valid header, an image of size 0, or the complete image.
+//! without a LUKS header is first created with size 0 and then resized. The resize writes the full size to the header last.
+//! So, if a creation in an empty file fails or is killed, the file contains no valid header, an image of size 0, or the
+//! complete image.
 
 use std::sync::Arc;
 

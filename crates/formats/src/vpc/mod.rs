@@ -36,8 +36,8 @@
 //! An entry is written after the data of its block has been flushed. So a crash loses no flushed data. Before a new block
 //! overwrites the footer at the end of the file, the footer is written after the block, without a flush. So after a crash,
 //! the file possibly does not end with a footer. In this case the copy at the beginning is used. The driver does not
-//! change this copy while it is valid. If this driver has opened such an image for writing, it writes the footer when it closes the
-//! image. If the copy at the beginning is damaged, it is written and flushed before the first new block.
+//! change this copy while it is valid. If this driver has opened such an image for writing, it writes the footer when it
+//! closes the image. If the copy at the beginning is damaged, it is written and flushed before the first new block.
 
 mod check;
 mod create;

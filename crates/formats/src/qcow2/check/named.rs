@@ -6,8 +6,8 @@
 //! - a pointer does not refer to the expected structure, for example to a LUKS header with its magic, or to a valid
 //!   bitmap directory;
 //! - the L1 table has invalid entries, or a cluster that should contain an L2 table contains mostly invalid entries;
-//! - the structure reaches past the end of the file, a cluster of the structure has refcount 0, or another structure uses the
-//!   cluster too (with [`Fix::All`], shared clusters are accepted in most cases);
+//! - the structure reaches past the end of the file (structures of snapshots: see below), a cluster of the structure has
+//!   refcount 0, or another structure uses the cluster too (with [`Fix::All`], shared clusters are accepted in most cases);
 //! - another entry seems to follow the last entry of the snapshot table: the L1 table of this further entry has a refcount,
 //!   but no known reference;
 //! - the version in the header contradicts the other header fields;

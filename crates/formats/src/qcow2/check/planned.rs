@@ -1,8 +1,8 @@
 //! Repairs that the check plans while it reads the tables.
 //!
 //! The check may find later that a pointer in the header seems wrong, so that no table may change. So a planned repair is
-//! reported and counted only when it is decided: as a repair, or as a fault that stays. The lines after a planned repair are held
-//! back until then, so the order of the lines is the same as in `qemu-img check`.
+//! reported and counted only when it is decided: as a repair, or as a fault that stays. The lines after a planned repair
+//! are held back until then, so the order of the lines is the same as in `qemu-img check`.
 
 use std::fmt;
 
@@ -134,7 +134,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Drops all planned repairs. Reports the lines that were held back, and the faults of the planned repairs as faults that stay.
+    /// Drops all planned repairs. Reports the lines that were held back, and the faults of the planned repairs as faults
+    /// that stay.
     pub(super) fn refuse_planned(&mut self) {
         self.repaired_table = None;
         self.new_bitmaps = None;

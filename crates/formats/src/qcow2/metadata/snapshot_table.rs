@@ -31,7 +31,8 @@ pub(in crate::qcow2) struct SnapshotTable {
     pub(in crate::qcow2) count: u32,
     /// Length of the table in bytes. 0 until the table is read.
     pub(in crate::qcow2) bytes: u64,
-    /// The table cannot be read. The image is opened without its snapshots, and cannot become writable.
+    /// The table could not be read, so the image is open without its snapshots. The image can become writable only if the
+    /// table can be read then.
     pub(in crate::qcow2) is_broken: bool,
 }
 

@@ -1,8 +1,8 @@
 //! Replacing the zero clusters of snapshots, before an image is downgraded to version 2.
 //!
-//! A snapshot with zero clusters gets a new L1 table, and new L2 tables instead of those with zero clusters. Then a new snapshot table
-//! replaces the old one, as in any change of snapshots. The new snapshot table refers to the new L1 table. If several
-//! snapshots share an L2 table, they share its replacement.
+//! A snapshot with zero clusters gets a new L1 table, and new L2 tables instead of those with zero clusters. Then a new
+//! snapshot table replaces the old one, as in any change of snapshots. The new snapshot table refers to the new L1 table.
+//! If several snapshots share an L2 table, they share its replacement.
 
 use std::collections::BTreeMap;
 

@@ -19,7 +19,8 @@
 //!
 //! A set copied flag is always right. During the operation, copied flags may be missing. For this reason, the dirty bit of a
 //! version 3 image is set during the operation: after a crash, the next open for writing repairs the flags. In version 2,
-//! flags may stay missing after a crash. A missing flag only causes a copy of the cluster at the next write.
+//! flags may stay missing after a crash. A missing flag only causes a copy of the cluster or of the L2 table at the next
+//! write.
 
 mod change;
 mod copied;

@@ -36,7 +36,7 @@ pub(in crate::qcow2) enum Pass {
     Leave,
 }
 
-/// The clusters that an L1 table reaches.
+/// The clusters that an L1 table reaches: its L2 tables, and the clusters to which their entries refer.
 pub(in crate::qcow2) struct Reach {
     /// Number of references of each cluster.
     pub(super) counted: Arc<References>,
