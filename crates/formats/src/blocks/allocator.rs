@@ -5,8 +5,8 @@
 //! in flight, the blocks are returned after the host has completed these writes. A freed block is quarantined until every
 //! request that may have mapped it has ended.
 //!
-//! Blocks are allocated only while the allocator knows which blocks are in use. It does not know this in an image that was
-//! opened read-only or for a check, and after a repair that failed ([`Repair`]).
+//! Blocks are allocated only while the allocator knows which blocks are in use. The allocator does not know this in an
+//! image that was opened read-only or for a check, and after a repair that failed ([`Repair`]).
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};

@@ -30,7 +30,7 @@ struct Cut<'a> {
     /// The new L2 table that replaces the table in which the disk ends: its L1 index and its offset.
     table: Option<(usize, u64)>,
     held: Vec<Counted<'a>>,
-    /// Entries of the old table that the new table does not contain. Their clusters are freed later.
+    /// Entries of the old table that the new table does not contain. The clusters of these entries are freed later.
     dropped: Vec<L2Entry>,
 }
 

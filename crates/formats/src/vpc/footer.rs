@@ -62,7 +62,7 @@ pub enum DiskType {
     Dynamic,
     /// Blocks that are not allocated are read from a parent image.
     Differencing,
-    /// Another type. It is treated as a dynamic image.
+    /// Another type. An image of another type is treated as a dynamic image.
     Other(u32),
 }
 
@@ -237,8 +237,8 @@ impl Footer {
             SizeRule::CurrentSize => false,
         };
         let current = raw.current_size.get() / SECTOR * SECTOR;
-        // Every disk that is larger than the largest geometry has this geometry. Its size is in the field for the current
-        // size.
+        // Every disk that is larger than the largest geometry has this geometry. The size of such a disk is in the field for
+        // the current size.
         let size = match by_geometry && geometry != Geometry::LARGEST {
             true => geometry.product() * SECTOR,
             false => current,

@@ -93,7 +93,7 @@ pub(crate) struct Vpc {
     map: EntryMap,
     /// Allocates slots; see `slots`.
     allocator: Arc<Allocator>,
-    /// Byte offset of slot 0. It is computed before the image is written.
+    /// Byte offset of slot 0. The offset is computed before the first write to the image.
     first_slot: AtomicU64,
     /// The file has at least this length in bytes.
     file_len: AtomicU64,

@@ -61,7 +61,7 @@ impl fmt::Display for EntryFault {
 /// A structure that is replaced as a whole.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Structure {
-    /// The snapshot table. Its repairs are counted when the header refers to the new table.
+    /// The snapshot table. The repairs of the table are counted when the header refers to the new table.
     SnapshotTable,
     BitmapDirectory,
 }

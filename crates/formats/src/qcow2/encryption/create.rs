@@ -124,8 +124,8 @@ impl Wanted {
     }
 }
 
-/// Takes the encryption options out of `options`. They are nested in `encrypt` or have the prefix `encrypt.` in their names.
-/// The names in the result have no prefix.
+/// Takes the encryption options out of `options`. The options are nested in `encrypt` or have the prefix `encrypt.` in
+/// their names. The names in the result have no prefix.
 fn take_encrypt(options: &mut Options) -> Result<Options> {
     let mut encrypt = options.take_options("encrypt").unwrap_or_default();
     let flat: Vec<String> =

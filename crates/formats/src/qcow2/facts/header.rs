@@ -32,7 +32,8 @@ const SECTOR: usize = 512;
 /// Maximum size of the first read of the header. This is usually enough for the header and all its extensions.
 const HEAD: u64 = 64 << 10;
 
-/// The header as it was last read or written. While the image is open, its table sizes and table offsets may be out of date:
+/// The header as it was last read or written. While the image is open, the table sizes and table offsets in this value may
+/// be out of date:
 /// the owners of the tables have the current values.
 pub(in crate::qcow2) struct HeaderState {
     now: RwLock<Arc<Header>>,
