@@ -158,7 +158,7 @@ enum Contents {
     ZeroByEntry,
 }
 
-/// Sets the size of `file`, which contains the guest data, as the preallocation mode requires. A file may contain any bytes,
+/// Sets the size of `file` as the preallocation mode requires. `file` contains the guest data. A file may contain any bytes,
 /// for example if it is a device. Such a file is not overwritten if zero entries in the L2 tables can hide its contents.
 async fn preallocate(file: &Edge, wanted: &Wanted, plan: &Plan) -> Result<Contents> {
     let size = match plan.geometry.data_file {

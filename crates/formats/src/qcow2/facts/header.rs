@@ -33,8 +33,7 @@ const SECTOR: usize = 512;
 const HEAD: u64 = 64 << 10;
 
 /// The header as it was last read or written. While the image is open, the table sizes and table offsets in this value may
-/// be out of date:
-/// the owners of the tables have the current values.
+/// be out of date: `Clusters`, `Mapping` and `Metadata` have the current values.
 pub(in crate::qcow2) struct HeaderState {
     now: RwLock<Arc<Header>>,
     /// The header lock. Held while the header is replaced, while feature bits are changed, and while passwords are changed.

@@ -15,7 +15,7 @@ use crate::qcow2::mapping::{load_entry, same_host, store_entry};
 pub(in crate::qcow2) struct OldEntry {
     pub(in crate::qcow2) entry: ExtendedEntry,
     pub(in crate::qcow2) kind: L2Kind,
-    /// Whether the image has a backing file, from which unallocated subclusters read.
+    /// Whether the image has a backing file. If so, unallocated subclusters are read from the backing file.
     pub(in crate::qcow2) has_backing: bool,
 }
 
