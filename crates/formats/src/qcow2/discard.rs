@@ -1,5 +1,5 @@
-//! Zero writes and discards. These requests change L2 entries and write no data to the image file. They also zero the range in
-//! a raw data file.
+//! Zero writes and discards. These requests change L2 entries and write no data to the image file. In a raw data file, they
+//! also zero the range.
 
 use std::cell::RefCell;
 

@@ -80,8 +80,8 @@ impl Header {
         Self { raw, offset: FOOTER_BYTES, blocks }
     }
 
-    /// Parses the header at `offset` of a file of `file_size` bytes, for a disk of `size` bytes. If
-    /// `bytes` is shorter than the header, the rest counts as zeroes.
+    /// Parses the header at `offset` of a file of `file_size` bytes, for a disk of `size` bytes. If `bytes` is
+    /// shorter than the header, the rest counts as zeroes.
     ///
     /// # Errors
     /// Fails if the header is invalid.

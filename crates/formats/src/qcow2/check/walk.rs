@@ -178,7 +178,8 @@ impl<'a> Checker<'a> {
     }
 
     /// The entries of an L1 table. If the table cannot be read, this is reported and the result is empty. The result is also
-    /// empty if the table lies behind the end of the file. The caller reports a table that ends a cluster or more behind it.
+    /// empty if the table lies behind the end of the file. The caller reports a table that ends a cluster or
+    /// more behind the end of the file.
     async fn read_l1(&mut self, (offset, entries): Place) -> Vec<u64> {
         if offset >= self.file.size() {
             return Vec::new();

@@ -51,7 +51,7 @@ impl Clusters {
     /// corrects such refcounts.
     ///
     /// `check_release` gets the byte offset of a cluster that was not freed as a table, and refuses to free protected
-    /// metadata. If it refuses, the reference is removed from the list, and the error is returned.
+    /// metadata. If `check_release` refuses, the reference is removed from the list, and the error is returned.
     pub(in crate::qcow2) async fn lower(
         &self,
         dropped: &mut VecDeque<Dropped>,

@@ -52,8 +52,8 @@ impl HeaderState {
 }
 
 impl Facts {
-    /// The header in memory: features, extensions and the backing file are current. For table offsets, use
-    /// [`Self::header_on_disk`].
+    /// The header in memory. Features, extensions and the backing file are current, apart from the bitmaps extension and its
+    /// autoclear bit (see `Bitmaps`). For table offsets, use [`Self::header_on_disk`].
     pub(in crate::qcow2) fn header(&self) -> Arc<Header> {
         Arc::clone(&self.header.now.read().unwrap_or_else(PoisonError::into_inner))
     }

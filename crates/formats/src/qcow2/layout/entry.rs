@@ -165,7 +165,7 @@ impl L2Entry {
             }
             return Ok(L2Kind::Compressed { host, len });
         }
-        // In an extended entry, the zero flag has no meaning: the bitmap contains the zero subclusters.
+        // In an extended entry, the zero flag has no meaning: the bitmap says which subclusters read as zeroes.
         let zero = self.has_zero_flag() && !geometry.extended_l2;
         if zero && version < 3 {
             return Err(BadEntry::ZeroBeforeVersion3(self.0));

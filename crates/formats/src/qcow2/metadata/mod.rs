@@ -75,7 +75,7 @@ pub(super) struct Metadata {
 }
 
 impl Metadata {
-    /// Creates the value for an image with this snapshot table.
+    /// Creates the [`Metadata`] of an image with this snapshot table.
     pub(super) fn new(
         facts: Arc<Facts>,
         clusters: Arc<Clusters>,

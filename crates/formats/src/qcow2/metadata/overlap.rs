@@ -118,8 +118,8 @@ impl Metadata {
         let mut tables = tables.filter(|table| *table != 0);
         found.set(Modes::ACTIVE_L2, tables.any(|table| overlaps(table, size)));
         if found.is_empty() {
-            // The range contains other metadata, for example an inactive table or the bitmap directory. This is not examined
-            // further.
+            // The range contains other metadata, for example an inactive table or the bitmap directory. The kind of this
+            // metadata is not distinguished.
             found = Modes::INACTIVE_L1 | Modes::INACTIVE_L2 | Modes::BITMAP_DIRECTORY;
         }
         found

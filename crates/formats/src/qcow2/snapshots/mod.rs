@@ -11,11 +11,10 @@
 //! | `vm_state` | freeing the VM state that the active L1 table maps |
 //! | `show` | reading a snapshot without changing the image |
 //!
-//! A crash at any point leaves either the old state or the new one. One write makes the change effective. This
-//! write changes the snapshot table fields of the header, the L1 table fields of the header, or one sector of the active L1
-//! table. Refcounts of new
-//! references are raised before this write, and refcounts of lost references are lowered after it. Between these steps,
-//! refcounts are correct or too high, so a crash leaks clusters at worst.
+//! A crash at any point leaves either the old state or the new one. One write makes the change effective. This write
+//! changes the snapshot table fields of the header, the L1 table fields of the header, or one sector of the active L1
+//! table. Refcounts of new references are raised before this write, and refcounts of lost references are lowered after
+//! it. Between these steps, refcounts are correct or too high, so a crash leaks clusters at worst.
 //!
 //! A set copied flag is always right. During the operation, copied flags may be missing. For this reason, the dirty bit of a
 //! version 3 image is set during the operation: after a crash, the next open for writing repairs the flags. In version 2,
@@ -52,7 +51,7 @@ pub(super) struct ImageSnapshots {
 }
 
 impl ImageSnapshots {
-    /// Creates the value for an image with the given state.
+    /// Creates an [`ImageSnapshots`] that uses these parts of the image.
     pub(super) fn new(
         facts: Arc<Facts>,
         clusters: Arc<Clusters>,
