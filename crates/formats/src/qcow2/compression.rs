@@ -53,7 +53,7 @@ pub fn compress(method: Compression, cluster: &[u8]) -> Result<Option<Vec<u8>>> 
     })
 }
 
-/// Decompresses `data`, which may have trailing bytes. The output fills `cluster`.
+/// Decompresses `data` into `cluster`. `data` may have trailing bytes. The output fills `cluster`.
 ///
 /// # Errors
 /// `EIO` if the data cannot be decompressed to a whole cluster. A Zstandard stream that decompresses to more than a cluster is

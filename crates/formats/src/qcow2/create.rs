@@ -32,7 +32,7 @@ pub(super) fn check(options: Options, secrets: &Secrets) -> Result<()> {
     encode_header(&wanted, &plan).map(drop)
 }
 
-/// Writes a new image into `file`, whose contents are lost. `data` is the data file, if the image has one.
+/// Writes a new image into `file`. The old contents of `file` are lost. `data` is the data file, if the image has one.
 ///
 /// # Errors
 /// When the options are wrong, with the message of QEMU's tools; the errors of the image file and of the data file.

@@ -170,7 +170,8 @@ fn take_recipe(encrypt: &mut Options) -> Result<Recipe> {
     Ok(Recipe { suite, hash, iter_time })
 }
 
-/// Takes the time for key derivation. A negative time counts as a very long time, which key derivation refuses.
+/// Takes the time for key derivation. A negative time counts as a very long time. Key derivation refuses such a
+/// time.
 pub(super) fn take_iter_time(encrypt: &mut Options) -> Result<Option<u64>> {
     let time = encrypt.take_signed("iter-time", "encrypt.iter-time")?;
     Ok(time.map(i64::cast_unsigned))

@@ -2,7 +2,7 @@
 //!
 //! The checks are made in the order in which QEMU makes them, so that an image with several faults gets the same message. Some
 //! checks depend on how the image is opened (a corrupt image opened for writing, a missing refcount table). These checks are
-//! separate `require_*` methods, which the driver calls.
+//! separate `require_*` methods. The driver calls these methods.
 
 use oxblk_core::{Errno, Error, Result, names};
 use zerocopy::byteorder::big_endian::U32;

@@ -50,7 +50,7 @@ impl DirtyBit {
 }
 
 impl Metadata {
-    /// Call this after a repair, which has cleared the dirty bit on disk. The repair has also corrected what a failed change of
+    /// Call this after a repair. The repair has cleared the dirty bit on disk, and has also corrected what a failed change of
     /// snapshots left inconsistent.
     pub(in crate::qcow2) fn note_repair(&self) {
         self.dirty_bit.was_cleared();
@@ -75,7 +75,7 @@ impl Metadata {
         self.write_dirty_bit(false).await
     }
 
-    /// Sets or clears the dirty bit and flushes it. Does nothing in version 2, which has no dirty bit.
+    /// Sets or clears the dirty bit and flushes it. Does nothing in version 2: version 2 has no dirty bit.
     pub(in crate::qcow2) async fn set_dirty(&self, dirty: bool) -> Result<()> {
         if self.facts.version() < 3 {
             return Ok(());

@@ -38,8 +38,8 @@ impl Metadata {
     }
 
     /// Replaces the entries of `count` guest clusters from `guest` on by the results of `change`. Passes the references of
-    /// replaced entries to the write-back, which lowers the refcounts of the clusters. On an error, also passes the clusters of
-    /// `counted` that no entry refers to yet. The caller holds the range lock.
+    /// replaced entries to the write-back. The write-back lowers the refcounts of the clusters. On an error, also passes
+    /// the clusters of `counted` that no entry refers to yet. The caller holds the range lock.
     pub(in crate::qcow2) async fn link_extended(
         &self,
         guest: u64,
