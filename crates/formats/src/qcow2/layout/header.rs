@@ -13,11 +13,11 @@ use super::head::header_extent;
 use super::raw::{MAGIC, RawHeader, V2_LENGTH, V3_LENGTH, V3_MIN_LENGTH};
 use super::{Autoclear, Compatible, Extensions, Geometry, Incompatible, features};
 
-/// Largest L1 table that is accepted, in bytes.
+/// Maximum length of an L1 table in bytes.
 pub const MAX_L1_BYTES: u64 = 32 << 20;
-/// Largest refcount table that is accepted, in bytes.
+/// Maximum length of the refcount table in bytes.
 pub const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
-/// Largest number of snapshots that is accepted.
+/// Maximum number of snapshots of an image.
 pub const MAX_SNAPSHOTS: u32 = 65_536;
 
 /// Maximum length of the backing file's name, in bytes.
