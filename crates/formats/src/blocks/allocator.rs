@@ -25,7 +25,8 @@ struct State {
     gaps: RoaringBitmap,
     /// Blocks with this number or a higher one contain no data. They read as zeroes once the file is long enough.
     fresh: u32,
-    /// The largest value that `end` has had since the image was opened or the file was truncated.
+    /// The largest value that `end` has had since the image was opened or the file was truncated, or the value that the last
+    /// [`Allocator::set_used`] required.
     most: u32,
     /// Freed blocks with the epochs in which they were freed, oldest first.
     quarantined: VecDeque<(u64, u32)>,

@@ -1,6 +1,6 @@
 //! Creating images. An image whose creation was interrupted is either complete or cannot be opened: old footers in the file are
 //! erased first, and the last write completes the image. This write is the footer of a fixed image, and the header of a dynamic
-//! image, because a dynamic image can be opened with one of its two footers. Only the first sector of the header contains
+//! image, because one of the two footers is enough to open a dynamic image. Only the first sector of the header contains
 //! other bytes than zeroes.
 
 use std::time::{SystemTime, UNIX_EPOCH};
