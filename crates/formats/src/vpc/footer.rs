@@ -103,7 +103,7 @@ impl SizeRule {
     /// Takes the option `force_size_calc`.
     ///
     /// # Errors
-    /// When no rule has the name in the option.
+    /// When the value of the option is neither `chs` nor `current_size`.
     pub(super) fn take(options: &mut Options) -> Result<Option<Self>> {
         match options.take_str("force_size_calc")?.as_deref() {
             None => Ok(None),

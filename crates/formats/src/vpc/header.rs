@@ -84,7 +84,7 @@ impl Header {
     /// shorter than the header, the rest counts as zeroes.
     ///
     /// # Errors
-    /// Fails if the header is invalid.
+    /// Fails if the header is invalid, or if the file ends before the end of the header or of the BAT.
     pub fn parse(bytes: &[u8], offset: u64, size: u64, file_size: u64) -> Result<Self> {
         let mut whole = [0_u8; 1024];
         for (to, from) in whole.iter_mut().zip(bytes) {
