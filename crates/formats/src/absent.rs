@@ -17,7 +17,7 @@ pub struct Absent {
     ending: Option<&'static str>,
 }
 
-/// Bytes that every image of a format has at a certain offset.
+/// Bytes at a certain offset of an image by which its format is recognised.
 #[derive(Debug)]
 struct Mark {
     offset: usize,

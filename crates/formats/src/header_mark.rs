@@ -1,8 +1,8 @@
-//! The mark in the header of an image that is open for writing: "in use" of parallels, "need check" of qed.
+//! The mark in the header of an image whose metadata may be changing: `in_use` of parallels, "need check" of qed.
 //!
-//! A metadata entry is written only while the header on disk certainly has the mark. When the image is closed, the mark is
-//! removed, unless the header certainly has no mark. After a failed write to the header, it is unknown whether the header
-//! has the mark.
+//! The mark is set before the first metadata write: a metadata entry is written only while the header on disk certainly has
+//! the mark. When an image that needs no repair is closed, the mark is removed, unless the header certainly has no mark.
+//! After a failed write to the header, it is unknown whether the header has the mark.
 
 use std::sync::atomic::{
     AtomicU8,
@@ -42,7 +42,7 @@ impl Mark {
         self.0.store(PRESENT, Release);
     }
 
-    /// Records that the mark was removed and that this write was flushed.
+    /// Records that the header without the mark was written and flushed.
     pub(crate) fn note_absent(&self) {
         self.0.store(ABSENT, Release);
     }

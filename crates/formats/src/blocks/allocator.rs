@@ -5,8 +5,8 @@
 //! in flight, the blocks are returned after the host has completed these writes. A freed block is quarantined until every
 //! request that may have mapped it has ended.
 //!
-//! Blocks are allocated only while the allocator knows which blocks are in use. It does not know this in an image that was
-//! opened read-only or for a check, and after a repair that failed ([`Repair`]).
+//! Blocks are allocated only while the allocator knows which blocks are in use. The allocator does not know this in an
+//! image that was opened read-only or for a check, and after a repair that failed ([`Repair`]).
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -23,9 +23,10 @@ struct State {
     end: u32,
     /// Unused blocks before `end`.
     gaps: RoaringBitmap,
-    /// Blocks with this number or a higher one have never been written and read as zeroes.
+    /// Blocks with this number or a higher one contain no data. They read as zeroes once the file is long enough.
     fresh: u32,
-    /// The largest value that `end` has had since the image was opened or the file was truncated.
+    /// The largest value that `end` has had since the image was opened or the file was truncated, or the value that the last
+    /// [`Allocator::set_used`] required.
     most: u32,
     /// Freed blocks with the epochs in which they were freed, oldest first.
     quarantined: VecDeque<(u64, u32)>,
@@ -51,7 +52,7 @@ pub(crate) struct Allocator {
 pub(crate) struct Run {
     pub(crate) start: u32,
     pub(crate) count: u32,
-    /// The blocks have never been written, and read as zeroes once the file is long enough.
+    /// The blocks contain no data, and read as zeroes once the file is long enough.
     pub(crate) fresh: bool,
     give_back: Option<UntilSettled<GiveBack>>,
 }
@@ -237,7 +238,7 @@ impl Allocator {
     /// waits for blocks of dropped runs.
     ///
     /// # Errors
-    /// `ENOSPC` if there is no such run and none is returned. `EIO` as for [`Allocator::reserve`].
+    /// `ENOSPC` if there is no such run, and no blocks of dropped runs are being returned. `EIO` as for [`Allocator::reserve`].
     pub(crate) async fn reserve_contiguous(self: &Arc<Self>, count: u32) -> Result<Run> {
         loop {
             let listener = self.returned.listen();

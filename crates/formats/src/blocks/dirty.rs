@@ -26,9 +26,9 @@ pub(crate) struct Writing<'a> {
 }
 
 impl DirtySectors {
-    /// Changes an entry with `set` and marks it as changed.
+    /// Changes an entry with `set`, and marks the sector of the entry as dirty.
     ///
-    /// One lock is held while the entry changes and is marked. So a write-back that begins after a task has seen the new
+    /// One lock is held during both steps. So a write-back that begins after a task has seen the new
     /// entry includes this entry.
     pub(crate) fn change(&self, index: u32, set: impl FnOnce()) {
         let mut sectors = lock(&self.0);

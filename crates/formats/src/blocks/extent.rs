@@ -56,7 +56,7 @@ pub(crate) async fn read(
     Ok(whole)
 }
 
-/// Returns the extent at `offset`, merged with the following extents if they continue it. Its length is at most `len`
+/// Returns the extent at `offset`, merged with the following extents if they continue it. The result has at most `len`
 /// bytes.
 pub(crate) async fn joined(
     offset: u64,

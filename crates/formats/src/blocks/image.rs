@@ -3,9 +3,9 @@
 //! A format implements the required methods of [`BlockImage`]: the size and the offsets of its blocks, and the meaning of
 //! its entries. The provided methods load the map, forward reads and writes to the file, and allocate blocks.
 //!
-//! A request that allocates blocks of the file locks its range of blocks of the disk. It holds the lock during the lookup
-//! and until the map refers to the new blocks. So two allocating writes to one block run one after the other. Each run of
-//! blocks goes through these steps:
+//! A request that allocates blocks of the file locks its range of blocks of the disk. The request holds the lock during the
+//! lookup and until the map refers to the new blocks. So two allocating writes to one block run one after the other. Each
+//! run of blocks goes through these steps:
 //!
 //! 1. *reserve*: reserve blocks of the file, and make the file long enough;
 //! 2. *write*: write the data, and zeroes around the data where the file may contain other data;

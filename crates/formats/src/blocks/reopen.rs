@@ -49,7 +49,7 @@ impl<S> WriteAccess<S> {
     }
 }
 
-/// An image that can become read-only and writable.
+/// An open image that a reopen can make read-only or writable.
 pub(crate) trait Reopenable {
     /// The result of checking the complete map.
     type Survey;

@@ -1,5 +1,5 @@
-//! Creating images. An image whose creation was interrupted is not recognised as parallels: an old header in the file is erased
-//! first, and the new header is written after everything else has been flushed.
+//! Creating images. If a creation is interrupted, the file is either not recognised as parallels or contains the complete
+//! image: an old header in the file is erased first, and the new header is written after everything else has been flushed.
 
 use oxblk_core::Errno;
 use oxblk_core::create::{CreateOption, CreateRequest, CreateTarget, OptionType};

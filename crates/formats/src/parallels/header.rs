@@ -16,7 +16,7 @@ pub const HEADER_BYTES: u64 = 64;
 pub const MAX_ENTRIES: u32 = 0x1fff_ffff;
 
 pub(super) const SECTOR: u64 = 512;
-/// Value of the `in_use` field of an image that is open for writing.
+/// Value of the field `in_use` of an image that a program has open for writing, or has not closed cleanly.
 pub(super) const IN_USE: u32 = 0x746f_6e59;
 /// Offsets of the fields `in_use` and `data_off` in the header.
 pub(super) const IN_USE_OFFSET: u64 = 44;
@@ -65,7 +65,7 @@ pub struct Header {
     pub entries: u32,
     /// Virtual size in bytes; a multiple of 512.
     pub size: u64,
-    /// The image is open for writing, or was not closed after it was changed.
+    /// The field `in_use` is set: a program has the image open for writing, or has not closed the image cleanly.
     pub in_use: bool,
     /// Byte offset of the first cluster.
     pub data_offset: u64,

@@ -76,7 +76,7 @@ pub(crate) struct Parallels {
     /// All clusters with a lower number lie completely inside the file.
     whole_clusters: AtomicU32,
     dirty: DirtySectors,
-    /// Freed clusters: their entries are 0 in memory, but may not be 0 on disk.
+    /// Freed clusters: their entries are 0 in memory, but possibly not on disk yet.
     freed: FreedBlocks,
     guest: RangeLock,
     growing: AsyncMutex<()>,

@@ -5,7 +5,7 @@ use oxblk_core::{Result, ZeroFlags};
 use super::Parallels;
 use crate::blocks::{BlockImage, Content, Extent};
 
-/// If more freed clusters than this wait for a flush, their entries are written back immediately.
+/// If more freed clusters than this wait for a write-back, their entries are written back immediately.
 const MANY_FREED: usize = 64;
 /// In a file that cannot grow, entries of freed clusters are written back immediately if only this number of clusters or fewer
 /// can be allocated. The number is larger than [`MANY_FREED`], because a freed cluster can be allocated only after the requests

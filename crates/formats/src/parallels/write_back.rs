@@ -3,7 +3,7 @@
 //! The steps of a write-back:
 //!
 //! 1. *copy*: copy the changed sectors of the BAT. The data of all clusters to which the copied entries refer has been written;
-//! 2. *mark*: set the field `in_use` of the header, unless it is set: the image is open for writing;
+//! 2. *mark*: set the field `in_use` of the header, unless the field is set. The field says that the image is being changed;
 //! 3. *flush*: flush the data and the header;
 //! 4. *entries*: write the copies;
 //! 5. *flush*: flush the file. After this flush, the clusters whose entries have become 0 are discarded on the host and

@@ -21,7 +21,7 @@ use super::layout::Compression;
 
 /// Binary logarithm of the size of the deflate window of QEMU's decoder.
 const WINDOW_BITS: u8 = 12;
-/// Binary logarithm of the largest deflate window. A decoder with this window decompresses every stream.
+/// Binary logarithm of the largest deflate window. A decoder with this window can decompress every valid stream.
 const MAX_WINDOW_BITS: u8 = 15;
 /// Default compression level of zlib.
 const ZLIB_LEVEL: u32 = 6;
@@ -44,7 +44,7 @@ thread_local! {
 /// Compresses a cluster. `None` if the result would not be smaller than the cluster.
 ///
 /// # Errors
-/// When memory runs out.
+/// For Zstandard, when memory runs out.
 pub fn compress(method: Compression, cluster: &[u8]) -> Result<Option<Vec<u8>>> {
     let room = cluster.len().saturating_sub(1);
     CONTEXTS.with_borrow_mut(|contexts| match method {
@@ -53,7 +53,7 @@ pub fn compress(method: Compression, cluster: &[u8]) -> Result<Option<Vec<u8>>> 
     })
 }
 
-/// Decompresses `data`, which may have trailing bytes. The output fills `cluster`.
+/// Decompresses `data` into `cluster`. `data` may have trailing bytes. The output fills `cluster`.
 ///
 /// # Errors
 /// `EIO` if the data cannot be decompressed to a whole cluster. A Zstandard stream that decompresses to more than a cluster is

@@ -1,9 +1,10 @@
 //! Creating images: writes the layout that `plan` computes for the checked options (see `create_options`).
 //!
 //! The sizes of all structures are known before the first write, so the refcounts are written once with their final values. The
-//! header is written after all tables are written and flushed. In an empty file, a large or preallocated image without a LUKS
-//! header is first created with size 0 and then resized. The resize writes the full size to the header last. So, if a creation
-//! in an empty file fails or is killed, the file contains no valid header, an image of size 0, or the complete image.
+//! header is written after all tables are written and flushed. In an empty file that can grow, a large or preallocated image
+//! without a LUKS header is first created with size 0 and then resized. The resize writes the full size to the header last.
+//! So, if a creation in an empty file fails or is killed, the file contains no valid header, an image of size 0, or the
+//! complete image.
 
 use std::sync::Arc;
 
@@ -31,7 +32,7 @@ pub(super) fn check(options: Options, secrets: &Secrets) -> Result<()> {
     encode_header(&wanted, &plan).map(drop)
 }
 
-/// Writes a new image into `file`, whose contents are lost. `data` is the data file, if the image has one.
+/// Writes a new image into `file`. The old contents of `file` are lost. `data` is the data file, if the image has one.
 ///
 /// # Errors
 /// When the options are wrong, with the message of QEMU's tools; the errors of the image file and of the data file.
@@ -157,7 +158,7 @@ enum Contents {
     ZeroByEntry,
 }
 
-/// Sets the size of `file`, which contains the guest data, as the preallocation mode requires. A file may contain any bytes,
+/// Sets the size of `file` as the preallocation mode requires. `file` contains the guest data. A file may contain any bytes,
 /// for example if it is a device. Such a file is not overwritten if zero entries in the L2 tables can hide its contents.
 async fn preallocate(file: &Edge, wanted: &Wanted, plan: &Plan) -> Result<Contents> {
     let size = match plan.geometry.data_file {

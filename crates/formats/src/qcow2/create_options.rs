@@ -291,7 +291,7 @@ pub(super) fn cluster_bits(size: Option<u64>, extended_l2: bool) -> Result<u32> 
     Ok(bits)
 }
 
-/// Takes the width of refcounts. A negative number counts as 0, which [`refcount_order`] refuses.
+/// Takes the width of refcounts. A negative number counts as 0. [`refcount_order`] refuses 0.
 fn refcount_bits(options: &mut Options) -> Result<Option<u64>> {
     let bits = options.take_signed("refcount_bits", "refcount-bits")?;
     Ok(bits.map(|bits| u64::try_from(bits).unwrap_or(0)))

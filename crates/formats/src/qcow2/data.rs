@@ -29,9 +29,9 @@ pub(super) struct NewData<'a> {
     pub(super) start: u64,
     /// Number of clusters.
     pub(super) count: u64,
-    /// The clusters have never been written, so the file reads as zeroes there.
+    /// The clusters lay behind the end of the file and were not written since then, so the file reads as zeroes there.
     pub(super) untouched: bool,
-    /// The reservation of these clusters. `None` with a data file, whose clusters are not reserved.
+    /// The reservation of these clusters. `None` with a data file: the clusters of a data file are not reserved.
     reserved: Option<Reserved<'a>>,
 }
 
@@ -113,7 +113,7 @@ impl Data {
         }
     }
 
-    /// Writes `data`, which belongs to the guest offset `guest`, to the host offset `host`.
+    /// Writes `data` of the guest offset `guest` to the host offset `host`.
     pub(super) async fn write_data(&self, guest: u64, host: u64, data: IoBuf) -> Result<()> {
         let child = self.facts.children().require(self.facts.data_child())?;
         match &self.encryption {
@@ -123,7 +123,7 @@ impl Data {
     }
 
     /// Reserves host clusters for up to `count` guest clusters from `guest` on, and for at least one. If host cluster `behind`
-    /// is free, the run begins with this cluster. With a data file, returns the clusters at the guest offset, which need no
+    /// is free, the run begins with this cluster. With a data file, returns the clusters at the guest offset. They need no
     /// reservation.
     pub(super) async fn reserve_data(
         &self,

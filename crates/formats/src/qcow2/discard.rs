@@ -1,4 +1,5 @@
-//! Zero writes and discards. They change L2 entries and write no data to the image file. A raw data file is also zeroed.
+//! Zero writes and discards. These requests change L2 entries and write no data to the image file. In a raw data file, they
+//! also zero the range.
 
 use std::cell::RefCell;
 
@@ -127,8 +128,8 @@ impl Qcow2 {
             .await
     }
 
-    /// Zeroes a range of a version 2 image, which has no zero clusters. Its unallocated clusters read as zeroes as long as the
-    /// image has no backing file.
+    /// Zeroes a range of a version 2 image. Version 2 has no zero clusters, but unallocated clusters read as zeroes as long as
+    /// the image has no backing file.
     async fn zero_old(&self, offset: u64, end: u64, own: bool) -> Result<()> {
         if own || self.facts.children().has(ChildIdx::BACKING) {
             return Err(unsupported());
@@ -187,7 +188,7 @@ impl Qcow2 {
             .await
     }
 
-    /// As [`Self::discard_entries`], but data clusters that have the copied flag stay allocated, as preallocated clusters of
+    /// Like [`Self::discard_entries`], but data clusters that have the copied flag stay allocated, as preallocated clusters of
     /// zero entries. If the options pass guest discards to the host, the contents of these clusters are discarded. Existing
     /// zero entries do not change. With `explicit`, unallocated clusters become zero clusters even without a backing file. The
     /// caller holds the range lock.
@@ -218,7 +219,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Frees whole clusters. Their L2 entries become unallocated. The caller ensures that the guest cannot then read a backing
+    /// Frees whole clusters. The L2 entries become unallocated. The caller ensures that the guest cannot then read a backing
     /// file in this range: the clusters lie behind the end of the disk, or the image has no backing file.
     pub(super) async fn forget_guest(&self, from: u64, to: u64, was: ReleaseReason) -> Result<()> {
         if from >= to {

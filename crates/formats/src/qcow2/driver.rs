@@ -101,7 +101,7 @@ impl Driver for Qcow2 {
     fn limits(&self) -> Limits {
         let cluster = u32::try_from(self.geometry.cluster_size()).unwrap_or(1);
         let subcluster = u32::try_from(self.geometry.subcluster_size()).unwrap_or(1);
-        // Preallocated clusters of an encrypted image may contain no ciphertext. They then do not decrypt to zeroes.
+        // Preallocated clusters of an encrypted image may contain no ciphertext. Such clusters do not decrypt to zeroes.
         let is_noise = !self.data.is_plain() && self.mapping.l1_entry(0).0 != 0;
         Limits {
             request_alignment: if self.data.is_plain() { 1 } else { SECTOR },

@@ -35,7 +35,7 @@ async fn create_with_data_file(graph: &Graph, file: &Arc<Edge>, options: Options
     let (data, new_file) = graph.create_data_file(&name).await?;
     let created = create::create(file, Some(&data), options, graph.secrets()).await;
     if created.is_err() {
-        // The edge still excludes other processes, so nobody else uses the file.
+        // The edge still holds its file locks, so no other process uses the file.
         new_file.remove_incomplete(&name);
     }
     data.detach();

@@ -19,7 +19,7 @@ pub(super) fn length(data: &[u8]) -> u64 {
 }
 
 impl Qcow2 {
-    /// Writes `data`, whose guest offset is `offset`, to the host offset `at`. Writes the old contents of the rest of the guest
+    /// Writes `data` of the guest offset `offset` to the host offset `at`. Writes the old contents of the rest of the guest
     /// range `whole` around `data`, unless these contents are zero and the clusters read as zeroes. `untouched`: all host
     /// clusters of this range read as zeroes.
     pub(super) async fn fill(

@@ -128,7 +128,8 @@ pub(crate) struct Qcow2 {
     snapshots: ImageSnapshots,
     data: Data,
     compression: Compression,
-    /// Whether the image appears to have preallocated metadata. 0 until it is computed (see `status`).
+    /// Cached answer to the question whether the image appears to have preallocated metadata. 0: not known yet; see
+    /// `status` for the other values.
     preallocated: AtomicU8,
     /// Drops cached slices that were not used for a while.
     cleaner: Cleaner,

@@ -303,7 +303,7 @@ async fn build(
 pub(super) fn note_named_places(clusters: &Clusters, header: &Header, file: &Edge) {
     clusters.note_metadata(header.l1_offset, u64::from(header.l1_entries).saturating_mul(8));
     if let Some(crypto) = header.extensions.crypto {
-        // The length in the image header may be wrong. It is limited to the end of the file.
+        // The length in the image header may be wrong, so the range ends at the end of the file at the latest.
         let len = crypto.length.min(file.size().saturating_sub(crypto.offset));
         clusters.note_metadata(crypto.offset, len);
     }

@@ -1,9 +1,9 @@
 //! The layout of a new image, and the contents of its tables.
 //!
 //! A new image is `header | refcount table | refcount blocks | L1 table`. If the image is preallocated, the L2 tables
-//! follow, each with its data clusters behind it. With a data file, the data clusters are in the data file. The LUKS header
-//! comes last. The refcounts cover the finished image, including the refcount blocks themselves, so each refcount block is
-//! written only once.
+//! follow, each with the data clusters that it maps directly behind it. With a data file, the data clusters are in the data
+//! file. The LUKS header comes last. The refcounts cover the finished image, including the refcount blocks themselves, so
+//! each refcount block is written only once.
 
 use oxblk_core::{Errno, Error, Preallocation, Result};
 use oxblk_ring::IoBufMut;

@@ -39,7 +39,7 @@ impl Qcow2 {
         match extent {
             Extent::Data { host, .. } => self.data.read_data(offset, host, buf).await,
             Extent::Unallocated { .. } => match self.facts.children().get(ChildIdx::BACKING) {
-                // VM state is never read from the backing file, which may be longer than this disk.
+                // VM state is never read from the backing file, even if the backing file is longer than this disk.
                 Some(backing) if offset < self.facts.vm_state_offset() => {
                     backing.read(offset, buf).await
                 }

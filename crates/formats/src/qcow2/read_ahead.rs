@@ -19,7 +19,7 @@ pub(super) struct ReadAhead {
     pub(super) fault: Option<Error>,
 }
 
-/// Reads `len` bytes at `offset`. If a byte cannot be read, returns the bytes in front of it, and the error.
+/// Reads `len` bytes at `offset`. If a sector cannot be read, returns the bytes in front of this sector, and the error.
 pub(super) async fn read_ahead(file: &Edge, offset: u64, len: usize) -> ReadAhead {
     let mut fault = match file.read(offset, IoBufMut::new(len)).await {
         Ok(whole) => return ReadAhead { bytes: whole.to_vec(), fault: None },

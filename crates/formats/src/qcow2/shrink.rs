@@ -30,7 +30,7 @@ struct Cut<'a> {
     /// The new L2 table that replaces the table in which the disk ends: its L1 index and its offset.
     table: Option<(usize, u64)>,
     held: Vec<Counted<'a>>,
-    /// Entries of the old table that the new table does not contain. Their clusters are freed later.
+    /// Entries of the old table that the new table does not contain. The clusters of these entries are freed later.
     dropped: Vec<L2Entry>,
 }
 
@@ -214,7 +214,7 @@ impl Qcow2 {
             );
         }
         let mut outcome = Ok(());
-        // The number of entries that name a table. Each table is read once.
+        // The number of L1 entries that refer to a table. Each table is read once.
         let mut tables: BTreeMap<u64, u64> = BTreeMap::new();
         for table in gone.iter().filter_map(table_of) {
             let times = tables.entry(table).or_default();

@@ -57,7 +57,7 @@ impl Qcow2 {
             KNOWN => return true,
             _ => {}
         }
-        // On an error, assume preallocation. The file is then asked for its holes. This is slower, but not wrong.
+        // On an error, assume preallocation. The file is then asked for its holes: this is slower, but the status is correct.
         let found = self.compare_with_host().await.unwrap_or(true);
         self.preallocated.store(if found { KNOWN } else { KNOWN_NOT }, Relaxed);
         found

@@ -1,9 +1,9 @@
 //! VM state: guest clusters behind the disk (section "Snapshots" of the qcow2 specification).
 //!
-//! The L1 and L2 tables of the disk also map these clusters. They are allocated, shared and have refcounts like all other
-//! guest clusters, so snapshots include them. Unallocated clusters read as zeroes, even if the backing file is longer than
-//! the disk. The VM state begins at the first guest cluster whose L1 entry the disk does not need. A resize can move this
-//! start, so a resize frees the VM state.
+//! The L1 and L2 tables of the disk also map these clusters. These clusters are allocated, shared and have refcounts like
+//! all other guest clusters, so snapshots include them. Unallocated clusters read as zeroes, even if the backing file is
+//! longer than the disk. The VM state begins at the first guest cluster whose L1 entry the disk does not need. A resize can
+//! move this start, so a resize frees the VM state.
 
 use oxblk_core::vm_state::VmState;
 use oxblk_core::{BoxFuture, Errno, Error, Result};

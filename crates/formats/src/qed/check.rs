@@ -4,7 +4,7 @@
 //! A repair loses no readable data. An invalid entry is set to 0. If an L2 entry refers to the cluster of an earlier L2
 //! entry or to a cluster of a table, the entry gets its own copy of the cluster. Tables that overlap are not repaired,
 //! because it is not known which part of the disk they map. To remove unused clusters, the last clusters of the file are
-//! moved into them. This is done only if the image has no other fault or all other faults have been repaired.
+//! moved into them. The clusters are moved only if the image has no other fault or all other faults have been repaired.
 
 use oxblk_core::check::{self, CheckReport, FindingKind, Fix};
 use oxblk_core::{Errno, Error, Result};

@@ -17,7 +17,7 @@ use super::Qed;
 use super::survey::Owner;
 use crate::blocks::Run;
 
-/// If an image has more gaps than this, they are not closed when the image is closed.
+/// If an image has more gaps than this, no gap is closed when the image is closed.
 pub(super) const MOST_AT_CLOSE: u64 = 64;
 /// Maximum number of data clusters that are moved in one round.
 const ROUND: u32 = 1024;
@@ -40,7 +40,7 @@ impl Qed {
         self.trim().await
     }
 
-    /// Runs one round. Returns whether another round is necessary.
+    /// Runs one round. Returns whether another round may be necessary.
     async fn close_some(&self) -> Result<bool> {
         let gaps = self.allocator.gaps();
         let Some(lowest) = gaps.min() else { return Ok(false) };

@@ -149,9 +149,9 @@ pub enum BadGeometry {
 pub struct Header {
     /// The sizes of clusters and tables.
     pub geometry: Geometry,
-    /// Number of clusters of the header. No table or data lies there.
+    /// Number of clusters of the header. No table or data lies in these clusters.
     pub header_clusters: u32,
-    /// The image was changed, and was not closed after that.
+    /// The image was changed and was not closed cleanly after that, so its tables must be checked.
     pub need_check: bool,
     /// Feature bits that a program may ignore if it does not know them.
     pub compat_features: u64,

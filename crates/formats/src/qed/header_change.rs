@@ -6,7 +6,7 @@
 //!
 //! The need-check flag has its own state ([`crate::header_mark`]), because requests set it concurrently. The flag is
 //! written and flushed before the first cluster is allocated or the first table is changed. The flag is removed when the
-//! image is closed.
+//! image is closed and all changes have been written and flushed.
 
 use std::sync::atomic::Ordering::Release;
 

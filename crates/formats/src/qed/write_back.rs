@@ -6,7 +6,7 @@
 //!    the copies contain the L2 entries that belong to the freed clusters and to the L1 entries. The data of every entry in the
 //!    copies has been written;
 //! 2. if there are copies or L1 entries to write, make sure that the header has the need-check flag;
-//! 3. then flush the file, so that data and new tables are on disk;
+//! 3. in this case, also flush the file, so that data and new tables are on disk;
 //! 4. write the copies; flush if L1 entries follow;
 //! 5. write the L1 entries;
 //! 6. flush if the caller requests it or clusters have been freed. After this flush, the freed clusters are quarantined.

@@ -37,8 +37,8 @@ impl Cleaner {
         Self { signal, interval: Mutex::default(), caches: caches.into() }
     }
 
-    /// Makes the cleaner drop slices that were not used for at least `interval`. It drops no slices if `interval` is 0, or
-    /// if the caller does not run on an I/O thread.
+    /// Makes the cleaner drop slices that were not used for at least `interval`. The cleaner drops no slices if `interval`
+    /// is 0, or if the caller does not run on an I/O thread.
     pub(crate) fn set_interval(&self, interval: Duration) {
         let mut current = lock(&self.interval);
         if *current == interval {

@@ -4,7 +4,7 @@
 //! consecutively. [`SliceCache`] stores slices in numbered *slots*. A slot is created once. Later, only its contents
 //! change. A [`Radix`](radix::Radix) tree maps the number of a slice to its slot.
 //!
-//! - A **hit** ([`SliceCache::peek`]) takes no lock and writes no shared data, apart from a usage flag. It reads the slot's
+//! - A **hit** ([`SliceCache::peek`]) takes no lock and writes no shared data, apart from a usage flag. A hit reads the slot's
 //!   version before and after the words (a sequence lock over atomics). So it detects that the slot was reused for another
 //!   slice while the words were read.
 //! - A **change** needs a pinned slot ([`Pinned`]). A pinned or dirty slot is never reused. The caller must serialise changes
@@ -16,8 +16,8 @@
 //! - **Eviction** is CLOCK over clean, unpinned slots. If there is none, [`SliceCache::get`] returns `None`, and the caller
 //!   writes metadata back first.
 //! - **Unused** slices are dropped periodically ([`clean`]), and their memory is returned to the host. The words of slots
-//!   lie in memory that can be released while readers access it. Such a reader sees zeroes. It discards the zeroes, because
-//!   the version has changed.
+//!   lie in memory that can be released while readers access it. Such a reader sees zeroes. The reader discards the zeroes,
+//!   because the version has changed.
 
 mod clean;
 mod radix;

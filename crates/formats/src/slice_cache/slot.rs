@@ -89,12 +89,12 @@ impl Slot {
         self.state.unpin();
     }
 
-    /// Whether the slot was used since CLOCK last passed it. Clears the mark.
+    /// Whether the slot was used since CLOCK last passed it. Clears the bit that records this.
     pub(super) fn take_second_chance(&self) -> bool {
         self.take_used(USED_FOR_CLOCK)
     }
 
-    /// Whether the slot was used since the last call. Clears the mark.
+    /// Whether the slot was used since the last call of this function. Clears the bit that records this.
     pub(super) fn was_used_in_interval(&self) -> bool {
         self.take_used(USED_IN_INTERVAL)
     }

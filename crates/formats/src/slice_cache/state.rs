@@ -91,7 +91,7 @@ impl DirtyList {
         lock(&self.0)
     }
 
-    /// Takes the list. It may contain a slot twice, or a slot that is already clean.
+    /// Takes the list. The list may contain a slot twice, or a slot that is already clean.
     pub(super) fn take(&self) -> Vec<u32> {
         std::mem::take(&mut *lock(&self.0))
     }

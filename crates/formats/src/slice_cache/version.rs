@@ -2,9 +2,9 @@
 //!
 //! The low bits of a [`Version`] count the threads that are changing several words that belong together: the key and the
 //! words of a slot, or several words of one entry. The high bits count the completed changes. A reader compares the version
-//! before and after its read. It discards the result if a change was running or completed between these two moments. All
-//! words are atomics, so a torn read gives only a wrong result, and the reader discards this result. A change of a single
-//! independent word does not use the version.
+//! before and after its read. The reader discards the result if a change was running or completed between these two
+//! moments. All words are atomics, so a torn read gives only a wrong result, and the reader discards this result. A change
+//! of a single independent word does not use the version.
 
 use oxblk_ring::perturb::point;
 

@@ -8,8 +8,8 @@
 //!
 //! A repair loses no readable data:
 //!
-//! - If two entries refer to the same block, the second entry gets its own copy of the block. An entry whose block number
-//!   is too large also gets a copy. If the block contains only zeroes, the entry is set to unallocated instead.
+//! - If several entries refer to the same block, each entry after the first gets its own copy of the block. An entry whose
+//!   block number is too large also gets a copy. If the block contains only zeroes, the entry is set to unallocated instead.
 //! - A file that is too short is extended. The missing part reads as zeroes, as before.
 //! - The last blocks are moved into the gaps, and the number of blocks in use is written to the header.
 //!

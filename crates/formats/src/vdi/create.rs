@@ -1,5 +1,5 @@
-//! Creating images. An image whose creation was interrupted is not recognised as vdi: an old header in the file is erased
-//! first, and the new header is written after everything else has been flushed.
+//! Creating images. If a creation is interrupted, the file is either not recognised as vdi or contains the complete image:
+//! an old header in the file is erased first, and the new header is written after everything else has been flushed.
 
 use std::ops::Range;
 

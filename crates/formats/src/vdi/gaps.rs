@@ -17,7 +17,7 @@ use crate::blocks::BlockImage;
 use crate::blocks::Run;
 use crate::blocks::survey::each_entry;
 
-/// If an image has more gaps than this, they are not filled when the image is closed.
+/// If an image has more gaps than this, no gap is filled when the image is closed.
 const MOST_AT_CLOSE: u64 = 64;
 
 impl Vdi {

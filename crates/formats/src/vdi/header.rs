@@ -150,7 +150,8 @@ impl Header {
         }
     }
 
-    /// Parses the first bytes of a file of `file_size` bytes. Missing bytes of the header count as zeroes.
+    /// Parses the first bytes of a file of `file_size` bytes. If `bytes` is shorter than the header, the rest counts
+    /// as zeroes.
     ///
     /// # Errors
     /// Fails if the image has an unsupported property, or its header is invalid.

@@ -1,6 +1,6 @@
 //! Creating images. An image whose creation was interrupted is either complete or cannot be opened: old footers in the file are
 //! erased first, and the last write completes the image. This write is the footer of a fixed image, and the header of a dynamic
-//! image, because a dynamic image can be opened with one of its two footers. Only the first sector of the header contains
+//! image, because one of the two footers is enough to open a dynamic image. Only the first sector of the header contains
 //! other bytes than zeroes.
 
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -149,8 +149,9 @@ async fn write(file: &Edge, offset: u64, bytes: Vec<u8>) -> Result<()> {
     file.write(offset, IoBuf::from(bytes), WriteFlags::empty()).await
 }
 
-/// Erases the footers of an old image in the file. The first sector of a fixed image belongs to the disk, so the footer at the
-/// end must be erased on disk first. A dynamic image is the same with one of its two footers.
+/// Erases the footers of an old image in the file, and flushes each time. The first sector of an old fixed image contains data
+/// of the disk, so the footer at the end is erased first. An old dynamic image can be opened with either of its two footers, so
+/// both are erased.
 async fn erase_footers(file: &Edge) -> Result<()> {
     let size = file.size();
     if size == 0 {

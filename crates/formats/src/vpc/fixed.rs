@@ -24,7 +24,7 @@ pub(super) struct Fixed {
     footer: Footer,
     /// Virtual size in bytes.
     size: u64,
-    /// The rule that gave `size`.
+    /// Selects the field of the footer from which `size` was read.
     rule: SizeRule,
     children: ChildrenRef,
     access: WriteAccess<()>,

@@ -62,7 +62,7 @@ pub enum DiskType {
     Dynamic,
     /// Blocks that are not allocated are read from a parent image.
     Differencing,
-    /// Another type. It is treated as a dynamic image.
+    /// Another type. An image of another type is treated as a dynamic image.
     Other(u32),
 }
 
@@ -89,7 +89,7 @@ impl DiskType {
 /// The field of the footer that contains the size of the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SizeRule {
-    /// As `Geometry`, if the creator is "vpc " (Virtual PC) or "qemu" (QEMU without `force_size`). Otherwise as
+    /// Like `Geometry` if the creator is "vpc " (Virtual PC) or "qemu" (QEMU without `force_size`). Otherwise like
     /// `CurrentSize`.
     #[default]
     ByCreator,
@@ -103,7 +103,7 @@ impl SizeRule {
     /// Takes the option `force_size_calc`.
     ///
     /// # Errors
-    /// When no rule has the name in the option.
+    /// When the value of the option is neither `chs` nor `current_size`.
     pub(super) fn take(options: &mut Options) -> Result<Option<Self>> {
         match options.take_str("force_size_calc")?.as_deref() {
             None => Ok(None),
@@ -155,7 +155,7 @@ pub(super) struct NewFooter {
 }
 
 impl Footer {
-    /// Parses a footer. Missing bytes count as zeroes.
+    /// Parses a footer. If `bytes` is shorter than a footer, the rest counts as zeroes.
     ///
     /// # Errors
     /// Fails if the cookie or the checksum is wrong.
@@ -237,8 +237,8 @@ impl Footer {
             SizeRule::CurrentSize => false,
         };
         let current = raw.current_size.get() / SECTOR * SECTOR;
-        // Every disk that is larger than the largest geometry has this geometry. Its size is in the field for the current
-        // size.
+        // Every disk that is larger than the largest geometry has this geometry. The size of such a disk is in the field for
+        // the current size.
         let size = match by_geometry && geometry != Geometry::LARGEST {
             true => geometry.product() * SECTOR,
             false => current,

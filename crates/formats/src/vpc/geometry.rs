@@ -20,8 +20,8 @@ impl Geometry {
     /// The largest geometry.
     pub(super) const LARGEST: Self = Self { cylinders: 65_535, heads: 16, sectors: 255 };
 
-    /// The geometry that the specification gives to a disk with `sectors` sectors. Its product may be smaller than
-    /// `sectors`.
+    /// The geometry that the specification gives to a disk with `sectors` sectors. The product of the geometry
+    /// may be smaller than `sectors`.
     pub(super) fn below(sectors: u64) -> Self {
         let total = sectors.min(MOST_SECTORS);
         let (mut track, mut heads);

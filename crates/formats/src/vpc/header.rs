@@ -1,5 +1,5 @@
 //! The header of a dynamic image: 1024 bytes. The footer contains its offset. The parser makes all checks that need only
-//! the header and the file size, in the same order as QEMU. The checks that QEMU does not make come last.
+//! the header, the disk size and the file size. The checks that QEMU also makes come first, with the messages of QEMU.
 
 use oxblk_core::{Error, ErrorKind, Result};
 use zerocopy::byteorder::big_endian::{U32, U64};
@@ -46,8 +46,8 @@ const _: () = {
     assert!(std::mem::offset_of!(RawHeader, parent_locators) == 576);
 };
 
-/// A header that has been checked: the copy of the footer, the header and the BAT do not overlap, and the file contains
-/// the header and all entries of the BAT that the disk needs.
+/// A header that has been checked: the copy of the footer, the header, and the part of the BAT that the disk needs do not
+/// overlap, and the file contains the header and this part of the BAT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     raw: RawHeader,
@@ -80,11 +80,11 @@ impl Header {
         Self { raw, offset: FOOTER_BYTES, blocks }
     }
 
-    /// Parses the header at `offset` of a file of `file_size` bytes, for a disk of `size` bytes. Missing bytes count as
-    /// zeroes.
+    /// Parses the header at `offset` of a file of `file_size` bytes, for a disk of `size` bytes. If `bytes` is
+    /// shorter than the header, the rest counts as zeroes.
     ///
     /// # Errors
-    /// Fails if the header is invalid.
+    /// Fails if the header is invalid, or if the file ends before the end of the header or of the BAT.
     pub fn parse(bytes: &[u8], offset: u64, size: u64, file_size: u64) -> Result<Self> {
         let mut whole = [0_u8; 1024];
         for (to, from) in whole.iter_mut().zip(bytes) {

@@ -15,11 +15,11 @@ use super::header::{HEADER_BYTES, Header};
 /// The state of one of the two footers of a dynamic image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Copy {
-    /// It equals the footer that is used.
+    /// This footer equals the footer that is used.
     Good,
-    /// Its cookie or its checksum is wrong.
+    /// The cookie or the checksum of this footer is wrong.
     Damaged,
-    /// It is a valid footer with other contents.
+    /// This footer is valid, but has other contents than the footer that is used.
     Different,
 }
 
@@ -42,7 +42,8 @@ pub(super) enum Found {
     Dynamic { metadata: Box<Metadata>, size: u64 },
 }
 
-/// Byte offset of the last sector of a file. Missing bytes of this sector count as zeroes.
+/// Byte offset of the last sector of a file. If the file ends inside this sector, the rest of the sector counts as
+/// zeroes.
 pub(super) fn last_sector(file_size: u64) -> u64 {
     file_size.div_ceil(FOOTER_BYTES).saturating_sub(1).saturating_mul(FOOTER_BYTES)
 }

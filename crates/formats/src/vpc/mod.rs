@@ -35,9 +35,9 @@
 //!
 //! An entry is written after the data of its block has been flushed. So a crash loses no flushed data. Before a new block
 //! overwrites the footer at the end of the file, the footer is written after the block, without a flush. So after a crash,
-//! the file possibly does not end with a footer. In this case the copy at the beginning is used, which the driver does not
-//! change while it is valid. If this driver has opened such an image for writing, it writes the footer when it closes the
-//! image. If the copy at the beginning is damaged, it is written and flushed before the first new block.
+//! the file possibly does not end with a footer. In this case the copy at the beginning is used. The driver does not
+//! change this copy while it is valid. If this driver has opened such an image for writing, it writes the footer when it
+//! closes the image. If the copy at the beginning is damaged, it is written and flushed before the first new block.
 
 mod check;
 mod create;
@@ -86,14 +86,14 @@ pub(crate) struct Vpc {
     metadata: Metadata,
     /// Virtual size in bytes.
     size: u64,
-    /// The rule that gave `size`.
+    /// Selects the field of the footer from which `size` was read.
     rule: SizeRule,
     children: ChildrenRef,
     access: WriteAccess<Survey>,
     map: EntryMap,
     /// Allocates slots; see `slots`.
     allocator: Arc<Allocator>,
-    /// Byte offset of slot 0. It is computed before the image is written.
+    /// Byte offset of slot 0. The offset is computed before the first write to the image.
     first_slot: AtomicU64,
     /// The file has at least this length in bytes.
     file_len: AtomicU64,

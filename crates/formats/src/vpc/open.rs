@@ -1,6 +1,6 @@
 //! Opening an image. If a dynamic image is opened for writing and not for a check, its complete BAT is checked, for two
-//! reasons. First, the allocator must know the free slots. Second, if two entries refer to one block of the file, a write
-//! to this block would change two blocks of the disk.
+//! reasons. First, the allocator must know which slots (places for blocks in the file) are free. Second, if two entries
+//! refer to one block of the file, a write to this block would change two blocks of the disk.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;

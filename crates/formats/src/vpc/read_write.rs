@@ -1,7 +1,7 @@
 //! Requests that the fast path (`map`) cannot forward, and zero writes and discards.
 //!
-//! A request that allocates blocks of the file locks its range of blocks of the disk. It holds the lock during the lookup
-//! and until the BAT in memory refers to the new blocks. So two allocating writes to the same block run one after the
+//! A request that allocates blocks of the file locks its range of blocks of the disk. The request holds the lock during the
+//! lookup and until the BAT in memory refers to the new blocks. So two allocating writes to the same block run one after the
 //! other. Each new block goes through these steps:
 //!
 //! 1. *reserve*: get a slot that no other request has reserved; make the file long enough, with the footer after the slot;

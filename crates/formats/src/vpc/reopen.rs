@@ -11,10 +11,10 @@ use super::survey::Survey;
 use crate::blocks::EntryMap;
 use crate::blocks::reopen::{self, Reopenable, WriteAccess};
 
-/// The options of a reopen without the option `force_size_calc`, which may only have the value of the open.
+/// Returns the options of a reopen without the option `force_size_calc`. A reopen cannot change this option.
 ///
 /// # Errors
-/// When the reopen changes the rule.
+/// When `force_size_calc` is invalid, or differs from the value with which the image was opened.
 pub(super) fn without_rule(options: &Options, rule: SizeRule) -> Result<Options> {
     let mut options = options.clone();
     match SizeRule::take(&mut options)? {

@@ -23,7 +23,7 @@ impl Checker<'_> {
         }
         let l1 = self.read_table(self.header.l1_offset, u64::from(self.header.l1_entries)).await?;
         let mut seen = HashSet::new();
-        // Many entries may name one table. The table is read once, after the first of them.
+        // Many entries may refer to one table. The table is read once, for the first of these entries.
         let mut is_first = |entry: &L1Entry| {
             let place = entry.raw_offset();
             place != 0 && place < self.file.size() && seen.insert(place)

@@ -45,7 +45,7 @@ impl Checker<'_> {
     }
 
     /// Reports a cluster whose host offset is not aligned. Returns whether the entry is being repaired. The repair removes the
-    /// host offset from the entry. This is possible only in version 3, and only if the cluster contains no data.
+    /// host offset from the entry. This repair is possible only in version 3, and only if the cluster contains no data.
     pub(super) fn unaligned_cluster(&mut self, at: u64, both: ExtendedEntry) -> bool {
         let extended = self.geometry.extended_l2;
         let has_data = match extended {

@@ -65,7 +65,7 @@ pub(super) async fn check(
 ) -> Result<CheckReport> {
     let mut check = Checker::new(file, header, fix, say);
     let outcome = check.run().await;
-    // A check that ends with an error makes no repair.
+    // If the check has ended before its planned repairs were decided, their faults stay.
     check.refuse_planned();
     outcome.map(|()| check.report)
 }

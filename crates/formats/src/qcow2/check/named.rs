@@ -6,8 +6,8 @@
 //! - a pointer does not refer to the expected structure, for example to a LUKS header with its magic, or to a valid
 //!   bitmap directory;
 //! - the L1 table has invalid entries, or a cluster that should contain an L2 table contains mostly invalid entries;
-//! - a cluster of the structure has refcount 0, or another structure uses the cluster too (with [`Fix::All`], shared clusters
-//!   are accepted in most cases);
+//! - the structure reaches past the end of the file (structures of snapshots: see below), a cluster of the structure has
+//!   refcount 0, or another structure uses the cluster too (with [`Fix::All`], shared clusters are accepted in most cases);
 //! - another entry seems to follow the last entry of the snapshot table: the L1 table of this further entry has a refcount,
 //!   but no known reference;
 //! - the version in the header contradicts the other header fields;
@@ -41,8 +41,8 @@ impl Checker<'_> {
         self.doubts.push(finding.to_owned());
     }
 
-    /// Reports why references may be unknown, if the repair therefore frees no leaked clusters or changes no tables. A check
-    /// without repair does not report these doubts.
+    /// Reports why references may be unknown, if the repair therefore frees no leaked clusters, changes no tables, or repairs
+    /// nothing at all. A check without repair does not report these doubts.
     pub(super) fn tell_doubts(&mut self) {
         let tables =
             !self.patches.is_empty() || self.repaired_table.is_some() || self.new_bitmaps.is_some();
@@ -194,8 +194,8 @@ impl Checker<'_> {
         crate::qcow2::layout::refcount_get(&block, at, order).is_some_and(|count| count > 0)
     }
 
-    /// Finds a header of version 3 whose version field was changed to 2. The extensions of such a header are ignored, so
-    /// references may be missing.
+    /// Finds a header that looks like a header of version 3 but whose version field is 2. The extensions of such a header
+    /// are ignored, so references may be missing.
     async fn check_version(&mut self) {
         if self.header.version >= 3 {
             return;

@@ -1,8 +1,8 @@
 //! Repairs that the check plans while it reads the tables.
 //!
 //! The check may find later that a pointer in the header seems wrong, so that no table may change. So a planned repair is
-//! reported and counted only when it is decided: as a repair, or as a fault that stays. The lines after a planned repair are held
-//! back until then, so the order of the lines is the same as in `qemu-img check`.
+//! reported and counted only when it is decided: as a repair, or as a fault that stays. The lines after a planned repair
+//! are held back until then, so the order of the lines is the same as in `qemu-img check`.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use oxblk_core::check::{Finding, FindingKind, Fix};
 
 use super::Checker;
 
-/// Largest number of lines that are held back. Further lines are reported immediately.
+/// If this many lines are held back, further findings are reported immediately. Planned repairs are still held back.
 const MOST_HELD: usize = 100_000;
 
 /// A line of the report that is held back.
@@ -61,7 +61,7 @@ impl fmt::Display for EntryFault {
 /// A structure that is replaced as a whole.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Structure {
-    /// The snapshot table. Its repairs are counted when the header refers to the new table.
+    /// The snapshot table. The repairs of the table are counted when the header refers to the new table.
     SnapshotTable,
     BitmapDirectory,
 }
@@ -103,7 +103,8 @@ impl Checker<'_> {
         self.held.get_mut().push(Line::Replacement(replacement));
     }
 
-    /// Reports the planned repairs, which are made now.
+    /// Reports the lines that were held back. The planned repairs are reported as repairs, because they are made now. Only
+    /// the faults of a snapshot table that could not be read to its end stay.
     pub(super) fn accept_planned(&mut self) {
         for line in self.held.take() {
             match line {
@@ -133,7 +134,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Drops all planned repairs, and reports the faults that stay.
+    /// Drops all planned repairs. Reports the lines that were held back, and the faults of the planned repairs as faults
+    /// that stay.
     pub(super) fn refuse_planned(&mut self) {
         self.repaired_table = None;
         self.new_bitmaps = None;

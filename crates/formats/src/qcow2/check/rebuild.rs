@@ -5,7 +5,7 @@
 //! this write, the old structures have no references.
 //!
 //! If some references may be unknown, no cluster inside the file counts as free. Each cluster then gets the higher
-//! value of its old refcount and its counted references. If the old refcount of a cluster is unknown, it counts as 1.
+//! value of its old refcount and its counted references. An old refcount that is unknown counts as 1.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;

@@ -14,8 +14,8 @@ use super::Checker;
 use crate::qcow2::layout::{RefcountTableEntry, refcount_get};
 use crate::qcow2::refscan::{Agreement, References, Referred, read_tables};
 
-/// Result of a worker for one refcount block: the agreement with the counted references, or the block itself if a refcount
-/// differs.
+/// Result of a worker thread for one refcount block: the agreement with the counted references, or the block itself if a
+/// refcount differs.
 type Seen = Result<Agreement, IoBufMut>;
 
 impl Checker<'_> {
@@ -24,7 +24,8 @@ impl Checker<'_> {
         let (per_block, order) =
             (self.geometry.refcounts_per_block(), self.geometry.refcount_order);
         let end = self.clusters_counted();
-        // The workers share the counts. This thread needs the counts for blocks that differ and for clusters without a block.
+        // The worker threads share the counts. This thread needs the counts for blocks that differ and for clusters without
+        // a block.
         let references = Arc::new(std::mem::take(&mut self.references));
         let counted = Arc::clone(&references);
         let look = move |index: &u64, block: IoBufMut| -> Seen {

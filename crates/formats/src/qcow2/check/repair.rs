@@ -11,8 +11,9 @@
 //! [`super::rebuild`] writes new refcount structures.
 //!
 //! If a refcount block, the rebuilt refcounts or a new snapshot table cannot be written, the failure is reported and the other
-//! repairs continue. If some references may be unknown, because something could not be read or a pointer in the header seems
-//! wrong, no refcount is lowered: at worst, clusters stay leaked.
+//! repairs continue, unless it is then unknown to which refcount table the header refers. If some references may be
+//! unknown, because something could not be read or a pointer in the header seems wrong, no refcount is lowered: at worst,
+//! clusters stay leaked.
 
 use oxblk_core::check::{FindingKind, Fix};
 use oxblk_core::{Errno, Error, Result, WriteFlags};

@@ -27,7 +27,7 @@ const FAULTS: &[Fault] = &[
     ("reserved bits in the table", |image| image.put(TABLE, offset(BLOCK) | 1)),
     ("a block that two entries share", |image| image.put(TABLE + 8, offset(BLOCK))),
     ("data in the cluster of the refcount block", |image| {
-        // One more guest cluster, whose L2 entry refers to the cluster of the refcount block.
+        // One more guest cluster. Its L2 entry refers to the cluster of the refcount block.
         image.put(L2 + 24, L2Entry::data(offset(BLOCK)).0);
     }),
     ("leaked clusters", |image| {
@@ -252,7 +252,7 @@ fn a_rebuild_with_unknown_references_does_not_lower_refcounts() {
     assert_eq!(report.check_errors, 1);
     disk.set_faults(Faults::default());
     let report = checked(&disk, Fix::Nothing).unwrap();
-    // The old refcount table, the old refcount block, and cluster 9, which has no reference.
+    // The old refcount table, the old refcount block, and cluster 9. Cluster 9 has no reference.
     assert_eq!((report.corruptions, report.leaks), (0, 3));
 }
 

@@ -97,7 +97,7 @@ impl Checker<'_> {
         Ok(snapshots)
     }
 
-    /// Plans to discard `what`, which counts as `count` faults.
+    /// Plans to discard `what`. This counts as `count` faults.
     fn discard(&mut self, snapshots: &mut Snapshots, what: &str, count: u32) {
         let texts = (format!("Discarding {what}"), format!("ERROR {what}"));
         self.plan_snapshots(&mut snapshots.faults, texts, count.into());
@@ -189,5 +189,5 @@ impl Checker<'_> {
     }
 }
 
-/// Length in bytes of the longest possible entry.
+/// Upper bound for the length in bytes of an entry whose extra data is not too long.
 const LONGEST: usize = 133_120;

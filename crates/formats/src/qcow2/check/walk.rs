@@ -18,7 +18,7 @@ use super::snapshots::Snapshots;
 use crate::qcow2::layout::{ExtendedEntry, L1Entry, L2Entry, RefcountTableEntry, Snapshot};
 use crate::qcow2::refscan::{Claim, Piece, layers, pieces, read_tables};
 
-/// An L1 table: its offset and its entries.
+/// An L1 table: its byte offset in the file, and the number of its entries.
 type Place = (u64, u64);
 
 /// A table with at least this many faults, and with fewer valid entries than faults, does not count as an L2 table.
@@ -28,12 +28,12 @@ const FAULTS_OF_NO_TABLE: u64 = 8;
 type Times = u32;
 
 impl<'a> Checker<'a> {
-    /// Counts every reference in the image.
+    /// Counts the references in the image. Reports references that cannot be counted.
     pub(super) async fn count_references(&mut self) -> Result<()> {
         self.refer(0, self.geometry.cluster_size(), 1, Claim::None);
         let snapshots = match self.read_snapshots().await {
             Ok(snapshots) => snapshots,
-            // A repair continues without the snapshots. The check error prevents that clusters are freed.
+            // A repair continues without the snapshots. Because of the check error, no clusters are freed.
             Err(_) if self.fix == Fix::All => {
                 self.report.check_errors = self.report.check_errors.saturating_add(1);
                 Snapshots::default()
@@ -178,7 +178,8 @@ impl<'a> Checker<'a> {
     }
 
     /// The entries of an L1 table. If the table cannot be read, this is reported and the result is empty. The result is also
-    /// empty if the table lies past the end of the file. The caller has already reported such a table.
+    /// empty if the table lies behind the end of the file. The caller reports a table that ends a cluster or
+    /// more behind the end of the file.
     async fn read_l1(&mut self, (offset, entries): Place) -> Vec<u64> {
         if offset >= self.file.size() {
             return Vec::new();
@@ -265,7 +266,8 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Unwraps an L2 table. A read error ends a check without repair. A repair reports the error and continues.
+    /// Returns the L2 table if it could be read. A read error ends a check without repair. A repair reports the error and
+    /// continues without the table.
     fn table_or_told(&mut self, table: Result<Vec<Piece>>) -> Result<Option<Vec<Piece>>> {
         match table {
             Ok(table) => Ok(Some(table)),

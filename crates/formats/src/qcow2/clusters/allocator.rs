@@ -3,8 +3,8 @@
 //! When the map has no suitable free clusters, `Clusters::scan_next` adds the free clusters of the next refcount block. The
 //! lowest clusters come first, so that images stay compact. The search for free clusters begins behind the clusters that were
 //! allocated last. When a cluster below that position becomes free, the search restarts at that cluster. Free runs that were
-//! too short for a request stay unused until such a restart, or until the image is opened again, as in QEMU.
-//! [`Allocator::rewind`] restarts the search at the front of the file.
+//! too short for a request stay unused until the search restarts, or until the image is opened again, as in QEMU.
+//! [`Allocator::rewind`] also restarts the search, at the front of the file.
 //!
 //! A cluster that was scanned is in one of these states:
 //!
@@ -259,8 +259,8 @@ impl Allocator {
         }
     }
 
-    /// Quarantines clusters whose refcount became 0. The clusters become free when the epoch has passed. The caller holds
-    /// [`Self::scanning`] from before the refcount change until this function returns.
+    /// Quarantines clusters. The clusters become free when the epoch has passed. If the refcounts of the clusters became 0,
+    /// the caller holds [`Self::scanning`] from before the change of the refcounts until this function returns.
     pub(super) fn rest(&self, run: Quarantined) {
         self.lock().quarantined.push_back(run);
     }

@@ -45,7 +45,7 @@ impl Drop for Counted<'_> {
 }
 
 impl Clusters {
-    /// As [`Self::count`], for clusters whose refcount blocks exist. This function never creates a refcount block.
+    /// Like [`Self::count`], but for clusters whose refcount blocks exist. This function never creates a refcount block.
     pub(super) async fn count_in_place<'a>(
         &'a self,
         run: Reserved<'a>,

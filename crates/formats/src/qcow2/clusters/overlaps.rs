@@ -1,7 +1,7 @@
 //! Recording the host clusters that several metadata structures use, and refusing writes to these clusters.
 //!
-//! `metadata/overlap` computes the overlaps. The allocator never causes an overlap, because it does not allocate metadata
-//! clusters.
+//! `metadata/overlap` computes the overlaps. The allocator never causes an overlap, because it does not allocate
+//! clusters that are recorded as metadata.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -50,7 +50,8 @@ impl Clusters {
     /// and the error is returned. A refcount that is already 0 is not an error: the guest's data is on the disk, and a repair
     /// corrects such refcounts.
     ///
-    /// `check_release` gets the byte offset of a cluster of guest data, and refuses to free protected metadata.
+    /// `check_release` gets the byte offset of a cluster that was not freed as a table, and refuses to free protected
+    /// metadata. If `check_release` refuses, the reference is removed from the list, and the error is returned.
     pub(in crate::qcow2) async fn lower(
         &self,
         dropped: &mut VecDeque<Dropped>,
@@ -116,7 +117,7 @@ impl Clusters {
         self.drop_entries_of(old, 1, was);
     }
 
-    /// As [`Self::drop_entries`], for the entries of an L2 table that `times` L1 entries named.
+    /// Like [`Self::drop_entries`], for the entries of an L2 table to which `times` L1 entries referred.
     pub(in crate::qcow2) fn drop_entries_of(
         &self,
         old: &[L2Entry],
@@ -147,7 +148,7 @@ impl Clusters {
         self.drop_references(cluster, count, 1, was);
     }
 
-    /// Hands `times` references of each of `count` host clusters to the write-back.
+    /// Passes `times` references to each of the `count` host clusters from `cluster` on to the write-back.
     pub(in crate::qcow2) fn drop_references(
         &self,
         cluster: u64,

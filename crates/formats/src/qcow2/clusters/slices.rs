@@ -120,10 +120,10 @@ impl Clusters {
         Ok(self.drop_up_to(cluster, 1).await?.saturating_sub(1))
     }
 
-    /// Removes up to `most` references from a host cluster and returns the number that it had before.
+    /// Removes up to `most` references from a host cluster. Returns the number of references before the call.
     ///
     /// # Errors
-    /// As the file reports, or when the cluster has no reference.
+    /// `Corrupt` if the refcount is already 0 or the refcount block does not exist, and the errors of the file.
     pub(super) async fn drop_up_to(&self, cluster: u64, most: u64) -> Result<u64> {
         let position = self.position(cluster)?;
         let Some(slice) = self.slice(&position).await? else {

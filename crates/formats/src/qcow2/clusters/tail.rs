@@ -45,7 +45,7 @@ impl Tail {
         self.next.store(0, Release);
     }
 
-    /// As [`Self::leave`], for `count` host clusters from `cluster` on.
+    /// Like [`Self::leave`], but for `count` host clusters from `cluster` on.
     pub(super) fn leave_run(&self, cluster: u64, count: u64, cluster_bits: u32) {
         let run = cluster..cluster.saturating_add(count);
         let there = |next: u64| run.contains(&(next >> cluster_bits)).then_some(0);

@@ -1,8 +1,8 @@
 //! Moving the LUKS header of an encrypted image to lower clusters.
 //!
-//! The copy and its refcounts are written and flushed before the full disk encryption header pointer (a header extension)
-//! refers to the copy. A change of passwords takes the header lock, and changes the LUKS header to which this pointer refers.
-//! The move also holds this lock while it copies the LUKS header.
+//! The copy of the LUKS header and the refcounts of the copy are written and flushed before the full disk encryption header
+//! pointer (a header extension) refers to the copy. A change of passwords takes the header lock, and changes the LUKS
+//! header to which this pointer refers. The move also holds this lock while it copies the LUKS header.
 //!
 //! A LUKS header that is no longer in use is overwritten with zeroes before its clusters are freed. This is the old LUKS
 //! header after the move, or the copy if the move fails. Otherwise a password could still unlock the disk with the unused LUKS

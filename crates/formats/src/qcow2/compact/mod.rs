@@ -18,7 +18,8 @@
 //!
 //! A crash at any point causes leaks at worst. A copy and its refcount are written and flushed before the first reference
 //! to the copy is written. The refcount of the original is lowered after the last reference to the original has been
-//! replaced on disk. Until then, some references may refer to the copy and some to the original. Both have the same contents.
+//! replaced on disk. Until then, some references may refer to the copy and some to the original. The copy and the
+//! original have the same contents.
 
 mod changes;
 mod luks;

@@ -25,9 +25,9 @@ type Source = (u64, Vec<EntryAt>);
 pub(super) struct Chosen {
     /// Guest data, in the order of the new locations.
     data: Vec<Source>,
-    /// Compressed data, last first.
+    /// Clusters with compressed data, last first.
     pub(super) packed: Vec<u64>,
-    /// L2 tables, last first.
+    /// Clusters of L2 tables, last first.
     pub(super) tables: Vec<u64>,
 }
 

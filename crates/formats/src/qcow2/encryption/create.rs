@@ -124,8 +124,8 @@ impl Wanted {
     }
 }
 
-/// Takes the encryption options out of `options`. They are nested in `encrypt` or have the prefix `encrypt.` in their names.
-/// The names in the result have no prefix.
+/// Takes the encryption options out of `options`. The options are nested in `encrypt` or have the prefix `encrypt.` in
+/// their names. The names in the result have no prefix.
 fn take_encrypt(options: &mut Options) -> Result<Options> {
     let mut encrypt = options.take_options("encrypt").unwrap_or_default();
     let flat: Vec<String> =
@@ -170,7 +170,8 @@ fn take_recipe(encrypt: &mut Options) -> Result<Recipe> {
     Ok(Recipe { suite, hash, iter_time })
 }
 
-/// Takes the time for key derivation. A negative time counts as a very long time, which key derivation refuses.
+/// Takes the time for key derivation. A negative time counts as a very long time. Key derivation refuses such a
+/// time.
 pub(super) fn take_iter_time(encrypt: &mut Options) -> Result<Option<u64>> {
     let time = encrypt.take_signed("iter-time", "encrypt.iter-time")?;
     Ok(time.map(i64::cast_unsigned))

@@ -93,7 +93,7 @@ fn check_slot(slot: i64) -> Result<usize> {
 
 /// Changes the passwords of the image in `file`, and returns the new LUKS header. `opened_with` is the ID of the secret
 /// object with which the image was opened. `force` allows changes that may make the disk permanently unreadable: overwriting an
-/// active slot, and erasing all active slots. It also allows erasing an inactive slot.
+/// active slot, and erasing all active slots. `force` also allows erasing an inactive slot.
 ///
 /// # Errors
 /// When the image is not encrypted with LUKS, a secret is missing, a password unlocks no slot, or the change is refused. The

@@ -17,7 +17,7 @@
 //! to the cluster. So a new cluster is always written completely, because zeroes in the file do not decrypt to zeroes. The
 //! preallocated clusters of a new image are an exception: with LUKS, they contain no ciphertext, as in images of QEMU.
 //!
-//! `info`, and `check` without a key secret, open an image without its key. Its guest data can then be neither read nor
+//! `info`, and `check` without a key secret, open an image without its key. The guest data can then be neither read nor
 //! written.
 
 pub mod create;

@@ -32,8 +32,8 @@ const SECTOR: usize = 512;
 /// Maximum size of the first read of the header. This is usually enough for the header and all its extensions.
 const HEAD: u64 = 64 << 10;
 
-/// The header as it was last read or written. While the image is open, its table sizes and table offsets may be out of date:
-/// the owners of the tables have the current values.
+/// The header as it was last read or written. While the image is open, the table sizes and table offsets in this value may
+/// be out of date: `Clusters`, `Mapping` and `Metadata` have the current values.
 pub(in crate::qcow2) struct HeaderState {
     now: RwLock<Arc<Header>>,
     /// The header lock. Held while the header is replaced, while feature bits are changed, and while passwords are changed.
@@ -52,8 +52,8 @@ impl HeaderState {
 }
 
 impl Facts {
-    /// The header in memory: features, extensions and the backing file are current. For table offsets, use
-    /// [`Self::header_on_disk`].
+    /// The header in memory. Features, extensions and the backing file are current, apart from the bitmaps extension and its
+    /// autoclear bit (see `Bitmaps`). For table offsets, use [`Self::header_on_disk`].
     pub(in crate::qcow2) fn header(&self) -> Arc<Header> {
         Arc::clone(&self.header.now.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -64,7 +64,7 @@ impl Facts {
         read_header(&file).await
     }
 
-    /// Replaces the header in memory with `header`, which was read from the disk again.
+    /// Replaces the header in memory with `header`. The caller has read `header` from the disk again.
     pub(in crate::qcow2) fn adopt_header(&self, header: Header) {
         self.header.set(header);
     }
@@ -212,7 +212,7 @@ pub(in crate::qcow2) async fn read_header(file: &Edge) -> Result<Header> {
     }
 }
 
-/// Runs `named`, which changes a pointer on disk. Sets `stop` if `named` fails or is cancelled, so that nothing more is written
+/// Runs `named` to change a pointer on disk. Sets `stop` if `named` fails or is cancelled, so that nothing more is written
 /// to the image. The pointer may then have its old or its new value. A later change of only the old or only the new structure
 /// would be lost if the pointer refers to the other structure.
 pub(in crate::qcow2) async fn stop_unless_known<T>(
@@ -281,7 +281,7 @@ pub(in crate::qcow2) async fn exchange(
     Err(error)
 }
 
-/// Replaces the header `old`, which is in the file, with `new`. The module's text describes the steps.
+/// Replaces `old`, the header in the file, with `new`. The module's text describes the steps.
 ///
 /// # Errors
 /// The errors of [`Header::encode`], before anything is written; the errors of the file.
@@ -319,8 +319,8 @@ pub(in crate::qcow2) async fn write_whole(file: &Edge, old: &Header, new: &Heade
     Ok(())
 }
 
-/// The header's shortest form, padded to a sector, and the backing file's name, which the caller must write at `free`. `None`
-/// if the short header does not fit in a sector, or the name does not fit in the first cluster.
+/// The header's shortest form, padded to a sector, and the backing file's name. The caller must write the name at `free`.
+/// `None` if the short header does not fit in a sector, or the name does not fit in the first cluster.
 fn shorten(header: &Header, free: usize) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
     let name = header.backing_file.as_ref().map(|name| names::to_bytes(name).into_owned());
     let end = free.checked_add(name.as_ref().map_or(0, Vec::len))?;

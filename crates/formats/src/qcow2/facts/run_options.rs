@@ -1,5 +1,5 @@
-//! Runtime options of an open image. A reopen can change these options. They are not stored in the image, but the default of
-//! `lazy-refcounts` is a bit of the image header.
+//! Runtime options of an open image. A reopen can change these options. The options are not stored in the image, but the
+//! default of `lazy-refcounts` is a bit of the image header.
 //!
 //! - `lazy-refcounts`: write-back cycles do not write refcounts. Refcounts are written at the latest when the image is closed.
 //!   The dirty bit of the header is set before the disk gets a reference to a cluster whose refcount is not on disk. The bit is
@@ -33,7 +33,7 @@ bitflags::bitflags! {
         const PASS_OTHER = 1 << 3;
         /// Discarded clusters whose copied flag is set stay allocated.
         const NO_UNREF = 1 << 4;
-        /// The data file is a valid raw image. This is a bit of the header, not an option.
+        /// The data file is a valid raw image. This value is a bit of the header, not an option.
         const RAW_DATA = 1 << 5;
         const MAIN_HEADER = 1 << 8;
         const ACTIVE_L1 = 1 << 9;

@@ -28,7 +28,7 @@ impl Facts {
         self.disable();
     }
 
-    /// The error of every request to an image that accepts no requests.
+    /// The error of a request to an image that accepts no requests.
     fn stopped(&self) -> Error {
         let text = match self.replaced.0.get() {
             Some(Replaced::Repair) => {

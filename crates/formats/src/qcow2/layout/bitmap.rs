@@ -13,13 +13,13 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{BadEntry, Geometry};
 
-/// Largest number of bitmaps that QEMU accepts.
+/// Maximum number of bitmaps of an image, as in QEMU.
 pub const MAX_BITMAPS: u32 = 65_535;
-/// Largest bitmap directory that QEMU accepts, in bytes.
+/// Maximum length of the bitmap directory in bytes, as in QEMU.
 pub const MAX_BITMAP_DIRECTORY: u64 = MAX_BITMAPS as u64 * 1024;
-/// Largest amount of data of one bitmap that QEMU accepts, in bytes.
+/// Maximum length of the data of one bitmap in bytes, as in QEMU.
 pub const MAX_BITMAP_BYTES: u64 = 0x2000_0000;
-/// Largest number of entries of a bitmap table that QEMU accepts.
+/// Maximum number of entries of a bitmap table, as in QEMU.
 const MAX_TABLE_ENTRIES: u32 = 0x800_0000;
 
 /// The only type of bitmap that the format defines.

@@ -109,7 +109,7 @@ impl L1Entry {
 /// The kind of a guest cluster, as its L2 entry describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum L2Kind {
-    /// Reads as the backing file.
+    /// Reads return the data of the backing file, or zeroes without a backing file.
     Unallocated,
     /// Reads as zeroes.
     Zero {
@@ -165,7 +165,7 @@ impl L2Entry {
             }
             return Ok(L2Kind::Compressed { host, len });
         }
-        // The zero flag has no meaning in an extended entry, which has a bitmap of zero subclusters.
+        // In an extended entry, the zero flag has no meaning: the bitmap says which subclusters read as zeroes.
         let zero = self.has_zero_flag() && !geometry.extended_l2;
         if zero && version < 3 {
             return Err(BadEntry::ZeroBeforeVersion3(self.0));

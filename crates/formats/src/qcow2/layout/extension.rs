@@ -254,7 +254,7 @@ impl Extensions {
         self.encode_parts(out, version >= 3 && geometry.cluster_size() > NO_NAMES_UP_TO);
     }
 
-    /// As [`Self::encode`], without the feature name table, which is not needed to read the image.
+    /// Like [`Self::encode`], but without the feature name table. This table is not needed to read the image.
     pub(super) fn encode_without_names(&self, out: &mut Vec<u8>) {
         self.encode_parts(out, false);
     }

@@ -177,8 +177,8 @@ impl Change {
         Ok(())
     }
 
-    /// As [`Self::insert`], with one write of a header that contains the extension and the moved backing file's name. Returns
-    /// `None` if this header does not fit in one sector.
+    /// Like [`Self::insert`], but with one write of a header that contains the extension and the moved backing file's name.
+    /// Returns `None` if this header does not fit in one sector.
     fn insert_at_once(&mut self, end: usize, new: &BitmapsExtension) -> Option<()> {
         let (name, len) = self.backing_name()?;
         let name = self.head.get(name..name.saturating_add(len))?.to_vec();

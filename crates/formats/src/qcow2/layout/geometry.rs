@@ -15,13 +15,13 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// Smallest cluster size, as a binary logarithm.
+    /// Binary logarithm of the minimum cluster size in bytes.
     pub const MIN_CLUSTER_BITS: u32 = 9;
-    /// Largest cluster size, as a binary logarithm.
+    /// Binary logarithm of the maximum cluster size in bytes.
     pub const MAX_CLUSTER_BITS: u32 = 21;
-    /// Widest refcount, as a binary logarithm of bits.
+    /// Binary logarithm of the maximum refcount width in bits.
     pub const MAX_REFCOUNT_ORDER: u32 = 6;
-    /// Smallest cluster size of an image with subclusters, as a binary logarithm.
+    /// Binary logarithm of the minimum cluster size of an image with subclusters, in bytes.
     pub const MIN_EXTENDED_CLUSTER_BITS: u32 = 14;
 
     /// Bytes per cluster.

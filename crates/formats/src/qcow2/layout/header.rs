@@ -2,7 +2,7 @@
 //!
 //! The checks are made in the order in which QEMU makes them, so that an image with several faults gets the same message. Some
 //! checks depend on how the image is opened (a corrupt image opened for writing, a missing refcount table). These checks are
-//! separate `require_*` methods, which the driver calls.
+//! separate `require_*` methods. The driver calls these methods.
 
 use oxblk_core::{Errno, Error, Result, names};
 use zerocopy::byteorder::big_endian::U32;
@@ -13,11 +13,11 @@ use super::head::header_extent;
 use super::raw::{MAGIC, RawHeader, V2_LENGTH, V3_LENGTH, V3_MIN_LENGTH};
 use super::{Autoclear, Compatible, Extensions, Geometry, Incompatible, features};
 
-/// Largest L1 table that is accepted, in bytes.
+/// Maximum length of an L1 table in bytes.
 pub const MAX_L1_BYTES: u64 = 32 << 20;
-/// Largest refcount table that is accepted, in bytes.
+/// Maximum length of the refcount table in bytes.
 pub const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
-/// Largest number of snapshots that is accepted.
+/// Maximum number of snapshots of an image.
 pub const MAX_SNAPSHOTS: u32 = 65_536;
 
 /// Maximum length of the backing file's name, in bytes.
@@ -229,7 +229,8 @@ impl Header {
         }
     }
 
-    /// Refuses an image whose snapshot table has an invalid offset or size. Only `check` may open such an image.
+    /// Refuses an image whose snapshot table has an invalid offset or size. Such an image can be opened for a check, and
+    /// read-only without its snapshots.
     ///
     /// # Errors
     /// When the offset or the size of the snapshot table is invalid. The text is the same as in QEMU's tools.

@@ -3,8 +3,8 @@
 //! All metadata of an image apart from the LUKS header passes through this module, so this module rejects hostile bytes.
 //! [`Header::parse`] accepts only consistent values, apart from faults that a check can repair (see the `require_*` methods).
 //! [`Header::encode`] fails if the header does not fit in its cluster. The checked accessors of table entries return the offset
-//! of a cluster only if this offset is aligned. They ignore reserved bits of L1 and standard L2 entries, as QEMU does. Before a
-//! length from an image is used, it is compared with a bound that does not come from the image.
+//! of a cluster only if this offset is aligned. These accessors ignore reserved bits of L1 and standard L2 entries, as QEMU
+//! does. Before a length from an image is used, it is compared with a bound that does not come from the image.
 //!
 //! The section names in the comments come from the qcow2 specification (docs/interop/qcow2). Messages have the same text as in
 //! QEMU's tools for the same fault, because scripts compare the text.

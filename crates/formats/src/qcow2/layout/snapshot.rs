@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::Geometry;
 
-/// Largest snapshot table that is accepted, in bytes.
+/// Maximum length of the snapshot table in bytes.
 pub const MAX_SNAPSHOT_TABLE_BYTES: u64 = 1024 * super::MAX_SNAPSHOTS as u64;
 /// Maximum length of the extra data of one entry, in bytes.
 pub const MAX_EXTRA: u32 = 1024;

@@ -12,7 +12,7 @@ pub const SUBCLUSTERS: u32 = 32;
 /// The kind of a subcluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subcluster {
-    /// Reads as the backing file.
+    /// Reads return the data of the backing file, or zeroes without a backing file.
     Unallocated,
     /// Reads as zeroes.
     Zero,
@@ -123,7 +123,7 @@ impl ExtendedEntry {
         Self { entry, bitmap }
     }
 
-    /// The kind of the cluster, which is never `Zero`. If the cluster is not compressed, the bitmap describes its subclusters.
+    /// The kind of the cluster; never `Zero`. If the cluster is not compressed, the bitmap describes its subclusters.
     ///
     /// # Errors
     /// When the entry is invalid; see [`BadEntry`].

@@ -62,8 +62,8 @@ impl Mapping {
         self.facts.mark_corrupt(&text, offset).await
     }
 
-    /// As [`Self::bad_entry`], for a write to the guest offset `offset`. If the host offset is not aligned and the copied flag
-    /// is set, QEMU's tools have another text for a write.
+    /// Like [`Self::bad_entry`], but for a write to the guest offset `offset`. If the host offset is not aligned and the copied
+    /// flag is set, QEMU's tools have another text for a write.
     pub(in crate::qcow2) async fn bad_target(&self, offset: u64, entry: u64) -> Error {
         let entry = L2Entry(entry);
         let Some(host) = self.unaligned_host(entry).filter(|_| entry.copied()) else {

@@ -9,9 +9,10 @@ pub(in crate::qcow2) enum Extent {
     /// Reads as zeroes. `host`: the host offset in the preallocated cluster, if there is one. `owned`: the copied flag is set;
     /// always false with extended L2 entries.
     Zero { len: u64, host: Option<u64>, owned: bool },
-    /// Reads as the backing file does. `host`: the host offset of the space that is preallocated for the data, if there is any.
+    /// Reads return the data of the backing file, or zeroes without a backing file. `host`: the host offset of the space that
+    /// is preallocated for the data, if there is any.
     Unallocated { len: u64, host: Option<u64> },
-    /// Part of one compressed cluster, which is stored in `stored` bytes from `host` on.
+    /// Part of one compressed cluster. The compressed data of the whole cluster lies in `stored` bytes from `host` on.
     Compressed { host: u64, stored: u64, len: u64 },
 }
 

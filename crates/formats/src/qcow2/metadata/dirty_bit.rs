@@ -1,5 +1,5 @@
 //! The dirty bit of the header of an open image. A set bit says that refcounts on disk may be wrong, and causes a repair when
-//! the image is opened next.
+//! the image is next opened for writing.
 //!
 //! The bit is set and flushed before refcounts on disk become too low (lazy refcounts), and before a change of snapshots. The
 //! bit is cleared when all refcounts are on disk, unless a change of snapshots is incomplete. A write that fails may still have
@@ -50,7 +50,7 @@ impl DirtyBit {
 }
 
 impl Metadata {
-    /// Call this after a repair, which has cleared the dirty bit on disk. The repair has also corrected what a failed change of
+    /// Call this after a repair. The repair has cleared the dirty bit on disk, and has also corrected what a failed change of
     /// snapshots left inconsistent.
     pub(in crate::qcow2) fn note_repair(&self) {
         self.dirty_bit.was_cleared();
@@ -75,7 +75,7 @@ impl Metadata {
         self.write_dirty_bit(false).await
     }
 
-    /// Sets or clears the dirty bit and flushes it. Does nothing in version 2, which has no dirty bit.
+    /// Sets or clears the dirty bit and flushes it. Does nothing in version 2: version 2 has no dirty bit.
     pub(in crate::qcow2) async fn set_dirty(&self, dirty: bool) -> Result<()> {
         if self.facts.version() < 3 {
             return Ok(());

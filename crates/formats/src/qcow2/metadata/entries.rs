@@ -17,8 +17,8 @@ const AT_ONCE: u64 = 1 << 16;
 
 impl Metadata {
     /// Sets the L2 entries of `count` guest clusters from `guest` on to the results of `entry`. Passes the references of
-    /// replaced entries to the write-back, which lowers the refcounts of the clusters. On an error, also passes the clusters of
-    /// `counted` that no entry refers to yet.
+    /// replaced entries to the write-back. The write-back lowers the refcounts of the clusters. On an error, also passes
+    /// the clusters of `counted` that no entry refers to yet.
     pub(in crate::qcow2) async fn link(
         &self,
         guest: u64,

@@ -15,7 +15,7 @@ use crate::qcow2::mapping::{load_entry, same_host, store_entry};
 pub(in crate::qcow2) struct OldEntry {
     pub(in crate::qcow2) entry: ExtendedEntry,
     pub(in crate::qcow2) kind: L2Kind,
-    /// Whether the image has a backing file, from which unallocated subclusters read.
+    /// Whether the image has a backing file. If so, unallocated subclusters are read from the backing file.
     pub(in crate::qcow2) has_backing: bool,
 }
 
@@ -38,8 +38,8 @@ impl Metadata {
     }
 
     /// Replaces the entries of `count` guest clusters from `guest` on by the results of `change`. Passes the references of
-    /// replaced entries to the write-back, which lowers the refcounts of the clusters. On an error, also passes the clusters of
-    /// `counted` that no entry refers to yet. The caller holds the range lock.
+    /// replaced entries to the write-back. The write-back lowers the refcounts of the clusters. On an error, also passes
+    /// the clusters of `counted` that no entry refers to yet. The caller holds the range lock.
     pub(in crate::qcow2) async fn link_extended(
         &self,
         guest: u64,

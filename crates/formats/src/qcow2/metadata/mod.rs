@@ -56,7 +56,7 @@ use dirty_bit::DirtyBit;
 
 pub(super) use snapshot_table::{SnapshotTable, V3_EXTRA, visit_snapshots};
 
-/// Owner of the metadata writes of an open image.
+/// Writes the metadata of an open image. One of the owners in the table of [`crate::qcow2`].
 pub(super) struct Metadata {
     geometry: Geometry,
     facts: Arc<Facts>,
@@ -75,7 +75,7 @@ pub(super) struct Metadata {
 }
 
 impl Metadata {
-    /// Creates the owner for an image with this snapshot table.
+    /// Creates the [`Metadata`] of an image with this snapshot table.
     pub(super) fn new(
         facts: Arc<Facts>,
         clusters: Arc<Clusters>,

@@ -72,7 +72,7 @@ impl Metadata {
     /// The same as [`Self::find_overlaps`], for an image that has become writable. Reads the snapshot table first.
     ///
     /// # Errors
-    /// The errors of [`visit_snapshots`](super::visit_snapshots).
+    /// The errors of [`Self::note_snapshots`].
     pub(in crate::qcow2) async fn note_overlaps(&self) -> Result<()> {
         let file = self.facts.file()?;
         let inactive = self.note_snapshots(&file).await?;
@@ -118,7 +118,8 @@ impl Metadata {
         let mut tables = tables.filter(|table| *table != 0);
         found.set(Modes::ACTIVE_L2, tables.any(|table| overlaps(table, size)));
         if found.is_empty() {
-            // The range contains an inactive table or the bitmap directory. These structures are not distinguished.
+            // The range contains other metadata, for example an inactive table or the bitmap directory. The kind of this
+            // metadata is not distinguished.
             found = Modes::INACTIVE_L1 | Modes::INACTIVE_L2 | Modes::BITMAP_DIRECTORY;
         }
         found

@@ -31,7 +31,8 @@ pub(in crate::qcow2) struct SnapshotTable {
     pub(in crate::qcow2) count: u32,
     /// Length of the table in bytes. 0 until the table is read.
     pub(in crate::qcow2) bytes: u64,
-    /// The table cannot be read, so the image counts as one without snapshots. It is not writable.
+    /// The table could not be read, so the image is open without its snapshots. The image can become writable only if the
+    /// table can be read then.
     pub(in crate::qcow2) is_broken: bool,
 }
 
@@ -103,10 +104,10 @@ async fn read_chunk(file: &Edge, offset: u64) -> ReadAhead {
 
 impl Metadata {
     /// Records the clusters of the snapshot table and of the L1 tables of snapshots as metadata. So these clusters are not
-    /// allocated, even if their refcounts are wrong. Returns the clusters of these L1 tables.
+    /// allocated, even if their refcounts are wrong. Returns the clusters of these L1 tables. Skips invalid L1 tables.
     ///
     /// # Errors
-    /// When the table cannot be read.
+    /// When the header contains an invalid offset or size of the table, and the errors of [`visit_snapshots`].
     pub(in crate::qcow2) async fn note_snapshots(&self, file: &Edge) -> Result<RoaringTreemap> {
         self.facts.header().require_snapshots()?;
         let mut tables = RoaringTreemap::new();
@@ -127,16 +128,17 @@ impl Metadata {
         Ok(tables)
     }
 
-    /// Opens a read-only image without its snapshots, because its snapshot table cannot be read.
+    /// Records that the snapshot table cannot be read. The read-only image is then used without its snapshots.
     pub(in crate::qcow2) fn leave_out_snapshots(&self, error: &Error) {
         tracing::error!("qcow2: the snapshots of the image are left out: {error}");
         self.snapshots().is_broken = true;
     }
 
-    /// Checks that the snapshot table can be read. Otherwise, an image must not become writable.
+    /// Checks that the snapshot table can be read, because only then the image may become writable. Reads the table only if
+    /// it was broken when it was last read.
     ///
     /// # Errors
-    /// When the table cannot be read.
+    /// The errors of [`visit_snapshots`].
     pub(in crate::qcow2) async fn check_snapshot_table(&self, file: &Edge) -> Result<()> {
         match self.snapshot_table() {
             SnapshotTable { is_broken: false, .. } => Ok(()),
@@ -174,7 +176,7 @@ impl Metadata {
         *self.snapshots()
     }
 
-    /// Reads all snapshots from the table. A broken table has none.
+    /// Reads all snapshots from the table. The list is empty if the table is broken.
     pub(in crate::qcow2) async fn snapshot_list(&self) -> Result<Vec<Snapshot>> {
         let file = self.facts.file()?;
         let (table, mut list) = (self.snapshot_table(), Vec::new());
@@ -185,11 +187,11 @@ impl Metadata {
         Ok(list)
     }
 
-    /// Checks that the L1 tables of snapshots are valid, and that they are together no longer than the file. So reading
-    /// all of them is bounded.
+    /// Checks that the L1 tables of snapshots are valid, and that the tables together are no longer than the file. This
+    /// bounds the work of reading all of these tables.
     ///
     /// # Errors
-    /// When a table is invalid, or when tables lie on each other.
+    /// When a table is invalid, or when the tables together are longer than the file, so that some of them overlap.
     pub(in crate::qcow2) fn check_l1_tables(&self, list: &[Snapshot]) -> Result<()> {
         let mut room = self.facts.file()?.size() / 8;
         for snapshot in list {

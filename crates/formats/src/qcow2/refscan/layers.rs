@@ -1,7 +1,7 @@
-//! Ranges of the file that may lie on each other, cut into ranges that do not.
+//! Cuts ranges of the file that may overlap into ranges that do not overlap.
 //!
-//! The L1 tables of a hostile image's snapshots may all lie on the same bytes. Reading each of them would take far longer
-//! than reading the file. The disjoint ranges together are no longer than the file.
+//! The L1 tables of a hostile image's snapshots may all occupy the same bytes. Reading each of these tables could take much
+//! longer than reading the file. The disjoint ranges together are no longer than the file.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

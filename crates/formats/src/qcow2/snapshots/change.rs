@@ -250,7 +250,7 @@ impl ImageSnapshots {
         Ok(old.1)
     }
 
-    /// Drops the references to all clusters that an old L1 table refers to.
+    /// Drops the references to all clusters that an old L1 table reaches, but not to the clusters of the table itself.
     async fn drop_reached(&self, l1: &[L1Entry]) -> Result<()> {
         let reach = self.reach(l1, Pass::Leave).await?;
         self.lower_reach(&reach).await.map(drop)

@@ -1,8 +1,8 @@
 //! Replacing the zero clusters of snapshots, before an image is downgraded to version 2.
 //!
-//! A snapshot gets a new L1 table, and new L2 tables instead of those with zero clusters. Then a new snapshot table
-//! replaces the old one, as in any change of snapshots. The new snapshot table refers to the new L1 table. If several
-//! snapshots share an L2 table, they share its replacement.
+//! A snapshot with zero clusters gets a new L1 table, and new L2 tables instead of those with zero clusters. Then a new
+//! snapshot table replaces the old one, as in any change of snapshots. The new snapshot table refers to the new L1 table.
+//! If several snapshots share an L2 table, they share its replacement.
 
 use std::collections::BTreeMap;
 
@@ -21,11 +21,11 @@ type Tables = BTreeMap<u64, Table>;
 /// An L2 table of a snapshot.
 #[derive(Debug, Clone, Copy)]
 enum Table {
-    /// It has no zero clusters.
+    /// The table has no zero clusters.
     Fine,
-    /// It has zero clusters.
+    /// The table has zero clusters.
     HasZeroes,
-    /// The table at this offset replaces it.
+    /// The table was replaced by a new table at this offset.
     Replaced(u64),
 }
 
@@ -66,7 +66,7 @@ impl ImageSnapshots {
         Ok(())
     }
 
-    /// Whether an L1 table reaches zero clusters. Reads the tables that are not known yet.
+    /// Whether an L2 table of this L1 table has zero clusters. Reads the L2 tables that are not in `known` yet.
     async fn has_zero_clusters(&self, l1: &[L1Entry], known: &mut Tables) -> Result<bool> {
         let all: Vec<u64> = self.tables_once(l1)?.into_iter().map(|(offset, _)| offset).collect();
         let new = all.iter().copied().filter(|offset| !known.contains_key(offset)).collect();

@@ -11,13 +11,15 @@
 //! | `vm_state` | freeing the VM state that the active L1 table maps |
 //! | `show` | reading a snapshot without changing the image |
 //!
-//! A crash at any point leaves either the old state or the new one. One write makes the change effective: it changes the
-//! location of the snapshot table or of the L1 table in the header, or one sector of the L1 table. Refcounts of new
-//! references are raised before this write, and refcounts of lost references are lowered after it. Between these steps,
-//! refcounts are correct or too high, so a crash leaks clusters at worst.
+//! A crash at any point leaves either the old state or the new one. One write makes the change effective. This write
+//! changes the snapshot table fields of the header, the L1 table fields of the header, or one sector of the active L1
+//! table. Refcounts of new references are raised before this write, and refcounts of lost references are lowered after
+//! it. Between these steps, refcounts are correct or too high, so a crash leaks clusters at worst.
 //!
-//! A set copied flag is always right. During the operation, copied flags may be missing. For this reason the dirty bit is
-//! set during the operation (version 2 has no dirty bit). After a crash, the next open for writing repairs the flags.
+//! A set copied flag is always right. During the operation, copied flags may be missing. For this reason, the dirty bit of a
+//! version 3 image is set during the operation: after a crash, the next open for writing repairs the flags. In version 2,
+//! flags may stay missing after a crash. A missing flag only causes a copy of the cluster or of the L2 table at the next
+//! write.
 
 mod change;
 mod copied;
@@ -38,7 +40,7 @@ use super::layout::{Geometry, Snapshot};
 use super::mapping::Mapping;
 use super::metadata::Metadata;
 
-/// Owner of the changes of snapshots of an open image.
+/// Creates, applies and deletes the snapshots of an open image. One of the owners in the table of [`crate::qcow2`].
 pub(super) struct ImageSnapshots {
     geometry: Geometry,
     facts: Arc<Facts>,
@@ -49,7 +51,7 @@ pub(super) struct ImageSnapshots {
 }
 
 impl ImageSnapshots {
-    /// Creates the owner from the other owners of the image.
+    /// Creates an [`ImageSnapshots`] that uses these parts of the image.
     pub(super) fn new(
         facts: Arc<Facts>,
         clusters: Arc<Clusters>,

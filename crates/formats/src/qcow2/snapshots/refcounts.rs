@@ -49,7 +49,7 @@ fn push(runs: &mut Vec<Run>, cluster: u64) {
 /// Changes the refcounts in a block.
 ///
 /// # Errors
-/// The first cluster whose refcount would become invalid.
+/// The index of the first cluster whose refcount would be less than 0 or greater than its maximum.
 fn change_block(
     counted: &References,
     index: u64,
@@ -96,8 +96,8 @@ impl ImageSnapshots {
         raised.map(drop)
     }
 
-    /// Lowers the refcounts of all clusters of `reach`. The references must no longer be on the disk. Returns the clusters
-    /// whose refcount is one now.
+    /// Lowers the refcounts of all clusters of `reach`. The caller ensures that the disk no longer contains the references.
+    /// Returns the clusters whose refcount has become one.
     ///
     /// # Errors
     /// The errors of the file, `Corrupt` if a refcount is too low or a freed cluster contains metadata, and `EBUSY` if a

@@ -29,14 +29,14 @@ const COMPRESSED: u8 = 1 << 6;
 /// The purpose of counting the tables below an L1 table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::qcow2) enum Pass {
-    /// The refcounts will be raised. Copied flags are cleared, and an invalid entry is an error.
+    /// The refcounts will be raised. Copied flags are cleared, and an invalid L2 entry is an error.
     Share,
-    /// The references will be dropped. Invalid entries are skipped, except entries with a valid offset of a cluster inside
-    /// the file.
+    /// The references will be dropped. Invalid L2 entries are skipped, except entries with a valid offset of a cluster
+    /// inside the file.
     Leave,
 }
 
-/// The clusters that an L1 table reaches.
+/// The clusters that an L1 table reaches: its L2 tables, and the clusters to which their entries refer.
 pub(in crate::qcow2) struct Reach {
     /// Number of references of each cluster.
     pub(super) counted: Arc<References>,
@@ -107,8 +107,8 @@ impl ImageSnapshots {
     ///
     /// # Errors
     /// Fails if a table cannot be read or written, or if an L1 entry is invalid. With [`Pass::Share`], also fails if an L2
-    /// entry is invalid. Some copied flags may already be cleared. When this function returns an error, no write is in
-    /// flight, because the caller writes to the same tables next.
+    /// entry is invalid. Some copied flags may already be cleared. The caller then writes to the same tables, so no write
+    /// is in flight when this function returns an error.
     pub(super) async fn reach(&self, l1: &[L1Entry], pass: Pass) -> Result<Reach> {
         let counted = self.count_tables(l1, pass).await;
         if counted.is_err() {
@@ -183,7 +183,7 @@ impl ImageSnapshots {
     }
 
     /// Drops the references to all clusters that an L1 table reaches, and to the clusters of the L1 table itself at
-    /// `offset`. Returns the clusters whose refcount is one now.
+    /// `offset`. Returns the clusters that the L1 table reaches and whose refcount has become one.
     pub(super) async fn drop_l1(&self, l1: &[L1Entry], offset: u64) -> Result<RoaringTreemap> {
         let reach = self.reach(l1, Pass::Leave).await?;
         let alone = self.lower_reach(&reach).await?;

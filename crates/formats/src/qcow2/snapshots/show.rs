@@ -10,7 +10,8 @@ impl ImageSnapshots {
     /// Makes the node show the contents of a snapshot, and its disk size if the snapshot stores one.
     ///
     /// # Errors
-    /// `EACCES` if the node is writable, `ENOENT` if the snapshot does not exist, and the errors of the file.
+    /// `EACCES` if the node is writable, `ENOENT` if the snapshot does not exist, an error if the L1 table of the snapshot
+    /// is invalid or if the image accepts no requests, and the errors of the file.
     pub(in crate::qcow2) async fn show_snapshot(&self, id: &str) -> Result<()> {
         self.facts.check_usable()?;
         if !self.facts.is_read_only() {

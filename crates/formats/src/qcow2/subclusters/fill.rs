@@ -100,7 +100,8 @@ impl Qcow2 {
         Ok(with_data & !Subclusters::touched_by(self.geometry, from, to))
     }
 
-    /// Removes the adjacent subclusters directly before `start` from `mask`. Returns the start of the first one.
+    /// Removes the adjacent subclusters directly before `start` from `mask`. Returns the start of the first removed subcluster,
+    /// or `start` if none is removed.
     fn take_before(&self, cluster: u64, mut start: u64, size: u64, mask: &mut u32) -> u64 {
         while start > cluster {
             let before = start - size;
@@ -114,7 +115,8 @@ impl Qcow2 {
         start
     }
 
-    /// Removes the adjacent subclusters directly behind `end` from `mask`. Returns the end of the last one.
+    /// Removes the adjacent subclusters directly behind `end` from `mask`. Returns the end of the last removed subcluster, or
+    /// `end` if none is removed.
     fn take_from(&self, cluster: u64, mut end: u64, size: u64, mask: &mut u32) -> u64 {
         while end < cluster.saturating_add(self.geometry.cluster_size()) {
             let next = end.saturating_add(size);
