@@ -34,7 +34,7 @@ pub(super) enum Mountable {
 /// Finds the part of a disk that can be mounted.
 ///
 /// # Errors
-/// When the disk cannot be read.
+/// If the disk cannot be read.
 pub(super) async fn mountable(disk: &Backend) -> Result<Mountable> {
     let sectors = disk.size() / SECTOR;
     if sectors < 2 {

@@ -43,7 +43,7 @@ pub(super) struct Uring {
     ring: IoUring,
     backlog: VecDeque<squeue::Entry>,
     files: FileTable,
-    /// Registered as buffer 0.
+    /// The arena, which is registered with the ring as buffer 0. `None`: the ring has no registered buffer.
     arena: Option<Arc<Arena>>,
     bell: RawFd,
     index: usize,
@@ -336,7 +336,7 @@ fn file_capacity() -> u32 {
 }
 
 /// Installs an arena and registers it with the ring. Registered memory is an optimisation: if the kernel refuses the
-/// registration (a low `RLIMIT_MEMLOCK`), the arena is ordinary memory.
+/// registration (a low `RLIMIT_MEMLOCK`), the thread uses the arena as ordinary memory, and this returns `None`.
 fn register_arena(ring: &IoUring, bytes: usize) -> Option<Arc<Arena>> {
     let arena = install_arena(bytes).ok()?;
     // SAFETY: the arena outlives the ring: both are fields of `Uring`, and the arena is dropped after the ring.
