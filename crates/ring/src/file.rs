@@ -266,7 +266,8 @@ impl File {
     ///
     /// # Errors
     /// The errors of `copy_file_range(2)`: `EXDEV`, `EOPNOTSUPP` or `EINVAL` if the kernel cannot copy between these
-    /// files. `EOPNOTSUPP` if one of the files is a simulated disk.
+    /// files. `EOPNOTSUPP` if one of the files is a simulated disk or [`File::closed`]; `EFBIG` if an offset exceeds the
+    /// signed range.
     pub async fn copy_range_to(
         &self,
         offset: u64,

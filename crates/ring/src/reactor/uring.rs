@@ -1,6 +1,6 @@
 //! The io_uring of an I/O thread.
 //!
-//! A file gets an index in the table of registered files at its first use. Buffers from the arena of the thread are
+//! A file gets an index in the table of registered files when the ring first uses the file. Buffers from the arena of the thread are
 //! registered memory. If the submission queue is full, entries wait in a backlog, in order.
 //!
 //! One multishot poll watches the bell (an eventfd), so that a wake-up needs no additional system call on this
@@ -106,8 +106,8 @@ impl Uring {
         self.push(poll.build().user_data(BELL));
     }
 
-    /// The index of a file in the table of the ring. Registers the file at its first use. `None` if the table is full
-    /// or the kernel refuses the registration.
+    /// The index of a file in the table of the ring. Registers the file if the ring has not registered it yet. `None` if
+    /// the table has no such index or the kernel refuses the registration.
     pub(super) fn fixed(&mut self, file: &File) -> Option<u32> {
         let id = file.id();
         if self.is_registered(id) {
@@ -325,7 +325,8 @@ fn build(entries: u32) -> io::Result<IoUring> {
     }
 }
 
-/// The size of the file table: the kernel refuses tables larger than the limit on open files.
+/// The size of the file table: [`FILES`], or the limit on open files if this limit is lower. The kernel refuses a larger
+/// table.
 fn file_capacity() -> u32 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the kernel writes the structure.
