@@ -31,7 +31,7 @@ use crate::random::Random;
 use crate::tally::Tally;
 use crate::tasks::Tasks;
 
-/// The largest number of operations in a batch.
+/// The largest number of operations in a batch, without the flush.
 const BATCH: u64 = 6;
 /// The largest number of snapshots that exist at the same time.
 const KEPT: usize = 3;

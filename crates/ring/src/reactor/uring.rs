@@ -1,7 +1,7 @@
 //! The io_uring of an I/O thread.
 //!
-//! A file gets an index in the table of registered files when the ring first uses the file. Buffers from the arena of the thread are
-//! registered memory. If the submission queue is full, entries wait in a backlog, in order.
+//! A file gets an index in the table of registered files when the ring first uses the file. Buffers from the arena of the
+//! thread are registered memory. If the submission queue is full, entries wait in a backlog, in order.
 //!
 //! One multishot poll watches the bell (an eventfd), so that a wake-up needs no additional system call on this
 //! thread.
