@@ -106,7 +106,7 @@ impl Progress {
         !matches!(self.shown, Shown::OnRequest)
     }
 
-    /// Prints 100 % at the end of a successful command, if the progress is shown as text.
+    /// Prints 100 % at the end of a command, if the progress is shown as text.
     pub(crate) fn complete(&self) {
         if let Shown::Text { .. } = self.shown {
             print(100.0);
