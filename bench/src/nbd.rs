@@ -1,4 +1,4 @@
-//! fio over NBD against `oxblk serve` and `qemu-nbd`, alternately, on the same qcow2 image on tmpfs.
+//! fio over NBD against `oxblk serve` and `qemu-nbd`, alternately, on the same image (by default qcow2) on tmpfs.
 //!
 //! The image is full of random bytes, so that every read finds data. One server runs at a time; each run starts the
 //! server, runs fio and stops the server. The contenders run forwards and then backwards.

@@ -1,7 +1,7 @@
 //! `oxblk img` against `qemu-img`, alternately, on the same disk on tmpfs: conversions, benchmarks, peak memory.
 //!
-//! Two fifths of the disk are holes; the rest is half random bytes, half text. Each pair of runs is followed by a pair in the
-//! opposite order, so that a drift of the machine's speed affects both sides equally. Before the timed runs, each side runs
+//! About two fifths of the disk are holes; the rest is half random bytes, half text. Each pair of runs is followed by a pair in
+//! the opposite order, so that a drift of the machine's speed affects both sides equally. Before the timed runs, each side runs
 //! once untimed.
 //!
 //! In a case with a new target, the kernel needs most of the time to allocate memory for the target. The cases "in place" have

@@ -59,7 +59,7 @@ pub fn put_at_the_end(bytes: &mut Vec<u8>, pointer: usize, len: usize) {
     }
 }
 
-/// Returns the number of gaps of the image in a file (see [`gaps`]).
+/// Does the same as [`gaps`] for an image file.
 ///
 /// # Panics
 /// When the file cannot be read.

@@ -1,6 +1,6 @@
 //! The test harnesses for drivers, tools and servers.
 //!
-//! A test in `tests/` does the work of a user or a peer: it runs the built program, or uses the library as an embedder would.
+//! A test in `tests/` does the work of a user or a peer: it runs the built program, or uses the library as other programs do.
 //! Each kind of test has one harness here. A line in the table of [`formats`] adds a new format to the first four harnesses.
 //! The parser of the format needs its own fuzz target.
 //!

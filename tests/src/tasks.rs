@@ -56,7 +56,8 @@ impl Tasks {
         self.tasks.push(Some(task));
     }
 
-    /// Waits until all tasks have ended. Returns an error as soon as a task panics.
+    /// Waits until all tasks have ended. Returns an error as soon as a task panics, or if the tasks take longer than
+    /// [`PATIENCE`].
     pub(crate) fn wait(self) -> Result<(), String> {
         self.wait_at_most(PATIENCE)
     }

@@ -6,7 +6,7 @@ pub(super) struct Case {
     pub(super) arguments: &'static [&'static str],
     /// Arguments for QEMU only. With these arguments, QEMU is fastest.
     pub(super) qemu_only: &'static [&'static str],
-    /// The file that is created before each run, untimed.
+    /// The state that is prepared before each run, untimed.
     pub(super) fresh: Fresh,
     /// The target for the time of QEMU divided by the time of oxblk.
     pub(super) mark: f64,

@@ -54,8 +54,8 @@ pub(super) fn change(path: &Path, gib: u64) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Swaps adjacent clusters in the L2 tables of an image with 64 KiB clusters whose metadata is allocated, so that no
-/// two consecutive guest clusters are adjacent in the file.
+/// Swaps adjacent clusters in the L2 tables of an image with 64 KiB clusters whose metadata is allocated. After that, no guest
+/// cluster is directly followed in the file by the next guest cluster.
 pub(super) fn break_up(path: &Path) -> std::io::Result<()> {
     let mut file = File::options().read(true).write(true).open(path)?;
     let mut header = [0_u8; 48];

@@ -6,7 +6,8 @@
 //! The same signal often arrives twice within milliseconds: `timeout` signals its child and then its process group, and
 //! a terminal that hangs up signals both the shell and its jobs. Therefore a repeated signal has no effect until the
 //! time [`REPEAT_AFTER`] has passed since the first signal. After this time, SIGHUP, SIGINT, SIGQUIT and SIGTERM have
-//! their default action. A separate thread measures the time, so this works also if the command hangs.
+//! their default action. A separate thread measures the time, so this works also if the command hangs. If this thread
+//! cannot be started, a repeated signal has its default action at any time.
 //!
 //! Signals that the parent process had set to be ignored stay ignored (`nohup`). SIGINT and SIGTERM are always caught:
 //! a shell without job control starts background commands with SIGINT ignored, but supervisors end such commands with

@@ -95,8 +95,8 @@ pub struct Wrapping<'a> {
 /// Decodes a secret that a user provides.
 ///
 /// # Errors
-/// If the secret cannot be decoded or decrypted. The messages are the messages of QEMU's tools. They contain at most
-/// the length and the padding of the secret.
+/// If the secret cannot be decoded or decrypted. The messages are the messages of QEMU's tools. A message does not
+/// contain the secret; it may contain the length of the secret, or the last byte of the decrypted data.
 pub fn decode(given: Secret, form: Form, wrapping: Option<&Wrapping<'_>>) -> Result<Secret> {
     let Some(wrapping) = wrapping else {
         return match form {

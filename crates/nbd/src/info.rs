@@ -15,7 +15,7 @@ use zerocopy::IntoBytes;
 pub struct BlockSizes {
     /// Smallest addressable unit, a power of two up to 65,536.
     pub minimum: u32,
-    /// Size and alignment that make requests efficient, a power of two of at least 512.
+    /// Size and alignment that make requests efficient, a power of two. At least 512, and at least `minimum`.
     pub preferred: u32,
     /// Largest request: a multiple of `minimum`, or `u32::MAX` for no limit.
     pub maximum: u32,

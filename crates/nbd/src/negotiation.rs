@@ -45,7 +45,8 @@ pub struct ExportInfo {
     pub description: Option<String>,
     /// Size in bytes.
     pub size: u64,
-    /// Capabilities of the export. [`TransmissionFlags::SEND_DF`] is added if replies are structured.
+    /// Capabilities of the export. [`TransmissionFlags::HAS_FLAGS`] is added. [`TransmissionFlags::SEND_DF`] is set if replies
+    /// are structured, and otherwise cleared.
     pub flags: TransmissionFlags,
     /// Request sizes.
     pub sizes: BlockSizes,
@@ -114,7 +115,7 @@ pub enum Progress {
 pub enum CloseReason {
     /// The client sent `NBD_OPT_ABORT`.
     Aborted,
-    /// The bytes are not the NBD protocol.
+    /// A message violates the protocol.
     Malformed(Malformed),
     /// The client set flags that do not exist.
     ClientFlags(u32),
@@ -187,7 +188,8 @@ impl Negotiation {
     }
 
     /// Consumes bytes from the front of `input` and appends replies to `out`. Returns the number of bytes consumed, and
-    /// the next action of the caller.
+    /// the next action of the caller. After the end of the handshake, each call consumes nothing and returns the last
+    /// action again.
     pub fn advance(&mut self, input: &[u8], out: &mut Vec<u8>) -> (usize, Progress) {
         let mut used = 0;
         loop {
@@ -358,8 +360,8 @@ impl Negotiation {
         if let Some(description) = &export.description {
             info::put_info_text(out, option, InfoKind::DESCRIPTION, description);
         }
-        // If the client did not ask for block sizes, they are only advice. The advertised minimum is then 1, so that the
-        // client does not expect smaller requests to be refused.
+        // If the client starts transmission without asking for block sizes, the block sizes are only advice. The advertised
+        // minimum is then 1, so that the client does not expect smaller requests to be refused.
         let asked = request.wants(InfoKind::BLOCK_SIZE) || option == OptionKind::INFO;
         let minimum = if asked { export.sizes.minimum } else { 1 };
         info::put_info_block_size(out, option, BlockSizes { minimum, ..export.sizes });

@@ -169,7 +169,7 @@ pub fn info_request(name: &str, kinds: &[InfoKind]) -> Result<Vec<u8>, Malformed
 /// The payload of `NBD_OPT_LIST_META_CONTEXT` or `NBD_OPT_SET_META_CONTEXT`.
 ///
 /// # Errors
-/// If a string is longer than [`MAX_STRING`] or contains a NUL.
+/// If a string is longer than [`MAX_STRING`] or contains a NUL, or if the number of queries does not fit in 32 bits.
 pub fn meta_context_request(name: &str, queries: &[&str]) -> Result<Vec<u8>, Malformed> {
     let mut out = Vec::new();
     put_string(&mut out, name, "export name")?;

@@ -1,6 +1,6 @@
 //! Replies of the transmission phase: simple replies and structured reply chunks.
 //!
-//! The server's writers build the fixed part of a reply as an array, so that the data of a read is sent from its own
+//! For the data of a read, the server builds only the header that precedes the data. So the data is sent from its own
 //! buffer without a copy. The client's parsers validate payloads; [`within`] checks that a chunk lies within the
 //! range of its request.
 
@@ -156,7 +156,7 @@ pub fn parse_hole(payload: &[u8]) -> Result<(u64, u32), Malformed> {
 /// Parses the payload of a block status chunk into context id and extents, without a copy.
 ///
 /// # Errors
-/// If there is no extent, an incomplete extent, or an extent of length zero.
+/// If the context id is incomplete, or if there is no extent, an incomplete extent, or an extent of length zero.
 pub fn parse_block_status(payload: &[u8]) -> Result<(u32, &[StatusExtent]), Malformed> {
     let mut fields = Fields::new(payload);
     let context = fields.u32("metadata context id")?;

@@ -174,7 +174,8 @@ impl RawRequest {
         Ok(request)
     }
 
-    /// The command with its flags. Fails if the command or a flag is unknown, or if the command does not allow a flag.
+    /// The command with its flags. Fails if the command or a flag is unknown, or if the command does not allow a flag. A
+    /// disconnect allows every known flag.
     fn command(&self, limits: &Limits) -> Result<Command, ErrorCode> {
         let flags = CommandFlags::from_bits(self.flags).ok_or(ErrorCode::Inval)?;
         let has = |flag| limits.flags.contains(flag);

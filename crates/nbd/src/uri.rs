@@ -40,7 +40,7 @@ pub enum UriError {
     Scheme(String),
     /// The scheme asks for TLS.
     Tls(String),
-    /// A percent sign is not followed by two hexadecimal digits, or the text is not UTF-8.
+    /// A percent sign is not followed by two hexadecimal digits, or the export name is not UTF-8.
     Escape,
     /// The host is missing, or is neither a name nor an address (IPv6 in brackets).
     Host,
@@ -48,7 +48,7 @@ pub enum UriError {
     Port(String),
     /// `nbd+unix` without `socket=`, or an empty `socket=`.
     NoSocket,
-    /// A query parameter that is not supported.
+    /// An unknown query parameter, or the parameter `socket` with the scheme `nbd`.
     Parameter(String),
     /// The export name is too long or contains a NUL.
     Export,

@@ -1,6 +1,6 @@
 //! Commit of an overlay: the data of the overlay is copied into an image of its backing chain, the base.
 //!
-//! 1. Make the base writable, and grow it to the overlay's size if it is smaller.
+//! 1. Make the base writable. If the base is smaller than the overlay, grow the base to the size of the overlay.
 //! 2. Copy all data and zeroes of the images above the base into the base ([`crate::copy`]).
 //! 3. Flush the base and make it read-only again.
 //! 4. If requested, empty the overlay. This is the last step, so that a crash loses no data.
@@ -45,11 +45,12 @@ pub struct Commit {
 pub enum CommitError {
     /// The overlay has another writer.
     Top(Error),
-    /// The base could not be made writable or large enough.
+    /// The base could not be made writable or large enough, or the overlay was closed.
     Base(Error),
     /// The copy failed.
     Copy(CopyError),
-    /// The base has all data, but could not be flushed or made read-only again.
+    /// The base has all data, but the base could not be flushed or made read-only again, or the close of the overlay failed
+    /// (the overlay is closed if it has no other user).
     Close(Error),
     /// The base has all data, but the overlay could not be emptied.
     Empty(Error),

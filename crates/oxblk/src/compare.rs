@@ -127,7 +127,7 @@ struct Shared {
 /// Finds the first difference, on the current I/O thread and on `helpers`.
 ///
 /// # Errors
-/// The failure at the lowest offset, if no difference was found below that offset.
+/// The failure at the lowest offset, if no difference was found below that offset. A stop is a failure at offset 0.
 pub async fn compare(
     job: Compare,
     helpers: &[IoThread],
@@ -246,7 +246,7 @@ impl Shared {
         }
     }
 
-    /// Takes the next pieces, in the order of the disk. An empty list means that no piece is left.
+    /// Takes the next pieces, in the order of the disk. An empty list means that no piece below `bound` is left.
     async fn next(&self) -> Vec<Range> {
         let mut cursor = self.cursor.lock().await;
         let (mut ranges, mut bytes) = (Vec::new(), 0_u64);

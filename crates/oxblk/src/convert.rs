@@ -107,8 +107,8 @@ impl Convert {
     ///
     /// # Errors
     /// If the target is a file of the source, or if another process uses one of the files; otherwise the errors of the images
-    /// and the system; [`ErrorKind::Cancelled`] if the conversion was stopped. After an error, a target file that did not exist
-    /// before is removed.
+    /// and the system; [`ErrorKind::Cancelled`] if the conversion was stopped. If the creation or the copy fails, a target file
+    /// that did not exist before is removed.
     pub fn run(self) -> Request<()> {
         let threads = self.source.threads().clone();
         Request::begin(&threads.clone(), move || self.convert(threads))

@@ -88,8 +88,8 @@ impl Extent {
     }
 }
 
-/// Returns the extents of a disk in order. Adjacent extents are merged if they have the same status and lie one after
-/// the other in the same node.
+/// Returns the extents of a disk in order. Adjacent extents are merged if they have the same depth and the same status and, if
+/// their data has a place, lie one after the other in the same node.
 #[derive(Debug)]
 pub struct Extents<'a> {
     disk: &'a Backend,
@@ -101,7 +101,8 @@ pub struct Extents<'a> {
 }
 
 impl<'a> Extents<'a> {
-    /// Returns the extents of the `len` bytes from the byte offset `start` on. `None`: up to the end of the disk.
+    /// Returns the extents of the `len` bytes from the byte offset `start` on. `None`: up to the end of the disk. The
+    /// size of the disk is rounded up to a multiple of 512.
     pub fn new(disk: &'a Backend, start: u64, len: Option<u64>) -> Self {
         let size = in_sectors(disk.size());
         let end = len.map_or(size, |len| size.min(start.saturating_add(len)));

@@ -6,8 +6,8 @@
 //! both backing files are zero; or the new backing file is in the backing chain of the old one, and no image above the
 //! new backing file has allocated the range.
 //!
-//! Only the rebase writes to the overlay during this work ([`SoleWriter`]). Otherwise, the old data that a worker has read could
-//! replace data that another writer wrote after that. A rebase fails if the overlay has another writer. Writes through the
+//! Only the rebase writes to the overlay during this work ([`SoleWriter`]). Otherwise, old data that a worker has read could
+//! replace data that another writer wrote after the read. A rebase fails if the overlay has another writer. Writes through the
 //! backend of the rebase and its clones are refused until the rebase ends.
 //!
 //! The overlay has its old backing file until this work has ended. If the work has succeeded, the caller changes the backing
@@ -58,7 +58,7 @@ pub struct Rebase {
 /// The step at which a rebase failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RebaseStage {
-    /// Becoming the only writer of the overlay.
+    /// Becoming the only writer of the overlay, or returning the overlay to its other users at the end.
     Attaching,
     /// Querying the block status of an image.
     Status,
@@ -356,7 +356,8 @@ impl Shared {
 /// The contents of a backing file in one extent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Look {
-    /// Equal in the old and the new backing file: both read the same image.
+    /// Equal in the old and the new backing file: both read the same image or, in a cluster that consists of several extents,
+    /// both may also be zero.
     Same,
     Zero,
     Data,

@@ -19,7 +19,8 @@ use crate::SECTOR;
 /// Opens a temporary overlay whose backing file is `base`.
 ///
 /// # Errors
-/// The errors of the directory for temporary files. It is also an error if another parent of `base` writes to `base`.
+/// If the temporary file cannot be created, if the overlay in it cannot be created or opened, or if `base` is too large
+/// (`EFBIG`). It is also an error if another parent of `base` writes to `base`.
 pub async fn overlay(graph: &Graph, base: &Arc<Node>, flags: OpenFlags) -> Result<Arc<Node>> {
     let file = File::from_fd(temporary()?, Aio::IoUring);
     let driver = Box::new(FileDriver::from_ring_file(file, 0));

@@ -14,8 +14,8 @@ use oxblk_ring::{Config, IoThread, Remote, try_thread_index};
 /// Maximum number of threads of the shared group.
 const MOST: usize = 16;
 
-/// A group of I/O threads. Clones refer to the same group. The threads end when the last clone and the last disk of the
-/// group have been dropped.
+/// A group of I/O threads. Clones refer to the same group. The threads end when the last clone, the last disk and the last
+/// running task of the group have ended.
 #[derive(Clone)]
 pub struct IoThreads(Arc<Group>);
 
@@ -64,8 +64,8 @@ impl IoThreads {
     }
 
     /// Waits until the threads have ended and have closed all files. If other clones of the group or disks of the group exist,
-    /// the threads continue to run, and this returns immediately. Handles that were cloned from [`threads`](Self::threads) must
-    /// have been dropped.
+    /// the threads continue to run, and this returns immediately. A thread ends only after all handles to the thread that were
+    /// cloned from [`threads`](Self::threads) have been dropped.
     pub fn join(self) {
         let group = Arc::into_inner(self.0);
         for thread in group.into_iter().flat_map(|group| group.threads) {
@@ -94,8 +94,8 @@ impl IoThreads {
         &self.0.threads
     }
 
-    /// Runs `work` on a thread of the group: on the calling thread if it belongs to the group, otherwise on each thread in
-    /// turn. The group exists until the work has ended.
+    /// Runs `work` on a thread of the group: on the calling thread if it belongs to the group, otherwise on the threads of the
+    /// group in turn. `None`: the group has no threads. The group exists until the work has ended.
     pub(crate) fn spawn<F, Fut, T>(&self, work: F) -> Option<Remote<T>>
     where
         F: FnOnce() -> Fut + Send + 'static,

@@ -7,8 +7,8 @@
 //! | `extents` | data and holes |
 //! | `registration` | the dense id, and the rings that have registered the file |
 //!
-//! A [`File`] is a handle that all I/O threads may use concurrently. Each ring registers the file at its first use,
-//! with the dense id of the file as the index. When the last handle is dropped, the engine sends a request to
+//! A [`File`] is a handle that all I/O threads may use concurrently. Each ring registers the file when the ring first
+//! uses it, with the dense id of the file as the index. When the last handle is dropped, the engine sends a request to
 //! unregister the file to each of these rings, and closes the descriptor.
 //!
 //! A single read or write ([`File::read_at`] and similar methods) starts when the method is called, on the current I/O
@@ -125,7 +125,7 @@ impl File {
     /// descriptor is closed, so that the host reports the error, and the descriptor stays open.
     ///
     /// # Errors
-    /// The errors of `close(2)`; `EBADF` for [`File::closed`]. The handle is then closed as well.
+    /// The errors of `close(2)`; `EBADF` for [`File::closed`]. The handle is closed after an error too.
     pub async fn close(self) -> io::Result<()> {
         match self.0 {
             Inner::Host(host) => on_file(move || close_host(host)).await,
@@ -187,7 +187,8 @@ impl File {
     /// that is needed to read this data (`fdatasync`).
     ///
     /// # Errors
-    /// The error of the host. After an error, any data since the last successful flush may be lost in a power cut.
+    /// The error of the host. After an error, a power cut may lose any data that was written after the last successful
+    /// flush.
     pub async fn sync(&self, data_only: bool) -> io::Result<()> {
         self.unit(Op::Sync { data_only }).await
     }
@@ -265,7 +266,8 @@ impl File {
     ///
     /// # Errors
     /// The errors of `copy_file_range(2)`: `EXDEV`, `EOPNOTSUPP` or `EINVAL` if the kernel cannot copy between these
-    /// files. `EOPNOTSUPP` if one of the files is a simulated disk.
+    /// files. `EOPNOTSUPP` if one of the files is a simulated disk or [`File::closed`]; `EFBIG` if an offset exceeds the
+    /// signed range.
     pub async fn copy_range_to(
         &self,
         offset: u64,

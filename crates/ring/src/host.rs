@@ -49,7 +49,7 @@ impl LockRange {
     }
 }
 
-/// Takes a shared lock for the open file description behind `fd`, which must be readable.
+/// Takes a shared lock for the open file description behind `fd`. `fd` must be open for reading.
 ///
 /// # Errors
 /// `EAGAIN` if an exclusive lock conflicts; otherwise the errors of `fcntl(2)` with `F_OFD_SETLK`.
@@ -114,7 +114,7 @@ pub fn discard_blocks(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<(
     check(unsafe { libc::ioctl(fd.as_raw_fd(), BLKDISCARD, range.as_ptr()) })
 }
 
-/// Asks the file system to allocate a new file in extents of `bytes` (`FS_IOC_FSSETXATTR`).
+/// Asks the file system to allocate a new file in extents of `bytes` bytes (`FS_IOC_FSSETXATTR`).
 ///
 /// # Errors
 /// The file system's error: most file systems do not support this hint.

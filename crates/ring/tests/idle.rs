@@ -27,7 +27,8 @@ fn until(what: &str, condition: impl Fn() -> bool) {
 /// This file has only one test, because the threads of other tests would keep the process busy.
 #[test]
 fn an_idle_thread_frees_its_cached_memory_and_is_not_woken_again() {
-    // Skip the test under a sanitizer (terabytes of addresses for shadow memory), because it retains freed memory.
+    // A sanitizer does not return freed memory, so skip the test. A sanitizer is recognised by its shadow memory: more than
+    // 1 TiB of address space.
     if status("/proc/self/status", "VmSize:") > 1 << 30 {
         return;
     }

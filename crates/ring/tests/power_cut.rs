@@ -175,7 +175,8 @@ fn truncation_punching_and_zeroing_are_volatile_until_a_flush() {
 
 #[test]
 fn the_power_can_be_cut_at_every_write_boundary() {
-    // Count the boundaries of a run without a cut. Then cut the power at each boundary.
+    // Count the write boundaries (completed writes and flushes, see `Disk::cut_after`) of a run without a cut. Then cut the
+    // power at each boundary.
     let script = |disk: Disk| async move {
         let file = File::sim(&disk);
         for i in 0..10u8 {
@@ -323,7 +324,7 @@ fn a_fua_write_makes_only_the_changes_of_the_size_durable_that_its_data_needs() 
     // The write does not need the new size.
     assert_eq!(size_after(&[2048], 0), [2048, 4096]);
     assert_eq!(size_after(&[8192], 0), [4096, 8192]);
-    // An earlier change made room for the write.
+    // An earlier change of the size has extended the disk to the end of the write or further.
     assert_eq!(size_after(&[8192], 4096), [8192]);
     assert_eq!(size_after(&[8192, 6144], 4096), [6144, 8192]);
     assert_eq!(size_after(&[1024, 6144], 2048), [6144]);

@@ -1,5 +1,5 @@
-//! Test of a system that forbids io_uring, as many containers do. The engine logs this once per process and works
-//! without io_uring.
+//! Test of a system that forbids io_uring and Linux AIO, as many containers do. The engine logs each once per process and
+//! uses threads instead.
 //!
 //! A system-call filter cannot be removed, so the test runs itself as a child process that installs the filter.
 

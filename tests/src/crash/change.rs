@@ -1,7 +1,7 @@
 //! Power cuts in the middle of one change of an image: after the cut, the disk must contain the old image or the new image.
 //!
-//! `qemu-img` creates the image, so the image can be of any kind. The backing file of the image is not opened. The test decides
-//! which property is compared: its `look` function examines the open image and returns a value.
+//! `qemu-img` creates the image, so the image can be a qcow2 image of any kind. The backing file of the image is not opened.
+//! The test decides which property is compared: its `look` function examines the open image and returns a value.
 
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ use crate::program::Program;
 use crate::scratch;
 use crate::sim_disk::{self, Pace};
 
-/// Creates an image with `qemu-img` and puts its file on a simulated disk. Each entry of `prepare` is a command line of a QEMU
-/// tool that changes the file before the copy.
+/// Creates a qcow2 image with `qemu-img` and puts its file on a simulated disk. Each entry of `prepare` is a command line of a
+/// QEMU tool that changes the file before the copy.
 ///
 /// # Panics
 /// When a tool fails.
@@ -85,10 +85,11 @@ pub struct Trial<'a> {
     pub repairs_on_open: bool,
 }
 
-/// Makes a change, then examines the disks that a power cut at each write of the change may leave.
+/// Makes a change, then examines the disks that a power cut may leave at up to 16 write boundaries of the change.
 ///
 /// # Panics
-/// When an image on one of these disks cannot be opened, is corrupt, or is neither the old nor the new image.
+/// When the change fails or changes nothing, or when an image on one of these disks cannot be opened, is corrupt, or is neither
+/// the old nor the new image.
 pub fn old_or_new<S: PartialEq>(
     trial: &Trial<'_>,
     disk: &Disk,
@@ -104,7 +105,8 @@ pub fn old_or_new<S: PartialEq>(
 /// the change.
 ///
 /// # Panics
-/// When an image on one of the disks cannot be opened, is corrupt, or looks different from the old image.
+/// When the change fails or is visible, or when an image on one of the disks cannot be opened, is corrupt, or looks different
+/// from the old image.
 pub fn same_throughout<S: PartialEq>(
     trial: &Trial<'_>,
     disk: &Disk,

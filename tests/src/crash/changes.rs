@@ -31,7 +31,7 @@ use crate::random::Random;
 use crate::tally::Tally;
 use crate::tasks::Tasks;
 
-/// The largest number of operations in a batch.
+/// The largest number of operations in a batch, without the flush.
 const BATCH: u64 = 6;
 /// The largest number of snapshots that exist at the same time.
 const KEPT: usize = 3;
@@ -397,16 +397,16 @@ fn judge(stage: &mut Stage, boundary: u64, found: &Content) -> Result<(), String
     }
 }
 
-/// Whether L1 and L2 entries may lack the copied flag although the cluster has one reference. While snapshots change, this is
-/// allowed: the image is marked dirty during the change, and is repaired when it is next opened for writing.
+/// Whether the copied flag may be missing in L1 and L2 entries of clusters with one reference. This is allowed while snapshots
+/// change: the image is marked dirty during the change, and is repaired when it is next opened for writing.
 fn claims_may_be_stale(stage: &Stage) -> bool {
     let snapshots =
         |change: &Change| matches!(change, Change::Take | Change::Apply(_) | Change::Remove(_));
     matches!(stage, Stage::Change { change, .. } if snapshots(change))
 }
 
-/// Whether the image has version 2, which has no dirty bit. Its entries may lack copied flags after a power cut. A later write
-/// then makes an unneeded copy.
+/// Whether the image has version 2, which has no dirty bit. After a power cut, copied flags may be missing in its entries. A
+/// later write then makes an unneeded copy.
 fn is_old(disk: &Disk) -> bool {
     disk.bytes().get(4..8).is_some_and(|version| *version == 2_u32.to_be_bytes())
 }

@@ -6,7 +6,7 @@
 //! - a failed request leaves the old data, or part of the new data; a failed image-wide change leaves the state from before the
 //!   change, or the state from after it;
 //! - later steps succeed, except those that the image refuses because the value of one of its pointers is unknown;
-//! - a power cut right after the failure loses nothing that was flushed;
+//! - a power cut right after a failed request loses nothing that was flushed;
 //! - at the end the image can be closed and opened, has at worst leaks, contains the data that was read last, and accepts a
 //!   write.
 
@@ -34,7 +34,8 @@ enum Step {
     Change(Change),
 }
 
-/// Returns the steps of a seed: requests of every kind, and each change once or twice.
+/// Returns the steps of a seed: requests that change the disk, flushes, and each image-wide change that the variant supports
+/// once or twice.
 fn steps(shape: &Shape, variant: &Variant, random: &mut Random) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut now = shape.clone();

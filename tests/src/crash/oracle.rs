@@ -153,7 +153,7 @@ impl CrashOracle {
     /// Checks the content of the disk.
     ///
     /// # Errors
-    /// A text with the first sector that has none of its possible versions.
+    /// A text with the first sector that has none of its possible versions, or with the wrong length.
     pub fn check(&self, disk: &[u8]) -> Result<(), String> {
         if disk.len() != self.old.len() {
             return Err(format!("the disk has {} bytes, not {}", disk.len(), self.old.len()));

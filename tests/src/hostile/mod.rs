@@ -117,7 +117,7 @@ const TIME_LIMIT: Duration = Duration::from_secs(30);
 /// The expected result for a corrupt image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
-    /// No tool opens the image. The error contains this text.
+    /// `check`, `info`, reads and writes fail. The errors contain this text.
     Refused(&'static str),
     /// `check` finds errors (exit code 2), and its output contains this text. Reads and writes may succeed or fail.
     Damaged(&'static str),

@@ -51,8 +51,8 @@ pub fn words(random: &mut Random, bytes: &mut [u8], cluster: u64) {
     }
 }
 
-/// Damages up to eight little-endian words of four bytes. One word of four is in the header; the other words are in a table and
-/// get small numbers.
+/// Damages up to eight little-endian words of four bytes. One word of four is in the header; the other words are in the table.
+/// One word of three gets a small number.
 pub fn little_words(
     random: &mut Random,
     bytes: &mut [u8],

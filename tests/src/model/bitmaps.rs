@@ -41,11 +41,12 @@ pub fn check_kept(disk: &Backend) -> Result<(), String> {
     }
 }
 
-/// Checks that no consistent bitmap has missed a write: each bitmap has recorded a write in every allocated cluster of the
-/// image. A crash before this open is allowed, but the size of the image must never have changed.
+/// Checks that no consistent bitmap has missed a write: each consistent bitmap has recorded a write in every allocated cluster
+/// of the image. A crash before this open is allowed, but the size of the image must never have changed. With copy-on-read,
+/// only the number of bitmaps is checked.
 ///
 /// # Errors
-/// A text with the name of the bitmap that missed a write.
+/// A text with the name of the bitmap that missed a write, or with a wrong number of bitmaps.
 pub async fn check_honest(disk: &Backend, cluster: u64) -> Result<(), String> {
     let bitmaps = all(disk)?;
     let node = disk.node().map_err(|e| e.to_string())?;

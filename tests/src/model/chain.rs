@@ -37,7 +37,7 @@ pub fn graph() -> Graph {
     Graph::with_secrets(oxblk::drivers(), oxblk_core::Gate::Anything, formats::secrets())
 }
 
-/// Creates an empty image on a disk.
+/// Creates an empty image on a disk. If the variant has bitmaps, adds the bitmaps of [`super::bitmaps`].
 ///
 /// # Errors
 /// The error that the driver reports.
@@ -113,7 +113,8 @@ pub async fn open(chain: &[Image]) -> Result<Backend, String> {
     open_at(chain, Pace::AtOnce).await
 }
 
-/// Opens a chain whose disks often yield to other tasks. Use this function outside the simulated executor.
+/// Opens a chain whose disks often yield to other tasks and whose metadata caches are small. Use this function outside the
+/// simulated executor.
 ///
 /// # Errors
 /// The errors that the drivers report.
@@ -183,7 +184,7 @@ pub enum Tolerance {
     Leaks,
 }
 
-/// Runs the driver's check on an image that is not open.
+/// Runs the driver's check on an image that is not open or, if the driver has no check, `qemu-img check`.
 ///
 /// # Errors
 /// Describes the faults that the check found.

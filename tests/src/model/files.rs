@@ -90,7 +90,8 @@ impl Files {
         &self.images.last().expect("an active image").0
     }
 
-    /// Creates an overlay of the active image, with oxblk or with `qemu-img create`.
+    /// Creates the next image of the chain, with oxblk or with `qemu-img create`: an overlay of the active image or, in an
+    /// empty chain, the base.
     pub(super) fn create(&mut self, variant: &'static Variant, size: u64) -> Result<(), String> {
         let path = self.directory.path().join(format!("image{}", self.images.len()));
         let backing = self.images.last().map(|(path, _)| path.clone()).zip(self.driver());
@@ -168,7 +169,7 @@ impl Files {
         if reply.code() == 0 { Ok(1) } else { Err(format!("qemu-img check: {}", said(&reply))) }
     }
 
-    /// Checks that `qemu-img compare` finds this content in the active image.
+    /// Checks that `qemu-img compare` finds this content in the active image, and that a raw data file has the same content.
     pub(super) fn compare_by_qemu(&self, content: &[u8]) -> Result<(), String> {
         let model = self.directory.path().join("model.raw");
         fs::write(&model, content).map_err(|e| e.to_string())?;

@@ -192,7 +192,8 @@ struct State {
     random: Random,
     left: u64,
     under_way: Vec<Active>,
-    /// The ranges of all writes that were in flight at any moment since the current image-wide change began.
+    /// The ranges of all writes, zero writes and discards that were in flight at any moment since the current image-wide change
+    /// began. `None`: no image-wide change that needs these ranges is in progress.
     meanwhile: Option<Vec<Range<u64>>>,
     /// A snapshot is being applied, so the results of reads are not known.
     applying: bool,

@@ -23,7 +23,7 @@ pub(crate) enum Next {
     Do(Op),
     /// Ask again later: every operation that was tried conflicts with an operation in flight.
     Wait,
-    /// No operations are left.
+    /// No operations are left, or an operation has failed.
     End,
 }
 

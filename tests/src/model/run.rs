@@ -88,7 +88,7 @@ pub fn judge(oracle: &mut Oracle, op: &Op, seen: &Seen) -> Result<(), String> {
 /// Describes the first difference.
 pub async fn run_batch(disk: &Backend, oracle: &mut Oracle, batch: &[Op]) -> Result<(), String> {
     let outcomes = Rc::new(RefCell::new(Vec::new()));
-    // A reduced sequence may lack a resize, so an operation may be past the end of the disk.
+    // In a reduced sequence, a resize may have been removed. So leave out operations past the end of the disk.
     let size = disk.size();
     let tasks: Vec<_> = batch
         .iter()

@@ -1,8 +1,8 @@
 //! The long run of the harnesses: choosing jobs, running them, and counting the work.
 //!
-//! A job is one seed of one kind of test on one variant. Several threads (one per core, or `--jobs`) take job after job, until
-//! every kind and variant has done its amount of work or the time is over. After a failure the run continues. At the end of a
-//! run with failures, the program exits with an error.
+//! A job is one seed of one kind of test on one variant. Several threads (one per core, or `--jobs`) take job after job: with a
+//! time limit until the time is over, otherwise until every kind and variant has done its amount of work. After a failure
+//! the run continues. At the end of a run with failures, the program exits with an error.
 //!
 //! The seed modulo 4 determines the length of a chain. The jobs of one kind and variant use all four remainders one after
 //! another, so every length is tested equally often.
@@ -152,9 +152,9 @@ pub struct Order {
     pub variants: Vec<&'static Variant>,
     /// The first seed. Later jobs use greater seeds.
     pub seed: u64,
-    /// Stops the run after this time. `None`: the run ends when all work is done.
+    /// No job begins after this time, and the amounts of work are ignored. `None`: the run ends when all work is done.
     pub time: Option<Duration>,
-    /// The number of operations for each variant of a kind that is measured in operations.
+    /// The number of operations for each variant of a kind that is measured in operations; a fifth of it for [`Kind::Cancel`].
     pub operations: u64,
     /// The number of power cuts, failing disks or damaged disks for each variant of the other kinds.
     pub cuts: u64,
@@ -261,7 +261,8 @@ impl Soak {
         }
     }
 
-    /// Chooses the next job: all kinds and variants one after another, without those that have done their amount of work.
+    /// Chooses the next job: all kinds and variants one after another, without those that have done their amount of work or
+    /// have failed three times. `None`: no job is left, or the time is over.
     fn take(&self) -> Option<(Kind, &'static Variant, u64)> {
         let mut next = self.next.lock().expect("nothing panics with it");
         let mut table = self.table.lock().expect("no job panics with the table");
@@ -278,7 +279,6 @@ impl Soak {
                 continue;
             }
             let done = table.entry((kind, variant.name)).or_default();
-            // After three failures, a kind and variant gets no more jobs.
             if done.failures >= 3
                 || (self.order.time.is_none() && done.is_enough(kind, &self.order))
             {

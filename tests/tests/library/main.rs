@@ -1,4 +1,4 @@
-//! Tests of the library from the view of an embedder.
+//! Tests of the library, which use it as other programs do.
 
 mod bitmaps;
 mod closing;

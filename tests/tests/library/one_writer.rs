@@ -75,8 +75,9 @@ async fn byte(of: &Backend, offset: u64) -> u8 {
     of.read(offset, IoBufMut::new(512)).await.unwrap()[0]
 }
 
-/// Runs the job `work`, and concurrently writes to `offsets` through another handle of the disk. The job must refuse some of
-/// these writes. If other writes succeeded, the disk must have the data of the last of them.
+/// Runs the job `work` on the disk of `top`, and concurrently writes to `offsets` through `top`. Some of these writes must be
+/// refused, because the job is the only writer. After the job, the disk must contain the data of the last writes that
+/// succeeded, and new writes must succeed.
 async fn write_during(top: &Backend, offsets: [u64; 2], work: impl Future<Output = ()>) {
     let mut work = pin!(work);
     let mut last = None;

@@ -64,7 +64,7 @@ async fn reuse_bitmap(disk: &Backend, name: &str) -> Result<()> {
     graph.enable_bitmap(&node, name, false).await?;
     drop(graph.freeze_bitmap(&node, name).await?);
     match graph.merge_bitmap(&node, name, old).await {
-        // Another task has resized the disk after the size was read.
+        // Another task has resized the disk after the bitmap was cleared.
         Err(error) if error.raw_errno() == Errno::INVAL => Ok(()),
         outcome => outcome,
     }

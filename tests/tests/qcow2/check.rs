@@ -329,7 +329,8 @@ fn state_of(path: &Path) -> u8 {
     }
 }
 
-/// Repairs an image with each fault. oxblk's repair must leave no worse faults than qemu-img's repair.
+/// Repairs an image with each fault. oxblk's repair must leave no worse faults than qemu-img's repair. If both repaired images
+/// are sound, their contents must be the same.
 fn repaired(faults: &[Fault]) {
     let scratch = tempfile::tempdir().unwrap();
     let good = std::fs::read(make(scratch.path(), "")).unwrap();

@@ -160,7 +160,7 @@ fn compressed_data_moves() {
     }
 }
 
-/// Some pieces of compressed data in a cluster are freed, so gaps are between the other pieces.
+/// Some pieces of compressed data are freed, so the other pieces in the same cluster have free space between them.
 #[test]
 fn compressed_data_with_gaps_moves() {
     for cluster in ["512", "4k", "64k", "2M"] {

@@ -105,7 +105,7 @@ fn word(bytes: &[u8], at: usize) -> u64 {
 struct Held {
     active: Vec<u8>,
     snapshots: Vec<Vec<u8>>,
-    /// The dirty ranges of each bitmap.
+    /// The offsets of the dirty granules of each bitmap.
     bitmaps: BTreeMap<String, Vec<u64>>,
 }
 

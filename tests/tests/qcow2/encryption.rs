@@ -96,7 +96,8 @@ fn share(directory: &Path, options: &str, maker: Who, user: Who) {
     user.check(&path);
 }
 
-/// Every cipher, mode, IV generator and hash that QEMU accepts, in pairs. (QEMU supports keys of 24 bytes only with XTS.)
+/// Combinations of a cipher, a mode, an IV generator, its hash, and the hash of the key slots. The table contains every cipher,
+/// mode, IV generator and hash that QEMU accepts. (QEMU supports keys of 24 bytes only with XTS.)
 const SUITES: &[[&str; 5]] = &[
     ["aes-128", "ecb", "plain", "sha256", "md5"],
     ["aes-128", "cbc", "essiv", "sha256", "sha1"],

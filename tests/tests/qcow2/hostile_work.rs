@@ -1,5 +1,5 @@
-//! Images in which a few bytes cause a very large number of references. The size of the file limits the work and the memory
-//! that an operation needs.
+//! Images in which a few tables contain a very large number of references to one cluster, and an image with a very long sparse
+//! file. The work and the memory that an operation needs must stay bounded.
 
 use std::fs;
 
@@ -16,7 +16,7 @@ struct Crafted {
     cluster: u64,
 }
 
-/// The first cluster behind the refcount structures.
+/// The index of the first cluster after the refcount table and the refcount block.
 const FREE: u64 = 3;
 
 impl Crafted {
@@ -46,17 +46,18 @@ impl Crafted {
         self.bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
     }
 
-    /// Sets a refcount.
+    /// Sets the refcount of a cluster.
     fn refer(&mut self, cluster: u64, refcount: u64) {
         self.put_word(2 * self.cluster + 8 * cluster, refcount);
     }
 
-    /// Writes `word` `count` times, from the start of a cluster on.
+    /// Fills the start of a cluster, and the following clusters if necessary, with `count` copies of `word`.
     fn fill(&mut self, cluster: u64, count: u64, word: u64) {
         (0..count).for_each(|index| self.put_word(cluster * self.cluster + 8 * index, word));
     }
 
-    /// Makes an L1 table in the clusters from `cluster` on. All of its entries refer to the L2 table in the cluster `table`.
+    /// Makes an L1 table in the clusters from `cluster` on. All of its entries refer to the L2 table in the cluster `table`; if
+    /// `table` is 0, the entries are unallocated.
     fn name_l1(&mut self, cluster: u64, entries: u32, table: u64) {
         self.put(36, entries);
         self.put_word(40, cluster * self.cluster);
@@ -131,7 +132,8 @@ fn an_l2_table_to_which_many_entries_refer_is_read_once() {
     });
 }
 
-/// An image with `count` snapshots. The L1 tables of all snapshots begin at the same offset.
+/// An image with `count` snapshots. The L1 tables of all snapshots begin at the same offset. Each L1 table has one entry less
+/// than the L1 table of the previous snapshot. All entries refer to the same L2 table.
 fn stacked_snapshots(count: u32) -> Crafted {
     const ENTRIES: u32 = 4096;
     let l1 = FREE + 1;
@@ -148,7 +150,7 @@ fn stacked_snapshots(count: u32) -> Crafted {
         image.put_word(at, l1 * image.cluster);
         let offset = usize::try_from(at).expect("an offset");
         image.put(offset + 8, ENTRIES - number);
-        // An identifier of 4 bytes, no name, 16 bytes of extra data.
+        // The entry has an identifier of 4 bytes, no name, and 16 bytes of extra data.
         image.put(offset + 12, 4 << 16);
         image.put(offset + 36, 16);
         image.put_word(at + 48, 1 << 21);
@@ -181,8 +183,8 @@ fn overlapping_l1_tables_of_snapshots_are_read_once() {
 fn a_refcount_table_that_would_be_too_large_is_refused_before_clusters_are_allocated() {
     let mut image = Crafted::new(9, 8, 512);
     image.name_l1(FREE, 1, 0);
-    // The refcounts must be rebuilt. Some references seem unknown, because the header has no bitmaps extension although an
-    // autoclear bit says that the image has bitmaps.
+    // The second entry of the refcount table is invalid, so the repair must rebuild the refcounts. The check cannot know all
+    // references: the header has no bitmaps extension, but an autoclear bit says that the image has bitmaps.
     image.put_word(88, 1);
     image.put_word(512 + 8, 513);
     let scratch = tempfile::tempdir().expect("a scratch directory");

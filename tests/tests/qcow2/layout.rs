@@ -100,7 +100,8 @@ fn a_write_skips_gaps_that_are_too_small() {
     both.same_bytes("a");
     both.same(Io, &["-c", "write -q -P 4 20M 128k", "-c", "write -q -P 5 24M 64k", "a"]);
     both.same_bytes("a");
-    // The remainder of a write is stored in the gap behind its first part.
+    // The first cluster of this write is allocated. The remainder of the write fits exactly into the free clusters that follow
+    // in the file.
     both.qemu(Io, &["-c", "discard 512k 192k", "a"]);
     both.same(Io, &["-c", "write -q -P 6 448k 256k", "a"]);
     both.same_bytes("a");
@@ -144,7 +145,7 @@ fn gaps_are_used_before_a_file_that_cannot_grow_is_full() {
             // After the flush, the discarded clusters are free.
             has_room &= write(8 << 10, 512).await.is_ok();
             disk.flush().await.expect("a flush");
-            // This write is too long for the gaps.
+            // This write needs two adjacent clusters, so it does not fit between the allocated clusters.
             has_room &= write(4 << 10, 1024).await.is_ok();
             if has_room {
                 tried += 1;

@@ -197,8 +197,8 @@ fn an_amend_that_is_refused_changes_no_password() {
     });
 }
 
-/// Changes keys, and examines the disks that a power cut may leave at every moment of the change. One of the passwords `one_of`
-/// must open each disk.
+/// Changes keys, and examines the disks that a power cut may leave at up to 64 write boundaries of the change. One of the
+/// passwords `one_of` must open each disk.
 fn cut(before: &[&str], options: &str, opened_with: &str, one_of: &[&str]) {
     let moments = RefCell::new(Vec::new());
     sim::run(3, async {

@@ -62,7 +62,7 @@ fn blank(value: &mut Value, in_child: bool) {
     }
 }
 
-/// Returns the writes of one step: one write at each of several offsets, with sizes close to all cluster sizes.
+/// Returns the commands of one step: writes of several lengths, zero writes and a discard.
 fn writes(step: u8) -> Vec<String> {
     let places = [(0, 512), (1 << 20, 70_000), (2_500_000, 3000), (3 << 20, 1 << 20), (700_000, 9)];
     let shift = u32::from(step) * 5120;

@@ -120,7 +120,7 @@ async fn recover(trial: &Trial<'_>, damaged: &Set, written: bool) -> Option<Stri
     Some(format!("{name}: byte {byte}, bit {part}, {fix:?}, written: {written}: {faults:?}"))
 }
 
-/// Whether all three restored versions of the image are corrupt.
+/// Whether each of the three restored versions of the image is corrupt or cannot be checked.
 async fn is_corrupt(trial: &Trial<'_>, damaged: &Set) -> bool {
     for restored in put_right(trial, damaged) {
         if let Ok(report) = repair(&restored, Fix::Nothing).await

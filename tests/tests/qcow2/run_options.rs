@@ -121,7 +121,7 @@ fn discarded_clusters_stay_allocated_if_the_options_say_so() {
     both.same(Img, &words("map --output=json a.qcow2"));
     both.same(Io, &["-c", "write -P 3 100k 100k", "-c", "read -P 3 100k 100k", "a.qcow2"]);
     both.same_content("a.qcow2");
-    // A later write uses the clusters that were kept.
+    // The write has used the clusters that were kept.
     both.same(Img, &words("map --output=json a.qcow2"));
     both.same(Img, &words("check a.qcow2"));
 }

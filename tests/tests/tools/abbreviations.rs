@@ -1,4 +1,4 @@
-//! Abbreviated options. Every abbreviation that QEMU's tools accept stays valid, although oxblk has more options.
+//! Abbreviated options. Every abbreviation that qemu-img accepts is valid with oxblk too, although oxblk has more options.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ const COMMANDS: &[&str] = &[
     "map", "measure", "rebase", "resize", "snapshot",
 ];
 
-/// The words after `--` in the help of a command of qemu-img.
+/// The long options in the help of a command of qemu-img, without `--`.
 fn words(command: &str) -> BTreeSet<String> {
     let help = Program::new("qemu-img").args([command, "--help"]).succeed().out();
     let word = |c: char| c.is_ascii_lowercase() || c == '-';
@@ -20,7 +20,7 @@ fn words(command: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// The shortest prefix of `word` that is not a prefix of another word.
+/// The shortest prefix of `word` that is not a prefix of another word of `words`; the complete word if there is none.
 fn abbreviation<'a>(word: &'a str, words: &BTreeSet<String>) -> &'a str {
     let only = |end: &usize| {
         let prefix = &word[..*end];

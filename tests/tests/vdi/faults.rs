@@ -95,7 +95,7 @@ fn a_repair_that_fails_leaves_no_entry_behind_the_count_of_blocks() {
 
 #[test]
 fn an_image_allocates_blocks_after_a_reopen_that_was_aborted() {
-    // Block 0 of the file is a gap. Block 0 cannot be read, and the blocks behind it cannot be moved.
+    // No entry refers to block 0 of the file. Block 1 cannot be read, so it cannot be moved into the place of block 0.
     let disk = disk(&[1, ABSENT, ABSENT], 2);
     sim::run(1, async {
         let image = open(&disk, OpenFlags::default()).await;

@@ -151,7 +151,7 @@ fn leaked_blocks_are_reported_and_the_last_block_fills_the_gap() {
 fn entries_of_a_shared_or_overlapping_block_get_copies_of_what_they_read() {
     let image = Image::new();
     image.entry(4, 4);
-    // A copy of block 0 inside block 3.
+    // The entry of block 7 refers to a sector inside block 3 in the file.
     image.entry(7, u32::try_from(DATA / 512 + STRIDE / 512 + 8).expect("a sector"));
     image.entry(8, 1);
     let found = image.check(&[]);
@@ -200,7 +200,7 @@ fn copies_are_kept_in_an_image_whose_blocks_are_not_in_a_row() {
         image.file().set_len(len + 4096 + STRIDE).expect("the image");
         image.put(len + 4096, &vec![7; 2 << 20]);
         let sector = u32::try_from((len + 4096) / 512).expect("a sector");
-        // The last block of the file, and two entries for an earlier block.
+        // The last block of the file, and two more entries for the first block.
         image.entry(1, sector);
         image.entry(7, 4);
         image.entry(8, 4);

@@ -161,7 +161,7 @@ pub(crate) enum Stop {
     Help,
     /// `--version` was given.
     Version,
-    /// An option is unknown, a required value is missing, or an option that takes no value has one.
+    /// An option is unknown or ambiguous, a required value is missing, or an option that takes no value has one.
     Invalid(Fault),
     /// The value of an option is refused. The command ends with this exit code.
     Refused(Refusal, u8),

@@ -197,8 +197,9 @@ fn take_backing(
     Ok(())
 }
 
-/// Checks the backing file. Without `-u`, the backing file must be one that can be opened. If the command line has no size, the
-/// new image then gets the size of the backing file.
+/// Checks the backing file, if the new image has one. The command line must give the format of the backing file. Without `-u`,
+/// it must also be possible to open the backing file. If the command line has no size, the new image then gets the size of the
+/// backing file.
 async fn check_backing(
     graph: &Graph,
     options: &mut CreateOptions,

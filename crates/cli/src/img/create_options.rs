@@ -54,7 +54,7 @@ pub(super) fn asks_for_help(list: &str) -> bool {
 }
 
 impl CreateOptions {
-    /// The options of `format` and of the `protocol` below it.
+    /// The options of `format` and of the `protocol` below it, set to their default values.
     ///
     /// # Errors
     /// If the format or the protocol cannot create images, or is not supported yet.
@@ -126,7 +126,7 @@ impl CreateOptions {
     /// Parses a list of options.
     ///
     /// # Errors
-    /// If an option is unknown, or if its value has the wrong type.
+    /// If an option is unknown, or if its value is invalid for its type.
     pub(super) fn parse(&mut self, list: &str) -> Result<()> {
         // `id` is accepted and has no effect.
         for item in split_list(list, None).iter().filter(|item| item.key != "id") {

@@ -89,7 +89,7 @@ macro_rules! command {
     };
 }
 
-/// All commands by name.
+/// All commands, sorted by name.
 pub(super) static COMMANDS: &[Command] = &[
     command!(
         "abort",

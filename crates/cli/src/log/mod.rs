@@ -1,5 +1,4 @@
-//! The log: events that the layers below report in addition to errors of requests, for example that an image was marked
-//! corrupt.
+//! The log: events that the libraries report in addition to errors of requests, for example that an image was marked corrupt.
 //!
 //! `RUST_LOG` selects which events are logged. A separate thread writes them to standard error ([`stream`]).
 

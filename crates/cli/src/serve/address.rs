@@ -124,8 +124,8 @@ fn invalid(what: &str, given: &str) -> String {
     format!("Invalid {what} in '{given}'")
 }
 
-/// The default address for an image: a socket named after the image in `$XDG_RUNTIME_DIR` or, without this variable, in
-/// the directory of the image.
+/// The default address for an image: a Unix socket named after the image. The socket is in `$XDG_RUNTIME_DIR` if this is the
+/// absolute path of a directory, otherwise in the directory of the image.
 pub(super) fn default_for(image: &str) -> Address {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     Address::Unix(default_path(image, runtime.filter(|dir| dir.is_absolute() && dir.is_dir())))

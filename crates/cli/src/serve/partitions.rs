@@ -1,8 +1,9 @@
 //! Finds the part of the served disk that can be mounted, for the mount command of the announcement.
 //!
 //! A disk with a partition table has its file systems in partitions, so the disk itself cannot be mounted. The command
-//! then contains the number that Linux gives to the largest partition. The contents of the disk are not trusted:
-//! entries past the end of the disk are ignored, and the number of bytes that are read has a limit.
+//! then contains the number that Linux gives to the largest partition. The contents of the disk are not trusted: an
+//! MBR with an entry past the end of the disk counts as no partition table, GPT entries past the end of the disk are
+//! ignored, and the number of bytes that are read has a limit.
 
 use oxblk_core::{Backend, Result};
 use oxblk_ring::IoBufMut;
@@ -27,14 +28,15 @@ pub(super) enum Mountable {
     Nothing,
     /// The disk itself: no partition was found.
     Disk,
-    /// The largest partition, which has this number.
+    /// The largest primary or GPT partition, or the first logical partition if the MBR has only an extended partition. The
+    /// number is the number that Linux gives to this partition.
     Partition(u32),
 }
 
 /// Finds the part of a disk that can be mounted.
 ///
 /// # Errors
-/// When the disk cannot be read.
+/// If the disk cannot be read.
 pub(super) async fn mountable(disk: &Backend) -> Result<Mountable> {
     let sectors = disk.size() / SECTOR;
     if sectors < 2 {

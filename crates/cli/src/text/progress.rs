@@ -1,8 +1,8 @@
 //! Showing the progress of long commands, with `-p` or on SIGUSR1.
 //!
 //! With `-p` on a terminal that can move its cursor, a bar shows the rate and the remaining time. With `-p` and any other
-//! output, for example a pipe, the percentage is printed in QEMU's format each time it has grown by more than a step, and at
-//! 100 %. SIGUSR1 prints the percentage once on standard error, with or without `-p`.
+//! output, for example a pipe, the percentage is printed in QEMU's format at 0 %, each time it has grown by more than a step,
+//! and at 100 %. Each SIGUSR1 prints the percentage once on standard error, with or without `-p`.
 //!
 //! Any thread may report progress ([`Progress::set`]).
 
@@ -106,7 +106,7 @@ impl Progress {
         !matches!(self.shown, Shown::OnRequest)
     }
 
-    /// Prints 100 % at the end of a successful command, if the progress is shown as text.
+    /// Prints 100 % at the end of a command, if the progress is shown as text.
     pub(crate) fn complete(&self) {
         if let Shown::Text { .. } = self.shown {
             print(100.0);

@@ -1,4 +1,5 @@
-//! Modes of operation that process several sectors together.
+//! The modes of operation of block ciphers: ECB, CBC, CTR and XTS. Several blocks are passed to the cipher in one call where
+//! the mode allows it.
 
 use cipher::array::Array;
 use cipher::typenum::U16;
@@ -8,7 +9,7 @@ use super::Keyed;
 use super::iv::Generator;
 use crate::SECTOR;
 
-/// Number of sectors processed together.
+/// Largest number of sectors in a group. The IVs of a group are generated together.
 const TOGETHER: usize = 8;
 /// Number of 16-byte blocks in a sector.
 const WIDE_BLOCKS: usize = SECTOR / 16;
@@ -112,7 +113,7 @@ impl<C: Keyed> Sectors for Cbc<C> {
     }
 }
 
-/// Counter mode: the IV is the first counter of the sector, big-endian.
+/// Counter mode: the IV of a sector is its first counter block. The counter is a big-endian number.
 pub(super) struct Ctr<C: BlockSizeUser> {
     pub(super) cipher: C,
     pub(super) ivs: Generator<C::BlockSize>,

@@ -48,8 +48,9 @@ fn sector(offset: u64) -> u32 {
 }
 
 impl Recipe {
-    /// Creates a header with a new master key. The password of slot 0 is `password`. The call takes a little more than
-    /// `iter_time` milliseconds of processor time.
+    /// Creates a header with a new master key. The password of slot 0 is `password`. The call takes about `iter_time`
+    /// milliseconds of processor time for the slot, an eighth of this time for the digest of the master key, and some tens
+    /// of milliseconds for measurements.
     ///
     /// # Errors
     /// If the parts of the suite cannot be combined, if the number of iterations is out of range or exceeds the limit

@@ -202,7 +202,7 @@ impl Header {
     }
 }
 
-/// A name that ends with a zero byte.
+/// Reads a name that ends with a zero byte. A name without a zero byte is an error.
 fn text(bytes: &[u8; 32], what: &str) -> Result<String> {
     let Some(end) = bytes.iter().position(|byte| *byte == 0) else {
         return Err(Error::invalid(format!("LUKS header {what} is not NUL terminated")));

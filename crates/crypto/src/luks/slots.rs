@@ -13,12 +13,12 @@ const LEAST: u64 = 1000;
 const DIGEST_SHARE: u64 = 8;
 
 impl Header {
-    /// Returns the master key if slot `index` is active and `password` is its password. `material` is the key material
-    /// of the slot. The time depends on the number of iterations of the slot; [`Header::check_work`] refuses headers
-    /// with too many iterations.
+    /// Returns the master key if slot `index` is active and `password` is its password; otherwise `None`. `material` is
+    /// the key material of the slot. The time depends on the number of iterations of the slot; [`Header::check_work`]
+    /// refuses headers with too many iterations.
     ///
     /// # Errors
-    /// If the key material does not have the expected length.
+    /// If the slot is active and the key material does not have the expected length.
     pub fn unlock(
         &self,
         index: usize,
@@ -97,7 +97,8 @@ fn slot_iterations(hash: Hash, len: usize, iter_time: u64) -> Result<u32> {
     iterations(hash.iterations_per_second(len)?, iter_time, 1)
 }
 
-/// The number of iterations that take `iter_time` / `share` milliseconds.
+/// The number of iterations that take `iter_time` / `share` milliseconds at `rate` iterations per second; at least
+/// [`LEAST`].
 fn iterations(rate: u64, iter_time: u64, share: u64) -> Result<u32> {
     const RANGE: &str = "Numerical result out of range";
     let Some(scaled) = rate.checked_mul(iter_time) else {

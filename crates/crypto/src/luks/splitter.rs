@@ -15,7 +15,8 @@ fn xor(to: &mut [u8], from: &[u8]) {
     }
 }
 
-/// Replaces each digest-sized piece with the hash of its number and its bytes.
+/// Replaces each piece of the size of a digest with the hash of its number and its bytes. The last piece may be shorter; the
+/// hash is then truncated.
 fn diffuse(hash: Hash, state: &mut Secret) {
     let pieces = state.chunks_mut(hash.size());
     for (piece, number) in pieces.zip(0_u32..) {

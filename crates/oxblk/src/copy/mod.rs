@@ -32,8 +32,8 @@ pub struct CopyOptions {
     pub parallel: usize,
     /// Longest chunk in bytes; a multiple of 512.
     pub chunk: usize,
-    /// Aligned ranges of at least this number of bytes that contain only zeroes are written as zeroes, not as data. 0:
-    /// all bytes are written as data.
+    /// Aligned ranges of at least this number of bytes that contain only zeroes are written as zeroes, not as data. With
+    /// `compress`, complete clusters of zeroes are written as zeroes. 0: all bytes are written as data.
     pub sparse: u64,
     /// If true, compressed clusters are written.
     pub compress: bool,

@@ -49,7 +49,7 @@ pub(super) struct Chunk {
 pub(super) struct Plan {
     sources: Arc<Sources>,
     options: CopyOptions,
-    /// Chunks to be copied begin and end at multiples of this number of bytes, or at the end of the disk.
+    /// Chunks to be copied begin and end at multiples of this number of bytes, or at the start or the end of the range.
     unit: u64,
     offset: u64,
     end: u64,

@@ -44,7 +44,7 @@ pub(super) struct Shared {
     /// Progress counts only data, not zeroes.
     only_data: bool,
     progress: InOrder,
-    /// The thread that issues the unordered writes of all workers. `None`: each worker writes on its own thread.
+    /// The thread that issues the unordered data writes of all workers. `None`: each worker writes on its own thread.
     pub(super) writer: Option<IoThread>,
     /// The failure at the lowest offset. Chunks at lower offsets were taken earlier and may still be in progress.
     pub(super) failure: FirstByOffset<CopyError>,

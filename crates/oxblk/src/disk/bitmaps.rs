@@ -14,8 +14,9 @@ use crate::Request;
 
 /// The dirty ranges of a bitmap, taken with [`Disk::take_dirty_ranges`].
 ///
-/// Until [`finish`](Self::finish) is called, the ranges stay recorded in the bitmap, and no other operation can use the bitmap.
-/// If this value is dropped, the ranges are restored: the bitmap then contains them and all later writes.
+/// While this value exists, the ranges stay recorded in the bitmap, and no other operation can use the bitmap.
+/// [`finish`](Self::finish) removes the ranges from the bitmap. If this value is dropped, the ranges are restored: the bitmap
+/// then contains the ranges and all later writes.
 #[must_use = "the ranges are given back to the bitmap if this is dropped"]
 pub struct TakenRanges {
     ranges: Vec<Range<u64>>,
@@ -59,7 +60,7 @@ impl Disk {
     /// in the image when the image is closed.
     ///
     /// # Errors
-    /// If the name is empty, too long or in use, or if the image cannot store a persistent bitmap.
+    /// If the disk is closed, if the name is empty, too long or in use, or if the image cannot store a persistent bitmap.
     pub fn add_bitmap(&self, name: &str, persistent: bool) -> Request<()> {
         let name = name.to_owned();
         self.run(move |disk| async move {
@@ -101,7 +102,8 @@ impl Disk {
     /// Deletes a bitmap, also from the image. An inconsistent bitmap can be deleted too.
     ///
     /// # Errors
-    /// If no bitmap has that name, if its ranges are taken, or if the image cannot be written.
+    /// If the disk is closed, if no bitmap has that name, if the ranges of the bitmap are taken, or if the image cannot be
+    /// written.
     pub fn remove_bitmap(&self, name: &str) -> Request<()> {
         let name = name.to_owned();
         self.run(move |disk| async move {

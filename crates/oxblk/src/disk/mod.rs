@@ -130,8 +130,8 @@ impl Disk {
         })
     }
 
-    /// Writes `data` at the byte offset `offset`. After the next successful [`flush`](Self::flush), the data survives a
-    /// power cut.
+    /// Writes `data` at the byte offset `offset`. The data survives a power cut after a successful [`flush`](Self::flush) that
+    /// began after the write had completed.
     ///
     /// # Errors
     /// [`OutOfRange`](crate::ErrorKind::OutOfRange) past the end; otherwise the errors of the images of the chain and the

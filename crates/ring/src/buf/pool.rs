@@ -5,14 +5,14 @@
 //!   to a lock-free stack of the arena.
 //! * Other buffers of up to 16 KiB are **small blocks** of the global allocator. Each thread caches a few free small
 //!   blocks.
-//! * All other buffers are **big blocks**: page mappings of their own. Each thread caches the few big blocks that it
-//!   freed last, because they are likely to be in the caches of its core. All threads share a second cache of at most
-//!   [`BIG_CACHE`] bytes. The global allocator could keep freed memory of this length instead of returning it to the
-//!   system.
+//! * All other buffers are **big blocks**: page mappings of their own, because the global allocator could keep freed
+//!   memory of this length instead of returning it to the system. Each thread caches a few of the big blocks that the
+//!   thread freed last, because their contents are likely to be in the processor's caches. All threads share a second
+//!   cache of at most [`BIG_CACHE`] bytes.
 //!
-//! All caches are bounded: a block that does not fit into a cache is freed. An idle thread and an idle process free all
-//! blocks in their caches. Arenas are kept ([`trim_thread`], [`trim_shared`]). Memory is zeroed when it is allocated,
-//! so all of its bytes are initialised.
+//! All caches are bounded: a block that does not fit into a cache is freed. When an I/O thread becomes idle, it frees
+//! the blocks in its cache ([`trim_thread`]). When all I/O threads are idle, the blocks in the shared cache are freed
+//! ([`trim_shared`]). Arenas are kept. Memory that the pool allocates is zeroed, so all of its bytes are initialised.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::RefCell;
@@ -123,7 +123,7 @@ struct ThreadPool {
     /// All pieces belong to `arena`, which keeps them valid.
     pieces: Pieces,
     small: [Vec<FreeBlock>; 3],
-    /// The last big blocks that this thread freed, the newest last.
+    /// Big blocks that this thread freed last, the newest at the end of the list.
     big: Vec<FreeBlock>,
     /// Total length of `big` in bytes.
     big_bytes: usize,
@@ -141,7 +141,7 @@ thread_local! {
     };
 }
 
-/// Gives the calling thread an arena of about `bytes`.
+/// Gives the calling thread an arena of about `bytes` bytes, instead of its previous arena.
 pub(crate) fn install_arena(bytes: usize) -> io::Result<Arc<Arena>> {
     let (arena, pieces) = Arena::new(bytes)?;
     let before = POOL.with_borrow_mut(|pool| pool.exchange(Some(Arc::clone(&arena)), pieces));
@@ -196,7 +196,7 @@ impl ThreadPool {
         self.big.drain(..).for_each(unmap);
     }
 
-    /// The newest free big block of this capacity.
+    /// Takes the newest free big block of this capacity that the thread keeps.
     fn take_big(&mut self, capacity: usize) -> Option<FreeBlock> {
         let at = self.big.iter().rposition(|block| block.capacity() == capacity)?;
         self.big_bytes -= capacity;
@@ -310,7 +310,7 @@ fn free_small(block: FreeBlock, class: usize) {
     unsafe { dealloc(header.ptr.as_ptr(), small_layout(class)) };
 }
 
-/// Free big blocks, newest last.
+/// The shared cache of free big blocks, the newest at the end of the list.
 struct BigCache {
     blocks: VecDeque<FreeBlock>,
     bytes: usize,
@@ -341,7 +341,7 @@ fn take_big(len: usize) -> Option<(BlockRef, bool)> {
     Some((unsafe { BlockRef::adopt(NonNull::from(header)) }, true))
 }
 
-/// The newest block of this capacity in the shared cache.
+/// Takes the newest block of this capacity from the shared cache.
 fn take_shared(capacity: usize) -> Option<FreeBlock> {
     if capacity > LARGEST_CACHED {
         return None;
@@ -453,7 +453,7 @@ pub(super) fn from_vec(vec: Vec<u8>) -> BlockRef {
     unsafe { BlockRef::adopt(NonNull::from(header)) }
 }
 
-/// Makes a block of bytes that are never freed and never written.
+/// Makes a block of static bytes. The bytes are never freed and never written.
 pub(super) fn from_static(bytes: &'static [u8]) -> BlockRef {
     // SAFETY: a slice's pointer is never null.
     let memory = unsafe { NonNull::new_unchecked(bytes.as_ptr().cast_mut()) };

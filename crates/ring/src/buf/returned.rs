@@ -12,7 +12,7 @@ pub(super) trait Linked: Sized {
     fn link(&self) -> &AtomicPtr<Self>;
 }
 
-/// A stack that does not own its elements.
+/// A stack that all threads may push to, and that one thread empties. The stack does not own its elements.
 pub(super) struct Returned<T> {
     head: AtomicPtr<T>,
 }

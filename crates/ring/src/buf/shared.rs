@@ -68,7 +68,7 @@ impl IoBuf {
         self.block.is_in(arena)
     }
 
-    /// Shortens the view to `len` bytes; no effect if it is not longer.
+    /// Shortens the view to `len` bytes; no effect if the view is not longer.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
@@ -76,7 +76,7 @@ impl IoBuf {
     /// Makes the view unique again. O(1).
     ///
     /// # Errors
-    /// Returns the view unchanged if others share its memory, or if the memory is static.
+    /// Returns the view unchanged if another view uses the same block of memory, or if the memory is static.
     pub fn try_into_mut(self) -> Result<IoBufMut, IoBuf> {
         if self.block.is_unique() {
             Ok(IoBufMut { block: self.block, ptr: self.ptr, len: self.len })

@@ -113,7 +113,7 @@ impl IoBufMut {
         self.block.is_in(arena)
     }
 
-    /// Shortens the view to `len` bytes; no effect if it is not longer.
+    /// Shortens the view to `len` bytes; no effect if the view is not longer.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }

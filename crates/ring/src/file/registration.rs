@@ -1,8 +1,8 @@
 //! The registration of files with rings.
 //!
-//! Each open file has a dense id: its index in the registered-file table of every ring. A ring registers a file at its
-//! first use. When the file is closed, a request to unregister the file is sent to the rings that have registered it.
-//! Another file may get the id after all these rings have unregistered the file.
+//! Each open file has a dense id: its index in the registered-file table of every ring. A ring registers a file when
+//! the ring first uses it. When the file is closed, a request to unregister the file is sent to the rings that have
+//! registered it. Another file may get the id after all these rings have unregistered the file.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

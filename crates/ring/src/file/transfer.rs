@@ -78,7 +78,8 @@ impl File {
     /// Writes the buffer completely.
     ///
     /// # Errors
-    /// The write's error; [`io::ErrorKind::WriteZero`] if the file accepts no more data.
+    /// The errors of the write; [`io::ErrorKind::WriteZero`] if the file accepts no more data; `EFBIG` if the offset
+    /// exceeds the range of `u64`.
     pub async fn write_all_at(&self, mut buf: IoBuf, offset: u64, fua: bool) -> io::Result<()> {
         let mut written = 0;
         while !buf.is_empty() {
@@ -101,7 +102,7 @@ impl File {
     /// Writes several buffers completely, in order.
     ///
     /// # Errors
-    /// The write's error; [`io::ErrorKind::WriteZero`] if the file accepts no more data.
+    /// The errors of [`File::write_all_at`].
     pub async fn write_all_vectored_at(
         &self,
         mut bufs: IoVec,

@@ -113,7 +113,8 @@ fn events(op: Op) -> i16 {
     }
 }
 
-/// Makes the call without blocking. Returns `None` if the call would block.
+/// Makes the call without blocking. Returns `None` if the call would block. Only a write to a pipe or terminal can block: if
+/// the descriptor is in blocking mode and has less free space than the write needs.
 fn attempt(slot: &mut Slot) -> Option<i32> {
     let fd = slot.target.as_ref().map_or(-1, super::Target::fd);
     loop {

@@ -16,7 +16,8 @@ use crate::runtime::local::try_with;
 pub(super) struct InlineLimits {
     /// The longest transfer, in bytes.
     pub(super) longest: usize,
-    /// Bytes per iteration of the loop. The future of a transfer that exceeds this number yields once to other tasks.
+    /// Number of bytes to transfer inline in one iteration of the loop. The future of each transfer above this number yields
+    /// once to other tasks.
     pub(super) budget: usize,
     /// Number of [`InPlace`] guards that exist.
     holders: u32,
@@ -30,7 +31,8 @@ pub(super) const DEFAULT_LIMITS: InlineLimits =
 /// as copying this number of bytes.
 pub(super) const LEAST_MOVED: usize = 16 << 10;
 
-/// Bytes per iteration of the loop of a thread with a guard. The transfers take some hundreds of microseconds.
+/// Minimum value of `budget` on a thread with a guard, in bytes. To transfer this number of bytes takes some hundreds of
+/// microseconds.
 const BUDGET: usize = 4 << 20;
 
 impl InlineLimits {

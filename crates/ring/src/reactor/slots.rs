@@ -204,7 +204,8 @@ pub(super) struct Slots {
     free: Vec<u32>,
     in_flight: usize,
     soon: usize,
-    /// The operations in flight that complete without a peer, and the values that are kept until they have completed.
+    /// The operations in flight that do not wait for a peer, and the values that are kept until these operations have
+    /// completed.
     periods: Periods,
 }
 

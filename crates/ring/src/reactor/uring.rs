@@ -1,7 +1,7 @@
 //! The io_uring of an I/O thread.
 //!
-//! A file gets an index in the table of registered files at its first use. Buffers from the arena of the thread are
-//! registered memory. If the submission queue is full, entries wait in a backlog, in order.
+//! A file gets an index in the table of registered files when the ring first uses the file. Buffers from the arena of the
+//! thread are registered memory. If the submission queue is full, entries wait in a backlog, in order.
 //!
 //! One multishot poll watches the bell (an eventfd), so that a wake-up needs no additional system call on this
 //! thread.
@@ -43,7 +43,7 @@ pub(super) struct Uring {
     ring: IoUring,
     backlog: VecDeque<squeue::Entry>,
     files: FileTable,
-    /// Registered as buffer 0.
+    /// The arena, which is registered with the ring as buffer 0. `None`: the ring has no registered buffer.
     arena: Option<Arc<Arena>>,
     bell: RawFd,
     index: usize,
@@ -106,8 +106,8 @@ impl Uring {
         self.push(poll.build().user_data(BELL));
     }
 
-    /// The index of a file in the table of the ring. Registers the file at its first use. `None` if the table is full
-    /// or the kernel refuses the registration.
+    /// The index of a file in the table of the ring. Registers the file if the ring has not registered it yet. `None` if
+    /// the table has no such index or the kernel refuses the registration.
     pub(super) fn fixed(&mut self, file: &File) -> Option<u32> {
         let id = file.id();
         if self.is_registered(id) {
@@ -325,7 +325,8 @@ fn build(entries: u32) -> io::Result<IoUring> {
     }
 }
 
-/// The size of the file table: the kernel refuses tables larger than the limit on open files.
+/// The size of the file table: [`FILES`], or the limit on open files if this limit is lower. The kernel refuses a larger
+/// table.
 fn file_capacity() -> u32 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the kernel writes the structure.
@@ -336,7 +337,7 @@ fn file_capacity() -> u32 {
 }
 
 /// Installs an arena and registers it with the ring. Registered memory is an optimisation: if the kernel refuses the
-/// registration (a low `RLIMIT_MEMLOCK`), the arena is ordinary memory.
+/// registration (a low `RLIMIT_MEMLOCK`), the thread uses the arena as ordinary memory, and this returns `None`.
 fn register_arena(ring: &IoUring, bytes: usize) -> Option<Arc<Arena>> {
     let arena = install_arena(bytes).ok()?;
     // SAFETY: the arena outlives the ring: both are fields of `Uring`, and the arena is dropped after the ring.

@@ -70,7 +70,7 @@ impl Drop for Entered {
             local.take_mail();
             local.tasks.drop_some();
             if local.tasks.living() > 0 {
-                // A waker on another thread has the runnable and has not yet sent it.
+                // A waker on another thread may have a runnable that it has not yet sent.
                 std::thread::yield_now();
             } else if !local.reactor.is_busy() {
                 break;

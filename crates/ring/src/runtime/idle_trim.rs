@@ -17,7 +17,7 @@ use crate::buf::{trim_shared, trim_thread};
 /// The time without a task after which a thread is idle.
 const IDLE_AFTER: Duration = Duration::from_secs(1);
 
-/// Number of threads that are not idle.
+/// Number of threads that have run a task, have slept after it, and are not idle yet.
 static ACTIVE: AtomicUsize = AtomicUsize::new(0);
 
 /// Detects whether one thread is idle.

@@ -50,7 +50,8 @@ pub enum Engine {
 /// Configuration of an I/O thread.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Entries of the submission queue: 8 to 4096, rounded up to a power of two by the kernel.
+    /// Entries of the submission queue. Values outside 8 to 4096 are replaced by the nearest of these limits. The kernel
+    /// rounds the number up to a power of two.
     pub entries: u32,
     /// The time for which the thread polls for completions before it sleeps; `None`: it sleeps immediately.
     pub poll: Option<Duration>,
@@ -212,7 +213,7 @@ impl Local {
         }
     }
 
-    /// Whether the main future runs before the ready tasks. In a simulation, the seed decides this.
+    /// Whether the main future runs before the ready tasks. In a simulation with ready tasks, the seed decides this.
     fn main_may_run(&self) -> bool {
         self.scheduler
             .as_ref()
@@ -245,7 +246,8 @@ impl Local {
         }
     }
 
-    /// Polls for completions for the configured time before the thread sleeps. Returns true if a task is ready to run.
+    /// Polls for completions for the configured time before the thread sleeps. Returns true if a task or the main future is
+    /// ready to run.
     fn spin(self: &Rc<Self>) -> bool {
         let Some(limit) = self.poll else { return false };
         let until = real_now().saturating_add(limit);

@@ -29,8 +29,8 @@ pub fn offload_threads() -> usize {
     DATA.limit()
 }
 
-/// Sets the maximum number of threads that [`offload`] uses (at least one). Surplus threads end when they become
-/// idle.
+/// Sets the maximum number of threads that [`offload`] uses (at least one). Surplus threads end after their current
+/// jobs.
 pub fn set_offload_threads(n: usize) {
     DATA.set_limit(n);
 }

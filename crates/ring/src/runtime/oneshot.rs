@@ -75,8 +75,8 @@ impl<T> Future for Receiver<T> {
     type Output = Option<std::thread::Result<T>>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        // The functions of a waker are code of others, and a destructor may use this channel again. So they are called
-        // only while the state is unlocked.
+        // The functions of a waker are code of other modules, and a destructor may use this channel again. So these
+        // functions are called only while the state is unlocked.
         let mut waker = Some(cx.waker().clone());
         let mut state = lock(&self.0.state);
         let outcome = match std::mem::replace(&mut *state, State::Closed) {

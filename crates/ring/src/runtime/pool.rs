@@ -31,7 +31,7 @@ struct State {
     threads: usize,
     /// Number of threads that wait for a job.
     idle: usize,
-    /// Maximum number of threads; 0 until the limit is first used.
+    /// Maximum number of threads; 0 until the limit is first read or set.
     limit: usize,
 }
 

@@ -198,7 +198,7 @@ fn write_under(
     thread::spawn(move || {
         block_on(async {
             let guard = lock.lock(range).await;
-            // SAFETY: the lock must exclude other accesses; the model checks this.
+            // SAFETY: the lock must permit no other access at the same time; the model checks this.
             cell.with_mut(|value| unsafe { *value += 1 });
             drop(guard);
         });

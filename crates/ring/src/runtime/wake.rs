@@ -3,8 +3,8 @@
 //! Many threads push messages. The owner takes all messages with one atomic operation. Before the owner blocks, it
 //! sets the sleep flag and then checks the mailbox again. A pusher publishes its message and then reads the flag. The
 //! owner and the pusher have a sequentially consistent fence between their two steps. So either the owner finds the
-//! message, or the pusher finds the flag set. Exactly one of the pushers that find the flag set must ring the bell. No
-//! wake-up is lost, and a push to an owner that is awake needs no system call.
+//! message, or the pusher finds the flag set. Of the pushers that find the flag set, only the pusher that clears the flag
+//! must ring the bell. No wake-up is lost, and a push to an owner that is awake needs no system call.
 //!
 //! When the owner ends, it [closes](Mailbox::close) the mailbox: the head then contains a mark that no exchange
 //! replaces. A pusher that finds the mark gets its message back. One swap closes the mailbox and takes the last

@@ -4,21 +4,23 @@ use super::media::Media;
 use crate::buf::IoVec;
 use crate::reactor::{Op, Payload};
 
-/// A change that an operation makes.
+/// The change that an operation makes to the content or the size of the disk.
 #[derive(Clone)]
 pub(super) enum Change {
-    /// The data, and the offset of its first byte.
+    /// A write: the offset of the first byte, and the data.
     Write(u64, IoVec),
-    /// The range reads as zeroes. With `extend`, the disk grows to the end of the range if necessary.
+    /// Zeroing or a hole: the range reads as zeroes. With `extend`, the disk grows to the end of the range if necessary;
+    /// otherwise the part of the range past the end is ignored.
     Zero { offset: u64, len: u64, extend: bool },
-    /// The disk grows to this size if it is smaller.
+    /// An allocation: the disk grows to this size, unless the disk is already as large.
     Grow(u64),
-    /// The disk has this size.
+    /// A change of the size: the disk gets this size.
     Truncate(u64),
 }
 
 impl Change {
-    /// The change that an operation makes if it succeeds completely.
+    /// The change that an operation makes if the operation succeeds completely. `None` for an operation that changes
+    /// nothing, for example a read, and for an `fallocate` with an invalid range.
     pub(super) fn of(op: Op, payload: &Payload) -> Option<Change> {
         match op {
             Op::Write { offset, .. } => match payload {
@@ -34,7 +36,7 @@ impl Change {
         }
     }
 
-    /// The change that `fallocate` makes. `None` if the range is invalid.
+    /// The change that `fallocate` makes. `None` if the range is empty or ends past the range of `u64`.
     pub(super) fn of_fallocate(mode: i32, offset: u64, len: u64) -> Option<Change> {
         let end = offset.checked_add(len).filter(|_| len > 0)?;
         let extend = mode & libc::FALLOC_FL_KEEP_SIZE == 0;
@@ -44,7 +46,7 @@ impl Change {
         Some(Change::Grow(if extend { end } else { 0 }))
     }
 
-    /// Makes the change. It is volatile until a flush.
+    /// Makes the change. The next flush makes the change durable.
     pub(super) fn apply(&self, media: &mut Media) {
         match self {
             Change::Write(offset, data) => {

@@ -68,7 +68,7 @@ impl Disk {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A disk of `size` zero bytes.
+    /// A disk of `size` bytes, which are all zero. The contents survive a power cut.
     pub fn new(seed: u64, size: u64) -> Disk {
         Disk::with_media(seed, Media::with_len(size))
     }

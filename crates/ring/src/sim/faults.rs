@@ -51,7 +51,7 @@ pub struct Faults {
     pub fail: Vec<FailRule>,
     /// Operations that take effect, but report an error.
     pub fail_late: Vec<FailRule>,
-    /// Probability that an operation fails with `EIO`.
+    /// Probability that an operation other than a close fails with `EIO` and has no effect.
     pub fail_rate: f64,
 }
 

@@ -9,7 +9,7 @@ use super::disk::Started;
 use super::rng::Rng;
 use crate::reactor::{Key, Slot};
 
-/// The completion of an operation at a later virtual time.
+/// An operation in flight. It is executed and completed at a later virtual time.
 pub(crate) struct Event {
     pub(crate) key: Key,
     pub(super) disk: Disk,

@@ -1,4 +1,5 @@
-//! Locks, and data with one copy for each I/O thread. All of them may be used from any executor.
+//! Locks, events, and data with one copy for each I/O thread and one copy for all other threads. All of them may be used
+//! from any executor.
 
 mod range_lock;
 mod sharded;

@@ -6,8 +6,8 @@
 //! When a guard is dropped or a request is cancelled, its entry leaves the queue. The waiting requests that then have
 //! no conflict are granted and woken.
 //!
-//! The functions of a waker are code of others, and they may use the lock again: a clone, a wake-up, and the destructor.
-//! So they are called only while the queue is unlocked.
+//! The functions of a waker (clone, wake-up, destructor) are code of other modules and may use the lock again. So these
+//! functions are called only while the queue is unlocked.
 
 use std::future::Future;
 use std::ops::Range;

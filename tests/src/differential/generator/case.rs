@@ -70,7 +70,7 @@ pub(super) fn choose(random: &mut Random, kind: Kind) -> String {
     (*random.pick(from)).to_owned()
 }
 
-/// Returns an option in one of the forms that the tools accept.
+/// Returns an option in one of the forms that a user may write, sometimes abbreviated or with a value that it does not take.
 pub(super) fn option_words(random: &mut Random, option: Opt) -> Vec<String> {
     let value = option.value.map(|kind| choose(random, kind));
     let short = option.short.filter(|_| option.long.is_none() || !random.one_in(3));
@@ -128,7 +128,7 @@ fn img(random: &mut Random, command: &Command) -> Vec<String> {
     if random.one_in(30) {
         groups.push(vec!["extra".to_owned()]);
     }
-    // Move options to random places among the operands. The order of the operands does not change.
+    // Move one option with its value, or one operand, to a random place.
     if random.one_in(3) && groups.len() > 1 {
         let from = usize::try_from(random.below(groups.len() as u64)).expect("an index");
         let group = groups.remove(from);

@@ -1,5 +1,5 @@
-//! The bytes of an image that are compared: all bytes except the contents of free clusters and the zeroes behind the last
-//! cluster in use.
+//! The bytes of an image that are compared. In a qcow2 image, the contents of free clusters and the zeroes at the end of the
+//! file are not compared.
 
 /// Returns the bytes of a file that are compared. All bytes of a file that is not a qcow2 image are compared.
 pub(super) fn significant(bytes: &[u8]) -> Vec<u8> {
@@ -20,7 +20,8 @@ fn field(bytes: &[u8], at: usize, len: usize) -> Option<usize> {
     usize::try_from(value).ok()
 }
 
-/// Returns the ranges of the clusters whose refcount is zero in a qcow2 image.
+/// Returns the ranges of the clusters whose refcount is zero in a qcow2 image. `None`: the bytes are not a qcow2 image with a
+/// valid header.
 fn free_clusters(bytes: &[u8]) -> Option<Vec<(usize, usize)>> {
     if !bytes.starts_with(b"QFI\xfb") {
         return None;

@@ -42,9 +42,9 @@ pub struct Difference {
 pub struct Outcome {
     /// Command lines that were compared.
     pub compared: u64,
-    /// Command lines on which QEMU's tool ended by a signal.
+    /// Command lines on which QEMU's tool ended by a signal. These command lines are not compared.
     pub crashed: u64,
-    /// Command lines that ended with exit code 0.
+    /// Compared command lines on which QEMU's tool ended with exit code 0.
     pub succeeded: u64,
     /// The command lines on which the sides differ.
     pub differences: Vec<Difference>,

@@ -100,7 +100,7 @@ pub(in super::super) struct Set {
 }
 
 impl Set {
-    /// Returns a copy of the image; `of` makes the copy of each disk.
+    /// Returns a copy of the image; `of` makes the copies of its disk and of the disk of its data file.
     pub(in super::super) fn map(&self, of: impl Fn(&Disk) -> Disk) -> Self {
         Self { disk: of(&self.disk), data: self.data.as_ref().map(of), ..self.clone() }
     }
@@ -175,7 +175,7 @@ impl Set {
 pub(in super::super) struct Held {
     pub(in super::super) active: Vec<u8>,
     pub(in super::super) snapshots: Vec<(String, Vec<u8>)>,
-    /// The dirty ranges of each bitmap that is not inconsistent.
+    /// The offsets of the dirty granules of each bitmap that is not inconsistent.
     pub(in super::super) bitmaps: BTreeMap<String, Vec<u64>>,
     /// The options that can be amended.
     pub(in super::super) info: String,
@@ -187,7 +187,7 @@ pub(in super::super) async fn contents(disk: &Backend) -> Result<Vec<u8>> {
     Ok(disk.read(0, IoBufMut::new(len)).await?.to_vec())
 }
 
-/// Returns the dirty ranges of each bitmap.
+/// Returns the offsets of the dirty granules of each bitmap that is not inconsistent.
 pub(in super::super) fn bitmaps(disk: &Backend) -> BTreeMap<String, Vec<u64>> {
     let mut found = BTreeMap::new();
     for bitmap in disk.node().unwrap().bitmaps().snapshot().iter() {

@@ -14,7 +14,7 @@ const SECTOR: usize = 512;
 pub(super) enum Left {
     /// The old contents.
     Old,
-    /// The old contents, but bytes behind this offset may read as zeroes.
+    /// The old contents, but sectors from this byte offset on may read as zeroes.
     ZeroedFrom(usize),
 }
 
@@ -99,8 +99,8 @@ impl<C: AsyncFn(&Backend) -> Result<()>> Trial<'_, C> {
         image.disks().iter().for_each(|disk| disk.set_faults(Faults::default()));
     }
 
-    /// Makes one operation fail. The change must have happened completely or not at all, and its result must be correct. The
-    /// image stays in use.
+    /// Makes one operation fail. The change must have happened completely or not at all, and the returned result must be
+    /// correct. The image stays in use.
     fn fail_once(&self, image: &Set, old: &Held, new: &Held, errno: i32) {
         let mut fine = 0;
         for nth in 1.. {

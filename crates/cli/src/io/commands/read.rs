@@ -75,8 +75,9 @@ pub(in crate::io) struct Shown {
     pub(super) quiet: bool,
     pub(super) dump: bool,
     pub(super) pattern: Option<u8>,
-    /// The start and the length of the range to check in the buffer. `None`: up to the end of the buffer.
+    /// The start of the range in the buffer that is compared with the pattern.
     pub(super) check_from: u64,
+    /// The length of this range. `None`: the range ends at the end of the buffer.
     pub(super) check_len: Option<u64>,
 }
 

@@ -173,7 +173,8 @@ async fn carry_out(session: &Session, options: &Options, offset: u64, len: u64) 
     Outcome::Done
 }
 
-/// The bytes to write: a pattern, or the contents of a file.
+/// The `len` bytes to write: one byte value or the start of a file, repeated. `None` after a message if the file cannot be
+/// read or is empty.
 fn contents(options: &Options, len: u64) -> Option<IoBuf> {
     let len = usize::try_from(len).ok()?;
     let Some(path) = &options.source else {
