@@ -176,7 +176,7 @@ impl Shared {
             Action::Zero => Ok(vec![(place, Part::Zero(chunk.len))]),
             Action::Copy => {
                 if let Some(rate) = &self.rate {
-                    rate.pass(chunk.len, &self.copy.stop).await;
+                    rate.pass(chunk.len, || self.go_on(chunk.offset).is_err()).await;
                     self.go_on(chunk.offset)?;
                 }
                 if self.offload.is_on() {
@@ -198,10 +198,14 @@ impl Shared {
         self.progress.done(chunk.offset, piece, tell);
     }
 
-    /// Fails if a stop of the copy was requested. `offset` is the offset of the error.
+    /// Fails if a stop of the copy was requested, or after a failure below `offset`, the offset of a chunk. Such a chunk is no
+    /// longer needed.
     pub(super) fn go_on(&self, offset: u64) -> Result<(), CopyError> {
         if self.copy.stop.load(Relaxed) {
             return Err(CopyError::stopped(offset, "Interrupted"));
+        }
+        if self.failure.is_below(offset) {
+            return Err(CopyError::stopped(offset, "Cancelled"));
         }
         Ok(())
     }
