@@ -133,6 +133,11 @@ impl Metadata {
         self.snapshots().is_broken = true;
     }
 
+    /// Replaces the location of the table by the location in the header. The caller then reads the table.
+    pub(in crate::qcow2) fn reload_snapshot_table(&self, header: &Header) {
+        *self.snapshots() = SnapshotTable::of(header);
+    }
+
     /// Checks that the snapshot table can be read. Otherwise, an image must not become writable.
     ///
     /// # Errors
