@@ -47,6 +47,7 @@ use oxblk_core::{Edge, Result};
 use oxblk_ring::IoBufMut;
 use roaring::RoaringTreemap;
 
+use super::facts::header::read_header;
 use super::layout::{Geometry, Header, refcount_max};
 use super::refscan::References;
 use planned::{Line, Patch};
@@ -67,7 +68,25 @@ pub(super) async fn check(
     let outcome = check.run().await;
     // A check that ends with an error makes no repair.
     check.refuse_planned();
-    outcome.map(|()| check.report)
+    outcome?;
+    let (mut report, end) = (check.report, check.geometry.clusters_for(file.size()));
+    if fix == Fix::All && check.beyond.range_cardinality(..end) > 0 {
+        // The repair has made the file longer, so that it contains clusters that were lost. They have references, but no
+        // refcounts yet. Without refcounts, a later write would use them for other data.
+        let repairs = |finding: Finding| {
+            if finding.kind == FindingKind::Repair {
+                say(finding);
+            }
+        };
+        let header = read_header(file).await?;
+        let mut again = Checker::new(file, &header, fix, &repairs);
+        let outcome = again.run().await;
+        again.refuse_planned();
+        outcome?;
+        let fixed = again.report.corruptions_fixed;
+        report.corruptions_fixed = report.corruptions_fixed.saturating_add(fixed);
+    }
+    Ok(report)
 }
 
 struct Checker<'a> {
