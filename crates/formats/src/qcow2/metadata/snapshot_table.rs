@@ -31,7 +31,7 @@ pub(in crate::qcow2) struct SnapshotTable {
     pub(in crate::qcow2) count: u32,
     /// Length of the table in bytes. 0 until the table is read.
     pub(in crate::qcow2) bytes: u64,
-    /// The table cannot be read, so the image counts as one without snapshots. It is not writable.
+    /// The table could not be read, so the image was opened without its snapshots. It is not writable.
     pub(in crate::qcow2) is_broken: bool,
 }
 
@@ -179,12 +179,15 @@ impl Metadata {
         *self.snapshots()
     }
 
-    /// Reads all snapshots from the table. A broken table has none.
+    /// Reads all snapshots from the table.
+    ///
+    /// # Errors
+    /// When the table cannot be read, also if the image was opened without its snapshots.
     pub(in crate::qcow2) async fn snapshot_list(&self) -> Result<Vec<Snapshot>> {
         let file = self.facts.file()?;
         let (table, mut list) = (self.snapshot_table(), Vec::new());
         if table.is_broken {
-            return Ok(list);
+            self.facts.header().require_snapshots()?;
         }
         visit_snapshots(&file, table, |snapshot| list.push(snapshot)).await?;
         Ok(list)
