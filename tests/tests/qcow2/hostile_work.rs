@@ -194,3 +194,23 @@ fn a_refcount_table_that_would_be_too_large_is_refused_before_clusters_are_alloc
     let told = reply.out() + &reply.err();
     assert!(told.contains("would be too large"), "{told}");
 }
+
+#[test]
+fn l2_tables_on_each_other_are_repaired_in_bounded_memory() {
+    const ENTRIES: u32 = 4096;
+    let table = FREE + 1;
+    let mut image = Crafted::new(16, table + 33, u64::from(ENTRIES) << 29);
+    image.name_l1(FREE, ENTRIES, 0);
+    for index in 0..u64::from(ENTRIES) {
+        let entry = 1 << 63 | (table * image.cluster + 512 * index);
+        image.put_word(FREE * image.cluster + 8 * index, entry);
+    }
+    // Zero clusters whose host offset is not aligned. Incompatible feature bit 0: dirty.
+    image.fill(table, 33 * 8192, 0x201);
+    image.put(76, 1);
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    fs::write(scratch.path().join("image"), &image.bytes).expect("the image");
+    let reply = bounded(scratch.path(), &["io", "-c", "read 0 512", "image"]);
+    assert_eq!(reply.code(), 1, "{}", reply.out());
+    assert!(reply.err().contains("Could not repair dirty image"), "{}", reply.err());
+}
