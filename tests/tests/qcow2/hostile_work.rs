@@ -214,3 +214,31 @@ fn l2_tables_on_each_other_are_repaired_in_bounded_memory() {
     assert_eq!(reply.code(), 1, "{}", reply.out());
     assert!(reply.err().contains("Could not repair dirty image"), "{}", reply.err());
 }
+
+#[test]
+fn a_shared_l1_table_is_not_read_once_for_each_of_its_clusters() {
+    const ENTRIES: u32 = 100 * 512;
+    let table = FREE + 101;
+    let mut image = Crafted::new(12, table + 1, u64::from(ENTRIES) << 21);
+    image.name_l1(FREE, ENTRIES, table);
+    // A snapshot with the active L1 table. Its id is 1, and it has 16 bytes of extra data.
+    let list = (FREE + 100) * image.cluster;
+    image.put(60, 1);
+    image.put_word(64, list);
+    image.put_word(list, FREE * image.cluster);
+    image.put_word(list + 8, u64::from(ENTRIES) << 32 | 1 << 16);
+    image.put_word(list + 32, 16);
+    image.put_word(list + 48, u64::from(ENTRIES) << 21);
+    image.put_word(list + 56, u64::from(b'1') << 56);
+    (FREE..FREE + 100).for_each(|cluster| image.refer(cluster, 2));
+    image.refer(FREE + 100, 1);
+    image.refer(table, 2 * u64::from(ENTRIES));
+    image.put(76, 1);
+    let disk = Disk::from_bytes(1, &image.bytes);
+    limit_reads(&disk, 60);
+    sim::run(1, async {
+        // The open repairs the image.
+        let image = sim_image::open(&disk, false).await.expect("an image");
+        image.close().await.expect("a close");
+    });
+}
