@@ -30,6 +30,10 @@ pub struct SnapshotInfo {
 pub trait Snapshots: Send + Sync {
     /// All snapshots, in the order in which they were taken.
     fn list(&self) -> BoxFuture<'_, Result<Vec<SnapshotInfo>>>;
+    /// Whether the image was opened without its snapshots, because they could not be read. The open has reported this.
+    fn are_left_out(&self) -> bool {
+        false
+    }
     /// Takes a snapshot. The driver chooses the snapshot's id, and stores the current size of the disk in the snapshot.
     fn create<'a>(&'a self, new: &'a SnapshotInfo) -> BoxFuture<'a, Result<()>>;
     /// Restores the state that the snapshot stores, including the disk's size.
@@ -70,6 +74,12 @@ pub async fn list(node: &Arc<Node>) -> Result<Vec<SnapshotInfo>> {
         return Err(no_medium());
     }
     of(&keeper)?.list().await
+}
+
+/// Whether the image of a node was opened without its snapshots ([`Snapshots::are_left_out`]).
+pub fn are_left_out(node: &Arc<Node>) -> bool {
+    let Ok((keeper, _)) = keeper(Arc::clone(node)) else { return false };
+    keeper.driver().snapshots().is_some_and(Snapshots::are_left_out)
 }
 
 /// How a control operation finds its snapshot: by its id, or by a function that chooses from the list. An image may

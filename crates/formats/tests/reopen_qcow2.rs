@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oxblk_core::create::{CreateRequest, CreateTarget};
+use oxblk_core::snapshot::SnapshotInfo;
 use oxblk_core::{
     Backend, ChildIdx, DriverTable, Edge, Errno, Graph, Node, OpenFlags, Options, Perm,
     Permissions, ReopenRequest, Result, WriteFlags,
@@ -249,6 +250,35 @@ fn an_image_that_was_not_closed_is_repaired_before_it_becomes_writable() {
         disk.write(1 << 16, vec![7; 1 << 16].into(), WriteFlags::empty()).await.unwrap();
         let read = disk.read(1 << 16, IoBufMut::new(1 << 16)).await.unwrap();
         assert!(read.iter().all(|byte| *byte == 7));
+        disk.close().await.unwrap();
+        is_sound(&images, "disk").await;
+    });
+}
+
+#[test]
+fn a_repair_before_the_image_becomes_writable_may_replace_the_snapshot_table() {
+    block_on(async {
+        let images = Images::new();
+        images.make("disk", "", Some(1)).await;
+        let disk = images.open("disk", "").await;
+        disk.create_snapshot(&SnapshotInfo::default()).await.unwrap();
+        disk.close().await.unwrap();
+        let mut bytes = std::fs::read(images.path("disk")).unwrap();
+        let word = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
+        let table = usize::try_from(word(64)).unwrap();
+        let extra = usize::try_from(word(table + 32) & 0xffff_ffff).unwrap();
+        // Remove the extra data of the snapshot, and set incompatible feature bit 0 (dirty).
+        bytes[table + 36..table + 40].fill(0);
+        bytes.copy_within(table + 40 + extra..table + 200, table + 40);
+        bytes[79] |= 1;
+        std::fs::write(images.path("disk"), bytes).unwrap();
+        let disk = images.open("disk", ",read-only=on").await;
+        disk.reopen(options("read-only=off")).await.unwrap();
+        for cluster in 1..5 {
+            write(&disk, cluster, 7).await.unwrap();
+        }
+        disk.create_snapshot(&SnapshotInfo::default()).await.unwrap();
+        assert_eq!(disk.snapshots().await.unwrap().len(), 2);
         disk.close().await.unwrap();
         is_sound(&images, "disk").await;
     });

@@ -2,12 +2,16 @@
 
 use std::path::Path;
 
-use oxblk::core::{Backend, Graph, OpenFlags, Options, Result};
+use oxblk::core::{
+    Backend, Errno, Graph, OpenFlags, Options, Perm, Permissions, Result, WriteFlags, ZeroFlags,
+};
 use oxblk::ring::block_on;
+use oxblk_ring::sim::{self, Disk, FailRule, FaultOp, Faults};
 use oxblk_tests::differential::Differential;
 use oxblk_tests::hostile::image::Image;
 use oxblk_tests::program::Program;
 use oxblk_tests::program::Tool::{Img, Io};
+use oxblk_tests::sim_disk::{self, Pace};
 
 const L2: usize = 0x4_0000;
 
@@ -370,4 +374,35 @@ fn a_name_that_does_not_fit_in_the_header_is_reported_with_its_kind() {
     let backing = ["-F", "raw", "-b", &long("b"), "-o", "cluster_size=512", "b.qcow2", "1M"];
     let said = run(&backing);
     assert!(said.contains("Could not assign backing file 'bbb"), "{said}");
+}
+
+#[test]
+fn a_fast_zero_write_writes_no_zeroes_to_a_raw_data_file() {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let create = ["create", "-q", "-f", "qcow2", "-o", "data_file=data,data_file_raw=on"];
+    Program::new("qemu-img").args(create).args(["a", "1M"]).directory(scratch.path()).succeed();
+    let bytes = std::fs::read(scratch.path().join("a")).expect("the image");
+    let (image, data) = (Disk::from_bytes(1, &bytes), Disk::new(1, 1 << 20));
+    sim::run(1, async {
+        let graph = Graph::new(oxblk::drivers(), oxblk_core::Gate::Anything);
+        for (name, disk) in [("image", &image), ("data", &data)] {
+            let node = sim_disk::add(&graph, name, disk, false, Pace::AtOnce).expect("a node");
+            graph.own(node).expect("a node");
+        }
+        let options = Options::from_dotted("driver=qcow2,file=image,data-file=data", None);
+        let node = graph.open(options.expect("options"), OpenFlags::default()).await;
+        let all = Permissions::sharing_all(Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE);
+        let disk = Backend::new(&graph, "", node.expect("an image"), all).expect("a disk");
+        disk.write(0, vec![7; 65_536].into(), WriteFlags::empty()).await.expect("a write");
+        // The file cannot zero a range without writing zeroes.
+        let (op, errno) = (FaultOp::Fallocate, Errno::OPNOTSUPP);
+        let fail = vec![FailRule { op, nth: None, range: None, errno, once: false }];
+        data.set_faults(Faults { fail, ..Faults::default() });
+        let error = disk.write_zeroes(0, 65_536, ZeroFlags::NO_FALLBACK).await;
+        assert_eq!(error.expect_err("no fast way").raw_errno(), Errno::OPNOTSUPP);
+        assert!(data.bytes()[..65_536].iter().all(|byte| *byte == 7), "zeroes were written");
+        disk.write_zeroes(0, 65_536, ZeroFlags::empty()).await.expect("a zero write");
+        assert!(data.bytes()[..65_536].iter().all(|byte| *byte == 0), "the data stays");
+        disk.close().await.expect("a close");
+    });
 }

@@ -262,7 +262,6 @@ fn a_disk_with_a_broken_snapshot_table_can_be_read_but_not_written() {
     for command in [
         &["img", "info", "broken"][..],
         &["img", "map", "broken"],
-        &["img", "snapshot", "-l", "broken"],
         &["img", "convert", "-O", "raw", "broken", "copy"],
         &["io", "-r", "-c", "read -P 3 0 64k", "broken"],
     ] {
@@ -272,6 +271,14 @@ fn a_disk_with_a_broken_snapshot_table_can_be_read_but_not_written() {
     }
     let copy = fs::read(directory.join("copy")).expect("the copy");
     assert!(copy[..65_536].iter().all(|byte| *byte == 3) && copy.len() == 1 << 20);
+    for command in [
+        &["img", "snapshot", "-l", "broken"][..],
+        &["img", "convert", "-l", "s", "-O", "raw", "broken", "copy"],
+    ] {
+        let reply = bounded(directory, command);
+        assert_eq!(reply.code(), 1, "{command:?}: {}", reply.out());
+        assert!(reply.err().contains(&format!(": {said}")), "{command:?}: {}", reply.err());
+    }
     for command in [
         &["io", "-c", "write 0 512", "broken"][..],
         &["io", "-r", "-c", "reopen -w", "-c", "write 0 512", "broken"],

@@ -196,3 +196,51 @@ fn a_refcount_table_that_would_be_too_large_is_refused_before_clusters_are_alloc
     let told = reply.out() + &reply.err();
     assert!(told.contains("would be too large"), "{told}");
 }
+
+#[test]
+fn l2_tables_on_each_other_are_repaired_in_bounded_memory() {
+    const ENTRIES: u32 = 4096;
+    let table = FREE + 1;
+    let mut image = Crafted::new(16, table + 33, u64::from(ENTRIES) << 29);
+    image.name_l1(FREE, ENTRIES, 0);
+    for index in 0..u64::from(ENTRIES) {
+        let entry = 1 << 63 | (table * image.cluster + 512 * index);
+        image.put_word(FREE * image.cluster + 8 * index, entry);
+    }
+    // Zero clusters whose host offset is not aligned. Incompatible feature bit 0: dirty.
+    image.fill(table, 33 * 8192, 0x201);
+    image.put(76, 1);
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    fs::write(scratch.path().join("image"), &image.bytes).expect("the image");
+    let reply = bounded(scratch.path(), &["io", "-c", "read 0 512", "image"]);
+    assert_eq!(reply.code(), 1, "{}", reply.out());
+    assert!(reply.err().contains("Could not repair dirty image"), "{}", reply.err());
+}
+
+#[test]
+fn a_shared_l1_table_is_not_read_once_for_each_of_its_clusters() {
+    const ENTRIES: u32 = 100 * 512;
+    let table = FREE + 101;
+    let mut image = Crafted::new(12, table + 1, u64::from(ENTRIES) << 21);
+    image.name_l1(FREE, ENTRIES, table);
+    // A snapshot with the active L1 table. Its id is 1, and it has 16 bytes of extra data.
+    let list = (FREE + 100) * image.cluster;
+    image.put(60, 1);
+    image.put_word(64, list);
+    image.put_word(list, FREE * image.cluster);
+    image.put_word(list + 8, u64::from(ENTRIES) << 32 | 1 << 16);
+    image.put_word(list + 32, 16);
+    image.put_word(list + 48, u64::from(ENTRIES) << 21);
+    image.put_word(list + 56, u64::from(b'1') << 56);
+    (FREE..FREE + 100).for_each(|cluster| image.refer(cluster, 2));
+    image.refer(FREE + 100, 1);
+    image.refer(table, 2 * u64::from(ENTRIES));
+    image.put(76, 1);
+    let disk = Disk::from_bytes(1, &image.bytes);
+    limit_reads(&disk, 60);
+    sim::run(1, async {
+        // The open repairs the image.
+        let image = sim_image::open(&disk, false).await.expect("an image");
+        image.close().await.expect("a close");
+    });
+}

@@ -142,13 +142,15 @@ impl Data {
 
     /// Zeroes a range of a raw data file, up to the end of the disk. Does nothing without a raw data file. The caller holds the
     /// range lock, and changes the L2 entries to zero entries only after this call.
-    pub(super) async fn zero_raw_data(&self, from: u64, to: u64, unmap: bool) -> Result<()> {
+    ///
+    /// # Errors
+    /// The errors of the data file. With `NO_FALLBACK` in `flags`, `ENOTSUP` if the data file has no fast way to write zeroes.
+    pub(super) async fn zero_raw_data(&self, from: u64, to: u64, flags: ZeroFlags) -> Result<()> {
         let to = self.facts.end_of_data(to);
         if !self.facts.has_raw_data() || from >= to {
             return Ok(());
         }
-        let mut flags = ZeroFlags::empty();
-        flags.set(ZeroFlags::MAY_UNMAP, unmap);
+        let flags = flags & (ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK);
         self.facts.children().require(ChildIdx::DATA)?.write_zeroes(from, to - from, flags).await
     }
 

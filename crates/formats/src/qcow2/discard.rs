@@ -51,7 +51,7 @@ impl Qcow2 {
             false => last,
         };
         let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
-        self.data.zero_raw_data(offset, last, unmap).await?;
+        self.data.zero_raw_data(offset, last, flags).await?;
         self.zero_entries(offset, last, flags).await?;
         if unmap {
             self.data
@@ -163,7 +163,7 @@ impl Qcow2 {
         }
         let new = if self.facts.version() < 3 { L2Entry::EMPTY } else { L2Entry::zero_plain() };
         let _lock = self.guest.lock(first..last).await;
-        self.data.zero_raw_data(first, last, true).await?;
+        self.data.zero_raw_data(first, last, ZeroFlags::MAY_UNMAP).await?;
         if self.geometry.extended_l2 {
             self.discard_subclusters(first, last).await?;
         } else {

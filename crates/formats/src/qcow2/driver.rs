@@ -244,6 +244,10 @@ impl Snapshots for Qcow2 {
         })
     }
 
+    fn are_left_out(&self) -> bool {
+        self.metadata.snapshot_table().is_broken
+    }
+
     fn create<'a>(&'a self, new: &'a SnapshotInfo) -> BoxFuture<'a, Result<()>> {
         Box::pin(self.snapshots.take_snapshot(new))
     }

@@ -178,6 +178,7 @@ impl Qcow2 {
         self.bitmaps.note_bitmaps();
         self.mapping.forget_l1();
         self.metadata.read_l1(&file).await?;
+        self.metadata.reload_snapshot_table(&header);
         self.facts.adopt_header(header);
         self.metadata.note_repair();
         Ok(())

@@ -61,7 +61,7 @@ impl ImageInfo {
     ///
     /// # Errors
     /// [`NotFound`](crate::ErrorKind::NotFound) if the backend is closed; the errors of the image if its snapshot table cannot
-    /// be read.
+    /// be read. If the image was opened without its snapshots, the list of snapshots is empty.
     pub async fn read(backend: &Backend) -> Result<Self> {
         let root = backend.node()?;
         let mut info = Self::of_node(&root);
@@ -70,6 +70,8 @@ impl ImageInfo {
             info.snapshots = match snapshot::list(&node).await {
                 // The format has no snapshots.
                 Err(error) if error.raw_errno() == Errno::OPNOTSUPP => Vec::new(),
+                // The open has reported why.
+                Err(_) if snapshot::are_left_out(&node) => Vec::new(),
                 list => list.map_err(|error| error.prefix("Can't list snapshots of device ''"))?,
             };
             for (name, below) in &mut info.children {

@@ -26,7 +26,10 @@ impl Checker<'_> {
         // Many entries may refer to one table. The table is read once, for the first of these entries.
         let mut is_first = |entry: &L1Entry| {
             let place = entry.raw_offset();
-            place != 0 && place < self.file.size() && seen.insert(place)
+            place != 0
+                && place < self.file.size()
+                && !self.unread_tables.contains(&place)
+                && seen.insert(place)
         };
         let entries: Vec<(u64, L1Entry, bool)> = (0_u64..)
             .zip(l1.into_iter().map(L1Entry))

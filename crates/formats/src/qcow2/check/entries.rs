@@ -66,8 +66,7 @@ impl Checker<'_> {
         }
         // The subcluster bitmap or the zero flag still defines the contents of the guest cluster.
         let value = if extended { 0 } else { L2Entry::zero_plain().0 };
-        self.plan_patch(Patch { offset: at, value, fault });
-        self.fix == Fix::All
+        self.plan_patch(Patch { offset: at, value, fault })
     }
 
     /// Reports a subcluster bitmap that contradicts itself or its L2 entry.

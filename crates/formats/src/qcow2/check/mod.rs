@@ -16,7 +16,8 @@
 //!
 //! Memory is bounded. For contiguous clusters, the map needs at most about 4 bytes per referenced cluster. For scattered
 //! clusters, the map needs about 256 to 1024 bytes per referenced cluster. A value in the image determines the length of a read
-//! only if the limits of this value were checked. References that exceed the end of the file by a cluster or more are reported,
+//! only if the limits of this value were checked. The number of planned repairs is limited, and L2 tables that lie on each
+//! other are read only in part. References that exceed the end of the file by a cluster or more are reported,
 //! and not counted.
 //!
 //! A repair frees clusters only if all references are known. If a pointer in the header seems wrong, clusters that seem
@@ -47,6 +48,7 @@ use oxblk_core::{Edge, Result};
 use oxblk_ring::IoBufMut;
 use roaring::RoaringTreemap;
 
+use super::facts::header::read_header;
 use super::layout::{Geometry, Header, refcount_max};
 use super::refscan::References;
 use planned::{Line, Patch};
@@ -67,7 +69,25 @@ pub(super) async fn check(
     let outcome = check.run().await;
     // If the check has ended before its planned repairs were decided, their faults stay.
     check.refuse_planned();
-    outcome.map(|()| check.report)
+    outcome?;
+    let (mut report, end) = (check.report, check.geometry.clusters_for(file.size()));
+    if fix == Fix::All && check.beyond.range_cardinality(..end) > 0 {
+        // The repair has made the file longer, so that it contains clusters that were lost. They have references, but no
+        // refcounts yet. Without refcounts, a later write would use them for other data.
+        let repairs = |finding: Finding| {
+            if finding.kind == FindingKind::Repair {
+                say(finding);
+            }
+        };
+        let header = read_header(file).await?;
+        let mut again = Checker::new(file, &header, fix, &repairs);
+        let outcome = again.run().await;
+        again.refuse_planned();
+        outcome?;
+        let fixed = again.report.corruptions_fixed;
+        report.corruptions_fixed = report.corruptions_fixed.saturating_add(fixed);
+    }
+    Ok(report)
 }
 
 struct Checker<'a> {
@@ -134,6 +154,10 @@ struct Checker<'a> {
     l1_faults: u64,
     /// Some active L1 entries have flags but no offset.
     l1_flags_alone: bool,
+    /// Number of bytes of unaligned L2 tables that may still be read.
+    unaligned_room: u64,
+    /// Offsets of the unaligned L2 tables that were not read.
+    unread_tables: BTreeSet<u64>,
     /// An L1 entry refers to a cluster that does not seem to contain an L2 table.
     no_l2_table: bool,
     /// Structures to which the header and the snapshot table refer: offset, length, and kind.
@@ -186,6 +210,8 @@ impl<'a> Checker<'a> {
             doubts: Vec::new(),
             l1_faults: 0,
             l1_flags_alone: false,
+            unaligned_room: file.size().saturating_add(geometry.cluster_size()),
+            unread_tables: BTreeSet::new(),
             no_l2_table: false,
             named: Vec::new(),
         }

@@ -17,6 +17,8 @@
 //! A snapshot table with an invalid entry is replaced only if the check found no leak, no corruption and no table entry to
 //! repair. Otherwise, clusters that seem to be leaked may belong to a snapshot.
 
+use std::collections::HashSet;
+
 use oxblk_core::check::Fix;
 use oxblk_ring::IoBufMut;
 
@@ -216,7 +218,7 @@ impl Checker<'_> {
     /// rebuild, the LUKS header, the snapshot table and the bitmap directory may share clusters with other structures. The
     /// active L1 table may share clusters in some cases (`is_misplaced_l1`).
     pub(super) async fn check_named_ranges(&mut self) {
-        let mut block = None;
+        let (mut block, mut tables) = (None, None);
         for (offset, bytes, what) in std::mem::take(&mut self.named) {
             let first = self.geometry.cluster_index(offset);
             let end = self.geometry.clusters_for(offset.saturating_add(bytes));
@@ -244,7 +246,14 @@ impl Checker<'_> {
                 };
                 let shared = count > 1
                     && match what {
-                        "L1 table" => self.is_misplaced_l1(cluster).await,
+                        "L1 table" => {
+                            let tables = match &mut tables {
+                                Some(tables) => tables,
+                                // The L1 table is read once for all its clusters.
+                                none => none.insert(self.other_tables().await),
+                            };
+                            self.is_misplaced_l1(cluster, tables)
+                        }
                         _ => self.fix != Fix::All && !self.rebuild,
                     };
                 if shared || refcount == Some(0) {
@@ -264,8 +273,8 @@ impl Checker<'_> {
     /// `cluster` of the table. With [`Fix::All`] or before a rebuild, the shared cluster is accepted if the table has valid
     /// entries and is not empty, the size of the disk requires this part of the table, and the other structure is neither a
     /// refcount structure nor an active L2 table.
-    async fn is_misplaced_l1(&self, cluster: u64) -> bool {
-        if self.structure.contains(&cluster) {
+    fn is_misplaced_l1(&self, cluster: u64, tables: &OtherTables) -> bool {
+        if tables.refcounts.contains(&cluster) {
             return true;
         }
         if self.l1_faults > 0 || self.l1_flags_alone || (self.fix != Fix::All && !self.rebuild) {
@@ -277,9 +286,25 @@ impl Checker<'_> {
         if cluster >= self.geometry.clusters_for(needed_end) {
             return true;
         }
-        let Ok(l1) = self.read_table(offset, entries).await else { return true };
-        let mut tables = l1.iter().map(|entry| L1Entry(*entry).raw_offset());
-        let is_table = tables.any(|table| self.geometry.cluster_index(table) == cluster);
-        is_table || l1.iter().all(|entry| *entry == 0)
+        tables.l2.as_ref().is_none_or(|l2| l2.contains(&cluster))
     }
+
+    async fn other_tables(&self) -> OtherTables {
+        let entries = u64::from(self.header.l1_entries);
+        let l1 = self.read_table(self.header.l1_offset, entries).await.ok();
+        let l1 = l1.filter(|l1| l1.iter().any(|entry| *entry != 0));
+        let cluster = |entry: &u64| self.geometry.cluster_index(L1Entry(*entry).raw_offset());
+        OtherTables {
+            refcounts: self.structure.iter().copied().collect(),
+            l2: l1.map(|l1| l1.iter().map(cluster).collect()),
+        }
+    }
+}
+
+/// Clusters that the active L1 table must not share.
+struct OtherTables {
+    /// The clusters of the refcount table and of the refcount blocks.
+    refcounts: HashSet<u64>,
+    /// The clusters to which the entries of the active L1 table refer. `None` if the table cannot be read, or is empty.
+    l2: Option<HashSet<u64>>,
 }

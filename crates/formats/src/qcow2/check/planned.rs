@@ -5,6 +5,7 @@
 //! are held back until then, so the order of the lines is the same as in `qemu-img check`.
 
 use std::fmt;
+use std::ops::Range;
 
 use oxblk_core::check::{Finding, FindingKind, Fix};
 
@@ -13,11 +14,14 @@ use super::Checker;
 /// If this many lines are held back, further findings are reported immediately. Planned repairs are still held back.
 const MOST_HELD: usize = 100_000;
 
+/// Largest number of table entries that one check repairs. Further faulty entries are reported as faults that stay.
+const MOST_PATCHES: usize = 500_000;
+
 /// A line of the report that is held back.
 pub(super) enum Line {
     Finding(Finding),
-    /// The repair of the table entry with this index in `patches`.
-    Patch(usize),
+    /// The repairs of the table entries with these indices in `patches`.
+    Patches(Range<usize>),
     Replacement(Replacement),
 }
 
@@ -88,14 +92,21 @@ impl Checker<'_> {
         }
     }
 
-    /// Plans the replacement of a table entry, or reports the fault if this check repairs no entries.
-    pub(super) fn plan_patch(&mut self, patch: Patch) {
-        if self.fix == Fix::All {
-            self.held.get_mut().push(Line::Patch(self.patches.len()));
-            self.patches.push(patch);
-        } else {
+    /// Plans the replacement of a table entry. Reports the fault instead if this check repairs no entries, or no more
+    /// entries. Returns whether the replacement is planned.
+    pub(super) fn plan_patch(&mut self, patch: Patch) -> bool {
+        if self.fix != Fix::All || self.patches.len() >= MOST_PATCHES {
             self.corrupt(&format!("ERROR {}", patch.fault));
+            return false;
         }
+        let (held, index) = (self.held.get_mut(), self.patches.len());
+        // Lines without another line between them become one line, so that the memory does not grow with them.
+        match held.last_mut() {
+            Some(Line::Patches(last)) => last.end = index.saturating_add(1),
+            _ => held.push(Line::Patches(index..index.saturating_add(1))),
+        }
+        self.patches.push(patch);
+        true
     }
 
     /// Plans the repair of a structure that is replaced as a whole.
@@ -109,9 +120,11 @@ impl Checker<'_> {
         for line in self.held.take() {
             match line {
                 Line::Finding(finding) => self.say(finding),
-                Line::Patch(index) => {
-                    let fault = self.patches.get(index).map(|patch| patch.fault.to_string());
-                    self.say_repairing(&fault.unwrap_or_default());
+                Line::Patches(range) => {
+                    for index in range {
+                        let fault = self.patches.get(index).map(|patch| patch.fault.to_string());
+                        self.say_repairing(&fault.unwrap_or_default());
+                    }
                 }
                 Line::Replacement(Replacement {
                     structure: Structure::SnapshotTable,
@@ -143,9 +156,10 @@ impl Checker<'_> {
         for line in self.held.take() {
             match line {
                 Line::Finding(finding) => self.say(finding),
-                Line::Patch(index) => {
-                    let fault = patches.get(index).map(|patch| patch.fault.to_string());
-                    self.corrupt(&format!("ERROR {}", fault.unwrap_or_default()));
+                Line::Patches(range) => {
+                    for patch in patches.get(range).unwrap_or_default() {
+                        self.corrupt(&format!("ERROR {}", patch.fault));
+                    }
                 }
                 Line::Replacement(Replacement { fault, count, .. }) => self.stays(&fault, count),
             }

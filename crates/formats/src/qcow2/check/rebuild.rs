@@ -157,15 +157,21 @@ impl Checker<'_> {
             }
         }
         let start = start.unwrap_or_else(|| {
-            let mut start = room.end;
-            while self.beyond.range_cardinality(start..start.saturating_add(count)) > 0 {
-                start = start.saturating_add(1);
-            }
+            let start = self.behind_lost(room.end, count);
             room.end = start.saturating_add(count);
             start
         });
         for cluster in start..start.saturating_add(count) {
             self.references.add(cluster, 1, Claim::None);
+        }
+        start
+    }
+
+    /// The first of `count` contiguous clusters to which no metadata refers. `start` lies behind the end of the file, and the
+    /// result is at least `start`.
+    pub(super) fn behind_lost(&self, mut start: u64, count: u64) -> u64 {
+        while self.beyond.range_cardinality(start..start.saturating_add(count)) > 0 {
+            start = start.saturating_add(1);
         }
         start
     }

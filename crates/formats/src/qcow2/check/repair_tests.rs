@@ -372,3 +372,35 @@ fn more_refcounts_than_one_block_holds_are_rebuilt() {
     let after = checked(&disk, Fix::Nothing).unwrap();
     assert_eq!((after.corruptions, after.leaks, after.allocated_clusters), (0, 0, 64));
 }
+
+/// An image that has lost its last cluster: an L2 entry refers to the first cluster behind the end of the file.
+fn cut_off(fault: impl FnOnce(&mut Image)) -> Disk {
+    let mut image = Image::good(4);
+    image.with_snapshot();
+    image.put(L2 + 24, L2Entry::data(offset(image.bytes.len())).0);
+    fault(&mut image);
+    Disk::from_bytes(1, &image.bytes)
+}
+
+#[test]
+fn a_new_snapshot_table_is_not_placed_on_a_lost_cluster() {
+    let disk = cut_off(|image| {
+        image.put(SNAPSHOTS + 32, 0);
+        image.put_snapshot_name(0);
+    });
+    let lost = disk.len();
+    checked(&disk, Fix::All).unwrap();
+    let table = u64::from_be_bytes(disk.bytes()[64..72].try_into().unwrap());
+    assert!(table > lost, "the table is at {table:#x}");
+    let left = checked(&disk, Fix::Nothing).unwrap();
+    assert_eq!((left.corruptions, left.leaks), (0, 0));
+}
+
+#[test]
+fn a_rebuild_gives_refcounts_to_lost_clusters_that_the_file_contains_again() {
+    let disk = cut_off(|image| image.put(TABLE, 0));
+    let report = checked(&disk, Fix::All).unwrap();
+    assert!(report.corruptions > 0, "data was lost");
+    let left = checked(&disk, Fix::Nothing).unwrap();
+    assert_eq!((left.corruptions, left.leaks), (0, 0));
+}

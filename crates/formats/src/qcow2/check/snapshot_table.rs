@@ -90,10 +90,11 @@ impl Checker<'_> {
     }
 
     /// Chooses `count` contiguous clusters without references, and returns the first of them. A cluster inside the file is used
-    /// only if `count` is 1 and all references are known. A free cluster is preferred to a leaked cluster.
+    /// only if `count` is 1 and all references are known. A free cluster is preferred to a leaked cluster. Clusters behind the
+    /// end to which metadata refers are not used.
     async fn free_clusters(&self, count: u64) -> u64 {
         // The cluster behind the end of the file may have a reference.
-        let behind = self.clusters_counted();
+        let behind = self.behind_lost(self.clusters_counted(), count);
         if count > 1 || !self.complete {
             return behind;
         }

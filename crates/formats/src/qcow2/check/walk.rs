@@ -130,8 +130,11 @@ impl<'a> Checker<'a> {
         for (offset, times) in &inactive {
             self.refer_to_table(*offset, *times, Claim::None);
         }
-        let places =
-            inactive.into_iter().map(|(offset, times)| ((offset, times), offset)).collect();
+        let places = inactive
+            .into_iter()
+            .filter(|(offset, _)| self.has_room_for(*offset))
+            .map(|(offset, times)| ((offset, times), offset))
+            .collect();
         let mut tables = std::pin::pin!(self.read_pieces(places));
         while let Some(((offset, times), table)) = tables.next().await {
             let Some(table) = self.table_or_told(table)? else { continue };
@@ -220,7 +223,7 @@ impl<'a> Checker<'a> {
             let all = times_of.entry(offset).or_default();
             *all = all.saturating_add(times);
             // A table past the end of the file is already reported, and contains nothing to count.
-            if first && offset < self.file.size() {
+            if first && offset < self.file.size() && self.has_room_for(offset) {
                 places.push((offset, offset));
             }
         }
@@ -264,6 +267,23 @@ impl<'a> Checker<'a> {
                 "ERROR l2_offset={offset:x}: Table is not cluster aligned; L1 entry corrupted"
             ));
         }
+    }
+
+    /// Whether the L2 table at `offset` is read. Tables that are not aligned may overlap, so all of them together
+    /// are read only up to the size of the file. The first table that is not read is reported as a failure.
+    fn has_room_for(&mut self, offset: u64) -> bool {
+        if self.geometry.is_aligned(offset) {
+            return true;
+        }
+        let room = self.unaligned_room.checked_sub(self.geometry.cluster_size());
+        if room.is_none() && self.unread_tables.is_empty() {
+            self.failed("ERROR too many L2 tables are not cluster aligned: some were not checked");
+        }
+        if room.is_none() {
+            self.unread_tables.insert(offset);
+        }
+        self.unaligned_room = room.unwrap_or(self.unaligned_room);
+        room.is_some()
     }
 
     /// Returns the L2 table if it could be read. A read error ends a check without repair. A repair reports the error and

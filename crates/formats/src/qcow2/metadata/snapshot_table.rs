@@ -134,6 +134,11 @@ impl Metadata {
         self.snapshots().is_broken = true;
     }
 
+    /// Replaces the location of the table by the location in the header. The caller then reads the table.
+    pub(in crate::qcow2) fn reload_snapshot_table(&self, header: &Header) {
+        *self.snapshots() = SnapshotTable::of(header);
+    }
+
     /// Checks that the snapshot table can be read, because only then the image may become writable. Reads the table only if
     /// it was broken when it was last read.
     ///
@@ -176,12 +181,15 @@ impl Metadata {
         *self.snapshots()
     }
 
-    /// Reads all snapshots from the table. The list is empty if the table is broken.
+    /// Reads all snapshots from the table.
+    ///
+    /// # Errors
+    /// When the table cannot be read, also if the image was opened without its snapshots.
     pub(in crate::qcow2) async fn snapshot_list(&self) -> Result<Vec<Snapshot>> {
         let file = self.facts.file()?;
         let (table, mut list) = (self.snapshot_table(), Vec::new());
         if table.is_broken {
-            return Ok(list);
+            self.facts.header().require_snapshots()?;
         }
         visit_snapshots(&file, table, |snapshot| list.push(snapshot)).await?;
         Ok(list)
