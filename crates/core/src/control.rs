@@ -63,12 +63,6 @@ impl Graph {
         lock_set(|| nodes_from(nodes, |child| child != ChildIdx::BACKING)).await
     }
 
-    /// Waits for exclusive use of `node`. The exclusive use ends when the returned guard is dropped.
-    pub(crate) async fn exclusive(&self, node: &Arc<Node>) -> Exclusive {
-        let controls = vec![node.control_lock().acquire().await];
-        Exclusive { _drained: self.drain(node).await, _controls: controls }
-    }
-
     /// Runs `work` with exclusive use of `node`. Once begun, `work` runs to its end even if the caller's future is
     /// dropped.
     pub(crate) async fn run_exclusive<T, W, F>(&self, node: &Arc<Node>, work: W) -> Result<T>
@@ -77,15 +71,14 @@ impl Graph {
         W: FnOnce(Arc<Node>) -> F + 'static,
         F: Future<Output = Result<T>> + 'static,
     {
-        let exclusive = self.exclusive(node).await;
-        Self::carry_out(exclusive, node, work).await
+        self.run_exclusive_below(Vec::new(), node, work).await
     }
 
     /// Like [`Self::run_exclusive`], for a caller that reaches `node` through the nodes `above`. The uppermost node is
     /// the first in `above`. No other control operation runs on these nodes at the same time.
     pub(crate) async fn run_exclusive_below<T, W, F>(
         &self,
-        above: Vec<Arc<Node>>,
+        mut above: Vec<Arc<Node>>,
         node: &Arc<Node>,
         work: W,
     ) -> Result<T>
@@ -94,27 +87,12 @@ impl Graph {
         W: FnOnce(Arc<Node>) -> F + 'static,
         F: Future<Output = Result<T>> + 'static,
     {
-        if above.is_empty() {
-            return self.run_exclusive(node, work).await;
-        }
-        let below = [Arc::clone(node)];
-        let controls = lock_all(above.iter().chain(&below).cloned().collect()).await;
-        if above.iter().any(|parent| parent.users().is_closed()) {
+        above.push(Arc::clone(node));
+        let controls = lock_all(above.clone()).await;
+        if above.iter().any(|node| node.users().is_closed()) {
             return Err(no_medium());
         }
         let exclusive = Exclusive { _drained: self.drain(node).await, _controls: controls };
-        Self::carry_out(exclusive, node, work).await
-    }
-
-    async fn carry_out<T, W, F>(exclusive: Exclusive, node: &Arc<Node>, work: W) -> Result<T>
-    where
-        T: 'static,
-        W: FnOnce(Arc<Node>) -> F + 'static,
-        F: Future<Output = Result<T>> + 'static,
-    {
-        if node.users().is_closed() {
-            return Err(no_medium());
-        }
         let node = Arc::clone(node);
         // When a write completes on the fast path, only the node where the write entered the graph is marked as
         // unflushed. But a driver flushes its children directly. The children are marked here, so that a flush of a

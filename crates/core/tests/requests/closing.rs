@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use futures_util::future::join;
 use oxblk_core::driver::Backing;
-use oxblk_core::{Backend, BoxFuture, Driver, OpenFlags, Perm, Permissions, Result, WriteFlags};
+use oxblk_core::{
+    Backend, BoxFuture, Driver, Graph, Node, OpenFlags, Perm, Permissions, Result, WriteFlags,
+};
 use oxblk_ring::{IoBuf, IoBufMut, sim, sleep};
 
 use crate::all;
@@ -59,13 +61,18 @@ impl Backing for Emptied {
     }
 }
 
+/// Adds a node that records its operations in `log`.
+fn add(graph: &Graph, name: &str, log: &Log) -> Arc<Node> {
+    let driver = Box::new(Emptied(Arc::clone(log)));
+    graph.add_node(Some(name), DRIVERS[0], driver, OpenFlags::default()).unwrap()
+}
+
 #[test]
 fn a_close_does_not_flush_the_node_below_during_a_control_operation() {
     // Time is virtual.
     sim::run(1, async {
         let (graph, log) = (graph(), Log::default());
-        let driver = Box::new(Emptied(Arc::clone(&log)));
-        let node = graph.add_node(Some("m"), DRIVERS[0], driver, OpenFlags::default()).unwrap();
+        let node = add(&graph, "m", &log);
         // The node above does not share the write permission, so this backend takes only `WRITE_UNCHANGED`.
         let writer = Permissions::sharing_all(Perm::WRITE_UNCHANGED);
         let below = Backend::new(&graph, "below", node, writer).unwrap();
@@ -89,12 +96,10 @@ fn a_close_does_not_flush_the_node_below_during_a_control_operation() {
 fn a_close_does_not_wait_for_a_control_operation_on_another_disk() {
     sim::run(1, async {
         let (graph, log) = (graph(), Log::default());
-        let driver = Box::new(Emptied(Arc::clone(&log)));
-        let node = graph.add_node(Some("m"), DRIVERS[0], driver, OpenFlags::default()).unwrap();
+        let node = add(&graph, "m", &log);
         let writer = Permissions::sharing_all(Perm::WRITE);
         let busy = Backend::new(&graph, "busy", Arc::clone(&node), writer).unwrap();
-        let other = Box::new(Emptied(Log::default()));
-        let other = graph.add_node(Some("o"), DRIVERS[0], other, OpenFlags::default()).unwrap();
+        let other = add(&graph, "o", &Log::default());
         let other = Backend::new(&graph, "other", other, writer).unwrap();
         let reader = Backend::new(&graph, "reader", node, Permissions::sharing_all(Perm::empty()));
         let (reader, closing) = (reader.unwrap(), Arc::clone(&log));

@@ -131,9 +131,7 @@ fn header_fault(wanted: &Wanted, error: &Error) -> Error {
         Some(name) => format!(" with data file '{name}'"),
         None => String::new(),
     };
-    let reason = oxblk_core::strerror(error.raw_errno());
-    let text = format!("Could not update qcow2 header{with}: {reason}");
-    Error::new(error.kind(), text).errno(error.raw_errno())
+    fault(format_args!("Could not update qcow2 header{with}"), error)
 }
 
 /// The error if the header cannot be encoded with the name and the format of the backing file.
@@ -143,9 +141,13 @@ fn backing_fault(wanted: &Wanted, error: &Error) -> Error {
         Some(format) => format!(" with format '{format}'"),
         None => String::new(),
     };
+    fault(format_args!("Could not assign backing file '{name}'{format}"), error)
+}
+
+/// An error with the errno of `error`. Its text is `what` and the text of the errno.
+fn fault(what: std::fmt::Arguments<'_>, error: &Error) -> Error {
     let reason = oxblk_core::strerror(error.raw_errno());
-    let text = format!("Could not assign backing file '{name}'{format}: {reason}");
-    Error::new(error.kind(), text).errno(error.raw_errno())
+    Error::new(error.kind(), format!("{what}: {reason}")).errno(error.raw_errno())
 }
 
 /// Why preallocated clusters have the contents that the guest must read.
