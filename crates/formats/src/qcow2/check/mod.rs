@@ -65,7 +65,30 @@ pub(super) async fn check(
     fix: Fix,
     say: &dyn Fn(Finding),
 ) -> Result<CheckReport> {
-    let mut check = Checker::new(file, header, fix, say);
+    check_with(file, header, fix, Loss::Allowed, say).await
+}
+
+/// Checks the image in `file`, and repairs everything except faults whose repair removes snapshots, bitmaps, or data of a
+/// snapshot: the user decides about these.
+///
+/// # Errors
+/// Like [`check`]. Also fails if the snapshot table cannot be read; nothing has been written then.
+pub(super) async fn repair_without_loss(
+    file: &Edge,
+    header: &Header,
+    say: &dyn Fn(Finding),
+) -> Result<CheckReport> {
+    check_with(file, header, Fix::All, Loss::Refused, say).await
+}
+
+async fn check_with(
+    file: &Edge,
+    header: &Header,
+    fix: Fix,
+    loss: Loss,
+    say: &dyn Fn(Finding),
+) -> Result<CheckReport> {
+    let mut check = Checker::new(file, header, (fix, loss), say);
     let outcome = check.run().await;
     // If the check has ended before its planned repairs were decided, their faults stay.
     check.refuse_planned();
@@ -80,7 +103,7 @@ pub(super) async fn check(
             }
         };
         let header = read_header(file).await?;
-        let mut again = Checker::new(file, &header, fix, &repairs);
+        let mut again = Checker::new(file, &header, (fix, loss), &repairs);
         let outcome = again.run().await;
         again.refuse_planned();
         outcome?;
@@ -90,11 +113,19 @@ pub(super) async fn check(
     Ok(report)
 }
 
+/// Whether a repair may remove snapshots, bitmaps, or data of a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    Allowed,
+    Refused,
+}
+
 struct Checker<'a> {
     file: &'a Edge,
     header: &'a Header,
     geometry: Geometry,
     fix: Fix,
+    loss: Loss,
     report_to: &'a dyn Fn(Finding),
     report: CheckReport,
     references: References,
@@ -165,7 +196,12 @@ struct Checker<'a> {
 }
 
 impl<'a> Checker<'a> {
-    fn new(file: &'a Edge, header: &'a Header, fix: Fix, say: &'a dyn Fn(Finding)) -> Self {
+    fn new(
+        file: &'a Edge,
+        header: &'a Header,
+        (fix, loss): (Fix, Loss),
+        say: &'a dyn Fn(Finding),
+    ) -> Self {
         let geometry = header.geometry;
         let clusters = geometry.clusters_for(file.size());
         let report = CheckReport {
@@ -179,6 +215,7 @@ impl<'a> Checker<'a> {
             header,
             geometry,
             fix,
+            loss,
             report_to: say,
             report,
             references: References::new(refcount_max(geometry.refcount_order)),
@@ -231,6 +268,11 @@ impl<'a> Checker<'a> {
         } else {
             Ok(())
         }
+    }
+
+    /// Whether this check repairs all faults, even if a repair removes snapshots, bitmaps, or data of a snapshot.
+    fn may_lose(&self) -> bool {
+        self.fix == Fix::All && self.loss == Loss::Allowed
     }
 
     /// Reports a finding without counting it.

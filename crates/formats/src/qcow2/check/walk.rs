@@ -34,7 +34,7 @@ impl<'a> Checker<'a> {
         let snapshots = match self.read_snapshots().await {
             Ok(snapshots) => snapshots,
             // A repair continues without the snapshots. Because of the check error, no clusters are freed.
-            Err(_) if self.fix == Fix::All => {
+            Err(_) if self.may_lose() => {
                 self.report.check_errors = self.report.check_errors.saturating_add(1);
                 Snapshots::default()
             }
