@@ -144,7 +144,7 @@ struct Checker<'a> {
     complete: bool,
     /// The refcounts on disk cannot be repaired in place.
     rebuild: bool,
-    /// The header may refer to the old or to the new refcount table, so nothing more is written.
+    /// The header may refer to the old or to the new refcount table or snapshot table, so nothing more is written.
     table_unknown: bool,
     /// Number of corruptions in the refcount table and the refcount blocks themselves.
     broken_structure: u64,

@@ -11,7 +11,7 @@
 //! [`super::rebuild`] writes new refcount structures.
 //!
 //! If a refcount block, the rebuilt refcounts or a new snapshot table cannot be written, the failure is reported and the other
-//! repairs continue, unless it is then unknown to which refcount table the header refers. If some references may be
+//! repairs continue, unless it is then unknown to which refcount table or snapshot table the header refers. If some references may be
 //! unknown, because something could not be read or a pointer in the header seems wrong, no refcount is lowered: at worst,
 //! clusters stay leaked.
 
@@ -135,7 +135,8 @@ impl Checker<'_> {
                     Change::Raise => refcount < count,
                     Change::Lower => refcount > count,
                 };
-                if change == Change::Lower && self.reused.remove(&cluster) {
+                let reused = change == Change::Lower && self.reused.remove(&cluster);
+                if reused {
                     dirty = true;
                     lines.push((cluster, refcount, 0));
                 }
@@ -143,7 +144,7 @@ impl Checker<'_> {
                     continue;
                 }
                 dirty = true;
-                if !self.untold.contains(&cluster) {
+                if !reused && !self.untold.contains(&cluster) {
                     lines.push((cluster, refcount, count));
                 }
             }
