@@ -23,7 +23,7 @@ use super::clusters::{Clusters, RefcountTable};
 use super::data::Data;
 use super::encryption::{self, Encryption};
 use super::facts::Facts;
-use super::facts::header::read_header;
+use super::facts::header::{clear_unknown_autoclear, read_header};
 use super::facts::run_options::{Modes, RunOptions};
 use super::layout::{Autoclear, Geometry, Header, Incompatible};
 use super::mapping::Mapping;
@@ -207,6 +207,7 @@ pub(super) async fn repair_dirty(file: &Edge, header: &Header) -> Result<Header>
         let entries = read_directory(file, directory).await;
         entries.map_err(|error| error.with_hint(DROP_BITMAPS_HINT))?;
     }
+    clear_unknown_autoclear(file, header).await?;
     let log = |finding: Finding| tracing::info!("qcow2: {}", finding.text);
     let report = repair_without_loss(file, header, &log).await;
     let report = report.map_err(|error| error.prefix("Could not repair dirty image"))?;
