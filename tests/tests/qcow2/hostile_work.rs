@@ -198,6 +198,28 @@ fn a_refcount_table_that_would_be_too_large_is_refused_before_clusters_are_alloc
 }
 
 #[test]
+fn a_rebuild_that_needs_a_refcount_table_of_too_many_entries_leaks_nothing() {
+    // The refcounts of this many clusters need a refcount table of the largest size.
+    const MOST: u64 = (8 << 20) / 8 * 64;
+    let mut image = Crafted::new(9, 8, 512);
+    image.name_l1(FREE, 1, FREE + 1);
+    image.refer(FREE + 1, 1);
+    // The last cluster of the file has no refcount block. The new table would be placed behind it.
+    image.put_word((FREE + 1) * 512, 1 << 63 | (MOST - 1) << 9);
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let path = scratch.path().join("image");
+    fs::write(&path, &image.bytes).expect("the image");
+    let file = fs::File::options().write(true).open(&path).expect("the image");
+    file.set_len(MOST << 9).expect("a sparse file");
+    let reply = bounded(scratch.path(), &["img", "check", "-r", "all", "image"]);
+    let told = reply.out() + &reply.err();
+    assert!(told.contains("would be too large"), "{told}");
+    assert!(!told.contains("Repairing cluster"), "{told}");
+    let left = bounded(scratch.path(), &["img", "check", "image"]);
+    assert!(!left.err().contains("Leaked") && !left.out().contains("Leaked"), "{}", left.out());
+}
+
+#[test]
 fn l2_tables_on_each_other_are_repaired_in_bounded_memory() {
     const ENTRIES: u32 = 4096;
     let table = FREE + 1;
