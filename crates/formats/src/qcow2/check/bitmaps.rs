@@ -224,13 +224,60 @@ impl Checker<'_> {
         }
     }
 
-    /// Writes the new directory, and flushes, if [`Self::count_bitmaps`] found that the directory must change. If other
-    /// structures use the clusters of the directory, the directory is removed from the header instead.
+    /// Plans to remove all bitmaps if the directory must change and other structures use its clusters. The caller has
+    /// counted all references.
+    pub(super) async fn plan_to_drop_shared_directory(&mut self) {
+        let (place, kept) = match self.new_bitmaps.take() {
+            Some(NewDirectory::Of(place, kept)) if !self.is_alone(&place) => (place, kept),
+            new => {
+                self.new_bitmaps = new;
+                return;
+            }
+        };
+        self.new_bitmaps = Some(NewDirectory::Dropped);
+        self.drop_later(place.directory_offset, place.directory_size);
+        for entry in kept {
+            let name = entry.name().into_owned();
+            let fault = "the clusters of the bitmap directory hold something else as well";
+            // The fault of the directory was reported as a fault of another bitmap.
+            self.plan_replacement(Replacement {
+                structure: Structure::BitmapDirectory,
+                repair: format!("Repairing bitmap '{name}' by removing it: {fault}"),
+                fault: format!("ERROR: bitmap '{name}' is broken: {fault}"),
+                count: 1,
+            });
+            // The clusters of a bitmap whose table cannot be read stay leaked.
+            let Ok(table) = self.bitmap_table(&entry).await else { continue };
+            self.drop_later(entry.table_offset, entry.table_bytes());
+            for word in table {
+                if let Ok(BitmapData::At(offset)) = word.data(self.geometry) {
+                    self.drop_later(offset, self.geometry.cluster_size());
+                }
+            }
+        }
+    }
+
+    /// Notes that a range loses a reference when the new directory is in place.
+    fn drop_later(&mut self, offset: u64, bytes: u64) {
+        let end = self.geometry.clusters_for(offset.saturating_add(bytes)).min(self.clusters);
+        self.dropped_bitmaps.insert_range(self.geometry.cluster_index(offset)..end);
+    }
+
+    /// Removes the references of the bitmaps that were dropped with their directory. The clusters without other
+    /// references are then freed. The check has not reported them as leaks.
+    pub(super) fn forget_dropped_bitmaps(&mut self) {
+        for cluster in std::mem::take(&mut self.dropped_bitmaps) {
+            self.references.remove(cluster);
+            self.untold.insert(cluster);
+        }
+    }
+
+    /// Writes the new directory, and flushes, if [`Self::count_bitmaps`] found that the directory must change.
     pub(super) async fn write_new_bitmaps(&mut self) -> Result<()> {
         let Some(new) = self.new_bitmaps.take() else { return Ok(()) };
         let (place, kept) = match new {
-            NewDirectory::Of(place, kept) if self.is_alone(&place) => (Some(place), kept),
-            _ => (None, Vec::new()),
+            NewDirectory::Of(place, kept) => (Some(place), kept),
+            NewDirectory::Dropped => (None, Vec::new()),
         };
         distrust(self.file).await?;
         if let Some(place) = &place {

@@ -164,7 +164,9 @@ struct Checker<'a> {
     held: RefCell<Vec<Line>>,
     /// The snapshot table with which the repair replaces the snapshot table of the image, if that table has faults.
     repaired_table: Option<RepairedTable>,
-    /// Clusters of the old and the new snapshot table whose refcount changes are not reported.
+    /// Clusters of healthy bitmaps that the repair removes with their directory, and clusters of this directory.
+    dropped_bitmaps: RoaringTreemap,
+    /// Clusters of the old and the new snapshot table and of removed bitmaps whose refcount changes are not reported.
     untold: BTreeSet<u64>,
     /// Leaked clusters that the repair has used for the new snapshot table.
     reused: BTreeSet<u64>,
@@ -237,6 +239,7 @@ impl<'a> Checker<'a> {
             new_bitmaps: None,
             held: RefCell::default(),
             repaired_table: None,
+            dropped_bitmaps: RoaringTreemap::new(),
             untold: BTreeSet::new(),
             reused: BTreeSet::new(),
             unfit_blocks: HashSet::new(),

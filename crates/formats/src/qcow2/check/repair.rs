@@ -41,6 +41,7 @@ impl Checker<'_> {
         if self.wrong_width {
             return Ok(());
         }
+        self.plan_to_drop_shared_directory().await;
         self.accept_planned();
         self.write_patches().await?;
         self.write_new_bitmaps().await?;
@@ -66,9 +67,10 @@ impl Checker<'_> {
         } else if self.fix == Fix::All && (self.too_low > 0 || self.repaired_table.is_some()) {
             self.raise_refcounts().await?;
         }
-        let renamed = self.repaired_table.is_some();
+        let replaced = self.repaired_table.is_some() || !self.dropped_bitmaps.is_empty();
         self.name_snapshots().await?;
-        if (self.report.leaks > 0 || renamed) && self.complete {
+        self.forget_dropped_bitmaps();
+        if (self.report.leaks > 0 || replaced) && self.complete {
             let lowered = self.change_refcounts(Change::Lower).await?;
             self.report.leaks = self.report.leaks.saturating_sub(lowered);
             self.report.leaks_fixed = self.report.leaks_fixed.saturating_add(lowered);
