@@ -40,6 +40,15 @@ impl Qed {
         self.trim().await
     }
 
+    /// Closes all gaps after a change that is complete on disk, so a failure is only logged. The image has the need-check flag
+    /// then, because the change has freed clusters. So the close of the image tries again, and after a crash the clusters are
+    /// found.
+    pub(super) async fn close_gaps_after_change(&self) {
+        if let Err(error) = self.close_gaps(u64::MAX).await {
+            tracing::warn!("qed: unused clusters stay in the image until it is closed: {error}");
+        }
+    }
+
     /// Runs one round. Returns whether another round may be necessary.
     async fn close_some(&self) -> Result<bool> {
         let gaps = self.allocator.gaps();
