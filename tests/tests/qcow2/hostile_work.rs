@@ -220,6 +220,33 @@ fn a_rebuild_that_needs_a_refcount_table_of_too_many_entries_leaks_nothing() {
 }
 
 #[test]
+fn a_luks_header_that_seems_very_long_does_not_prolong_a_repair() {
+    let luks = FREE + 1;
+    for length in [1 << 20, 1 << 42, 1 << 48, 1 << 62, u64::MAX] {
+        let mut image = Crafted::new(9, luks + 2, 512);
+        image.name_l1(FREE, 1, 0);
+        // The encryption method is LUKS, and the header extension contains the offset and the length of the LUKS header.
+        image.put(32, 2);
+        image.put_word(104, 0x0537_be77_0000_0010);
+        image.put_word(112, luks * image.cluster);
+        image.put_word(120, length);
+        image.put_word(luks * image.cluster, 0x4c55_4b53_babe_0001);
+        // Without a refcount block, the refcounts are rebuilt. The snapshot table has an entry without extra data.
+        image.put_word(image.cluster, 0);
+        image.put(60, 1);
+        image.put_word(64, (luks + 1) * image.cluster);
+        let scratch = tempfile::tempdir().expect("a scratch directory");
+        let path = scratch.path().join("image");
+        fs::write(&path, &image.bytes).expect("the image");
+        let reply = bounded(scratch.path(), &["img", "check", "-r", "all", "image"]);
+        let told = reply.out() + &reply.err();
+        assert!(told.contains("Rebuilding refcount structure"), "{length:#x}: {told}");
+        let len = fs::metadata(&path).expect("the image").len();
+        assert!(len < 1 << 28, "{length:#x}: the file has {len} bytes");
+    }
+}
+
+#[test]
 fn l2_tables_on_each_other_are_repaired_in_bounded_memory() {
     const ENTRIES: u32 = 4096;
     let table = FREE + 1;

@@ -30,6 +30,7 @@
 mod bitmaps;
 mod copied;
 mod entries;
+mod lost;
 mod named;
 mod planned;
 mod rebuild;
@@ -51,6 +52,7 @@ use roaring::RoaringTreemap;
 use super::facts::header::read_header;
 use super::layout::{Geometry, Header, refcount_max};
 use super::refscan::References;
+use lost::LostClusters;
 use planned::{Line, Patch};
 use snapshot_table::RepairedTable;
 
@@ -94,7 +96,7 @@ async fn check_with(
     check.refuse_planned();
     outcome?;
     let (mut report, end) = (check.report, check.geometry.clusters_for(file.size()));
-    if fix == Fix::All && check.beyond.range_cardinality(..end) > 0 {
+    if fix == Fix::All && check.beyond.any_before(end) {
         // The repair has made the file longer, so that it contains clusters that were lost. They have references, but no
         // refcounts yet. Without refcounts, a later write would use them for other data.
         let repairs = |finding: Finding| {
@@ -132,7 +134,7 @@ struct Checker<'a> {
     /// Number of clusters in the file. The last cluster may be partial.
     clusters: u64,
     /// Clusters behind the end of the file to which metadata refers. A repair writes nothing to these clusters.
-    beyond: RoaringTreemap,
+    beyond: LostClusters,
     refcount_table: Vec<u64>,
     /// Refcount table indices whose entry has an unaligned offset, so that the refcounts of the block are unknown.
     broken_blocks: HashSet<u64>,
@@ -222,7 +224,7 @@ impl<'a> Checker<'a> {
             report,
             references: References::new(refcount_max(geometry.refcount_order)),
             clusters,
-            beyond: RoaringTreemap::new(),
+            beyond: LostClusters::default(),
             refcount_table: Vec::new(),
             broken_blocks: HashSet::new(),
             broken_block_told: false,

@@ -106,7 +106,10 @@ impl Checker<'_> {
     /// Chooses the clusters of the new structures, and counts a reference to each. After an error, no reference is counted.
     fn lay_out(&mut self) -> Result<Layout> {
         let mut layout = Layout { blocks: BTreeMap::new(), table: 0, table_clusters: 0 };
-        let placed = self.place(&mut layout);
+        let placed = self.place(&mut layout).and_then(|()| {
+            let last = layout.clusters().max().unwrap_or(0);
+            self.offset_behind_end(last).map(drop)
+        });
         if placed.is_err() {
             layout.clusters().for_each(|cluster| self.references.remove(cluster));
         }
@@ -170,7 +173,7 @@ impl Checker<'_> {
             }
         }
         let start = start.unwrap_or_else(|| {
-            let start = self.behind_lost(room.end, count);
+            let start = self.beyond.first_gap(room.end, count);
             room.end = start.saturating_add(count);
             start
         });
@@ -180,13 +183,10 @@ impl Checker<'_> {
         start
     }
 
-    /// The first of `count` contiguous clusters to which no metadata refers. `start` lies behind the end of the file, and the
-    /// result is at least `start`.
-    pub(super) fn behind_lost(&self, mut start: u64, count: u64) -> u64 {
-        while self.beyond.range_cardinality(start..start.saturating_add(count)) > 0 {
-            start = start.saturating_add(1);
-        }
-        start
+    /// The byte offset of a cluster that a repair chose, possibly far behind the end of the file.
+    pub(super) fn offset_behind_end(&self, cluster: u64) -> Result<u64> {
+        let offset = cluster.checked_mul(self.geometry.cluster_size());
+        offset.ok_or_else(|| Error::from_errno(Errno::FBIG))
     }
 
     async fn write_blocks(&mut self, layout: &Layout) -> Result<()> {

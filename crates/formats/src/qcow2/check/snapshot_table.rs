@@ -74,7 +74,7 @@ impl Checker<'_> {
         }
         let count = self.geometry.clusters_for(len);
         let first = self.free_clusters(count).await;
-        let offset = first << self.geometry.cluster_bits;
+        let offset = self.offset_behind_end(first)?;
         let mut table = std::mem::take(&mut repaired.table);
         table.resize(usize::try_from(count << self.geometry.cluster_bits).unwrap_or(0), 0);
         self.file.write(offset, table.into(), WriteFlags::empty()).await?;
@@ -97,7 +97,7 @@ impl Checker<'_> {
     /// end to which metadata refers are not used.
     async fn free_clusters(&self, count: u64) -> u64 {
         // The cluster behind the end of the file may have a reference.
-        let behind = self.behind_lost(self.clusters_counted(), count);
+        let behind = self.beyond.first_gap(self.clusters_counted(), count);
         if count > 1 || !self.complete {
             return behind;
         }
