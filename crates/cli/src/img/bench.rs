@@ -21,7 +21,7 @@ use crate::image::{ImageName, writing};
 use crate::program::{flush_out, out};
 use crate::text::number;
 
-/// Maximum number of requests, queue depth and size.
+/// Maximum value of the request count, the queue depth, the buffer size, the step size and the flush interval.
 const MAX: u64 = i32::MAX as u64;
 
 const FLAGS: &[Flag<Arguments>] = &[
