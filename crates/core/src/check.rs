@@ -69,7 +69,7 @@ pub struct Finding {
     pub kind: FindingKind,
     /// The byte offset in the image file that the finding concerns, if the finding concerns a single offset.
     pub offset: Option<u64>,
-    /// One line of text, in the wording of `qemu-img check`.
+    /// One line of text. If `qemu-img check` reports the same finding, the text has its wording.
     pub text: String,
 }
 

@@ -57,7 +57,7 @@
 //!
 //! When a write has completed, later reads return its data. The write survives a power cut only after a [`Disk::flush`] that
 //! began after the write completed has succeeded. With [`Cache::Writethrough`] and [`Cache::Directsync`], each write is flushed
-//! before it completes.
+//! before it completes. With [`Cache::Unsafe`], flushes do nothing.
 //!
 //! If a flush fails, completed writes may be lost. The system does not report which writes were lost. So every later flush of
 //! that file fails too, if the file uses the page cache.

@@ -1,4 +1,4 @@
-//! Corrupt VPC images: footers, header fields, entries of the block table, truncated files.
+//! Corrupt VPC images: footers, header fields, entries of the BAT, truncated files.
 
 use super::image::Image;
 use super::mutate;
@@ -8,7 +8,7 @@ use crate::random::Random;
 
 /// The offset of the header in dynamic images, in bytes.
 const HEADER: usize = 512;
-/// The offset of the block table in dynamic images, in bytes.
+/// The offset of the BAT in dynamic images, in bytes.
 const TABLE: usize = 0x600;
 /// The size of a block in the file, in bytes.
 const STRIDE: usize = (2 << 20) + 512;
@@ -335,7 +335,7 @@ pub fn fixed() -> Vec<Case> {
     ]
 }
 
-/// Damages up to eight words of the header or of the block table, or of the footer. The damaged footer has a correct checksum
+/// Damages up to eight words of the header or of the BAT, or of the footer. The damaged footer has a correct checksum
 /// in half of the images.
 pub fn damage(random: &mut Random, bytes: &mut [u8], is_fixed: bool) {
     let end = last(bytes);

@@ -42,7 +42,7 @@ fn wrong_options_are_refused_as_by_the_qemu_tools() {
     both.same(Img, &["create", "-f", "parallels", "-b", "base", "-F", "raw", "image"]);
 }
 
-/// Creates an image of 10 MiB on every side. Clusters 0, 3, 5 and 9 of the disk are clusters 1 to 4 of the file.
+/// Creates an image of 10 MiB in every directory. Clusters 0, 3, 5 and 9 of the disk are clusters 1 to 4 of the file.
 fn image() -> Differential {
     let both = Differential::new();
     both.qemu(Img, &["create", "-q", "-f", "parallels", "image", "10M"]);
@@ -56,7 +56,7 @@ fn put(file: &File, offset: u64, value: u32) {
     file.write_all_at(&value.to_le_bytes(), offset).expect("the image");
 }
 
-/// Corrupts the image on every side.
+/// Corrupts the image in every directory.
 fn spoil(both: &Differential, spoil: &dyn Fn(&File)) {
     both.prepare(|directory| {
         let file = File::options().write(true).open(directory.join("image"));

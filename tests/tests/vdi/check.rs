@@ -185,7 +185,7 @@ fn an_image_that_is_unsafe_to_write_can_be_read_and_the_error_names_the_repair()
 #[test]
 fn a_block_map_of_holes_is_checked_in_bounded_memory() {
     let image = Image::new();
-    // 2^22 entries with the value 0.
+    // The block map has 2^22 entries with the value 0.
     let (entries, data) = (1 << 22, (1 << 24) + 0x200);
     image.file().set_len(MAP).expect("the image");
     image.file().set_len(u64::from(data) + MIB).expect("the image");

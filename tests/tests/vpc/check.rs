@@ -107,7 +107,7 @@ fn a_damaged_footer_is_read_and_repaired_from_the_other_one() {
 #[test]
 fn a_copy_of_the_footer_that_differs_is_reported_and_repaired() {
     let image = Image::new();
-    // A valid footer of a fixed image.
+    // Write a valid footer of a fixed image over the copy.
     let mut footer = image.bytes()[..512].to_vec();
     footer[60..64].copy_from_slice(&2_u32.to_be_bytes());
     footer[64..68].fill(0);
@@ -231,7 +231,7 @@ fn a_truncated_file_is_not_read_as_zeroes_and_is_repaired() {
 #[test]
 fn a_block_table_of_holes_is_checked_in_bounded_memory() {
     let image = Image::new();
-    // 2^22 blocks of 512 bytes. The table is behind all other data, and all its entries are 0.
+    // The disk has 2^22 blocks of 512 bytes. The BAT is behind all other data, and all its entries are 0.
     let table: u64 = 16 << 20;
     image.file().set_len(table + (1 << 24) + 512).expect("the image");
     image.put(512 + 16, &table.to_be_bytes());

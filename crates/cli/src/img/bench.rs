@@ -157,8 +157,8 @@ struct Arguments {
     filename: String,
 }
 
-/// By default, one thread sends all writes of at least this size. Buffered writes to one file exclude each other in the kernel
-/// (inode lock), so several threads would mostly wait.
+/// By default, one thread sends all writes of at least this size. The kernel executes buffered writes to one file one at a
+/// time (inode lock), so several threads would mostly wait.
 const LONG_WRITE: u64 = 32 << 10;
 
 impl Arguments {

@@ -191,7 +191,7 @@ async fn open_data(context: &mut OpenContext, header: &Header) -> Result<()> {
 /// Repairs an image that was not closed cleanly: the dirty bit of its header is set. Returns the header after the repair.
 ///
 /// # Errors
-/// `Corrupt` if the repair leaves errors. Errors of the check. I/O errors of the image file.
+/// `Corrupt` if the repair leaves errors. Also returns the errors of the check and of requests to the image file.
 pub(super) async fn repair_dirty(file: &Edge, header: &Header) -> Result<Header> {
     let report = check(file, header, Fix::All, &|_| ()).await;
     let report = report.map_err(|error| error.prefix("Could not repair dirty image"))?;

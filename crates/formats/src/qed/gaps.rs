@@ -31,7 +31,8 @@ impl Qed {
     /// Closes all gaps if there are at most `most` gaps. Then, in any case, truncates the file. No request is in flight.
     ///
     /// # Errors
-    /// The errors of the file, and `ENOSPC` if a gap cannot be closed. The image is consistent after an error too.
+    /// The errors of requests to the image file, and `ENOSPC` if a gap cannot be closed. The image is consistent after an error
+    /// too.
     pub(super) async fn close_gaps(&self, most: u64) -> Result<()> {
         self.allocator.end_quarantine();
         if self.allocator.gaps().len() <= most {
@@ -116,7 +117,7 @@ impl Qed {
     /// Copies clusters and tables to their new places, changes the entries that refer to them, and flushes.
     ///
     /// # Errors
-    /// `ENOSPC` if there is nothing to move, and the errors of the file.
+    /// `ENOSPC` if there is nothing to move, and the errors of requests to the image file.
     async fn carry_out(&self, moves: Vec<Move>) -> Result<()> {
         if moves.is_empty() {
             return Err(Error::from_errno(Errno::NOSPC).reword("Gaps cannot be closed"));

@@ -192,7 +192,7 @@ impl Qed {
     /// otherwise those that the tables refer to.
     ///
     /// # Errors
-    /// The errors of the file. `Corrupt` if the tables were read and contain invalid entries.
+    /// The errors of requests to the image file. `Corrupt` if the tables were read and contain invalid entries.
     pub(super) async fn used_clusters(&self, file: &Edge) -> Result<RoaringBitmap> {
         if file.node().limits().grows && !self.mark.is_possible() {
             let clusters = self.geometry.index(self.geometry.end(file.size()));

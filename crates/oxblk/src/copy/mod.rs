@@ -51,8 +51,9 @@ pub struct CopyOptions {
     pub salvage: bool,
     /// Maximum rate in bytes per second.
     pub rate: Option<u64>,
-    /// If true, data is written in the order of the disk, one request at a time, unless the target has no clusters and
-    /// uses direct I/O. If false, writes run in parallel, and the layout of the target can differ from run to run.
+    /// If true, data is written in the order of the disk, one request at a time. A target without clusters whose requests
+    /// must be aligned (direct I/O) is an exception: the order does not change its layout, so its writes run in parallel. If
+    /// false, writes run in parallel, and the layout of the target can differ from run to run.
     pub in_order: bool,
 }
 

@@ -101,7 +101,7 @@ enum Driver {
     Fallback(Fallback),
 }
 
-/// The I/O side of an I/O thread.
+/// The part of an I/O thread that starts operations and processes their completions.
 pub(crate) struct Reactor {
     slots: RefCell<Slots>,
     driver: RefCell<Driver>,

@@ -54,7 +54,7 @@ impl Clusters {
     /// Adds `times` further references to a cluster that is in use.
     ///
     /// # Errors
-    /// When the refcount would exceed its maximum, and the errors of the file. No reference is then added.
+    /// When the refcount would exceed its maximum, and the errors of requests to the image file. No reference is then added.
     pub(in crate::qcow2) async fn count_again(
         &self,
         cluster: u64,
