@@ -229,7 +229,7 @@ fn a_truncated_file_is_not_read_as_zeroes_and_is_repaired() {
 }
 
 #[test]
-fn a_block_table_of_holes_is_checked_in_bounded_memory() {
+fn a_bat_of_holes_is_checked_in_bounded_memory() {
     let image = Image::new();
     // The disk has 2^22 blocks of 512 bytes. The BAT is behind all other data, and all its entries are 0.
     let table: u64 = 16 << 20;
