@@ -11,9 +11,11 @@ use oxblk_tests::differential::Differential;
 use oxblk_tests::program::Program;
 use oxblk_tests::program::Tool::{Img, Io};
 
-/// Offsets of the fields that the tests change, in bytes.
+/// The byte offset of the header field that marks an image as open for writing.
 const IN_USE: u64 = 44;
+/// The byte offset of the header field with the start of the clusters.
 const DATA_OFF: u64 = 48;
+/// The byte offset of the BAT.
 const BAT: u64 = 64;
 const MIB: u64 = 1 << 20;
 
