@@ -90,7 +90,7 @@
 //!
 //! # Errors
 //!
-//! Disks, requests and servers report failures as one [`Error`] type. Its text is one line. For a failure that QEMU's
+//! Disks, requests and servers report failures as one [`Error`] type. Its text is one line. For most failures that QEMU's
 //! tools report too, the words are the same. Use [`Error::kind`] for decisions of the program, and [`Error::raw_errno`]
 //! for the errno value that is passed to a guest. An error also contains the node, the path and the offset if they are
 //! known.

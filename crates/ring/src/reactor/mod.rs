@@ -121,8 +121,8 @@ const QUEUED: usize = 4;
 /// See [`QUEUED`].
 const HANDED_OVER: usize = 8;
 
-/// A thread that has passed many transfers on tmpfs to kernel workers sleeps until one of `PER_WAKE_UP` of these transfers
-/// has completed, instead of waking for each completion.
+/// A thread that has passed many transfers on tmpfs to kernel workers does not wake for each completion. It sleeps until
+/// some of these transfers have completed: their number divided by `PER_WAKE_UP`.
 const PER_WAKE_UP: usize = 4;
 /// Maximum number of completed transfers for which the thread waits.
 const MOST_PER_WAKE_UP: usize = 8;
