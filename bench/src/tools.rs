@@ -125,7 +125,7 @@ impl Bench {
     fn compare(&self, case: &Case, rounds: u64) -> Result<Measured, String> {
         let mut found = Measured::new();
         // The first run that writes to memory makes the kernel allocate this memory. The time of the allocation must not count
-        // for either side.
+        // for either program.
         for ours in [true, false] {
             self.once(case, ours)?;
         }

@@ -3,8 +3,7 @@
 //! A [`Differential`] has three directories with the same files. QEMU's tool runs in the first directory, `oxblk img …` in the
 //! second directory, and oxblk under the name of QEMU's tool in the third directory. All names in the arguments are relative,
 //! so the three command lines are the same. Standard output, standard error and the exit code must be the same too.
-//! [`normalise`](normalise::normalise) removes what cannot be the same (the directory's path, times, rates) from every output.
-//! A program with its directory is called a side.
+//! [`normalise`](normalise::normalise) replaces what cannot be the same (the directory's path, times, rates) in every output.
 //!
 //! ```no_run
 //! use oxblk_tests::differential::Differential;
@@ -29,7 +28,7 @@ use tempfile::TempDir;
 use crate::program::{Program, Reply, Tool, oxblk};
 use normalise::{Rules, normalise};
 
-/// The program that runs the command. Each side has a directory with the name of the side.
+/// The program that runs the command. It runs in a directory with the name of this variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
     Qemu,
@@ -162,7 +161,7 @@ impl Differential {
         program.args(args).directory(self.directory(side)).stdin(stdin).run()
     }
 
-    /// Runs one command on every side. The outputs and exit codes must be the same. Returns QEMU's reply.
+    /// Runs one command with each program. The outputs and exit codes must be the same. Returns QEMU's reply.
     ///
     /// # Panics
     /// When the outputs or the exit codes differ. The message shows the difference.
@@ -255,7 +254,7 @@ impl Differential {
         }
     }
 
-    /// Asserts that a guest reads the same from the image of every side (`qemu-img compare`), and that oxblk's images pass
+    /// Asserts that a guest reads the same from the image of each program (`qemu-img compare`), and that oxblk's images pass
     /// `qemu-img check` if the format has a check.
     ///
     /// # Panics

@@ -39,8 +39,8 @@ impl Clusters {
     /// Adds one reference to each cluster of a reserved run. `was` is the release reason if the references are dropped again.
     ///
     /// # Errors
-    /// The errors of the file and of the creation of refcount blocks. The added references are then dropped, and the other
-    /// clusters of the run are freed.
+    /// The errors of requests to the image file and of the creation of refcount blocks. The added references are then dropped,
+    /// and the other clusters of the run are freed.
     pub(in crate::qcow2) async fn count<'a>(
         &'a self,
         run: Reserved<'a>,

@@ -11,8 +11,8 @@ const READ_AHEAD: u64 = 1 << 20;
 /// work for a batch takes much longer than passing the batch to the thread.
 const BATCH: u64 = 256 << 10;
 
-/// Contiguous tables in the file: the offset of the first table, and for each table the value `T` that the caller gave with
-/// its offset (`tag`).
+/// Contiguous tables in the file: the offset of the first table, and for each table the value `T` that the caller passed with
+/// its offset.
 type Group<T> = (u64, Vec<T>);
 
 /// Reads the tables at `places` concurrently. `places` has a value of the caller and the byte offset for each table. For each
