@@ -65,7 +65,7 @@ impl Vdi {
         each_entry(&self.map, loaded, collect).await?;
         let (mut copies, mut originals) = (Vec::new(), Vec::new());
         for (index, block) in last_blocks {
-            // The lowest gap.
+            // The allocator returns the lowest gap.
             let run = self.allocator.reserve(1).await?;
             if run.start >= keep {
                 break;
