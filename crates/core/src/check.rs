@@ -114,7 +114,7 @@ impl Backend {
     /// if its future is dropped.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format has no check; `EPERM` for a repair without write permission; the errors of the image.
+    /// `ENOTSUP` if the format has no check; `EPERM` for a repair without write permission; the errors of the image's driver.
     pub async fn check(&self, fix: Fix, report: impl Fn(Finding) + 'static) -> Result<CheckReport> {
         let edge = self.root()?;
         let node = edge.node();

@@ -66,7 +66,7 @@ impl Parallels {
     /// Checks the image, and repairs it if it was not closed or has a fault.
     ///
     /// # Errors
-    /// `Corrupt` if the repair leaves faults, and the errors of the check and of the file.
+    /// `Corrupt` if the repair leaves faults, and the errors of the check and of requests to the image file.
     async fn make_sound(&self) -> Result<()> {
         if !self.header.in_use && self.header.data_offset_is_told {
             let mut faults = 0_u32;
