@@ -73,7 +73,7 @@
 //!   since it blocks a thread of the executor;
 //! - on an **I/O thread**, `await` the request as well ([`Request::wait`] fails there).
 //!
-//! To send a request to an I/O thread and its result back takes some microseconds. A program that makes hundreds of thousands
+//! Sending a request to an I/O thread and its result back takes some microseconds. A program that makes hundreds of thousands
 //! of requests per second should send its loop to the I/O threads with [`Disk::run`]. There, [`Disk::backend`] makes requests
 //! without changing threads. A virtual machine monitor should give an I/O thread to each queue of a device. A program that runs
 //! on its own I/O threads opens images with [`OpenOptions::open_backend`].
