@@ -198,8 +198,8 @@ fn take_backing(
 }
 
 /// Checks the backing file, if the new image has one. The command line must give the format of the backing file. Without `-u`,
-/// it must also be possible to open the backing file. If the command line has no size, the new image then gets the size of the
-/// backing file.
+/// the backing file is also opened; this must succeed. If the command line has no size, the size of the opened backing file,
+/// rounded up to sectors, becomes the size of the new image.
 async fn check_backing(
     graph: &Graph,
     options: &mut CreateOptions,

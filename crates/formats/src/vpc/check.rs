@@ -90,7 +90,7 @@ impl Vpc {
     ///
     /// # Errors
     /// `EROFS` if a read-only image is to be repaired, `Corrupt` if the file no longer contains a dynamic image, and the
-    /// errors of the file.
+    /// errors of requests to the image file.
     pub(super) async fn check_image(
         &self,
         fix: Fix,

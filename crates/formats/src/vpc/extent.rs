@@ -59,7 +59,7 @@ impl Vpc {
     /// The extent at the start of `offset..offset + len`. Loads the chunk of the BAT if it is not loaded.
     ///
     /// # Errors
-    /// `Corrupt` if the extent does not lie completely inside the file, and the errors of the file.
+    /// `Corrupt` if the extent does not lie completely inside the file, and the errors of requests to the image file.
     pub(super) async fn extent(&self, offset: u64, len: u64) -> Result<Extent> {
         let extent = match self.lookup(offset, len) {
             Some(extent) => extent,
