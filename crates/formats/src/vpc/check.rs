@@ -41,7 +41,7 @@ impl Findings {
             say(check::Finding::new(FindingKind::Corruption, format!("ERROR: {finding}")));
         }
         if reported <= MOST_REPORTED && self.report.corruptions > MOST_REPORTED {
-            let text = "ERROR: more entries of the block table are faulty";
+            let text = "ERROR: more entries of the BAT are faulty";
             say(check::Finding::new(FindingKind::Corruption, text));
         }
         if finding.fault == Fault::CutOff {

@@ -95,7 +95,7 @@ impl Vpc {
         let len = usize::try_from(entries.saturating_mul(ENTRY_BYTES)).unwrap_or(0);
         let offset = self.entry_offset(range.start);
         let read = self.file()?.read(offset, IoBufMut::new(len)).await;
-        read.map_err(|error| error.prefix("Could not read the block table"))
+        read.map_err(|error| error.prefix("Could not read the BAT"))
     }
 
     /// Byte offset of an entry in the file.
