@@ -92,7 +92,7 @@ async fn try_changing((op, nth): (FaultOp, u64), clusters: u64, change: impl Asy
 }
 
 #[test]
-fn a_shrink_succeeds_although_gaps_cannot_be_closed() {
+fn a_shrink_succeeds_although_gaps_cannot_be_filled() {
     sim::run(1, async {
         for op in [(FaultOp::Read, 1), (FaultOp::Truncate, 1)] {
             try_changing(op, KEPT / CLUSTER, async |image| {
@@ -105,7 +105,7 @@ fn a_shrink_succeeds_although_gaps_cannot_be_closed() {
 }
 
 #[test]
-fn an_image_is_emptied_although_gaps_cannot_be_closed() {
+fn an_image_is_emptied_although_gaps_cannot_be_filled() {
     sim::run(1, async {
         // The file first becomes longer for a new L1 table.
         for op in [(FaultOp::Read, 1), (FaultOp::Truncate, 2)] {

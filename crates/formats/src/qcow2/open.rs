@@ -152,7 +152,7 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
     image.metadata.read_l1(&file).await?;
     if !context.flags.check {
         let inactive = match image.metadata.note_snapshots(&file).await {
-            // The active state does not need the snapshot table.
+            // Reads of the active disk state do not need the snapshot table, so a read-only open ignores this error.
             Err(error) if image.facts.is_read_only() => {
                 image.metadata.leave_out_snapshots(&error);
                 RoaringTreemap::new()
@@ -198,8 +198,8 @@ async fn open_data(context: &mut OpenContext, header: &Header) -> Result<()> {
 /// The repair removes no snapshots, no bitmaps and no data of a snapshot.
 ///
 /// # Errors
-/// `Corrupt` if the repair leaves errors, and the errors of the check and of the file. Before anything is written: the errors of
-/// a snapshot table or a bitmap directory that cannot be read.
+/// `Corrupt` if the repair leaves errors. Also returns the errors of the check and of requests to the image file. Before anything
+/// is written: the errors of a snapshot table or a bitmap directory that cannot be read.
 pub(super) async fn repair_dirty(file: &Edge, header: &Header) -> Result<Header> {
     header.require_snapshots().map_err(|error| error.with_hint(CUT_SNAPSHOTS_HINT))?;
     visit_snapshots(file, SnapshotTable::of(header), drop).await?;
@@ -319,7 +319,7 @@ async fn build(
 pub(super) fn note_named_places(clusters: &Clusters, header: &Header, file: &Edge) {
     clusters.note_metadata(header.l1_offset, u64::from(header.l1_entries).saturating_mul(8));
     if let Some(crypto) = header.extensions.crypto {
-        // The length in the image header may be wrong, so the range ends at the end of the file at the latest.
+        // The length in the image header may be wrong, so the range is limited to the size of the file.
         let len = crypto.length.min(file.size().saturating_sub(crypto.offset));
         clusters.note_metadata(crypto.offset, len);
     }

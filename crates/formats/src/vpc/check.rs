@@ -41,7 +41,7 @@ impl Findings {
             say(check::Finding::new(FindingKind::Corruption, format!("ERROR: {finding}")));
         }
         if reported <= MOST_REPORTED && self.report.corruptions > MOST_REPORTED {
-            let text = "ERROR: more entries of the block table are faulty";
+            let text = "ERROR: more entries of the BAT are faulty";
             say(check::Finding::new(FindingKind::Corruption, text));
         }
         if finding.fault == Fault::CutOff {
@@ -90,7 +90,7 @@ impl Vpc {
     ///
     /// # Errors
     /// `EROFS` if a read-only image is to be repaired, `Corrupt` if the file no longer contains a dynamic image, and the
-    /// errors of the file.
+    /// errors of requests to the image file.
     pub(super) async fn check_image(
         &self,
         fix: Fix,
