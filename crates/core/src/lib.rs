@@ -58,7 +58,8 @@ pub use error::{Error, ErrorKind, Result, strerror};
 pub use flags::{WriteFlags, ZeroFlags};
 pub use gate::{Admitted, Directory, Gate, Purpose, RefusedName};
 pub use graph::{
-    BackingFile, Drained, Graph, OpenContext, OpenFlags, ReopenRequest, WritableBase, relative_to,
+    BackingFile, Drained, Graph, NewDataFile, OpenContext, OpenFlags, ReopenRequest, WritableBase,
+    relative_to,
 };
 pub use limits::{Limits, MAX_LENGTH, check_length};
 pub use node::{DetectZeroes, Node};

@@ -512,3 +512,47 @@ fn applying_a_snapshot_marks_the_entire_bitmap_dirty() {
         assert_sound(&disk, false, "after the snapshot").await;
     });
 }
+
+#[test]
+fn a_repair_that_must_remove_the_bitmap_directory_reports_each_bitmap() {
+    let disk = image(1, "cluster_size=4k", MIB);
+    sim::run(1, async {
+        let backend = open(&disk).await;
+        for name in ["broken", "healthy"] {
+            add(&backend, name, 4096).await;
+        }
+        write(&backend, 0, 4096, 1).await;
+        backend.close().await.unwrap();
+        let directory = directory_offset(&disk);
+        let mut bytes = disk.bytes();
+        let word = |at: u64| {
+            let at = usize::try_from(at).unwrap();
+            u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap())
+        };
+        let l2 = usize::try_from(word(word(40)) & 0x00ff_ffff_ffff_fe00).unwrap();
+        // The second guest cluster is the cluster of the directory.
+        bytes[l2 + 8..l2 + 16].copy_from_slice(&directory.to_be_bytes());
+        // The bitmap is of an unknown type.
+        let entry = usize::try_from(directory).unwrap();
+        let names = String::from_utf8_lossy(&bytes[entry..entry + 64]).into_owned();
+        let broken = if names.find("broken") < names.find("healthy") { entry } else { entry + 32 };
+        bytes[broken + 16] = 9;
+        let disk = Disk::from_bytes(1, &bytes);
+        let flags = OpenFlags { check: true, ..OpenFlags::default() };
+        let backend = open_as(&disk, flags).await.unwrap();
+        let node = backend.node().unwrap();
+        let lines = std::cell::RefCell::new(String::new());
+        let say = |finding: Finding| lines.borrow_mut().push_str(&format!("{finding}\n"));
+        let check = node.driver().check().unwrap();
+        let report = check.check(Fix::All, &say).await.unwrap();
+        let lines = lines.into_inner();
+        for name in ["broken", "healthy"] {
+            let line = format!("Repairing bitmap '{name}' by removing it");
+            assert!(lines.contains(&line), "{name}: {lines}");
+        }
+        assert_eq!((report.corruptions, report.check_errors), (0, 0), "{lines}");
+        assert_sound(&disk, report.leaks > 0, &lines).await;
+        drop(node);
+        backend.close().await.unwrap();
+    });
+}

@@ -198,6 +198,55 @@ fn a_refcount_table_that_would_be_too_large_is_refused_before_clusters_are_alloc
 }
 
 #[test]
+fn a_rebuild_that_needs_a_refcount_table_of_too_many_entries_leaks_nothing() {
+    // The refcounts of this many clusters need a refcount table of the largest size.
+    const MOST: u64 = (8 << 20) / 8 * 64;
+    let mut image = Crafted::new(9, 8, 512);
+    image.name_l1(FREE, 1, FREE + 1);
+    image.refer(FREE + 1, 1);
+    // The last cluster of the file has no refcount block. The new table would be placed behind it.
+    image.put_word((FREE + 1) * 512, 1 << 63 | (MOST - 1) << 9);
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let path = scratch.path().join("image");
+    fs::write(&path, &image.bytes).expect("the image");
+    let file = fs::File::options().write(true).open(&path).expect("the image");
+    file.set_len(MOST << 9).expect("a sparse file");
+    let reply = bounded(scratch.path(), &["img", "check", "-r", "all", "image"]);
+    let told = reply.out() + &reply.err();
+    assert!(told.contains("would be too large"), "{told}");
+    assert!(!told.contains("Repairing cluster"), "{told}");
+    let left = bounded(scratch.path(), &["img", "check", "image"]);
+    assert!(!left.err().contains("Leaked") && !left.out().contains("Leaked"), "{}", left.out());
+}
+
+#[test]
+fn a_luks_header_that_seems_very_long_does_not_prolong_a_repair() {
+    let luks = FREE + 1;
+    for length in [1 << 20, 1 << 42, 1 << 48, 1 << 62, u64::MAX] {
+        let mut image = Crafted::new(9, luks + 2, 512);
+        image.name_l1(FREE, 1, 0);
+        // The encryption method is LUKS, and the header extension contains the offset and the length of the LUKS header.
+        image.put(32, 2);
+        image.put_word(104, 0x0537_be77_0000_0010);
+        image.put_word(112, luks * image.cluster);
+        image.put_word(120, length);
+        image.put_word(luks * image.cluster, 0x4c55_4b53_babe_0001);
+        // Without a refcount block, the refcounts are rebuilt. The snapshot table has an entry without extra data.
+        image.put_word(image.cluster, 0);
+        image.put(60, 1);
+        image.put_word(64, (luks + 1) * image.cluster);
+        let scratch = tempfile::tempdir().expect("a scratch directory");
+        let path = scratch.path().join("image");
+        fs::write(&path, &image.bytes).expect("the image");
+        let reply = bounded(scratch.path(), &["img", "check", "-r", "all", "image"]);
+        let told = reply.out() + &reply.err();
+        assert!(told.contains("Rebuilding refcount structure"), "{length:#x}: {told}");
+        let len = fs::metadata(&path).expect("the image").len();
+        assert!(len < 1 << 28, "{length:#x}: the file has {len} bytes");
+    }
+}
+
+#[test]
 fn l2_tables_on_each_other_are_repaired_in_bounded_memory() {
     const ENTRIES: u32 = 4096;
     let table = FREE + 1;

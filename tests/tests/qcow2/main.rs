@@ -12,6 +12,7 @@ mod compact_against_qemu;
 mod compact_crash;
 mod create;
 mod data_file;
+mod dirty_images;
 mod encryption;
 mod fixed_size;
 mod hostile;

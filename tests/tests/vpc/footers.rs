@@ -1,4 +1,5 @@
-//! Power cuts while blocks are allocated in an image whose copy of the footer at the beginning is damaged.
+//! Images whose footers are wrong: messages, and power cuts while blocks are allocated in an image whose copy of the footer at
+//! the beginning is damaged.
 
 use oxblk::core::{OpenFlags, WriteFlags};
 use oxblk::ring::IoBufMut;
@@ -50,6 +51,30 @@ fn a_power_cut_during_an_allocation_leaves_a_footer() {
         for (number, left) in any.chain(ends).enumerate() {
             let what = format!("cut at {boundary}, disk {number}");
             sim::run(SEED, read_after_cut(&left, &what));
+        }
+    }
+}
+
+#[test]
+fn the_fault_of_two_wrong_footers_is_the_one_that_qemu_reports() {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let path = scratch.path().join("image");
+    for subformat in ["subformat=dynamic", "subformat=fixed"] {
+        let create = ["create", "-q", "-f", "vpc", "-o", subformat];
+        Program::new("qemu-img").args(create).arg(&path).arg("16M").succeed();
+        let good = std::fs::read(&path).expect("the image");
+        // The offset of a byte of the cookie and of the checksum.
+        for (first, last) in [(0, 0), (0, 64), (64, 0), (64, 64)] {
+            let mut bytes = good.clone();
+            let end = bytes.len() - 512;
+            bytes[first] ^= 1;
+            bytes[end + last] ^= 1;
+            std::fs::write(&path, &bytes).expect("the image");
+            let info = |program: Program| program.args(["info", "-f", "vpc"]).arg(&path).run();
+            let ours = info(Program::oxblk().arg("img")).err();
+            let theirs = info(Program::new("qemu-img")).err();
+            let reason = |text: &str| text.rsplit_once(": ").map(|(_, reason)| reason.to_owned());
+            assert_eq!(reason(&ours), reason(&theirs), "{subformat}: {first}, {last}");
         }
     }
 }

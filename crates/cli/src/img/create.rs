@@ -54,7 +54,9 @@ pub(super) static PAGE: Page = Page {
     usage: "[OPTIONS] FILENAME [SIZE]",
     operands: &[Value::FILENAME, Value::size("SIZE")],
     flags: &FLAGS,
-    notes: &[Note::Text("Without SIZE, the new image is as large as its backing file. With -u, SIZE is required.")],
+    notes: &[Note::Text(
+        "Without SIZE, the new image is as large as its backing file. With -u, SIZE is required.",
+    )],
     exit_codes: shared::EXIT_CODES,
     examples: &[
         Example { about: "create a disk of 20 GiB", arguments: "-f qcow2 disk.qcow2 20G" },

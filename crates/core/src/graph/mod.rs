@@ -25,6 +25,7 @@ use std::sync::atomic::{
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 pub use base::WritableBase;
+pub use data_file::NewDataFile;
 pub use drain::Drained;
 pub use filename::relative_to;
 pub(crate) use filename::scheme;

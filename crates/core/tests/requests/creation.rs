@@ -1,4 +1,4 @@
-//! Tests of image creation with a protocol whose close fails.
+//! Tests of the creation of images and data files with a protocol whose operations fail.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -22,6 +22,9 @@ struct Host {
     keeps_file: bool,
     /// After the first close of the file, another process uses the file.
     is_shared: bool,
+    /// The file cannot be opened.
+    is_unreadable: bool,
+    was_created: AtomicBool,
     was_closed: Arc<AtomicBool>,
     was_removed: Arc<AtomicBool>,
 }
@@ -88,6 +91,9 @@ impl DriverFactory for Host {
     fn open<'a>(&'a self, context: &'a mut OpenContext) -> BoxFuture<'a, Result<Box<dyn Driver>>> {
         Box::pin(async move {
             context.options.take("filename");
+            if self.is_unreadable {
+                return Err(Error::from_errno(Errno::ACCES));
+            }
             let driver: Box<dyn Driver> = Box::new(HostDriver {
                 memory: MemoryDriver(Memory::new(0, Limits::default())),
                 is_shared: self.is_shared,
@@ -102,11 +108,13 @@ impl DriverFactory for Host {
     }
 
     fn create<'a>(&'a self, _: &'a Graph, _: CreateRequest) -> Option<BoxFuture<'a, Result<()>>> {
+        self.was_created.store(true, SeqCst);
         Some(Box::pin(async { Ok(()) }))
     }
 
     fn created_file(&self, _filename: &str) -> Result<Option<Box<dyn CreatedFile>>> {
-        Ok(Some(Box::new(HostFile(Arc::clone(&self.was_removed)))))
+        let file = || -> Box<dyn CreatedFile> { Box::new(HostFile(Arc::clone(&self.was_removed))) };
+        Ok(self.was_created.load(SeqCst).then(file))
     }
 }
 
@@ -164,4 +172,30 @@ fn an_image_whose_file_cannot_be_closed_is_removed() {
 fn an_image_whose_file_cannot_be_closed_is_kept_if_it_is_raw_or_in_use() {
     assert!(!is_removed(Host { keeps_file: true, ..Host::default() }));
     assert!(!is_removed(Host { is_shared: true, ..Host::default() }));
+}
+
+/// Creates a data file, and closes it. Returns the error, and whether the file was removed.
+fn create_data(host: Host) -> (Error, bool) {
+    let was_removed = Arc::clone(&host.was_removed);
+    let drivers: Vec<&'static dyn DriverFactory> = vec![Box::leak(Box::new(host))];
+    let graph = Graph::new(drivers.leak(), oxblk_core::Gate::Anything);
+    let outcome = block_on(async { graph.create_data_file("data").await?.complete().await });
+    assert!(graph.nodes().is_empty());
+    (outcome.unwrap_err(), was_removed.load(SeqCst))
+}
+
+#[test]
+fn a_new_data_file_that_cannot_be_opened_or_closed_is_removed() {
+    let (error, removed) = create_data(Host { is_unreadable: true, ..Host::default() });
+    assert_eq!((error.raw_errno(), removed), (Errno::ACCES, true));
+    let (error, removed) = create_data(Host::default());
+    assert_eq!((error.raw_errno(), removed), (Errno::DQUOT, true));
+}
+
+#[test]
+fn a_data_file_that_cannot_be_closed_is_kept_if_it_is_in_use_or_not_new() {
+    let (error, removed) = create_data(Host { is_shared: true, ..Host::default() });
+    assert_eq!((error.raw_errno(), removed), (Errno::DQUOT, false));
+    let (error, removed) = create_data(Host { was_created: true.into(), ..Host::default() });
+    assert_eq!((error.raw_errno(), removed), (Errno::DQUOT, false));
 }

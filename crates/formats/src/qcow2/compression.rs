@@ -6,8 +6,8 @@
 //!
 //! The compression type zlib is raw deflate with a window of 4 KiB, because QEMU's decoder has no larger window. libdeflate
 //! cannot limit its window, so this module uses libdeflate only for decompression. libdeflate rejects a stream that has no end
-//! mark, or that continues behind the end of the cluster, even if the output fills the cluster. QEMU accepts such streams, so
-//! this module decompresses them with the streaming decoder of zlib-rs.
+//! mark, or that continues behind the end of the cluster, even if the output fills the cluster. QEMU accepts such a stream if
+//! its decoder finds no error before it needs more space, so this module decompresses it with the streaming decoder of zlib-rs.
 //!
 //! The contexts of the codecs are large, so each thread keeps one set.
 
@@ -101,10 +101,10 @@ impl Contexts {
             .inflate_stream
             .get_or_insert_with(|| Decompress::new_with_window_bits(false, MAX_WINDOW_BITS));
         slow.reset(false);
-        // The decoder may fill the cluster and then fail on the bytes behind the stream. So only the length of the output is
-        // checked.
-        let _ = slow.decompress(data, cluster, FlushDecompress::Finish);
-        (slow.total_out() == cluster.len() as u64).then_some(())
+        // Without an end mark, the decoder continues behind the last byte of the cluster, and may find invalid data there.
+        // Bytes behind an end mark are not read.
+        let status = slow.decompress(data, cluster, FlushDecompress::Finish);
+        (status.is_ok() && slow.total_out() == cluster.len() as u64).then_some(())
     }
 
     fn zstd(&mut self, cluster: &[u8], room: usize) -> Result<Option<Vec<u8>>> {
@@ -267,6 +267,24 @@ mod tests {
         assert!(decompress(Compression::Zlib, &data[..data.len() / 2], &mut back).is_err());
         decompress(Compression::Zlib, &data, &mut back).unwrap();
         assert!(back[..] == cluster[..]);
+    }
+
+    #[test]
+    fn a_deflate_stream_without_an_end_mark_must_not_continue_with_invalid_data() {
+        let cluster = compressible(4096);
+        let mut context =
+            Compress::new_with_window_bits(flate2::Compression::new(6), false, WINDOW_BITS);
+        let mut data = vec![0; deflate_bound(cluster.len())];
+        context.compress(&cluster, &mut data, FlushCompress::Sync).unwrap();
+        data.truncate(usize::try_from(context.total_out()).unwrap());
+        // The three lowest bits of a byte are the type of the next block. A byte of 0x02 or 0x03 begins a valid block.
+        for (byte, is_valid) in [(0, false), (2, true), (3, true), (4, false), (6, false)] {
+            let continued = [&data[..], &[byte; 600]].concat();
+            let mut back = [0; 4096];
+            let outcome = decompress(Compression::Zlib, &continued, &mut back);
+            assert_eq!(outcome.is_ok(), is_valid, "{byte:#x}: {outcome:?}");
+            assert!(!is_valid || back[..] == cluster[..], "{byte:#x}");
+        }
     }
 
     proptest! {

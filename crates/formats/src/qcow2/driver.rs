@@ -20,7 +20,7 @@ use serde_json::json;
 use super::Qcow2;
 use super::check::check;
 use super::compact::Compaction;
-use super::facts::header::read_header;
+use super::facts::header::{clear_unknown_autoclear, read_header};
 use super::facts::stopped::Replaced;
 use super::layout::{Compatible, Incompatible};
 use super::mapping::Extent;
@@ -303,9 +303,8 @@ impl Qcow2 {
         }
         // The metadata in memory is outdated after a repair. So the image accepts no further requests until it is opened again.
         self.facts.stop_for(Replaced::Repair);
-        let report = check(&file, &header, fix, say).await?;
-        self.facts.clear_unknown_autoclear(&file).await?;
-        Ok(report)
+        clear_unknown_autoclear(&file, &header).await?;
+        check(&file, &header, fix, say).await
     }
 }
 

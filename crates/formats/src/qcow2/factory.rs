@@ -32,16 +32,14 @@ async fn create_with_data_file(graph: &Graph, file: &Arc<Edge>, options: Options
     let Some(name) = options.get_str("data_file").map(str::to_owned) else {
         return create::create(file, None, options, graph.secrets()).await;
     };
-    let (data, new_file) = graph.create_data_file(&name).await?;
-    let created = create::create(file, Some(&data), options, graph.secrets()).await;
-    if created.is_err() {
-        // The edge still holds its file locks, so no other process uses the file.
-        new_file.remove_incomplete(&name);
+    let data = graph.create_data_file(&name).await?;
+    match create::create(file, Some(data.edge()), options, graph.secrets()).await {
+        Ok(()) => data.complete().await,
+        Err(error) => {
+            data.remove().await;
+            Err(error)
+        }
     }
-    data.detach();
-    let node = Arc::clone(data.node());
-    drop(data);
-    created.and(graph.release(node).await)
 }
 
 /// The qcow2 driver.

@@ -6,7 +6,7 @@
 use std::sync::atomic::AtomicU8;
 use std::sync::{Arc, Mutex};
 
-use oxblk_core::check::Fix;
+use oxblk_core::check::Finding;
 use oxblk_core::{
     BackingFile, ChildIdx, Children, ChildrenRef, Edge, Epochs, Error, ErrorKind, OpenContext,
     Options, Result,
@@ -17,17 +17,17 @@ use serde::{Deserialize, Serialize};
 use roaring::RoaringTreemap;
 
 use super::Qcow2;
-use super::bitmaps::Bitmaps;
-use super::check::check;
+use super::bitmaps::{Bitmaps, read_directory};
+use super::check::repair_without_loss;
 use super::clusters::{Clusters, RefcountTable};
 use super::data::Data;
 use super::encryption::{self, Encryption};
 use super::facts::Facts;
-use super::facts::header::read_header;
+use super::facts::header::{clear_unknown_autoclear, read_header};
 use super::facts::run_options::{Modes, RunOptions};
 use super::layout::{Autoclear, Geometry, Header, Incompatible};
 use super::mapping::Mapping;
-use super::metadata::{Metadata, SnapshotTable};
+use super::metadata::{Metadata, SnapshotTable, visit_snapshots};
 use super::snapshots::ImageSnapshots;
 use crate::slice_cache::{Cleaner, SliceCache};
 
@@ -36,6 +36,12 @@ const L2_CACHE: u64 = 64 << 20;
 /// Default size of the refcount cache, in bytes.
 const REFCOUNT_CACHE: u64 = 8 << 20;
 const SLICE: u64 = 4096;
+
+/// What a user can do about a dirty image with too many snapshots.
+const CUT_SNAPSHOTS_HINT: &str =
+    "You can force-remove overhanging snapshots with qemu-img check -r all";
+/// What a user can do about a dirty image whose bitmap directory cannot be read.
+const DROP_BITMAPS_HINT: &str = "You can force-remove all bitmaps with qemu-img check -r all";
 
 /// The cache options of the driver, in bytes. Other modules parse the other options of the driver.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
@@ -189,11 +195,21 @@ async fn open_data(context: &mut OpenContext, header: &Header) -> Result<()> {
 }
 
 /// Repairs an image that was not closed cleanly: the dirty bit of its header is set. Returns the header after the repair.
+/// The repair removes no snapshots, no bitmaps and no data of a snapshot.
 ///
 /// # Errors
-/// `Corrupt` if the repair leaves errors. Also returns the errors of the check and of requests to the image file.
+/// `Corrupt` if the repair leaves errors. Also returns the errors of the check and of requests to the image file. Before anything
+/// is written: the errors of a snapshot table or a bitmap directory that cannot be read.
 pub(super) async fn repair_dirty(file: &Edge, header: &Header) -> Result<Header> {
-    let report = check(file, header, Fix::All, &|_| ()).await;
+    header.require_snapshots().map_err(|error| error.with_hint(CUT_SNAPSHOTS_HINT))?;
+    visit_snapshots(file, SnapshotTable::of(header), drop).await?;
+    if let Some(directory) = &header.extensions.bitmaps {
+        let entries = read_directory(file, directory).await;
+        entries.map_err(|error| error.with_hint(DROP_BITMAPS_HINT))?;
+    }
+    clear_unknown_autoclear(file, header).await?;
+    let log = |finding: Finding| tracing::info!("qcow2: {}", finding.text);
+    let report = repair_without_loss(file, header, &log).await;
     let report = report.map_err(|error| error.prefix("Could not repair dirty image"))?;
     if (report.corruptions, report.check_errors) != (0, 0) {
         return Err(Error::new(

@@ -160,18 +160,13 @@ impl Qcow2 {
     /// Repairs an image that was not closed cleanly, and reloads the changed metadata.
     ///
     /// # Errors
-    /// Fails if the repair changed the bitmaps. Also returns the errors of the repair and of requests to the image file.
+    /// The errors of the repair and of requests to the image file.
     async fn repair_and_reload(&self) -> Result<()> {
         let file = self.facts.file()?;
-        let before = read_header(&file).await?;
-        let header = repair_dirty(&file, &before).await?;
-        if header.extensions.bitmaps != before.extensions.bitmaps {
-            return Err(Error::corrupt(
-                "Bitmaps had to be repaired: the image is to be opened again",
-            ));
-        }
-        // The repair may have moved or freed structures. After this function, the caller records L2 tables and snapshots as
-        // metadata.
+        let header = read_header(&file).await?;
+        let header = repair_dirty(&file, &header).await?;
+        // The repair may have moved or freed structures, except bitmaps. After this function, the caller records L2 tables and
+        // snapshots as metadata.
         self.clusters.forget_all_metadata();
         self.clusters.reload(&header).await?;
         note_named_places(&self.clusters, &header, &file);

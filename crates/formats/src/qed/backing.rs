@@ -67,7 +67,8 @@ impl Qed {
         self.forget(0).await?;
         self.write_back(true).await?;
         // Moves the L1 table to the start of the file.
-        self.close_gaps(u64::MAX).await
+        self.close_gaps_after_change().await;
+        Ok(())
     }
 }
 

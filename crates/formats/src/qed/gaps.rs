@@ -41,6 +41,15 @@ impl Qed {
         self.trim().await
     }
 
+    /// Fills all gaps and truncates the file, after a change that is complete on disk. So a failure is only logged. The image
+    /// has the need-check flag then, because the change has freed clusters. So the close of the image tries again, and a
+    /// check after a crash finds the clusters.
+    pub(super) async fn close_gaps_after_change(&self) {
+        if let Err(error) = self.close_gaps(u64::MAX).await {
+            tracing::warn!("qed: unused clusters stay in the image until it is closed: {error}");
+        }
+    }
+
     /// Runs one round. Returns whether another round may be necessary.
     async fn close_some(&self) -> Result<bool> {
         let gaps = self.allocator.gaps();

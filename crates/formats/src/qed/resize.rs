@@ -19,8 +19,7 @@ impl Qed {
     ///
     /// # Errors
     /// Fails if the image is read-only, if the size is invalid, if preallocation is requested, or if a table is invalid. Also
-    /// returns the errors of requests to the image file and of filling gaps. After an error, the disk may already have the new
-    /// size.
+    /// returns the errors of requests to the image file. After an error, the disk may already have the new size.
     pub(super) async fn resize_image(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         self.check_writable()?;
         if preallocation != Preallocation::Off {
@@ -37,7 +36,8 @@ impl Qed {
             self.forget(self.geometry.end(size)).await?;
             self.zero_rest(size).await?;
             self.write_back(true).await?;
-            return self.close_gaps(u64::MAX).await;
+            self.close_gaps_after_change().await;
+            return Ok(());
         }
         // A crash or another program may have left data after the end of the disk.
         self.forget(self.geometry.end(old)).await?;

@@ -119,8 +119,8 @@ impl SizeRule {
 pub enum Invalid {
     /// The cookie is missing.
     Cookie,
-    /// The checksum is wrong.
-    Checksum,
+    /// The checksum is wrong. The type is the one in the footer.
+    Checksum(DiskType),
 }
 
 /// The ones' complement of the sum of all bytes of a structure without its checksum. `field` is the checksum that `bytes`
@@ -169,7 +169,7 @@ impl Footer {
             return Err(Invalid::Cookie);
         }
         if raw.checksum.get() != checksum(&whole, raw.checksum.get()) {
-            return Err(Invalid::Checksum);
+            return Err(Invalid::Checksum(DiskType::from_number(raw.disk_type.get())));
         }
         Ok(Self(raw))
     }
@@ -285,7 +285,7 @@ mod tests {
         assert_eq!(Footer::parse(&[]), Err(Invalid::Cookie));
         let mut wrong = bytes;
         wrong[400] = 1;
-        assert_eq!(Footer::parse(&wrong), Err(Invalid::Checksum));
+        assert_eq!(Footer::parse(&wrong), Err(Invalid::Checksum(DiskType::Dynamic)));
     }
 
     #[test]

@@ -81,10 +81,13 @@ pub(super) async fn read_metadata(file: &Edge, rule: SizeRule) -> Result<Found> 
         }
         (Ok(first), _) if !is_fixed(&first) => first,
         (_, Ok(last)) => last,
-        (Err(Invalid::Checksum), Err(_)) | (_, Err(Invalid::Checksum)) => {
+        // As in QEMU, only the type of a footer that has no copy at the beginning of the file is checked before the checksum.
+        (Err(Invalid::Checksum(_)) | Ok(_), Err(Invalid::Checksum(_)))
+        | (Err(Invalid::Checksum(_)), Err(Invalid::Cookie))
+        | (Err(Invalid::Cookie), Err(Invalid::Checksum(DiskType::Fixed))) => {
             return Err(Error::new(ErrorKind::Invalid, "Incorrect header checksum"));
         }
-        (_, Err(Invalid::Cookie)) => {
+        (Err(Invalid::Cookie) | Ok(_), Err(_)) => {
             return Err(Error::new(ErrorKind::Invalid, "invalid VPC image"));
         }
     };

@@ -4,18 +4,20 @@
 //! A bitmap whose entry or table is broken has no usable contents. QEMU does not open most of the images with such a bitmap.
 //! [`Fix::All`](oxblk_core::check::Fix::All) removes such a bitmap from the directory, and the repair of leaks then frees the
 //! clusters of the bitmap. If the directory cannot be parsed, the repair removes the directory from the header. The clusters of
-//! the bitmaps are then unknown and stay leaked.
+//! the bitmaps are then unknown and stay leaked. The repair of an image that is opened removes nothing: an image with a broken
+//! bitmap can be used.
 //!
 //! The autoclear bit of bitmaps is cleared before the directory changes, and set again when the new directory is complete. A
 //! power cut between these two writes loses the remaining bitmaps.
 
 use std::collections::{HashMap, HashSet};
 
+use oxblk_core::check::FindingKind;
 use oxblk_core::{Error, ErrorKind, Result, WriteFlags};
 use oxblk_ring::IoBuf;
 
-use super::Checker;
 use super::planned::{Replacement, Structure};
+use super::{Checker, Loss};
 use crate::qcow2::bitmaps::{carry_out, distrust, plan, read_directory};
 use crate::qcow2::layout::{
     Autoclear, BitmapData, BitmapEntry, BitmapFlags, BitmapTableEntry, BitmapsExtension,
@@ -80,7 +82,7 @@ impl Checker<'_> {
     fn broken_directory(&mut self, fault: &str) {
         // Without the directory, the clusters of the bitmaps are unknown.
         self.unseen = true;
-        if self.fixes_all() {
+        if self.may_lose() {
             self.plan_replacement(Replacement {
                 structure: Structure::BitmapDirectory,
                 repair: format!("Repairing the bitmap directory by dropping it: {fault}"),
@@ -113,7 +115,10 @@ impl Checker<'_> {
                     continue;
                 }
                 Err(fault) => {
-                    kept.extend(self.broken_bitmap(entry, &fault.to_string()));
+                    let left = self.broken_bitmap(entry, &fault.to_string());
+                    // The references of a bitmap that stays are unknown.
+                    self.unseen |= left.is_some();
+                    kept.extend(left);
                     continue;
                 }
             };
@@ -125,7 +130,9 @@ impl Checker<'_> {
                 }
                 Some(fault) => {
                     let left = self.broken_bitmap(entry, &fault);
-                    if let Some(entry) = &left {
+                    if let Some(entry) = &left
+                        && self.loss == Loss::Allowed
+                    {
                         self.refer_to_bitmap(entry, &table);
                     }
                     kept.extend(left);
@@ -138,7 +145,7 @@ impl Checker<'_> {
     /// Reports a broken bitmap. Returns its entry if the entry stays in the directory.
     fn broken_bitmap(&mut self, entry: BitmapEntry, fault: &str) -> Option<BitmapEntry> {
         let name = entry.name();
-        if self.fixes_all() {
+        if self.may_lose() {
             let repair = Replacement {
                 structure: Structure::BitmapDirectory,
                 repair: format!("Repairing bitmap '{name}' by removing it: {fault}"),
@@ -148,7 +155,15 @@ impl Checker<'_> {
             self.plan_replacement(repair);
             return None;
         }
-        self.corrupt(&format!("ERROR: bitmap '{name}' is broken: {fault}"));
+        let finding = format!("ERROR: bitmap '{name}' is broken: {fault}");
+        match self.loss {
+            Loss::Allowed => self.corrupt(&finding),
+            // An image with this bitmap can be used. The clusters of the bitmap keep their refcounts.
+            Loss::Refused => {
+                self.note(FindingKind::Corruption, finding);
+                self.unseen = true;
+            }
+        }
         Some(entry)
     }
 
@@ -209,13 +224,60 @@ impl Checker<'_> {
         }
     }
 
-    /// Writes the new directory, and flushes, if [`Self::count_bitmaps`] found that the directory must change. If other
-    /// structures use the clusters of the directory, the directory is removed from the header instead.
+    /// Plans to remove all bitmaps if the directory must change and other structures use its clusters. The caller has
+    /// counted all references.
+    pub(super) async fn plan_to_drop_shared_directory(&mut self) {
+        let (place, kept) = match self.new_bitmaps.take() {
+            Some(NewDirectory::Of(place, kept)) if !self.is_alone(&place) => (place, kept),
+            new => {
+                self.new_bitmaps = new;
+                return;
+            }
+        };
+        self.new_bitmaps = Some(NewDirectory::Dropped);
+        self.drop_later(place.directory_offset, place.directory_size);
+        for entry in kept {
+            let name = entry.name().into_owned();
+            let fault = "the clusters of the bitmap directory hold something else as well";
+            // The fault of the directory was reported as a fault of another bitmap.
+            self.plan_replacement(Replacement {
+                structure: Structure::BitmapDirectory,
+                repair: format!("Repairing bitmap '{name}' by removing it: {fault}"),
+                fault: format!("ERROR: bitmap '{name}' is broken: {fault}"),
+                count: 1,
+            });
+            // The clusters of a bitmap whose table cannot be read stay leaked.
+            let Ok(table) = self.bitmap_table(&entry).await else { continue };
+            self.drop_later(entry.table_offset, entry.table_bytes());
+            for word in table {
+                if let Ok(BitmapData::At(offset)) = word.data(self.geometry) {
+                    self.drop_later(offset, self.geometry.cluster_size());
+                }
+            }
+        }
+    }
+
+    /// Notes that a range loses a reference when the new directory is in place.
+    fn drop_later(&mut self, offset: u64, bytes: u64) {
+        let end = self.geometry.clusters_for(offset.saturating_add(bytes)).min(self.clusters);
+        self.dropped_bitmaps.insert_range(self.geometry.cluster_index(offset)..end);
+    }
+
+    /// Removes the references of the bitmaps that were dropped with their directory. The clusters without other
+    /// references are then freed. The check has not reported them as leaks.
+    pub(super) fn forget_dropped_bitmaps(&mut self) {
+        for cluster in std::mem::take(&mut self.dropped_bitmaps) {
+            self.references.remove(cluster);
+            self.untold.insert(cluster);
+        }
+    }
+
+    /// Writes the new directory, and flushes, if [`Self::count_bitmaps`] found that the directory must change.
     pub(super) async fn write_new_bitmaps(&mut self) -> Result<()> {
         let Some(new) = self.new_bitmaps.take() else { return Ok(()) };
         let (place, kept) = match new {
-            NewDirectory::Of(place, kept) if self.is_alone(&place) => (Some(place), kept),
-            _ => (None, Vec::new()),
+            NewDirectory::Of(place, kept) => (Some(place), kept),
+            NewDirectory::Dropped => (None, Vec::new()),
         };
         distrust(self.file).await?;
         if let Some(place) = &place {
@@ -234,9 +296,5 @@ impl Checker<'_> {
         let count = self.geometry.clusters_for(place.directory_size);
         let mut clusters = first..first.saturating_add(count);
         clusters.all(|cluster| self.references.get(cluster).count() == 1)
-    }
-
-    fn fixes_all(&self) -> bool {
-        self.fix == oxblk_core::check::Fix::All
     }
 }

@@ -30,6 +30,7 @@
 mod bitmaps;
 mod copied;
 mod entries;
+mod lost;
 mod named;
 mod planned;
 mod rebuild;
@@ -51,6 +52,7 @@ use roaring::RoaringTreemap;
 use super::facts::header::read_header;
 use super::layout::{Geometry, Header, refcount_max};
 use super::refscan::References;
+use lost::LostClusters;
 use planned::{Line, Patch};
 use snapshot_table::RepairedTable;
 
@@ -65,13 +67,36 @@ pub(super) async fn check(
     fix: Fix,
     say: &dyn Fn(Finding),
 ) -> Result<CheckReport> {
-    let mut check = Checker::new(file, header, fix, say);
+    check_with(file, header, fix, Loss::Allowed, say).await
+}
+
+/// Checks the image in `file`, and repairs everything except faults whose repair removes snapshots, bitmaps, or data of a
+/// snapshot: the user decides about these.
+///
+/// # Errors
+/// Like [`check`]. Also fails if the snapshot table cannot be read; nothing has been written then.
+pub(super) async fn repair_without_loss(
+    file: &Edge,
+    header: &Header,
+    say: &dyn Fn(Finding),
+) -> Result<CheckReport> {
+    check_with(file, header, Fix::All, Loss::Refused, say).await
+}
+
+async fn check_with(
+    file: &Edge,
+    header: &Header,
+    fix: Fix,
+    loss: Loss,
+    say: &dyn Fn(Finding),
+) -> Result<CheckReport> {
+    let mut check = Checker::new(file, header, (fix, loss), say);
     let outcome = check.run().await;
     // If the check has ended before its planned repairs were decided, their faults stay.
     check.refuse_planned();
     outcome?;
     let (mut report, end) = (check.report, check.geometry.clusters_for(file.size()));
-    if fix == Fix::All && check.beyond.range_cardinality(..end) > 0 {
+    if fix == Fix::All && check.beyond.any_before(end) {
         // The repair has made the file longer, so that it contains clusters that were lost. They have references, but no
         // refcounts yet. Without refcounts, a later write would use them for other data.
         let repairs = |finding: Finding| {
@@ -80,7 +105,7 @@ pub(super) async fn check(
             }
         };
         let header = read_header(file).await?;
-        let mut again = Checker::new(file, &header, fix, &repairs);
+        let mut again = Checker::new(file, &header, (fix, loss), &repairs);
         let outcome = again.run().await;
         again.refuse_planned();
         outcome?;
@@ -90,18 +115,26 @@ pub(super) async fn check(
     Ok(report)
 }
 
+/// Whether a repair may remove snapshots, bitmaps, or data of a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    Allowed,
+    Refused,
+}
+
 struct Checker<'a> {
     file: &'a Edge,
     header: &'a Header,
     geometry: Geometry,
     fix: Fix,
+    loss: Loss,
     report_to: &'a dyn Fn(Finding),
     report: CheckReport,
     references: References,
     /// Number of clusters in the file. The last cluster may be partial.
     clusters: u64,
     /// Clusters behind the end of the file to which metadata refers. A repair writes nothing to these clusters.
-    beyond: RoaringTreemap,
+    beyond: LostClusters,
     refcount_table: Vec<u64>,
     /// Refcount table indices whose entry has an unaligned offset, so that the refcounts of the block are unknown.
     broken_blocks: HashSet<u64>,
@@ -113,7 +146,7 @@ struct Checker<'a> {
     complete: bool,
     /// The refcounts on disk cannot be repaired in place.
     rebuild: bool,
-    /// The header may refer to the old or to the new refcount table, so nothing more is written.
+    /// The header may refer to the old or to the new refcount table or snapshot table, so nothing more is written.
     table_unknown: bool,
     /// Number of corruptions in the refcount table and the refcount blocks themselves.
     broken_structure: u64,
@@ -133,7 +166,9 @@ struct Checker<'a> {
     held: RefCell<Vec<Line>>,
     /// The snapshot table with which the repair replaces the snapshot table of the image, if that table has faults.
     repaired_table: Option<RepairedTable>,
-    /// Clusters of the old and the new snapshot table whose refcount changes are not reported.
+    /// Clusters of healthy bitmaps that the repair removes with their directory, and clusters of this directory.
+    dropped_bitmaps: RoaringTreemap,
+    /// Clusters of the old and the new snapshot table and of removed bitmaps whose refcount changes are not reported.
     untold: BTreeSet<u64>,
     /// Leaked clusters that the repair has used for the new snapshot table.
     reused: BTreeSet<u64>,
@@ -165,7 +200,12 @@ struct Checker<'a> {
 }
 
 impl<'a> Checker<'a> {
-    fn new(file: &'a Edge, header: &'a Header, fix: Fix, say: &'a dyn Fn(Finding)) -> Self {
+    fn new(
+        file: &'a Edge,
+        header: &'a Header,
+        (fix, loss): (Fix, Loss),
+        say: &'a dyn Fn(Finding),
+    ) -> Self {
         let geometry = header.geometry;
         let clusters = geometry.clusters_for(file.size());
         let report = CheckReport {
@@ -179,11 +219,12 @@ impl<'a> Checker<'a> {
             header,
             geometry,
             fix,
+            loss,
             report_to: say,
             report,
             references: References::new(refcount_max(geometry.refcount_order)),
             clusters,
-            beyond: RoaringTreemap::new(),
+            beyond: LostClusters::default(),
             refcount_table: Vec::new(),
             broken_blocks: HashSet::new(),
             broken_block_told: false,
@@ -200,6 +241,7 @@ impl<'a> Checker<'a> {
             new_bitmaps: None,
             held: RefCell::default(),
             repaired_table: None,
+            dropped_bitmaps: RoaringTreemap::new(),
             untold: BTreeSet::new(),
             reused: BTreeSet::new(),
             unfit_blocks: HashSet::new(),
@@ -231,6 +273,11 @@ impl<'a> Checker<'a> {
         } else {
             Ok(())
         }
+    }
+
+    /// Whether this check repairs all faults, even if a repair removes snapshots, bitmaps, or data of a snapshot.
+    fn may_lose(&self) -> bool {
+        self.fix == Fix::All && self.loss == Loss::Allowed
     }
 
     /// Reports a finding without counting it.

@@ -8,6 +8,7 @@
 //! value of its old refcount and its counted references. An old refcount that is unknown counts as 1.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
 use oxblk_core::{Errno, Error, Result, WriteFlags};
@@ -30,8 +31,11 @@ struct Layout {
 
 impl Layout {
     fn clusters(&self) -> impl Iterator<Item = u64> + '_ {
-        let table = self.table..self.table.saturating_add(self.table_clusters);
-        self.blocks.values().copied().chain(table)
+        self.blocks.values().copied().chain(self.table_range())
+    }
+
+    fn table_range(&self) -> Range<u64> {
+        self.table..self.table.saturating_add(self.table_clusters)
     }
 }
 
@@ -99,30 +103,42 @@ impl Checker<'_> {
         Ok(indices)
     }
 
+    /// Chooses the clusters of the new structures, and counts a reference to each. After an error, no reference is counted.
     fn lay_out(&mut self) -> Result<Layout> {
+        let mut layout = Layout { blocks: BTreeMap::new(), table: 0, table_clusters: 0 };
+        let placed = self.place(&mut layout).and_then(|()| {
+            let last = layout.clusters().max().unwrap_or(0);
+            self.offset_behind_end(last).map(drop)
+        });
+        if placed.is_err() {
+            layout.clusters().for_each(|cluster| self.references.remove(cluster));
+        }
+        placed.map(|()| layout)
+    }
+
+    fn place(&mut self, layout: &mut Layout) -> Result<()> {
         let size = self.geometry.cluster_size();
         let mut room = Room {
             inside: if self.complete { 1 } else { self.clusters },
             end: self.clusters.saturating_add(1),
         };
-        let mut blocks = BTreeMap::new();
         let indices = self.indices()?;
-        self.place_blocks(&mut blocks, indices, &mut room);
+        self.place_blocks(&mut layout.blocks, indices, &mut room);
         loop {
-            let entries = blocks.last_key_value().map_or(1, |(last, _)| last.saturating_add(1));
+            let entries =
+                layout.blocks.last_key_value().map_or(1, |(last, _)| last.saturating_add(1));
             check_table_entries(entries)?;
-            let table_clusters = entries.saturating_mul(8).div_ceil(size);
-            let table = self.take(table_clusters, &mut room);
+            layout.table_clusters = entries.saturating_mul(8).div_ceil(size);
+            layout.table = self.take(layout.table_clusters, &mut room);
             let per_block = self.geometry.refcounts_per_block();
-            let own = (table..table.saturating_add(table_clusters)).map(|at| at / per_block);
-            self.place_blocks(&mut blocks, own.collect(), &mut room);
-            let last = blocks.last_key_value().map_or(0, |(last, _)| *last);
-            if last < table_clusters.saturating_mul(size / 8) {
-                return Ok(Layout { blocks, table, table_clusters });
+            let own = layout.table_range().map(|at| at / per_block).collect();
+            self.place_blocks(&mut layout.blocks, own, &mut room);
+            let last = layout.blocks.last_key_value().map_or(0, |(last, _)| *last);
+            if last < layout.table_clusters.saturating_mul(size / 8) {
+                return Ok(());
             }
-            for cluster in table..table.saturating_add(table_clusters) {
-                self.references.remove(cluster);
-            }
+            layout.table_range().for_each(|cluster| self.references.remove(cluster));
+            layout.table_clusters = 0;
         }
     }
 
@@ -157,7 +173,7 @@ impl Checker<'_> {
             }
         }
         let start = start.unwrap_or_else(|| {
-            let start = self.behind_lost(room.end, count);
+            let start = self.beyond.first_gap(room.end, count);
             room.end = start.saturating_add(count);
             start
         });
@@ -167,13 +183,10 @@ impl Checker<'_> {
         start
     }
 
-    /// The first of `count` contiguous clusters to which no metadata refers. `start` lies behind the end of the file, and the
-    /// result is at least `start`.
-    pub(super) fn behind_lost(&self, mut start: u64, count: u64) -> u64 {
-        while self.beyond.range_cardinality(start..start.saturating_add(count)) > 0 {
-            start = start.saturating_add(1);
-        }
-        start
+    /// The byte offset of a cluster that a repair chose, possibly far behind the end of the file.
+    pub(super) fn offset_behind_end(&self, cluster: u64) -> Result<u64> {
+        let offset = cluster.checked_mul(self.geometry.cluster_size());
+        offset.ok_or_else(|| Error::from_errno(Errno::FBIG))
     }
 
     async fn write_blocks(&mut self, layout: &Layout) -> Result<()> {

@@ -11,7 +11,7 @@
 //! [`super::rebuild`] writes new refcount structures.
 //!
 //! If a refcount block, the rebuilt refcounts or a new snapshot table cannot be written, the failure is reported and the other
-//! repairs continue, unless it is then unknown to which refcount table the header refers. If some references may be
+//! repairs continue, unless it is then unknown to which refcount table or snapshot table the header refers. If some references may be
 //! unknown, because something could not be read or a pointer in the header seems wrong, no refcount is lowered: at worst,
 //! clusters stay leaked.
 
@@ -41,6 +41,7 @@ impl Checker<'_> {
         if self.wrong_width {
             return Ok(());
         }
+        self.plan_to_drop_shared_directory().await;
         self.accept_planned();
         self.write_patches().await?;
         self.write_new_bitmaps().await?;
@@ -66,9 +67,10 @@ impl Checker<'_> {
         } else if self.fix == Fix::All && (self.too_low > 0 || self.repaired_table.is_some()) {
             self.raise_refcounts().await?;
         }
-        let renamed = self.repaired_table.is_some();
+        let replaced = self.repaired_table.is_some() || !self.dropped_bitmaps.is_empty();
         self.name_snapshots().await?;
-        if (self.report.leaks > 0 || renamed) && self.complete {
+        self.forget_dropped_bitmaps();
+        if (self.report.leaks > 0 || replaced) && self.complete {
             let lowered = self.change_refcounts(Change::Lower).await?;
             self.report.leaks = self.report.leaks.saturating_sub(lowered);
             self.report.leaks_fixed = self.report.leaks_fixed.saturating_add(lowered);
@@ -135,7 +137,8 @@ impl Checker<'_> {
                     Change::Raise => refcount < count,
                     Change::Lower => refcount > count,
                 };
-                if change == Change::Lower && self.reused.remove(&cluster) {
+                let reused = change == Change::Lower && self.reused.remove(&cluster);
+                if reused {
                     dirty = true;
                     lines.push((cluster, refcount, 0));
                 }
@@ -143,7 +146,7 @@ impl Checker<'_> {
                     continue;
                 }
                 dirty = true;
-                if !self.untold.contains(&cluster) {
+                if !reused && !self.untold.contains(&cluster) {
                     lines.push((cluster, refcount, count));
                 }
             }

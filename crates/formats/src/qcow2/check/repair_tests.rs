@@ -404,3 +404,55 @@ fn a_rebuild_gives_refcounts_to_lost_clusters_that_the_file_contains_again() {
     let left = checked(&disk, Fix::Nothing).unwrap();
     assert_eq!((left.corruptions, left.leaks), (0, 0));
 }
+
+/// An image whose snapshot table has an entry without extra data. If `leaks`, the file ends with a leaked cluster.
+fn incomplete_snapshots(leaks: bool) -> Disk {
+    let mut image = image(("", |_| ()), 4);
+    image.with_snapshot();
+    image.put(SNAPSHOTS + 32, 0);
+    image.put_snapshot_name(0);
+    if leaks {
+        image.bytes.resize(11 * CLUSTER, 0);
+        image.set_refcount(10, 1);
+    }
+    Disk::from_bytes(1, &image.bytes)
+}
+
+/// A failing write of the fields of the header that contain the location of the snapshot table.
+fn failing_snapshot_fields(once: bool) -> FailRule {
+    FailRule { op: FaultOp::Write, nth: Some(1), range: Some(60..72), errno: 5, once }
+}
+
+#[test]
+fn a_snapshot_table_that_the_header_could_not_name_is_reported_as_not_repaired() {
+    for leaks in [false, true] {
+        for has_effect in [false, true] {
+            let disk = incomplete_snapshots(leaks);
+            let (rules, mut faults) = (vec![failing_snapshot_fields(true)], Faults::default());
+            let fail = if has_effect { &mut faults.fail_late } else { &mut faults.fail };
+            *fail = rules;
+            disk.set_faults(faults);
+            let report = checked(&disk, Fix::All).unwrap();
+            let what = format!("leaks: {leaks}, has effect: {has_effect}, {report:?}");
+            disk.set_faults(Faults::default());
+            assert_eq!(disk.bytes()[64..72], offset(SNAPSHOTS).to_be_bytes(), "{what}");
+            assert_eq!((report.corruptions, report.check_errors), (1, 1), "{what}");
+            assert_eq!((report.leaks, report.leaks_fixed), (0, u64::from(leaks)), "{what}");
+            let left = checked(&disk, Fix::Nothing).unwrap();
+            assert_eq!((left.corruptions, left.leaks), (1, 0), "{what}");
+            checked(&disk, Fix::All).unwrap();
+            assert_whole(&disk, &what);
+        }
+    }
+}
+
+#[test]
+fn a_repair_ends_if_the_location_of_the_snapshot_table_on_disk_is_unknown() {
+    let disk = incomplete_snapshots(true);
+    let fail_late = vec![failing_snapshot_fields(false)];
+    disk.set_faults(Faults { fail_late, ..Faults::default() });
+    checked(&disk, Fix::All).unwrap_err();
+    disk.set_faults(Faults::default());
+    checked(&disk, Fix::All).unwrap();
+    assert_whole(&disk, "after the second repair");
+}

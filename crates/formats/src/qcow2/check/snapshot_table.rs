@@ -7,10 +7,13 @@
 //! 3. One write makes the header refer to the new table.
 //! 4. The references to the clusters of the old table are removed, so that the repair frees these clusters.
 
+use std::sync::atomic::AtomicBool;
+
 use oxblk_core::{Errno, Error, Result, WriteFlags};
 
 use super::Checker;
 use super::snapshots::Snapshots;
+use crate::qcow2::facts::header::exchange;
 use crate::qcow2::layout::{MAX_SNAPSHOT_TABLE_BYTES, encode_snapshot, field_offsets};
 use crate::qcow2::refscan::Claim;
 
@@ -71,7 +74,7 @@ impl Checker<'_> {
         }
         let count = self.geometry.clusters_for(len);
         let first = self.free_clusters(count).await;
-        let offset = first << self.geometry.cluster_bits;
+        let offset = self.offset_behind_end(first)?;
         let mut table = std::mem::take(&mut repaired.table);
         table.resize(usize::try_from(count << self.geometry.cluster_bits).unwrap_or(0), 0);
         self.file.write(offset, table.into(), WriteFlags::empty()).await?;
@@ -94,7 +97,7 @@ impl Checker<'_> {
     /// end to which metadata refers are not used.
     async fn free_clusters(&self, count: u64) -> u64 {
         // The cluster behind the end of the file may have a reference.
-        let behind = self.behind_lost(self.clusters_counted(), count);
+        let behind = self.beyond.first_gap(self.clusters_counted(), count);
         if count > 1 || !self.complete {
             return behind;
         }
@@ -109,7 +112,11 @@ impl Checker<'_> {
     }
 
     /// Makes the header refer to the new table, and removes the references to the clusters of the old table. If a cluster of
-    /// the new table has refcount 0 or an unknown refcount, the table is not replaced.
+    /// the new table has refcount 0 or an unknown refcount, the table is not replaced. The fields for the number of entries and
+    /// the offset are adjacent and lie within one sector, so one write changes both.
+    ///
+    /// # Errors
+    /// When the header could not be written, and may refer to the old or to the new table.
     pub(super) async fn name_snapshots(&mut self) -> Result<()> {
         let Some(repaired) = self.repaired_table.take() else { return Ok(()) };
         let Some(offset) = repaired.place else { return Ok(()) };
@@ -121,14 +128,17 @@ impl Checker<'_> {
             }
         }
         let fields = [&repaired.count.to_be_bytes()[..], &offset.to_be_bytes()[..]].concat();
+        let old = [
+            &self.header.snapshot_count.to_be_bytes()[..],
+            &self.header.snapshots_offset.to_be_bytes()[..],
+        ];
         let place = field_offsets::SNAPSHOT_COUNT;
-        let named = match self.file.write(place, fields.into(), WriteFlags::empty()).await {
-            Ok(()) => self.file.flush().await,
-            Err(error) => Err(error),
-        };
+        let stop = AtomicBool::new(false);
+        let named = exchange(self.file, place, &old.concat(), &fields, &stop).await;
+        self.table_unknown = stop.into_inner();
         if let Err(error) = named {
             self.snapshots_not_repaired(&repaired, &error);
-            return Ok(());
+            return if self.table_unknown { Err(error) } else { Ok(()) };
         }
         self.report.corruptions_fixed =
             self.report.corruptions_fixed.saturating_add(repaired.faults);
@@ -140,8 +150,19 @@ impl Checker<'_> {
         Ok(())
     }
 
+    /// Reports that the table is not replaced. If the header does not refer to the new table, the references to its clusters
+    /// are removed.
     fn snapshots_not_repaired(&mut self, repaired: &RepairedTable, error: &Error) {
         self.failed(&format!("ERROR failed to update snapshot table: {error}"));
         self.report.corruptions = self.report.corruptions.saturating_add(repaired.faults);
+        if self.table_unknown {
+            return;
+        }
+        let first = self.geometry.cluster_index(repaired.place.unwrap_or(0));
+        for cluster in first..first.saturating_add(repaired.clusters) {
+            self.references.remove(cluster);
+            // A cluster that was leaked before is a leak again, like every other.
+            self.reused.remove(&cluster);
+        }
     }
 }

@@ -24,18 +24,18 @@ pub(super) struct Snapshots {
 }
 
 impl Checker<'_> {
-    /// Reads the snapshot table. The part behind the end of the file reads as zeroes. With [`Fix::All`], entries and extra data
-    /// beyond the limits are left out, and missing extra data is added.
+    /// Reads the snapshot table. The part behind the end of the file reads as zeroes. With [`Fix::All`], missing extra data is
+    /// added. Entries and extra data beyond the limits are left out only if the repair may lose them.
     pub(super) async fn read_snapshots(&mut self) -> Result<Snapshots> {
         let count = self.header.snapshot_count;
         if let Err(error) = self.header.require_snapshots()
-            && (self.fix != Fix::All || count <= MAX_SNAPSHOTS)
+            && (!self.may_lose() || count <= MAX_SNAPSHOTS)
         {
             return Err(self.impossible_table(&error));
         }
-        let mut snapshots = match self.fix {
-            Fix::All => self.read_what_can_be().await?,
-            _ => self.read_table_as_it_is().await?,
+        let mut snapshots = match self.may_lose() {
+            true => self.read_what_can_be().await?,
+            false => self.read_table_as_it_is().await?,
         };
         for (index, snapshot) in snapshots.list.iter_mut().enumerate() {
             if self.header.version < 3 || snapshot.extra.len() >= V3_EXTRA {

@@ -15,7 +15,9 @@ use super::Checker;
 use super::planned::{EntryFault, Patch};
 use super::snapshot_table::RepairedTable;
 use super::snapshots::Snapshots;
-use crate::qcow2::layout::{ExtendedEntry, L1Entry, L2Entry, RefcountTableEntry, Snapshot};
+use crate::qcow2::layout::{
+    ExtendedEntry, L1Entry, L2Entry, MAX_SNAPSHOT_TABLE_BYTES, RefcountTableEntry, Snapshot,
+};
 use crate::qcow2::refscan::{Claim, Piece, layers, pieces, read_tables};
 
 /// An L1 table: its byte offset in the file, and the number of its entries.
@@ -34,7 +36,7 @@ impl<'a> Checker<'a> {
         let snapshots = match self.read_snapshots().await {
             Ok(snapshots) => snapshots,
             // A repair continues without the snapshots. Because of the check error, no clusters are freed.
-            Err(_) if self.fix == Fix::All => {
+            Err(_) if self.may_lose() => {
                 self.report.check_errors = self.report.check_errors.saturating_add(1);
                 Snapshots::default()
             }
@@ -66,8 +68,10 @@ impl<'a> Checker<'a> {
         // The file may end inside its last cluster.
         if end >= self.file.size().saturating_add(size) {
             if self.fix != Fix::Nothing {
+                // Only the length of the LUKS header has no limit. A longer header is no header.
+                let end = end.min(offset.saturating_add(MAX_SNAPSHOT_TABLE_BYTES));
                 let end = self.geometry.clusters_for(end);
-                self.beyond.insert_range(self.geometry.cluster_index(offset)..end);
+                self.beyond.insert(self.geometry.cluster_index(offset)..end);
             }
             self.corrupt(&format!(
                 "ERROR: counting reference for region exceeding the end of the file by one cluster \

@@ -169,19 +169,7 @@ impl Facts {
 
     async fn write_header_field(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let file = self.file()?;
-        file.write(offset, IoBuf::from(bytes.to_vec()), WriteFlags::empty()).await?;
-        file.flush().await
-    }
-
-    /// Clears unknown autoclear bits on disk, because a repair does not update the data of unknown features. The caller has
-    /// drained the node, so this function does not take the header lock.
-    pub(in crate::qcow2) async fn clear_unknown_autoclear(&self, file: &Edge) -> Result<()> {
-        let header = read_header(file).await?;
-        let known = header.autoclear & (Autoclear::BITMAPS | Autoclear::RAW_DATA_FILE);
-        if header.version < 3 || known == header.autoclear {
-            return Ok(());
-        }
-        self.write_header_field(field_offsets::AUTOCLEAR, &known.bits().to_be_bytes()).await
+        write_field(&file, offset, bytes).await
     }
 
     /// The bytes of the adjacent header fields that describe the active disk state: size, encryption method, number of L1
@@ -193,6 +181,22 @@ impl Facts {
         fields.extend(offset.to_be_bytes());
         fields
     }
+}
+
+async fn write_field(file: &Edge, offset: u64, bytes: &[u8]) -> Result<()> {
+    file.write(offset, IoBuf::from(bytes.to_vec()), WriteFlags::empty()).await?;
+    file.flush().await
+}
+
+/// Clears unknown autoclear bits of `header` on disk, because a repair does not update the data of unknown features. The bits
+/// are cleared before the first write of the repair, so that a repair that fails leaves no outdated data. The caller is the
+/// only user of the header.
+pub(in crate::qcow2) async fn clear_unknown_autoclear(file: &Edge, header: &Header) -> Result<()> {
+    let known = header.autoclear & (Autoclear::BITMAPS | Autoclear::RAW_DATA_FILE);
+    if header.version < 3 || known == header.autoclear {
+        return Ok(());
+    }
+    write_field(file, field_offsets::AUTOCLEAR, &known.bits().to_be_bytes()).await
 }
 
 /// Reads the header and its extensions.
@@ -262,16 +266,12 @@ pub(in crate::qcow2) async fn exchange(
     new: &[u8],
     stop: &AtomicBool,
 ) -> Result<()> {
-    let write = async |bytes: &[u8]| {
-        file.write(offset, IoBuf::from(bytes.to_vec()), WriteFlags::empty()).await?;
-        file.flush().await
-    };
     let unknown = UntilKnown::new(stop);
-    let Err(error) = write(new).await else {
+    let Err(error) = write_field(file, offset, new).await else {
         unknown.known();
         return Ok(());
     };
-    let restored = stop_unless_known(write(old), stop).await;
+    let restored = stop_unless_known(write_field(file, offset, old), stop).await;
     unknown.known();
     if let Err(again) = restored {
         tracing::error!(
