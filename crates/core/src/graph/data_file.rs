@@ -1,5 +1,5 @@
-//! Opens and creates data files: separate files that contain the guest data of an image. The format driver calls these
-//! functions itself.
+//! Opens and creates data files: separate files that contain the guest data of an image. The format driver opens the data
+//! file of an image. The creation of an image creates the data file and gives it to the format driver.
 
 use std::sync::Arc;
 
@@ -62,16 +62,26 @@ impl OpenContext {
 
 impl Graph {
     /// Creates an empty file for the guest data of a new image and opens it for writing. An existing file is
-    /// overwritten. When the image is complete, the caller detaches the edge and releases its node. If the creation of the
-    /// image fails, the caller removes the file with the returned [`Created`].
+    /// overwritten, and must not be removed later.
     ///
     /// # Errors
-    /// The errors of the protocol, and when another user holds conflicting permissions on the file.
-    pub async fn create_data_file(&self, filename: &str) -> Result<(Arc<Edge>, Created)> {
+    /// The errors of the protocol, and when another user holds conflicting permissions on the file. After an error, a
+    /// new file is removed, unless another program uses it.
+    pub(super) async fn create_data_file(&self, filename: &str) -> Result<(Arc<Edge>, Created)> {
         let (protocol, _) = self.protocol_for(filename)?;
         let mut options = Options::new();
         options.insert("size", 0_u64);
-        let created = self.create_image(filename, protocol.name(), &options).await?;
+        let created = Box::pin(self.create_image(filename, protocol.name(), &options)).await?;
+        match self.open_new_data_file(filename).await {
+            Ok(edge) => Ok((edge, created)),
+            Err(error) => {
+                created.remove_incomplete(self).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn open_new_data_file(&self, filename: &str) -> Result<Arc<Edge>> {
         let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
         let node = self.open_storage(Some(filename), Options::new(), flags).await?;
         let writes = Perm::WRITE | Perm::RESIZE;
@@ -79,7 +89,7 @@ impl Graph {
             Permissions { taken: Perm::CONSISTENT_READ | writes, shared: Perm::all() - writes };
         let user = format!("creation of '{filename}'");
         match Edge::attach(Arc::clone(&node), user, ChildIdx::DATA.name(), permissions) {
-            Ok(edge) => Ok((edge, created)),
+            Ok(edge) => Ok(edge),
             Err(error) => {
                 self.release_after_failure(node).await;
                 Err(error)

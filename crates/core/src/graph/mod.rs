@@ -15,6 +15,7 @@ mod generic;
 mod limits;
 mod open;
 mod probe;
+mod removal;
 mod reopen;
 
 use std::collections::{HashMap, HashSet};
