@@ -135,6 +135,13 @@ impl FileDriver {
         self.durable.close(self.current(), self.is_cached()).await
     }
 
+    /// Records the data of earlier writes in the page cache, before a reopen changes the cache mode.
+    pub(super) fn keep_cached_data(&self) {
+        if self.is_cached() {
+            self.durable.keep_cached_data();
+        }
+    }
+
     /// Whether writes go through the page cache. After a failed writeback, the kernel drops the dirty data, and a later
     /// flush would wrongly succeed. This cannot happen with direct I/O.
     fn is_cached(&self) -> bool {

@@ -122,6 +122,9 @@ impl Reopen for FileDriver {
     fn commit(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let Some(prepared) = self.take_prepared() else { return };
+            // Direct I/O needs no flush first: the kernel writes cached data back before it reads or writes the same range
+            // directly. The data remains marked as unflushed, and the next flush of the file covers it.
+            self.keep_cached_data();
             if let Some(file) = prepared.file {
                 self.file.store(file);
                 self.set_alignment(prepared.alignment);
