@@ -78,7 +78,7 @@ impl FileDriver {
     /// Checks the options of a reopen. An option that cannot change must have its current value.
     fn check_unchanged(&self, mut options: Options) -> Result<FileOptions> {
         let own: FileOptions = options.extract()?;
-        if let Some(key) = options.keys().next() {
+        if let Some(key) = options.first_key() {
             return Err(Error::invalid(format!("Cannot change the option '{key}'")));
         }
         if own.filename.as_ref().is_some_and(|name| *name != self.path) {
