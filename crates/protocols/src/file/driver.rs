@@ -319,9 +319,9 @@ impl Driver for FileDriver {
 impl FileDriver {
     fn discard_granularity(&self) -> u32 {
         let file = self.current();
-        let told = file.as_fd().and_then(|fd| handle::queue_value(fd, "discard_granularity"));
-        let told = told.and_then(|value| u32::try_from(value).ok());
-        told.filter(|value| value.is_power_of_two()).unwrap_or(1)
+        let reported = file.as_fd().and_then(|fd| handle::queue_value(fd, "discard_granularity"));
+        let reported = reported.and_then(|value| u32::try_from(value).ok());
+        reported.filter(|value| value.is_power_of_two()).unwrap_or(1)
     }
 }
 
