@@ -1,8 +1,8 @@
 //! `oxblk img` against `qemu-img`, alternately, on the same disk on tmpfs: conversions, benchmarks, peak memory.
 //!
 //! About two fifths of the disk are holes; the rest is half random bytes, half text. Each pair of runs is followed by a pair in
-//! the opposite order, so that a drift of the machine's speed affects both sides equally. Before the timed runs, each side runs
-//! once untimed.
+//! the opposite order, so that a drift of the machine's speed affects both programs equally. Before the timed runs, each
+//! program runs once untimed.
 //!
 //! In a case with a new target, the kernel needs most of the time to allocate memory for the target. The cases "in place" have
 //! targets whose memory is already allocated, and show the cost of the programs themselves.
@@ -55,7 +55,7 @@ impl Measured {
         Self { times: series(), processor: series(), peaks: series() }
     }
 
-    /// Adds a run of one side, 0 or 1.
+    /// Adds a run of oxblk (`side` is 0) or of QEMU (1).
     pub(crate) fn add(&mut self, side: usize, run: &Run) {
         self.times[side].runs.push(run.seconds);
         self.processor[side].runs.push(run.processor_seconds);
@@ -125,7 +125,7 @@ impl Bench {
     fn compare(&self, case: &Case, rounds: u64) -> Result<Measured, String> {
         let mut found = Measured::new();
         // The first run that writes to memory makes the kernel allocate this memory. The time of the allocation must not count
-        // for either side.
+        // for either program.
         for ours in [true, false] {
             self.once(case, ours)?;
         }

@@ -4,7 +4,7 @@
 //! Each kind of test has one harness here. A line in the table of [`formats`] adds a new format to the first four harnesses.
 //! The parser of the format needs its own fuzz target.
 //!
-//! - [`differential`]: the same command through oxblk and through the QEMU tools;
+//! - [`differential`]: the same command with oxblk and with the QEMU tools;
 //! - [`hostile`]: damaged images, and images that an attacker has made;
 //! - [`model`]: random operations against a model in memory;
 //! - [`crash`]: power cuts and failing disks under random operations;

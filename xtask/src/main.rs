@@ -1,9 +1,9 @@
 //! Development tasks, run as `cargo xtask TASK`.
 //!
 //! - `soak` builds the test harnesses for a long run, optimised but with checks enabled, and starts them.
-//! - `differential` runs generated command lines through QEMU's tools and oxblk.
-//! - `fresh-machine` creates a minimal Debian root and runs both commands of the README in it
-//!   (`scripts/fresh-machine`).
+//! - `differential` runs generated command lines with QEMU's tools and with oxblk, and compares the results.
+//! - `fresh-machine` creates a minimal Debian root if it does not exist, and runs a command in it, by default both commands
+//!   of the README (`scripts/fresh-machine`).
 
 use std::process::{Command, ExitCode};
 

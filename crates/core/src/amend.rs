@@ -29,7 +29,7 @@ impl Backend {
     /// # Errors
     /// [`ErrorKind::Denied`](crate::ErrorKind::Denied) without write permission; `ENOTSUP` if the format has no options that
     /// can be changed; an error of the driver if a value is not valid for its option; `ENOMEDIUM` if the backend is closed;
-    /// the errors of the image.
+    /// the errors of the image's driver.
     pub async fn amend(&self, request: AmendRequest) -> Result<()> {
         let amend = |node: Arc<Node>| async move {
             let Some(amend) = node.driver().amend() else {

@@ -18,7 +18,7 @@ impl Backend {
     /// # Errors
     /// [`ErrorKind::Denied`](crate::ErrorKind::Denied) without write permission; `ENOTSUP` if the format has no backing
     /// files; `EINVAL` if the name is longer than the format allows; `ENOSPC` if the name does not fit into the image; the
-    /// errors of the image.
+    /// errors of the image's driver.
     pub async fn change_backing_file(
         &self,
         filename: Option<&str>,
@@ -37,7 +37,7 @@ impl Backend {
     ///
     /// # Errors
     /// [`ErrorKind::Denied`](crate::ErrorKind::Denied) without write permission; `ENOTSUP` if the format cannot do this;
-    /// the errors of the image.
+    /// the errors of the image's driver.
     pub async fn make_empty(&self) -> Result<()> {
         let make_empty = |node: Arc<Node>| async move { of(&node)?.make_empty().await };
         self.graph().run_exclusive(&self.node()?, self.while_writer(make_empty)).await

@@ -69,7 +69,7 @@ pub struct Finding {
     pub kind: FindingKind,
     /// The byte offset in the image file that the finding concerns, if the finding concerns a single offset.
     pub offset: Option<u64>,
-    /// One line of text, in the wording of `qemu-img check`.
+    /// One line of text. If `qemu-img check` reports the same finding, the text has its wording.
     pub text: String,
 }
 
@@ -114,7 +114,7 @@ impl Backend {
     /// if its future is dropped.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format has no check; `EPERM` for a repair without write permission; the errors of the image.
+    /// `ENOTSUP` if the format has no check; `EPERM` for a repair without write permission; the errors of the image's driver.
     pub async fn check(&self, fix: Fix, report: impl Fn(Finding) + 'static) -> Result<CheckReport> {
         let edge = self.root()?;
         let node = edge.node();

@@ -56,8 +56,8 @@ impl Backend {
     /// returns false, no more data is moved, and only the free space is returned to the host.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format cannot be compacted; `EPERM` without write permission; the errors of the image. The image
-    /// is valid even after an error.
+    /// `ENOTSUP` if the format cannot be compacted; `EPERM` without write permission; the errors of the image's driver. The
+    /// image is valid even after an error.
     pub async fn compact(
         &self,
         at_once: u64,

@@ -36,7 +36,7 @@ impl Backend {
     /// expect whole sectors.
     ///
     /// # Errors
-    /// When the root's driver has no compression; the errors of the image file.
+    /// When the root's driver has no compression; the errors of the driver.
     pub async fn end_compressed(&self) -> Result<()> {
         let end = |node: Arc<Node>| async move {
             let compress = node.driver().compress().ok_or_else(cannot_compress)?;

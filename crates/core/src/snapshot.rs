@@ -119,7 +119,7 @@ impl Backend {
     /// The internal snapshots of the image.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format has no snapshots; the errors of the image.
+    /// `ENOTSUP` if the format has no snapshots; the errors of the image's driver.
     pub async fn snapshots(&self) -> Result<Vec<SnapshotInfo>> {
         list(&self.node()?).await
     }
@@ -128,8 +128,8 @@ impl Backend {
     ///
     /// # Errors
     /// [`ErrorKind::Denied`](crate::ErrorKind::Denied) without write permission; `ENOTSUP` if the format has no snapshots;
-    /// the errors of the image. After an error, the image is unchanged. If even the old header could not be restored, the
-    /// image refuses further writes.
+    /// the errors of the image's driver. After an error, the image has no new snapshot, with one exception: if the old header
+    /// could not be restored, the snapshot may exist, and the image refuses further writes.
     pub async fn create_snapshot(&self, new: &SnapshotInfo) -> Result<()> {
         let new = new.clone();
         let (keeper, above) = keeper(self.node()?)?;
@@ -181,7 +181,7 @@ impl Backend {
     ///
     /// # Errors
     /// `ENOTSUP` if the format has no snapshots; `EACCES` on a writable node; an error if there is no such snapshot;
-    /// the errors of the image.
+    /// the errors of the image's driver.
     pub async fn load_snapshot(&self, id: &str) -> Result<()> {
         self.load_selected(Selection::Id(id.to_owned())).await
     }

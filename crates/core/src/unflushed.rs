@@ -8,7 +8,7 @@
 //! The writer stores data and then loads the flag. The flush stores the flag and then reads the data. Without an order
 //! between each store and the load after it, both could see the old value: the writer sees an old "set" flag, and the
 //! flush sees old data. Acquire and release do not order a store before a later load (ARMv8 and RISC-V may reorder such
-//! a pair). Therefore both sides have a sequentially consistent fence between the store and the load. If the writer's
+//! a pair). Therefore both have a sequentially consistent fence between the store and the load. If the writer's
 //! load comes before the flush's store in the flag's modification order, the writer's fence comes before the flush's
 //! fence, and every access of the flush after its fence sees the data. A writer that finds the flag clear sets it with
 //! release ordering, and the flush loads the flag with acquire ordering. So the flush sees the data in this case too.

@@ -29,7 +29,7 @@ impl Backend {
     /// Writes `data` at `offset` of the VM state.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format cannot store VM state; `EPERM` without write permission; the errors of the image.
+    /// `ENOTSUP` if the format cannot store VM state; `EPERM` without write permission; the errors of the image's driver.
     pub async fn save_vm_state(&self, offset: u64, data: IoBuf) -> Result<()> {
         let edge = self.root()?;
         of(edge.node())?;
@@ -47,7 +47,7 @@ impl Backend {
     /// Reads `buf.len()` bytes at `offset` of the VM state into `buf`.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format cannot store VM state; the errors of the image.
+    /// `ENOTSUP` if the format cannot store VM state; the errors of the image's driver.
     pub async fn load_vm_state(&self, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
         let load = move |node: Arc<Node>| async move { of(&node)?.load(offset, buf).await };
         self.graph().run_exclusive(&self.node()?, self.while_open(load)).await

@@ -84,7 +84,7 @@ fn a_thousand_concurrent_requests_are_all_answered() {
     let fixture = Fixture::new();
     let mut client = fixture.client(false);
     for round in 0_u64..4 {
-        // If the replies do not fit in the socket buffer, both sides block. So writes are sent in batches.
+        // If the replies do not fit in the socket buffer, client and server block. So writes are sent in batches.
         for batch in (0..1000).step_by(100) {
             for cookie in batch..batch + 100 {
                 client.request_as(cookie, CommandKind::WRITE, 0, cookie * 4096, 4096);

@@ -3,7 +3,7 @@
 //! - [`raw`]: the file contains the disk without metadata.
 //! - [`qcow2`]: clusters, with backing files, compression, snapshots and more.
 //! - [`parallels`]: the format of Parallels, with clusters.
-//! - [`qed`]: the former enhanced format of QEMU, with backing files.
+//! - [`qed`]: QEMU Enhanced Disk, a former format of QEMU, with backing files.
 //! - [`vdi`]: the format of VirtualBox, with blocks of 1 MiB.
 //! - [`vpc`]: the VHD format, fixed and dynamic.
 //! - [`absent`]: formats that are recognised but not supported.

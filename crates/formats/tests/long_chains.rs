@@ -123,7 +123,7 @@ fn a_chain_that_cannot_be_opened_gives_one_short_error_message() {
             assert!(text.contains("0000") && !text.contains('\n'), "{text}");
             assert_eq!(error.kind(), ErrorKind::NotFound);
             assert!(graph.nodes().is_empty());
-            // A backing chain that forms a loop.
+            // With this change, the backing chain forms a loop.
             std::fs::copy(dir.path().join("0199"), dir.path().join("0000")).unwrap();
             let error = graph.open_image(name, options(), OpenFlags::default()).await.unwrap_err();
             let text = error.to_string();

@@ -231,9 +231,11 @@ fn a_read_that_is_not_counted_as_in_flight_sees_another_clusters_data() {
 
 /// Images without and with subclusters.
 const LAYOUTS: [&str; 2] = ["", ",extended_l2=on"];
-/// The byte that the delayed write writes, and its range in cluster 0.
+/// The byte that the delayed write writes.
 const HELD_BYTE: u8 = 0xcc;
+/// The disk offset of the delayed write, in bytes. The write is within cluster 0.
 const HELD_AT: u64 = 8192;
+/// The length of the delayed write, in bytes.
 const HELD_LEN: usize = 4096;
 
 /// The state of cluster 0 before the delayed write.

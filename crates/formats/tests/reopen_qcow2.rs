@@ -224,7 +224,7 @@ fn a_corrupt_image_does_not_become_writable() {
     block_on(async {
         let images = Images::new();
         images.make("disk", "", None).await;
-        // Incompatible feature bit 1: corrupt.
+        // Set incompatible feature bit 1 (corrupt).
         let file = std::fs::OpenOptions::new().write(true).open(images.path("disk")).unwrap();
         file.write_all_at(&2_u64.to_be_bytes(), 72).unwrap();
         let disk = images.open("disk", ",read-only=on").await;

@@ -8,7 +8,7 @@ use oxblk_core::{Error, OpenFlags};
 /// Defines when writes reach the disk of the host, and whether the host's page cache is used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Cache {
-    /// Writes go through the host's page cache, and survive a power cut after a flush. The default.
+    /// Writes go through the host's page cache, and survive a power cut after a flush. This is the default mode.
     #[default]
     Writeback,
     /// Writes bypass the host's page cache (`O_DIRECT`), and survive a power cut after a flush.

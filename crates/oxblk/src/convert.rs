@@ -20,8 +20,9 @@ type Progress = Box<dyn Fn(u64, u64) + Send + Sync>;
 
 /// A copy of a disk into a new image.
 ///
-/// The data of the complete backing chain of the source is copied into one image. Zeroes stay unallocated. All I/O threads of
-/// the source work on the copy. The layout of the image is the same on every run.
+/// The data of the complete backing chain of the source is copied into one image. Aligned blocks of 4 KiB that contain only
+/// zeroes (with compression: clusters) are not stored as data. All I/O threads of the source work on the copy. The layout of
+/// the image is the same on every run.
 ///
 /// ```no_run
 /// # fn main() -> oxblk::Result<()> {

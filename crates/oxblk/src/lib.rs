@@ -57,7 +57,7 @@
 //!
 //! When a write has completed, later reads return its data. The write survives a power cut only after a [`Disk::flush`] that
 //! began after the write completed has succeeded. With [`Cache::Writethrough`] and [`Cache::Directsync`], each write is flushed
-//! before it completes.
+//! before it completes. With [`Cache::Unsafe`], flushes do nothing.
 //!
 //! If a flush fails, completed writes may be lost. The system does not report which writes were lost. So every later flush of
 //! that file fails too, if the file uses the page cache.
@@ -73,7 +73,7 @@
 //!   since it blocks a thread of the executor;
 //! - on an **I/O thread**, `await` the request as well ([`Request::wait`] fails there).
 //!
-//! To send a request to an I/O thread and its result back takes some microseconds. A program that makes hundreds of thousands
+//! Sending a request to an I/O thread and its result back takes some microseconds. A program that makes hundreds of thousands
 //! of requests per second should send its loop to the I/O threads with [`Disk::run`]. There, [`Disk::backend`] makes requests
 //! without changing threads. A virtual machine monitor should give an I/O thread to each queue of a device. A program that runs
 //! on its own I/O threads opens images with [`OpenOptions::open_backend`].
@@ -90,7 +90,7 @@
 //!
 //! # Errors
 //!
-//! Disks, requests and servers report failures as one [`Error`] type. Its text is one line. For a failure that QEMU's
+//! Disks, requests and servers report failures as one [`Error`] type. Its text is one line. For most failures that QEMU's
 //! tools report too, the words are the same. Use [`Error::kind`] for decisions of the program, and [`Error::raw_errno`]
 //! for the errno value that is passed to a guest. An error also contains the node, the path and the offset if they are
 //! known.

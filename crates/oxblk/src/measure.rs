@@ -9,7 +9,7 @@ use crate::Result;
 /// `source`. Without a source, the image is empty and has the size in the option `size`.
 ///
 /// # Errors
-/// If the format is unknown or has no measurement, or if an option is invalid; otherwise the errors of the source.
+/// If the format is unknown or has no measurement, or if an option is invalid; otherwise the errors of requests to the source.
 pub async fn measure(
     graph: &Graph,
     format: &str,

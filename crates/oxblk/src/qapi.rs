@@ -1,7 +1,7 @@
 //! Results as JSON objects of QEMU's interface (QAPI).
 //!
-//! The keys are inserted in the same order as in QEMU. If two keys share a hash chain, this order determines the order of
-//! printing ([`crate::qemu_json`]).
+//! Keys that share a hash chain must be inserted in the same order as in QEMU, because this order determines the order of
+//! printing ([`crate::qemu_json`]). The order of other keys does not matter.
 
 use oxblk_core::check::CheckReport;
 use oxblk_core::create::Measure;
@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::image_info::{ImageInfo, limits};
 
-/// QAPI's `ImageInfo`, with the key `limits` if `with_limits` is set.
+/// QAPI's `BlockGraphInfo`, with the key `limits` if `with_limits` is set.
 pub fn image_info(info: &ImageInfo, with_limits: bool) -> Value {
     let mut map = Map::new();
     let mut insert = |key: &str, value: Value| map.insert(key.to_owned(), value);

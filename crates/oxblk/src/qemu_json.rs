@@ -1,9 +1,10 @@
 //! Formatting of JSON in the same way as QEMU's tools.
 //!
 //! The output has the same bytes as the output of QEMU, so that people and tests can compare outputs. It differs from the
-//! output of other JSON libraries in two ways:
+//! output of other JSON libraries in three ways:
 //!
 //! - Layout: the indentation is four spaces per level, and an empty list or object takes two lines.
+//! - Strings: every character outside printable ASCII is escaped, as `\u` with four digits or as `\n`, `\t`, `\b`, `\f`, `\r`.
 //! - Order of keys: QEMU stores an object in a hash table with 512 chains. It prints one chain after the other, and the newest
 //!   key of a chain first. So the order looks arbitrary, but it is the same on every run.
 

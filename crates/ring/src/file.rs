@@ -68,7 +68,7 @@ struct Host {
     registration: Registration,
     fd: OwnedFd,
     aio: Aio,
-    /// The file is on tmpfs or ramfs, so reads and writes never wait for a device.
+    /// The file is on tmpfs or ramfs, so reads and writes do not wait for a device (unless memory is swapped out).
     in_memory: bool,
 }
 

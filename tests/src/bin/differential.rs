@@ -1,5 +1,5 @@
-//! Runs generated command lines through QEMU's tools and through oxblk. `cargo xtask differential` builds and starts this
-//! program.
+//! Runs generated command lines with QEMU's tools and with oxblk, and compares the results. `cargo xtask differential` builds
+//! and starts this program.
 
 use std::process::ExitCode;
 

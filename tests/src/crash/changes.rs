@@ -35,8 +35,9 @@ use crate::tasks::Tasks;
 const BATCH: u64 = 6;
 /// The largest number of snapshots that exist at the same time.
 const KEPT: usize = 3;
-/// The number of I/O threads, and the number of tasks on each I/O thread.
+/// The number of I/O threads.
 const THREADS: usize = 3;
+/// The number of tasks on each I/O thread.
 const TASKS: usize = 3;
 
 /// The threads that send the requests.

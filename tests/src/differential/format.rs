@@ -1,4 +1,4 @@
-//! The same commands on images of any format, run through QEMU's tools and through oxblk and compared.
+//! Runs the same commands on images of any format with QEMU's tools and with oxblk, and compares the results.
 //!
 //! The commands are those that every format supports: create, write, zero, discard, map, measure, resize, check, convert. Other
 //! tests cover the options of a single format.

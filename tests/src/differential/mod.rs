@@ -1,17 +1,16 @@
-//! Runs the same command through oxblk and through the QEMU tools, and compares the results byte by byte.
+//! Runs the same command with oxblk and with the QEMU tools, and compares the results byte by byte.
 //!
 //! A [`Differential`] has three directories with the same files. QEMU's tool runs in the first directory, `oxblk img …` in the
 //! second directory, and oxblk under the name of QEMU's tool in the third directory. All names in the arguments are relative,
 //! so the three command lines are the same. Standard output, standard error and the exit code must be the same too.
-//! [`normalise`](normalise::normalise) removes what cannot be the same (the directory's path, times, rates) from the output of
-//! every side.
+//! [`normalise`](normalise::normalise) replaces what cannot be the same (the directory's path, times, rates) in every output.
 //!
 //! ```no_run
 //! use oxblk_tests::differential::Differential;
 //! use oxblk_tests::program::Tool::{Img, Io};
 //!
 //! let both = Differential::new();
-//! both.qemu(Img, &["create", "-q", "-f", "qcow2", "a.qcow2", "1M"]); // the same input on each side
+//! both.qemu(Img, &["create", "-q", "-f", "qcow2", "a.qcow2", "1M"]); // the same input in each directory
 //! both.same(Io, &["-c", "write -P 7 0 64k", "a.qcow2"]); // one command, compared
 //! both.same(Img, &["map", "a.qcow2"]);
 //! both.same_content("a.qcow2"); // both images read the same, and pass qemu-img check
@@ -29,7 +28,7 @@ use tempfile::TempDir;
 use crate::program::{Program, Reply, Tool, oxblk};
 use normalise::{Rules, normalise};
 
-/// The program that runs the command. Each side has a directory with the name of the side.
+/// The program that runs the command. It runs in a directory with the name of this variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
     Qemu,
@@ -162,10 +161,10 @@ impl Differential {
         program.args(args).directory(self.directory(side)).stdin(stdin).run()
     }
 
-    /// Runs one command on every side. The outputs and exit codes must be the same. Returns QEMU's reply.
+    /// Runs one command with each program. The outputs and exit codes must be the same. Returns QEMU's reply.
     ///
     /// # Panics
-    /// When the sides differ. The message shows the difference.
+    /// When the outputs or the exit codes differ. The message shows the difference.
     pub fn same(&self, tool: Tool, args: &[&str]) -> Reply {
         self.same_with_input(tool, args, b"")
     }
@@ -173,7 +172,7 @@ impl Differential {
     /// Does the same as [`Differential::same`], with standard input.
     ///
     /// # Panics
-    /// When the sides differ.
+    /// When the outputs or the exit codes differ.
     pub fn same_with_input(&self, tool: Tool, args: &[&str], stdin: &[u8]) -> Reply {
         let theirs = self.run(Side::Qemu, tool, args, stdin);
         for side in Side::OURS {
@@ -255,7 +254,7 @@ impl Differential {
         }
     }
 
-    /// Asserts that a guest reads the same from the image of every side (`qemu-img compare`), and that oxblk's images pass
+    /// Asserts that a guest reads the same from the image of each program (`qemu-img compare`), and that oxblk's images pass
     /// `qemu-img check` if the format has a check.
     ///
     /// # Panics

@@ -11,7 +11,7 @@ use regex_lite::{Captures, Regex};
 /// Chooses further parts of the output to replace.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rules {
-    /// `disk size:` and `actual-size`: the two sides may lay out an image differently.
+    /// `disk size:` and `actual-size`: the two programs may lay out an image differently.
     pub disk_size: bool,
     /// The steps of `-p`: only the existence of progress and its last value are compared.
     pub progress: bool,

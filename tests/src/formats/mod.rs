@@ -6,7 +6,7 @@
 //! - random operations against a model, from one thread and from four, with cancelled requests ([`crate::model`]);
 //! - power cuts and failing disks ([`crate::crash`]);
 //! - damaged images, at random ([`crate::hostile::mutate`]) and by the format's own table ([`TestFormat::hostile`]);
-//! - the same commands through both programs ([`crate::differential::format`]), and conversions between all formats;
+//! - the same commands with both programs ([`crate::differential::format`]), and conversions between all formats;
 //! - the soak.
 //!
 //! No harness depends on the name of a format. Some tests have their own list of formats (CONTRIBUTING.md, "Add an image

@@ -12,8 +12,8 @@ pub(super) struct Vdi;
 const fn variant(name: &'static str, options: &'static str) -> Variant {
     Variant {
         check: true,
-        // QEMU reports an error if the header counts blocks to which no entry of the block map refers (gaps). The next close
-        // of the image fills the gaps.
+        // QEMU reports an error if the header counts blocks to which no entry of the block map refers (gaps). When oxblk closes
+        // a writable image, it fills the gaps if there are at most 64.
         repairs_on_open: true,
         resizes: false,
         discards_by_qemu: false,

@@ -1,4 +1,4 @@
-//! Fuzzes the footer, the header and entries of the block table of VPC images. Parsing never panics, and an accepted footer or
+//! Fuzzes the footer, the header and entries of the BAT of VPC images. Parsing never panics, and an accepted footer or
 //! header keeps the invariants of [`Footer`] and [`Header`].
 
 use oxblk_formats::vpc::Entry;

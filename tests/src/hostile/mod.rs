@@ -74,7 +74,7 @@
 //! |---|---|
 //! | footers: damaged, cut off, different from each other, of another type | "both footers damaged", "no footer at the end", "type …", "a fixed and a dynamic footer" |
 //! | header: cookie, offsets, block size, number of entries | "header …", "block size …", "… entries" |
-//! | block table larger than the file | "block table past the end of the file", `vpc::check::a_block_table_of_holes_is_checked_in_bounded_memory` |
+//! | BAT larger than the file | "BAT past the end of the file", `vpc::check::a_bat_of_holes_is_checked_in_bounded_memory` |
 //! | entries: shared, overlapping, on metadata, past the end of the file | "two entries for one block", "an entry inside another block", … |
 //!
 //! | clients of the NBD server (tests without a module are in `crates/exports/tests/nbd.rs`) | |

@@ -1,4 +1,4 @@
-//! Corrupt VPC images: footers, header fields, entries of the block table, truncated files.
+//! Corrupt VPC images: footers, header fields, entries of the BAT, truncated files.
 
 use super::image::Image;
 use super::mutate;
@@ -8,7 +8,7 @@ use crate::random::Random;
 
 /// The offset of the header in dynamic images, in bytes.
 const HEADER: usize = 512;
-/// The offset of the block table in dynamic images, in bytes.
+/// The offset of the BAT in dynamic images, in bytes.
 const TABLE: usize = 0x600;
 /// The size of a block in the file, in bytes.
 const STRIDE: usize = (2 << 20) + 512;
@@ -212,26 +212,26 @@ fn header() -> Vec<Case> {
         ),
         case("2^29 - 1 entries", |i| i.put32(ENTRIES, 0x1fff_ffff), Expect::Survives),
         refused(
-            "block table in the footer",
+            "BAT in the footer",
             |i| i.put64(TABLE_OFFSET, 0),
             "Block table offset 0x0 within the footer or the header",
         ),
         refused(
-            "block table in the header",
+            "BAT in the header",
             |i| i.put64(TABLE_OFFSET, 0x400),
             "Block table offset 0x400 within the footer or the header",
         ),
         refused(
-            "block table past the end of the file",
+            "BAT past the end of the file",
             |i| i.put64(TABLE_OFFSET, 1 << 40),
             "The image has been truncated",
         ),
         refused(
-            "block table offset 2^64 - 1",
+            "BAT offset 2^64 - 1",
             |i| i.put64(TABLE_OFFSET, u64::MAX),
             "The image has been truncated",
         ),
-        case("block table on a block", |i| i.put64(TABLE_OFFSET, 0x1000), Expect::Survives),
+        case("BAT on a block", |i| i.put64(TABLE_OFFSET, 0x1000), Expect::Survives),
     ]
 }
 
@@ -258,7 +258,7 @@ fn table() -> Vec<Case> {
             Expect::NotWritable("block 2 at sector 0 overlaps the metadata"),
         ),
         case(
-            "all entries for the block table",
+            "all entries for the BAT",
             |i| (0..4).for_each(|block| entry(i, block, 3)),
             Expect::NotWritable("block 0 at sector 3 overlaps the metadata"),
         ),
@@ -335,7 +335,7 @@ pub fn fixed() -> Vec<Case> {
     ]
 }
 
-/// Damages up to eight words of the header or of the block table, or of the footer. The damaged footer has a correct checksum
+/// Damages up to eight words of the header or of the BAT, or of the footer. The damaged footer has a correct checksum
 /// in half of the images.
 pub fn damage(random: &mut Random, bytes: &mut [u8], is_fixed: bool) {
     let end = last(bytes);

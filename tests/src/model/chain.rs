@@ -10,10 +10,12 @@ use oxblk_ring::sim::Disk;
 use crate::formats::{self, Variant};
 use crate::sim_disk::{self, Pace, Part};
 
-/// The parts of the disk for the image and for its data file. The image and the data file are on one disk, so that a power cut
-/// affects both at the same moment.
+/// The part of the disk for the image. The image and its data file are on one disk, so that a power cut affects both at the
+/// same moment.
 pub(crate) const MAIN: Part = Part::First(SPLIT);
+/// The part of the disk for the data file.
 pub(crate) const DATA: Part = Part::Behind(SPLIT);
+/// The byte offset on the disk where the part for the data file begins.
 pub(crate) const SPLIT: u64 = 8 << 20;
 
 /// One image of a chain: its variant and its disk.

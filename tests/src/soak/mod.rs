@@ -1,8 +1,8 @@
 //! The long run of the harnesses: choosing jobs, running them, and counting the work.
 //!
 //! A job is one seed of one kind of test on one variant. Several threads (one per core, or `--jobs`) take job after job: with a
-//! time limit until the time is over, otherwise until every kind and variant has done its amount of work. After a failure
-//! the run continues. At the end of a run with failures, the program exits with an error.
+//! time limit until the time is over, otherwise until every kind and variant has done its amount of work. A kind and variant
+//! that has failed three times gets no more jobs. At the end of a run with failures, the program exits with an error.
 //!
 //! The seed modulo 4 determines the length of a chain. The jobs of one kind and variant use all four remainders one after
 //! another, so every length is tested equally often.

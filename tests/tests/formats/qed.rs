@@ -82,7 +82,7 @@ fn a_repair_gives_a_copy_to_an_entry_that_shares_its_cluster() {
 #[test]
 fn a_repair_removes_unused_clusters_also_in_front_of_a_table() {
     let scratch = image();
-    // The cluster in front of the L2 table.
+    // Free the cluster in front of the L2 table.
     put(&scratch, L2, 0);
     put(&scratch, L2 + 8 * 17, 0);
     repair(&scratch, "leaks");

@@ -94,7 +94,7 @@ fn closed_full_or_unread_standard_streams_do_not_stop_the_server() {
 #[test]
 fn an_unread_log_delays_neither_requests_nor_shutdown() {
     let dir = tempfile::tempdir().unwrap();
-    // The server itself keeps the reading end of the FIFO open.
+    // The server itself keeps the read end of the FIFO open (descriptor 3), and reads nothing.
     let server = started_by(dir.path(), "mkfifo f && exec 3<>f 2>f && exec $SERVE");
     is_served(dir.path());
     // Each client causes one or two lines in the log. The lines of all clients exceed the size of the pipe and the queue.

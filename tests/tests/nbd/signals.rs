@@ -32,7 +32,7 @@ fn started_by(dir: &Path, line: &str) -> Server {
 }
 
 #[test]
-fn every_terminating_signal_stores_the_bitmaps_and_removes_the_socket() {
+fn terminating_signals_store_the_bitmaps_and_remove_the_socket() {
     for signal in ["HUP", "INT", "QUIT", "TERM", "XCPU", "ALRM", "USR1", "USR2", "PROF"] {
         let dir = tempfile::tempdir().unwrap();
         image(dir.path());

@@ -8,8 +8,9 @@ use oxblk_tests::program::Program;
 use oxblk_tests::sim_image::{check_sound, open_as};
 
 const MIB: u64 = 1 << 20;
-/// The header field that marks an image as open for writing, and its value in an open image.
+/// The bytes of the header field that marks an image as open for writing.
 const IN_USE: std::ops::Range<usize> = 44..48;
+/// The value of this field while the image is open.
 const MARK: [u8; 4] = 0x746f_6e59_u32.to_le_bytes();
 
 /// Returns the bytes of an image of 10 MiB whose first four clusters are allocated.

@@ -11,9 +11,11 @@ use oxblk_tests::differential::Differential;
 use oxblk_tests::program::Program;
 use oxblk_tests::program::Tool::{Img, Io};
 
-/// Offsets of the fields that the tests change, in bytes.
+/// The byte offset of the header field that marks an image as open for writing.
 const IN_USE: u64 = 44;
+/// The byte offset of the header field with the start of the clusters.
 const DATA_OFF: u64 = 48;
+/// The byte offset of the BAT.
 const BAT: u64 = 64;
 const MIB: u64 = 1 << 20;
 
@@ -42,7 +44,7 @@ fn wrong_options_are_refused_as_by_the_qemu_tools() {
     both.same(Img, &["create", "-f", "parallels", "-b", "base", "-F", "raw", "image"]);
 }
 
-/// Creates an image of 10 MiB on every side. Clusters 0, 3, 5 and 9 of the disk are clusters 1 to 4 of the file.
+/// Creates an image of 10 MiB in every directory. Clusters 0, 3, 5 and 9 of the disk are clusters 1 to 4 of the file.
 fn image() -> Differential {
     let both = Differential::new();
     both.qemu(Img, &["create", "-q", "-f", "parallels", "image", "10M"]);
@@ -56,7 +58,7 @@ fn put(file: &File, offset: u64, value: u32) {
     file.write_all_at(&value.to_le_bytes(), offset).expect("the image");
 }
 
-/// Corrupts the image on every side.
+/// Corrupts the image in every directory.
 fn spoil(both: &Differential, spoil: &dyn Fn(&File)) {
     both.prepare(|directory| {
         let file = File::options().write(true).open(directory.join("image"));

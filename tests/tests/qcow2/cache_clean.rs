@@ -6,8 +6,9 @@ use oxblk_tests::crash::change::{assert_sound, contents, image, open};
 use oxblk_tests::random::Random;
 use std::time::Duration;
 
-/// The number of tasks, and the number of bytes in the range of each task.
+/// The number of tasks.
 const TASKS: u64 = 4;
+/// The length of the range of each task, in bytes.
 const SHARE: usize = 1 << 20;
 
 /// Sends random requests to the range of one task, with pauses of up to two seconds. Returns the contents of the range at the

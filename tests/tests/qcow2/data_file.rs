@@ -19,7 +19,7 @@ fn words(line: &str) -> Vec<&str> {
     line.split(' ').collect()
 }
 
-/// Creates an image `a` with the data file `d`, the same on every side.
+/// Creates an image `a` with the data file `d`, the same in every directory.
 fn image(options: &str, size: &str) -> Differential {
     let both = Differential::new();
     let options = format!("data_file=d{options}");
@@ -27,8 +27,8 @@ fn image(options: &str, size: &str) -> Differential {
     both
 }
 
-/// Asserts that QEMU's check passes on every side's image, and that QEMU reads the same contents from all images. The tools run
-/// in the directory of the images, because the data file's name is relative.
+/// Asserts that QEMU's check passes on the image of every directory, and that QEMU reads the same contents from all images. The
+/// tools run in the directory of the images, because the data file's name is relative.
 fn same_content(both: &Differential, image: &str) {
     both.qemu(Img, &["check", "-q", image]);
     both.qemu(Img, &["convert", "-O", "raw", image, "content.raw"]);

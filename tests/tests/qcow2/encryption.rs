@@ -207,7 +207,7 @@ fn without_keys(mut bytes: Vec<u8>) -> Vec<u8> {
     let Some(at) = bytes.windows(6).position(|window| window == b"LUKS\xba\xbe") else {
         return bytes;
     };
-    // Digest, salt, iterations and UUID of the header; iterations and salt of the slot; key material of the slot.
+    // The ranges contain: digest, salt, iterations and UUID of the header; iterations and salt of the slot; key material.
     for (start, len) in [(112, 96), (212, 36), (4096, 256_000)] {
         let end = (at + start + len).min(bytes.len());
         bytes[at + start..end].fill(0);

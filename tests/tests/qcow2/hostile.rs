@@ -168,7 +168,8 @@ fn a_refcount_block_far_behind_the_file_does_not_delay_preallocation() {
     let path = scratch.path().join("far");
     let mut bytes = fs::read(&path).expect("the image");
     const CLUSTER: usize = 65_536;
-    // A refcount table of two clusters at the end of the file. Its last entry contains the offset of a block past the end.
+    // Replace the refcount table with a table of two clusters at the end of the file. The last entry of the new table contains
+    // the offset of a block past the end.
     let table = bytes.len().next_multiple_of(CLUSTER);
     let old = u64::from_be_bytes(bytes[48..56].try_into().expect("8 bytes"));
     let old = usize::try_from(old).expect("an offset");
@@ -223,7 +224,7 @@ fn thousands_of_unusable_bitmaps_of_a_huge_disk_take_little_memory() {
     let place = bytes.len().next_multiple_of(2 << 20);
     bytes.resize(place, 0);
     for number in 0..COUNT {
-        // No table, the flag "in use", a granularity of 512 bytes, and a name of 8 bytes.
+        // Add an entry without a table, with the flag "in use", a granularity of 512 bytes, and a name of 8 bytes.
         bytes.extend([0; 12]);
         bytes.extend(1_u32.to_be_bytes());
         bytes.extend([1, 9, 0, 8, 0, 0, 0, 0]);
@@ -255,7 +256,7 @@ fn a_disk_with_a_broken_snapshot_table_can_be_read_but_not_written() {
     let path = directory.join("broken");
     let mut bytes = fs::read(&path).expect("the image");
     let table = u64::from_be_bytes(bytes[64..72].try_into().expect("8 bytes"));
-    // The length of the extra data of the first entry.
+    // Write a length that is too large for the extra data of the first entry.
     bytes[usize::try_from(table).expect("an offset") + 36] = 0x80;
     fs::write(&path, &bytes).expect("the image");
     let said = "Too much extra metadata in snapshot table entry 0";

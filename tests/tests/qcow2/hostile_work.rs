@@ -207,7 +207,8 @@ fn l2_tables_on_each_other_are_repaired_in_bounded_memory() {
         let entry = 1 << 63 | (table * image.cluster + 512 * index);
         image.put_word(FREE * image.cluster + 8 * index, entry);
     }
-    // Zero clusters whose host offset is not aligned. Incompatible feature bit 0: dirty.
+    // The tables contain zero clusters whose host offset is not aligned. The image is marked dirty (incompatible feature bit
+    // 0).
     image.fill(table, 33 * 8192, 0x201);
     image.put(76, 1);
     let scratch = tempfile::tempdir().expect("a scratch directory");
@@ -223,7 +224,7 @@ fn a_shared_l1_table_is_not_read_once_for_each_of_its_clusters() {
     let table = FREE + 101;
     let mut image = Crafted::new(12, table + 1, u64::from(ENTRIES) << 21);
     image.name_l1(FREE, ENTRIES, table);
-    // A snapshot with the active L1 table. Its id is 1, and it has 16 bytes of extra data.
+    // Add a snapshot that shares the active L1 table. The snapshot has an id of one byte and 16 bytes of extra data.
     let list = (FREE + 100) * image.cluster;
     image.put(60, 1);
     image.put_word(64, list);

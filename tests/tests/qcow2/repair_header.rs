@@ -37,7 +37,7 @@ fn ranges(bytes: &[u8]) -> Vec<Range<usize>> {
     let (mut at, mut found) = (word(bytes, 100), vec![fields]);
     while word(bytes, at) != 0 {
         let end = at + 8 + word(bytes, at + 4).next_multiple_of(8);
-        // Bitmaps extension, LUKS header extension, name of the data file.
+        // The types of the extensions for bitmaps, for the LUKS header, and for the name of the data file.
         if [0x2385_2875, 0x0537_be77, 0x4441_5441].contains(&word(bytes, at)) {
             found.push(at..end);
         }

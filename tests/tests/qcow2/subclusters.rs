@@ -14,7 +14,7 @@ fn words(line: &str) -> Vec<&str> {
     line.split(' ').collect()
 }
 
-/// Creates an image of this size over 3 MiB of data, the same on every side.
+/// Creates an image of this size over 3 MiB of data, the same in every directory.
 fn over_a_backing_file(options: &str, size: &str) -> Differential {
     let both = Differential::new();
     both.qemu(Img, &["create", "-q", "-f", "qcow2", "base", "3M"]);
@@ -48,7 +48,7 @@ fn map_of(mut program: Program, directory: &Path, image: &str) -> Vec<(String, u
     extents
 }
 
-/// Asserts that the contents and the map of an image are the same on every side.
+/// Asserts that the contents and the map of an image are the same in every directory.
 fn look_the_same(both: &Differential, image: &str) {
     let theirs = map_of(Program::new("qemu-img"), &both.qemu_directory(), image);
     for directory in both.our_directories() {
@@ -240,23 +240,24 @@ fn damaged(spoil: impl Fn(&mut Image)) -> Differential {
 
 /// The damaged words of the L2 table: the index and the new value.
 const FAULTS: &[(usize, u64)] = &[
-    // Both allocated and zero.
+    // Subclusters are both allocated and zero.
     (1, 0x0000_0001_ffff_ffff),
     (7, u64::MAX),
-    // Allocated although the entry has no cluster.
+    // Subclusters are allocated although the entry has no cluster.
     (5, 1),
     (5, u64::MAX),
     (11, 1 << 31),
-    // Bit 0 of the first word. This bit is unused.
+    // Bit 0 of the first word is set. This bit is unused.
     (6, 0x8000_0000_0007_0001),
     (10, 1),
-    // Unaligned, reserved bits, the offset of another cluster.
+    // The host offset is unaligned, reserved bits are set, the host offset is that of another cluster, the copied flag is
+    // missing, or the host offset is past the end of the file.
     (6, 0x8000_0000_0007_0200),
     (6, 0x8200_0000_0007_0000),
     (6, 0x8000_0000_0005_0000),
     (6, 0x0000_0000_0007_0000),
     (6, 0x8000_0100_0000_0000),
-    // A compressed cluster with a bitmap.
+    // A compressed cluster has a bitmap.
     (3, 1),
     (3, 1 << 32),
 ];

@@ -185,7 +185,7 @@ fn an_amend_to_version_2_that_would_lose_a_feature_is_refused() {
 
 #[test]
 fn a_damaged_image_is_not_downgraded() {
-    // An L2 entry with an unaligned offset, and an L2 entry with an offset inside the refcount table.
+    // An L2 entry gets an unaligned offset, or the offset of the refcount table.
     for entry in [0x8000_0000_0005_0200_u64, 0x8000_0000_0001_0000] {
         let directory = tempfile::tempdir().unwrap();
         let run = |program: Program, args: &[&str]| program.args(args).directory(directory.path());

@@ -3,7 +3,7 @@
 use oxblk_tests::differential::Differential;
 use oxblk_tests::program::Tool::{Img, Io};
 
-/// Runs each line on every side.
+/// Runs each line with every program, and compares the results.
 fn same(both: &Differential, lines: &[&str]) {
     for line in lines {
         both.same(Img, &line.split(' ').collect::<Vec<_>>());

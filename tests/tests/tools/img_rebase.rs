@@ -39,7 +39,7 @@ fn chain(options: &str) -> Differential {
     both
 }
 
-/// Asserts that the contents of `top.qcow2` have not changed on any side.
+/// Asserts that the contents of `top.qcow2` have not changed in any directory.
 fn same_as_before(both: &Differential) {
     both.same_content("top.qcow2");
     both.prepare(|directory| {
@@ -83,7 +83,7 @@ fn an_image_without_a_backing_file_hides_the_data_of_a_new_one() {
     both.same(Img, &words("rebase -b '' top.qcow2"));
     both.same(Img, &words("rebase -b long.raw -F raw top.qcow2"));
     same_as_before(&both);
-    // Zeroes take no space.
+    // The zeroes that hide the data of `long.raw` are stored as zero clusters, so the file stays small.
     for directory in both.our_directories() {
         let size = std::fs::metadata(directory.join("top.qcow2")).unwrap().len();
         assert!(size < 8 << 20, "{size} bytes");
@@ -181,14 +181,14 @@ fn a_name_in_an_untrusted_image_does_not_choose_a_protocol() {
         assert_eq!(reply.code(), 1, "{line}");
         assert!(reply.err().contains("The image refers to the"), "{line}: {}", reply.err());
     }
-    // With the file name on the command line, the commands work.
+    // `rebase -u` replaces the hostile name. Then `commit` succeeds.
     let line = words("img rebase -u -b base.qcow2 -F qcow2 mid.qcow2");
     Program::oxblk().args(line).directory(directory).succeed();
     Program::oxblk().args(words("img commit mid.qcow2")).directory(directory).succeed();
 }
 
 #[test]
-fn a_loop_of_backing_files_ends_in_one_line() {
+fn a_loop_of_backing_files_is_reported_in_a_short_message() {
     let both = chain("cluster_size=64k");
     both.qemu(Img, &words("rebase -u -b top.qcow2 -F qcow2 mid.qcow2"));
     let directory = &both.our_directories()[0];

@@ -8,11 +8,14 @@ use std::path::Path;
 use oxblk_tests::hostile::bounded;
 use oxblk_tests::program::{Program, Reply};
 
-/// Offsets of the fields that the tests change, in bytes.
+/// The byte offset of the header field with the number of allocated blocks.
 const ALLOCATED: u64 = 0x184;
+/// The byte offset of the block map.
 const MAP: u64 = 0x200;
+/// The byte offset of the blocks in the file.
 const DATA: u64 = 0x400;
 const MIB: u64 = 1 << 20;
+/// The map entry of a block that is not allocated.
 const ABSENT: u32 = u32::MAX;
 
 /// An image of 10 MiB. Blocks 0, 3, 5 and 9 of the disk are blocks 0 to 3 of the file.
@@ -185,7 +188,7 @@ fn an_image_that_is_unsafe_to_write_can_be_read_and_the_error_names_the_repair()
 #[test]
 fn a_block_map_of_holes_is_checked_in_bounded_memory() {
     let image = Image::new();
-    // 2^22 entries with the value 0.
+    // The block map has 2^22 entries with the value 0.
     let (entries, data) = (1 << 22, (1 << 24) + 0x200);
     image.file().set_len(MAP).expect("the image");
     image.file().set_len(u64::from(data) + MIB).expect("the image");

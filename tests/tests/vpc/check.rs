@@ -1,4 +1,4 @@
-//! Repairs of VPC images lose no data and leave images that other programs read.
+//! Repairs of VPC images lose no data, and QEMU can read the repaired images.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -7,8 +7,9 @@ use std::path::Path;
 use oxblk_tests::hostile::bounded;
 use oxblk_tests::program::{Program, Reply};
 
-/// Offset of the block table, and of the first block, in bytes.
+/// Offset of the BAT in bytes.
 const TABLE: u64 = 0x600;
+/// Offset of the first block in bytes.
 const DATA: u64 = 0x800;
 /// Length of a block in the file, in bytes.
 const STRIDE: u64 = (2 << 20) + 512;
@@ -64,8 +65,8 @@ impl Image {
         bounded(self.directory(), &[&["img", "check", "-f", "vpc"], more, &["image"]].concat())
     }
 
-    /// Checks that the image has no fault, ends with a footer that equals its copy, and that the commands `reads` of QEMU
-    /// succeed.
+    /// Checks that `img check` finds no fault, that the footer at the end equals its copy, and that the `qemu-io` commands
+    /// `reads` succeed.
     fn assert_clean(&self, reads: &[&str]) {
         let checked = self.check(&[]);
         assert_eq!(checked.code(), 0, "{}{}", checked.out(), checked.err());
@@ -106,7 +107,7 @@ fn a_damaged_footer_is_read_and_repaired_from_the_other_one() {
 #[test]
 fn a_copy_of_the_footer_that_differs_is_reported_and_repaired() {
     let image = Image::new();
-    // A valid footer of a fixed image.
+    // Write a valid footer of a fixed image over the copy.
     let mut footer = image.bytes()[..512].to_vec();
     footer[60..64].copy_from_slice(&2_u32.to_be_bytes());
     footer[64..68].fill(0);
@@ -200,7 +201,7 @@ fn copies_are_kept_in_an_image_whose_blocks_are_not_in_a_row() {
         image.file().set_len(len + 4096 + STRIDE).expect("the image");
         image.put(len + 4096, &vec![7; 2 << 20]);
         let sector = u32::try_from((len + 4096) / 512).expect("a sector");
-        // The last block of the file, and two more entries for the first block.
+        // Entry 1 refers to the new last block of the file. Entries 7 and 8 also refer to the first block.
         image.entry(1, sector);
         image.entry(7, 4);
         image.entry(8, 4);
@@ -228,9 +229,9 @@ fn a_truncated_file_is_not_read_as_zeroes_and_is_repaired() {
 }
 
 #[test]
-fn a_block_table_of_holes_is_checked_in_bounded_memory() {
+fn a_bat_of_holes_is_checked_in_bounded_memory() {
     let image = Image::new();
-    // 2^22 blocks of 512 bytes. The table is behind all other data, and all its entries are 0.
+    // The disk has 2^22 blocks of 512 bytes. The BAT is behind all other data, and all its entries are 0.
     let table: u64 = 16 << 20;
     image.file().set_len(table + (1 << 24) + 512).expect("the image");
     image.put(512 + 16, &table.to_be_bytes());

@@ -88,7 +88,7 @@ fn change_footer(path: &Path, place: u64, offset: usize, bytes: &[u8]) {
 
 #[test]
 fn the_size_rule_of_the_open_holds_for_reopen_and_check() {
-    // The geometry gives a disk of about 16 MiB. The other size field is 64 GiB. The block table and the file are too small
+    // The geometry gives a disk of about 16 MiB. The other size field is 64 GiB. The BAT and the file are too small
     // for a disk of this size.
     for (subformat, rule) in [
         ("subformat=dynamic", ""),

@@ -54,14 +54,14 @@ pub(crate) fn parse_or_end<A>(
     })
 }
 
-/// Prints an error in a command line and a hint to `--help`, and returns the exit code. `name` is what the user typed to run
-/// the command.
+/// Prints an error about the command line and a line that refers to `--help`, and returns the exit code. `name` is what the
+/// user typed to run the command.
 pub(crate) fn misused(program: &Program, name: &str, message: impl Display) -> u8 {
     program.error(message);
     hint(name)
 }
 
-/// Prints a hint to the `--help` of a command, and returns the exit code.
+/// Prints a line that refers to `--help` of a command, and returns the exit code.
 pub(crate) fn hint(name: &str) -> u8 {
     err(format_args!("Try '{name} --help' for more info\n"));
     1

@@ -1,4 +1,5 @@
-//! The completion script for fish. Each line adds an option, a command or a value to the completions of one command.
+//! The completion script for fish. Each line `complete … -n` adds an option, subcommands, values or file names to the
+//! completions of one command.
 
 use super::page::Page;
 use super::spec::{Alias, Kind, Spec, Value};

@@ -12,6 +12,7 @@
 //! | `refusal` | the error for a value that an option does not accept |
 //! | `shared` | options that several commands have |
 //! | `help`, `man` | the output of `--help`, and manual pages |
+//! | `text` | functions and texts for help, manual pages and completions |
 //! | `bash`, `zsh`, `fish` | completion scripts |
 //! | `command` | reading the command line of a command, with the output of help and errors |
 //!

@@ -11,7 +11,8 @@ pub(crate) struct Page {
     pub(crate) about: &'static str,
     /// The arguments after the name of the command.
     pub(crate) usage: &'static str,
-    /// The operands, for the completions and for the texts about sizes and formats.
+    /// The operands. Completions offer their values. Help and manual pages explain sizes and formats if an operand or the value
+    /// of an option needs this ([`Self::takes_sizes`], [`Self::takes_formats`]).
     pub(crate) operands: &'static [Value],
     pub(crate) flags: &'static dyn Specs,
     pub(crate) notes: &'static [Note],
@@ -53,12 +54,12 @@ impl Page {
         }
     }
 
-    /// Whether any value or operand is a size, which takes a suffix.
+    /// Whether any value or operand is a size, which may have a suffix (`k`, `M`, …).
     pub(crate) fn takes_sizes(&self) -> bool {
         self.has_kind(super::spec::Kind::Size)
     }
 
-    /// Whether any value is the name of a format.
+    /// Whether any value or operand is the name of a format.
     pub(crate) fn takes_formats(&self) -> bool {
         self.has_kind(super::spec::Kind::Format)
     }

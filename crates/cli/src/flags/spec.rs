@@ -114,7 +114,7 @@ pub(crate) enum Kind {
     Format,
     /// One of these words.
     Choice(&'static [&'static str]),
-    /// A number of bytes, which takes a suffix.
+    /// A number of bytes, which may have a suffix.
     Size,
     /// Any other text or number.
     Text,
@@ -140,7 +140,7 @@ impl Value {
         Self::new(name, Kind::File)
     }
 
-    /// A number of bytes, which takes a suffix.
+    /// A number of bytes, which may have a suffix.
     pub(crate) const fn size(name: &'static str) -> Self {
         Self::new(name, Kind::Size)
     }

@@ -3,7 +3,7 @@
 use oxblk_core::DriverKind;
 
 /// The suffixes of sizes.
-pub(super) const SIZES: &str = "Sizes take a suffix: k, M, G, T, P or E (powers of 1024).";
+pub(super) const SIZES: &str = "Sizes may have a suffix: k, M, G, T, P or E (powers of 1024).";
 
 /// The names of the formats that can be opened.
 pub(super) fn formats() -> Vec<&'static str> {

@@ -2,8 +2,8 @@
 //!
 //! QEMU's tools use the C library's parser, so scripts rely on its behaviour: short options in clusters (`-qf raw`,
 //! `-fraw`), any unambiguous prefix of a long option (`--out json`, `--output=json`), options after operands, and `--` as
-//! the end of options. This parser behaves the same and has the same error messages. The only addition: a word may be marked
-//! as one that cannot be abbreviated ([`Opt::in_full`]).
+//! the end of options. This parser has the same rules and error messages, with two differences: it ignores the environment
+//! variable `POSIXLY_CORRECT`, and a word may be marked as one that cannot be abbreviated ([`Opt::in_full`]).
 //!
 //! A table of [`Opt`] lists the options. [`Parser::next`] returns one option at a time, in the order of the command line.
 //! [`Parser::operands`] returns the remaining words. The parser does not interpret values.
@@ -14,7 +14,8 @@ mod tests;
 use std::collections::VecDeque;
 use std::fmt::{self, Display, Formatter};
 
-/// One spelling of an option, or a letter and a word. At least one of `short` and `long` is set.
+/// A row of the table: a letter, a word, or a letter and a word that select one option. At least one of `short` and `long` is
+/// set.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Opt {
     /// The identifier that [`Parser::next`] returns. All spellings of an option have the same identifier.

@@ -21,7 +21,7 @@ use crate::image::{ImageName, writing};
 use crate::program::{flush_out, out};
 use crate::text::number;
 
-/// Maximum number of requests, queue depth and size.
+/// Maximum value of the request count, the queue depth, the buffer size, the step size and the flush interval.
 const MAX: u64 = i32::MAX as u64;
 
 const FLAGS: &[Flag<Arguments>] = &[
@@ -157,8 +157,8 @@ struct Arguments {
     filename: String,
 }
 
-/// By default, one thread sends all writes of at least this size. Buffered writes to one file exclude each other in the kernel
-/// (inode lock), so several threads would mostly wait.
+/// By default, one thread sends all writes of at least this size. The kernel executes buffered writes to one file one at a
+/// time (inode lock), so several threads would mostly wait.
 const LONG_WRITE: u64 = 32 << 10;
 
 impl Arguments {

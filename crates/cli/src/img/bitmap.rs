@@ -26,8 +26,8 @@ const FLAGS: &[Flag<Arguments>] = &[
         |a| a.act(Action::RemoveAll),
     ),
     Flag::switch_with(long("clear"), "clear all bits of the bitmap", |a| a.act(Action::Clear)),
-    Flag::switch_with(long("enable"), "start to record writes", |a| a.act(Action::Enable)),
-    Flag::switch_with(long("disable"), "stop to record writes", |a| a.act(Action::Disable)),
+    Flag::switch_with(long("enable"), "start recording writes", |a| a.act(Action::Enable)),
+    Flag::switch_with(long("disable"), "stop recording writes", |a| a.act(Action::Disable)),
     Flag::value(
         long("merge"),
         Value::text("NAME"),

@@ -15,7 +15,7 @@ use crate::flags::{Flag, shared};
 use crate::image::{ImageName, writing};
 use crate::program::{Program, err, note, out};
 
-/// Exit codes, as in QEMU.
+// Exit codes, the same as those of `qemu-img check`.
 const FAILED: u8 = 1;
 const CORRUPT: u8 = 2;
 const LEAKS: u8 = 3;

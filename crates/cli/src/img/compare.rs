@@ -21,7 +21,7 @@ use crate::program::out;
 use crate::signals::stop_flag;
 use crate::text::progress::{Progress, step};
 
-/// Exit codes, as in QEMU.
+// Exit codes, the same as those of `qemu-img compare`.
 const DIFFERENT: u8 = 1;
 const CANNOT_OPEN: u8 = 2;
 const NO_STATUS: u8 = 3;

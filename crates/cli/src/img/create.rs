@@ -57,7 +57,9 @@ pub(super) static PAGE: Page = Page {
     usage: "[OPTIONS] FILENAME [SIZE]",
     operands: &[Value::FILENAME, Value::size("SIZE")],
     flags: &FLAGS,
-    notes: &[Note::Text("Without SIZE, the new image is as large as its backing file.")],
+    notes: &[Note::Text(
+        "Without SIZE, the new image is as large as its backing file. With -u, SIZE is required.",
+    )],
     exit_codes: shared::STOPPABLE_EXIT_CODES,
     examples: &[
         Example { about: "create a disk of 20 GiB", arguments: "-f qcow2 disk.qcow2 20G" },
@@ -206,8 +208,8 @@ fn take_backing(
 }
 
 /// Checks the backing file, if the new image has one. The command line must give the format of the backing file. Without `-u`,
-/// it must also be possible to open the backing file. If the command line has no size, the new image then gets the size of the
-/// backing file.
+/// the backing file is also opened; this must succeed. If the command line has no size, the size of the opened backing file,
+/// rounded up to sectors, becomes the size of the new image.
 async fn check_backing(
     graph: &Graph,
     options: &mut CreateOptions,

@@ -12,7 +12,7 @@ use oxblk_core::{
 /// The value of an option.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Setting {
-    /// The value, and the word of the user.
+    /// The value, and its spelling on the command line (`on`, `yes`).
     Flag(bool, String),
     /// The value with its sign. If the driver reads an unsigned integer, a negative value means the unsigned 64-bit
     /// integer with the same bits.

@@ -65,7 +65,7 @@ pub(super) static PAGE: Page = Page {
     }],
 };
 
-/// Maximum block size and count.
+/// Maximum block size in bytes.
 const MAX: u64 = i32::MAX as u64;
 
 struct Arguments {
@@ -132,7 +132,7 @@ fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
     Ok(read)
 }
 
-/// A number of blocks, which takes no suffix.
+/// Parses a number of blocks, which must not have a suffix.
 fn blocks(context: &Context, what: &str, text: &str) -> Step<u64> {
     let has_suffix = text.ends_with(|last: char| last.is_ascii_alphabetic());
     if has_suffix && !text.starts_with("0x") {

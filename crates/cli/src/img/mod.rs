@@ -165,7 +165,7 @@ impl Context {
         format!("{} {}", self.program.called_as(), self.page.name())
     }
 
-    /// Prints an error in the command line, with a hint to `--help`.
+    /// Prints an error about the command line, and a line that refers to `--help`.
     fn misused(&self, message: impl Display) -> Exit {
         Exit(misused(&self.program, &self.called_as(), message))
     }

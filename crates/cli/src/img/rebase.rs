@@ -248,7 +248,8 @@ impl Job<'_> {
         })
     }
 
-    /// Copies into the image the data of all ranges where the old and the new backing file differ.
+    /// Copies data from the old backing file into the image: all ranges that the image has not allocated and in which the old
+    /// and the new backing file differ.
     async fn work(
         &self,
         old: Option<Backend>,

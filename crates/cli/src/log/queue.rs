@@ -6,8 +6,9 @@
 use std::collections::VecDeque;
 use std::mem;
 
-/// Maximum size of the queue in bytes. Each line counts with its length and the overhead `LINE_COST`.
+/// Maximum size of the queue in bytes. The size of a line is its length plus [`LINE_COST`].
 const LIMIT: usize = 256 << 10;
+/// Overhead of a line in bytes.
 const LINE_COST: usize = 64;
 
 /// Lines that are not written yet, the oldest first.

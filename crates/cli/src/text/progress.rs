@@ -18,9 +18,9 @@ use crate::program::{err, note};
 
 /// Percentage points between two prints, as in QEMU.
 pub(crate) mod step {
-    /// For most commands.
+    /// The step of most commands.
     pub(crate) const USUAL: f64 = 1.0;
-    /// For comparing and rebasing.
+    /// The step of `compare` and `rebase`.
     pub(crate) const WIDE: f64 = 2.0;
 }
 

@@ -11,12 +11,13 @@
 //! | `current` | setting bits in a state that another thread may replace concurrently |
 //! | `dirty`, `list` | [`DirtyBitmap`] with a name, flags and a successor; the [`BitmapList`] of a node |
 //! | `persistent` | the interface of formats that store bitmaps in their images |
+//! | `error` | [`BitmapError`] |
 //!
-//! Every write, on every I/O thread, sets the bits of its range ([`DirtyBitmap::mark`]). Therefore this function takes
-//! no lock. If the bits are set already, it writes to no shared cache line. Rare changes (clearing, resizing, enabling,
-//! successors) replace the state. After it has set the bits, [`DirtyBitmap::mark`] checks whether the state was
-//! replaced, and if so, sets the bits in the new state too. So a range may stay dirty longer than necessary, but no
-//! write is lost.
+//! Every write, on every I/O thread, sets the bits of its range in the enabled bitmaps ([`DirtyBitmap::mark`]).
+//! Therefore this function takes no lock. If the bits are set already, it writes to no shared cache line. Rare
+//! changes (clearing, resizing, enabling, successors) replace the state. After it has set the bits,
+//! [`DirtyBitmap::mark`] checks whether the state was replaced, and if so, sets the bits in the new state too. So a
+//! range may stay dirty longer than necessary, but no write is lost.
 //!
 //! Sizes come from images and from QMP and may be huge. So the size of every allocation is either proportional to the
 //! number of dirty bits or limited by [`MAX_GRANULES`].

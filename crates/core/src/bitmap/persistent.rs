@@ -19,8 +19,8 @@ pub trait PersistentBitmaps: Send + Sync {
     fn are_supported(&self) -> bool;
 
     /// Reads the image's bitmaps. If the image is writable, sets the flag "in use" of the bitmaps in the image. The
-    /// graph calls this function once, when it opens the node. A bitmap that cannot be used is returned as an
-    /// inconsistent bitmap.
+    /// graph calls this function once, when it opens the node, but not if the node is opened for a check. A bitmap that
+    /// cannot be used is returned as an inconsistent bitmap.
     ///
     /// # Errors
     /// When the image cannot be read or written, or when its list of bitmaps is corrupt.

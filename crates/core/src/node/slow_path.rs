@@ -13,7 +13,7 @@ bitflags::bitflags! {
     pub(crate) struct SlowPathFlags: u32 {
         /// Writes that contain only zeroes become zero writes.
         const DETECT_ZEROES = 1;
-        /// A guard checks the data of each write (probed raw images).
+        /// A guard checks the data of writes, except for zero writes and compressed writes (probed raw images).
         const WRITE_GUARD = 4;
         /// Dirty bitmaps record the writes.
         const BITMAPS = 8;

@@ -2,8 +2,9 @@
 //!
 //! The input receives into a block of [`BLOCK`] bytes. Requests are parsed in the block. The payload of a small write is split
 //! off the block without a copy, so the block stays allocated until the write completes. The input continues after the payload,
-//! or in a new block. The payload of a larger write gets its own buffer: the part that is already in the block is copied to
-//! this buffer, and the remaining part is received directly into it.
+//! or in a new block. Bytes that were received but not yet consumed are copied to the new block. The payload of a larger write
+//! gets its own buffer: the part that is already in the block is copied to this buffer, and the remaining part is received
+//! directly into it.
 //!
 //! Every block is accounted in the connection's account. The buffer of a larger write is accounted step by step while it is
 //! filled, because pages that are not yet written take no memory. A block from which payloads were split off is accounted until

@@ -62,7 +62,7 @@ pub(crate) trait Reopenable {
     /// Whether the header in the file equals the header in memory.
     ///
     /// # Errors
-    /// The errors of the file, and reasons why the image cannot be written.
+    /// The errors of requests to the image file, and reasons why the image cannot be written.
     async fn is_header_same(&self) -> Result<bool>;
 
     fn map(&self) -> &EntryMap;

@@ -52,7 +52,7 @@ impl Parallels {
     /// Checks the image and repairs the faults that `fix` allows. No request is in flight.
     ///
     /// # Errors
-    /// `EROFS` if a read-only image is to be repaired, and the errors of the file.
+    /// `EROFS` if a read-only image is to be repaired, and the errors of requests to the image file.
     pub(super) async fn check_image(
         &self,
         fix: Fix,

@@ -67,7 +67,8 @@ impl Wanted {
 /// Creates an image.
 ///
 /// # Errors
-/// Fails if an option is invalid or not supported, or if the target is not a file. Also returns the errors of the file.
+/// Fails if an option is invalid or not supported, or if the target is not a file. Also returns the errors of requests to the
+/// image file.
 pub(super) async fn create(request: CreateRequest) -> Result<()> {
     let wanted = Wanted::from_options(request.options)?;
     let CreateTarget::File(file) = request.target else {

@@ -18,8 +18,9 @@ pub const MAX_ENTRIES: u32 = 0x1fff_ffff;
 pub(super) const SECTOR: u64 = 512;
 /// Value of the field `in_use` of an image that a program has open for writing, or has not closed cleanly.
 pub(super) const IN_USE: u32 = 0x746f_6e59;
-/// Offsets of the fields `in_use` and `data_off` in the header.
+/// Byte offset of the field `in_use` in the header.
 pub(super) const IN_USE_OFFSET: u64 = 44;
+/// Byte offset of the field `data_off` in the header.
 pub(super) const DATA_OFF_OFFSET: u64 = 48;
 
 const MAGIC: &[u8; 16] = b"WithoutFreeSpace";

@@ -16,7 +16,7 @@
 //! | `driver` | the traits `Driver` and `DriverFactory` |
 //!
 //! `crate::blocks` provides the BAT in memory, the allocator of clusters of the file, and the requests that are the same for
-//! all formats with a block map.
+//! vdi and parallels.
 //!
 //! # Locks, in the order in which they are taken
 //!

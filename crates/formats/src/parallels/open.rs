@@ -66,7 +66,7 @@ impl Parallels {
     /// Checks the image, and repairs it if it was not closed or has a fault.
     ///
     /// # Errors
-    /// `Corrupt` if the repair leaves faults, and the errors of the check and of the file.
+    /// `Corrupt` if the repair leaves faults, and the errors of the check and of requests to the image file.
     async fn make_sound(&self) -> Result<()> {
         if !self.header.in_use && self.header.data_offset_is_valid {
             let mut faults = 0_u32;
@@ -87,7 +87,7 @@ impl Parallels {
     /// Checks the complete BAT of an image that will be written.
     ///
     /// # Errors
-    /// `Corrupt` if an entry of the BAT is faulty, and the errors of the file.
+    /// `Corrupt` if an entry of the BAT is faulty, and the errors of requests to the image file.
     pub(super) async fn survey_sound(&self) -> Result<Survey> {
         let mut fault = None;
         let survey = self.survey(|finding| {

@@ -54,7 +54,7 @@ impl Parallels {
     /// Loads and checks the complete BAT, and reports faults in the order of the disk.
     ///
     /// # Errors
-    /// The errors of the file.
+    /// The errors of requests to the image file.
     pub(super) async fn survey(&self, mut found: impl FnMut(Finding)) -> Result<Survey> {
         let (size, cluster) = (self.file()?.size(), self.header.cluster);
         let mut survey = Survey::default();

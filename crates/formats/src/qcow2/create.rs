@@ -35,7 +35,7 @@ pub(super) fn check(options: Options, secrets: &Secrets) -> Result<()> {
 /// Writes a new image into `file`. The old contents of `file` are lost. `data` is the data file, if the image has one.
 ///
 /// # Errors
-/// When the options are wrong, with the message of QEMU's tools; the errors of the image file and of the data file.
+/// When the options are wrong, with the message of QEMU's tools; the errors of requests to the image file and the data file.
 pub async fn create(
     file: &Arc<Edge>,
     data: Option<&Arc<Edge>>,

@@ -144,7 +144,8 @@ impl Data {
     /// range lock, and changes the L2 entries to zero entries only after this call.
     ///
     /// # Errors
-    /// The errors of the data file. With `NO_FALLBACK` in `flags`, `ENOTSUP` if the data file has no fast way to write zeroes.
+    /// The errors of requests to the data file. With `NO_FALLBACK` in `flags`, `ENOTSUP` if the data file has no fast way to
+    /// write zeroes.
     pub(super) async fn zero_raw_data(&self, from: u64, to: u64, flags: ZeroFlags) -> Result<()> {
         let to = self.facts.end_of_data(to);
         if !self.facts.has_raw_data() || from >= to {

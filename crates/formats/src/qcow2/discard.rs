@@ -21,7 +21,7 @@ impl Qcow2 {
     /// whole clusters or subclusters. As an exception, a part of one cluster or subcluster is accepted if the cluster contains
     /// no data and its other parts read as zeroes. The error is also returned in version 2 with a backing file, and in version
     /// 2 with the flags `OWN` or `NO_FALLBACK`. Other errors: the image is read-only, is corrupt, or accepts no requests; the
-    /// errors of the children.
+    /// errors of requests to the children.
     pub(super) async fn zero_guest(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         self.facts.check_writable()?;
         if self.facts.version() < 3 && flags.contains(ZeroFlags::NO_FALLBACK) {

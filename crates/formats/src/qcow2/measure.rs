@@ -18,7 +18,7 @@ const STATUS_CHUNK: u64 = 1 << 40;
 /// Measures a new image for the contents of the source. Without a source, measures an empty image.
 ///
 /// # Errors
-/// When the options are wrong, when the image is too large, and the errors of the source.
+/// When the options are wrong, when the image is too large, and the errors of requests to the source.
 pub(super) async fn measure(request: MeasureRequest<'_>) -> Result<Measure> {
     let wanted = Wanted::from_options(request.options)?;
     let geometry = wanted.geometry;

@@ -55,7 +55,7 @@
 //! 9. short mutexes (dirty L1 entries, dropped references, the free map), never held across I/O.
 //!
 //! Crash safety: guest data reaches the disk first, then refcounts, then L2 tables, then the L1 table. Refcounts are
-//! lowered last. So a crash leaks clusters at worst. With lazy refcounts, the next open for writing rebuilds the refcounts
+//! lowered last. So a crash leaks clusters at worst. With lazy refcounts, the next open for writing repairs the refcounts
 //! after a crash. See `metadata/write_back`.
 
 mod amend;

@@ -146,7 +146,7 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
     image.metadata.read_l1(&file).await?;
     if !context.flags.check {
         let inactive = match image.metadata.note_snapshots(&file).await {
-            // The active state does not need the snapshot table.
+            // Reads of the active disk state do not need the snapshot table, so a read-only open ignores this error.
             Err(error) if image.facts.is_read_only() => {
                 image.metadata.leave_out_snapshots(&error);
                 RoaringTreemap::new()
@@ -191,7 +191,7 @@ async fn open_data(context: &mut OpenContext, header: &Header) -> Result<()> {
 /// Repairs an image that was not closed cleanly: the dirty bit of its header is set. Returns the header after the repair.
 ///
 /// # Errors
-/// `Corrupt` if the repair leaves errors, and the errors of the check and of the file.
+/// `Corrupt` if the repair leaves errors. Also returns the errors of the check and of requests to the image file.
 pub(super) async fn repair_dirty(file: &Edge, header: &Header) -> Result<Header> {
     let report = check(file, header, Fix::All, &|_| ()).await;
     let report = report.map_err(|error| error.prefix("Could not repair dirty image"))?;
@@ -303,7 +303,7 @@ async fn build(
 pub(super) fn note_named_places(clusters: &Clusters, header: &Header, file: &Edge) {
     clusters.note_metadata(header.l1_offset, u64::from(header.l1_entries).saturating_mul(8));
     if let Some(crypto) = header.extensions.crypto {
-        // The length in the image header may be wrong, so the range ends at the end of the file at the latest.
+        // The length in the image header may be wrong, so the range is limited to the size of the file.
         let len = crypto.length.min(file.size().saturating_sub(crypto.offset));
         clusters.note_metadata(crypto.offset, len);
     }

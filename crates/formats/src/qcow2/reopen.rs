@@ -160,7 +160,7 @@ impl Qcow2 {
     /// Repairs an image that was not closed cleanly, and reloads the changed metadata.
     ///
     /// # Errors
-    /// Fails if the repair changed the bitmaps. Also returns the errors of the repair and of the file.
+    /// Fails if the repair changed the bitmaps. Also returns the errors of the repair and of requests to the image file.
     async fn repair_and_reload(&self) -> Result<()> {
         let file = self.facts.file()?;
         let before = read_header(&file).await?;

@@ -20,7 +20,8 @@ impl Qcow2 {
     ///
     /// # Errors
     /// Fails if the image, the size, the preallocation mode or a bitmap does not permit the resize. Also returns the errors
-    /// of the file. The size and the bitmaps are then unchanged, but stored VM state may have been freed.
+    /// of requests to the image file and the data file. The size and the bitmaps are then unchanged, but stored VM state may
+    /// have been freed.
     pub(super) async fn resize_image(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         self.facts.check_writable()?;
         if !size.is_multiple_of(512) {

@@ -6,7 +6,7 @@
 //!
 //! 1. *reserve*: host clusters are taken out of the free map;
 //! 2. *write*: the data is written, and around it the old contents of the guest clusters (copy-on-write);
-//! 3. *count*: the refcounts of the host clusters become 1 in the cache;
+//! 3. *count*: the refcounts of the host clusters become 1 in the cache (clusters of a data file have no refcounts);
 //! 4. *link*: the L2 entries in the cache refer to the host clusters. Readers see the new data from this step on. The
 //!    references of the old entries are passed to the write-back. The write-back lowers the refcounts of the old clusters
 //!    after the new entries are on disk.

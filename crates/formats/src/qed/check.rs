@@ -70,7 +70,7 @@ impl Qed {
     /// Checks the image and repairs the faults that `fix` allows. No request is in flight.
     ///
     /// # Errors
-    /// `EROFS` if a read-only image is to be repaired, and the errors of the file and of closing gaps.
+    /// `EROFS` if a read-only image is to be repaired, and the errors of requests to the image file and of filling gaps.
     pub(super) async fn check_image(
         &self,
         fix: Fix,

@@ -1,4 +1,4 @@
-//! Closing gaps (unused clusters) of the file: the last clusters are moved into the gaps, and the file is truncated.
+//! Filling gaps (unused clusters) of the file: the last clusters are moved into the gaps, and the file is truncated.
 //!
 //! No request is in flight. The copy of a cluster or table is flushed before an entry refers to it. The original is freed after
 //! the changed entry has been written and flushed.
@@ -17,7 +17,7 @@ use super::Qed;
 use super::survey::Owner;
 use crate::blocks::Run;
 
-/// If an image has more gaps than this, no gap is closed when the image is closed.
+/// If an image has more gaps than this, no gap is filled when the image is closed.
 pub(super) const MAX_AT_CLOSE: u64 = 64;
 /// Maximum number of data clusters that are moved in one round.
 const ROUND: u32 = 1024;
@@ -28,10 +28,11 @@ const STEP: u64 = 1 << 20;
 type Move = (u32, Owner, Run);
 
 impl Qed {
-    /// Closes all gaps if there are at most `most` gaps. Then, in any case, truncates the file. No request is in flight.
+    /// Fills all gaps if there are at most `most` gaps. Then, in any case, truncates the file. No request is in flight.
     ///
     /// # Errors
-    /// The errors of the file, and `ENOSPC` if a gap cannot be closed. The image is consistent after an error too.
+    /// The errors of requests to the image file, and `ENOSPC` if a gap cannot be filled. The image is consistent after an error
+    /// too.
     pub(super) async fn close_gaps(&self, most: u64) -> Result<()> {
         self.allocator.end_quarantine();
         if self.allocator.gaps().len() <= most {
@@ -116,7 +117,7 @@ impl Qed {
     /// Copies clusters and tables to their new places, changes the entries that refer to them, and flushes.
     ///
     /// # Errors
-    /// `ENOSPC` if there is nothing to move, and the errors of the file.
+    /// `ENOSPC` if there is nothing to move, and the errors of requests to the image file.
     async fn carry_out(&self, moves: Vec<Move>) -> Result<()> {
         if moves.is_empty() {
             return Err(Error::from_errno(Errno::NOSPC).reword("Gaps cannot be closed"));

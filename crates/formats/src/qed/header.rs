@@ -15,8 +15,9 @@ pub const ENTRY_BYTES: u64 = 8;
 /// Maximum length of the name of a backing file, in bytes.
 pub const MAX_NAME: usize = 4095;
 
-/// Byte offsets of header fields that change while the image is open.
+/// Byte offset of the header field with the feature bits.
 pub(super) const FEATURES_OFFSET: u64 = 16;
+/// Byte offset of the header field with the autoclear feature bits.
 pub(super) const AUTOCLEAR_OFFSET: u64 = 32;
 
 pub(super) const SECTOR: u64 = 512;

@@ -72,8 +72,8 @@ impl Qed {
     /// Changes the header on disk, flushes, and then changes the header in memory. No request is in flight.
     ///
     /// # Errors
-    /// The errors of the file. The old header is then written again. If this fails too, the image refuses all further
-    /// writes.
+    /// The errors of requests to the image file. The old header is then written again. If this fails too, the image refuses all
+    /// further writes.
     pub(super) async fn change_header(&self, change: impl FnOnce(&mut HeaderState)) -> Result<()> {
         let _turn = self.header_write.lock().await;
         let old = self.header().clone();

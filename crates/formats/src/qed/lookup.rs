@@ -117,7 +117,7 @@ impl Qed {
         }
     }
 
-    /// The extent that starts at word `index`. The extent ends at the end of the slice or of the range at the latest.
+    /// The extent that starts at word `index`. The extent does not extend past the end of the slice or of the range.
     fn scan(
         &self,
         words: &[AtomicU64],
@@ -159,7 +159,7 @@ impl Qed {
     /// The extent at the start of `offset..offset + len`. Loads the slice if it is not cached.
     ///
     /// # Errors
-    /// `Corrupt` if an L1 or L2 entry is invalid, and the errors of the file.
+    /// `Corrupt` if an L1 or L2 entry is invalid, and the errors of requests to the image file.
     pub(super) async fn extent(&self, offset: u64, len: u64) -> Result<Extent> {
         let mut tries = 0_u32;
         loop {

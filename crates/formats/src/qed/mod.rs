@@ -1,4 +1,4 @@
-//! qed: QEMU's enhanced disk format.
+//! qed: the format QEMU Enhanced Disk (QED).
 //!
 //! Spec: docs/interop/qed_spec of QEMU. An image consists of clusters: the header, an L1 table, L2 tables and data. The L1
 //! table contains the offsets of the L2 tables, and the L2 tables contain the offsets of the data clusters. A cluster that

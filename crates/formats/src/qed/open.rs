@@ -3,7 +3,7 @@
 //! If an image with the need-check flag is opened for writing and not for a check, it is repaired first. If the flag is
 //! absent and the file can grow, all clusters of the file count as used, as in QEMU. In the other cases, all tables are
 //! read to find the clusters in use. Closing a writable image writes all tables. If the image was changed, closing also
-//! removes a small number of gaps and the need-check flag.
+//! fills a small number of gaps, and removes the need-check flag.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -192,7 +192,7 @@ impl Qed {
     /// otherwise those that the tables refer to.
     ///
     /// # Errors
-    /// The errors of the file. `Corrupt` if the tables were read and contain invalid entries.
+    /// The errors of requests to the image file. `Corrupt` if the tables were read and contain invalid entries.
     pub(super) async fn used_clusters(&self, file: &Edge) -> Result<RoaringBitmap> {
         if file.node().limits().grows && !self.mark.is_possible() {
             let clusters = self.geometry.index(self.geometry.end(file.size()));
@@ -217,7 +217,7 @@ impl Qed {
         self.allocator.set_used(used, grows.then_some(fresh), 0);
     }
 
-    /// Writes all tables. If the image was changed, closes a small number of gaps, truncates the file, and removes the
+    /// Writes all tables. If the image was changed, fills a small number of gaps, truncates the file, and removes the
     /// need-check flag. Does nothing if the image is read-only or accepts no writes. No request is in flight.
     pub(super) async fn complete_image(&self) -> Result<()> {
         if self.is_read_only() || self.stopped.load(Relaxed) {

@@ -19,7 +19,8 @@ impl Qed {
     ///
     /// # Errors
     /// Fails if the image is read-only, if the size is invalid, if preallocation is requested, or if a table is invalid. Also
-    /// returns the errors of the file and of closing gaps. After an error, the disk may already have the new size.
+    /// returns the errors of requests to the image file and of filling gaps. After an error, the disk may already have the new
+    /// size.
     pub(super) async fn resize_image(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         self.check_writable()?;
         if preallocation != Preallocation::Off {

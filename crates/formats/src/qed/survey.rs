@@ -55,7 +55,7 @@ impl Qed {
     /// Reads all tables, and reports faults: first those of L1 entries, then those of L2 entries in the order of the disk.
     ///
     /// # Errors
-    /// The errors of the file.
+    /// The errors of requests to the image file.
     pub(super) async fn survey(&self, mut found: impl FnMut(Fault)) -> Result<Survey> {
         let mut survey = Survey::default();
         let (first, end) = (self.cluster_at(self.first_cluster), self.entry_end());

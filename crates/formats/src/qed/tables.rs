@@ -17,7 +17,8 @@ impl Qed {
     /// Creates the L2 table of the L1 entry `index` if it does not exist.
     ///
     /// # Errors
-    /// `EFBIG` if the L1 table has no such entry, `Corrupt` if the entry is invalid, and the errors of the file.
+    /// `EFBIG` if the L1 table has no such entry, `Corrupt` if the entry is invalid, and the errors of requests to the image
+    /// file.
     pub(super) async fn ensure_table(&self, index: u64) -> Result<()> {
         if self.table_offset(index)?.is_some() {
             return Ok(());
@@ -73,7 +74,7 @@ impl Qed {
     /// this lock, an extension with a smaller `end` could truncate the file.
     ///
     /// # Errors
-    /// `ENOSPC` if the file cannot grow and is too short, and the errors of the file.
+    /// `ENOSPC` if the file cannot grow and is too short, and the errors of requests to the image file.
     pub(super) async fn lengthen(&self, end: u32) -> Result<()> {
         use std::sync::atomic::Ordering::{AcqRel, Acquire};
         let needed = self.offset_of(end);

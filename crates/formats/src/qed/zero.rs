@@ -12,7 +12,8 @@ impl Qed {
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] if the range covers only a part of an unallocated cluster, and it is not certain that the
-    /// rest of the cluster reads as zeroes. The caller must write zeroes as data in this case. Also the errors of the file.
+    /// rest of the cluster reads as zeroes. The caller must write zeroes as data in this case. Also the errors of requests to
+    /// the image file.
     pub(super) async fn zero_guest(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         self.check_writable()?;
         let end = offset.saturating_add(len);

@@ -76,7 +76,8 @@ fn uuid() -> Result<[u8; 16]> {
 /// Creates an image.
 ///
 /// # Errors
-/// Fails if an option is invalid or not supported, or if the target is not a file. Also returns the errors of the file.
+/// Fails if an option is invalid or not supported, or if the target is not a file. Also returns the errors of requests to the
+/// image file.
 pub(super) async fn create(request: CreateRequest) -> Result<()> {
     let wanted = Wanted::from_options(request.options, None)?;
     let CreateTarget::File(file) = request.target else {

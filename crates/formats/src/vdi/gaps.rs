@@ -43,7 +43,7 @@ impl Vdi {
     /// If there are at most `most` gaps, moves the last blocks into the gaps. No request is in flight.
     ///
     /// # Errors
-    /// The errors of the file. The image is consistent after an error too.
+    /// The errors of requests to the image file. The image is consistent after an error too.
     pub(super) async fn fill_gaps(&self, most: u64) -> Result<()> {
         self.allocator.end_quarantine();
         let gaps = self.allocator.gaps();
@@ -65,7 +65,7 @@ impl Vdi {
         each_entry(&self.map, loaded, collect).await?;
         let (mut copies, mut originals) = (Vec::new(), Vec::new());
         for (index, block) in last_blocks {
-            // The lowest gap.
+            // The allocator returns the lowest gap.
             let run = self.allocator.reserve(1).await?;
             if run.start >= keep {
                 break;

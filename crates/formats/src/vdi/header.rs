@@ -19,8 +19,9 @@ pub const MAX_BLOCKS: u32 = 0x1fff_ff80;
 /// Maximum virtual size in bytes.
 pub const MAX_SIZE: u64 = MAX_BLOCKS as u64 * BLOCK;
 
-/// The magic number of vdi images, and its offset.
+/// The magic number of vdi images.
 pub(super) const SIGNATURE: u32 = 0xbeda_107f;
+/// Byte offset of the magic number.
 pub(super) const SIGNATURE_OFFSET: usize = 0x40;
 /// Offset of the number of allocated blocks in the header.
 pub(super) const ALLOCATED_OFFSET: u64 = 0x184;

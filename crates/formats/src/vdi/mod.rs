@@ -1,9 +1,9 @@
 //! vdi: VirtualBox's disk image format.
 //!
 //! An image is `header | block map | blocks`. A block has 1 MiB. The map has a 32-bit entry for each block of the disk: the
-//! number of the block in the file, or a special value if the block reads as zeroes. Blocks are allocated from 0 on without
-//! gaps, and the header contains their number. In a dynamic image, a block is allocated when it is first written. In a
-//! static image, all blocks are allocated when the image is created.
+//! number of the block in the file, or a special value if the block reads as zeroes. The header contains the number of
+//! allocated blocks. In an image without leaks, these blocks have the numbers from 0 on, without gaps. In a dynamic image, a
+//! block is allocated when it is first written. In a static image, all blocks are allocated when the image is created.
 //!
 //! | | |
 //! |---|---|
@@ -19,8 +19,8 @@
 //! | `open`, `reopen` | opening an image; changing read-only mode |
 //! | `driver` | the traits `Driver` and `DriverFactory` |
 //!
-//! `crate::blocks` provides the map in memory, the allocator of blocks of the file, and the requests that are the same for all
-//! formats with a block map.
+//! `crate::blocks` provides the map in memory, the allocator of blocks of the file, and the requests that are the same for vdi
+//! and parallels.
 //!
 //! # Locks, in the order in which they are taken
 //!

@@ -55,7 +55,7 @@ impl Vdi {
     ///
     /// # Errors
     /// Fails if two entries refer to the same block, or an entry refers to a block number that is too large. Also returns
-    /// the errors of the file.
+    /// the errors of requests to the image file.
     pub(super) async fn survey_sound(&self) -> Result<Survey> {
         let mut fault = None;
         let survey = self.survey(|Finding { fault: found, index, block, .. }| {

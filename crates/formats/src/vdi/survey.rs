@@ -52,7 +52,7 @@ impl Vdi {
     /// returns false.
     ///
     /// # Errors
-    /// The errors of the file.
+    /// The errors of requests to the image file.
     pub(super) async fn survey(&self, mut found: impl FnMut(Finding) -> bool) -> Result<Survey> {
         let whole = self.whole_blocks.load(Acquire);
         let mut survey = Survey::default();

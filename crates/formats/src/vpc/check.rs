@@ -44,7 +44,7 @@ impl Findings {
             ));
         }
         if reported <= MAX_REPORTED && self.report.corruptions > MAX_REPORTED {
-            let text = "ERROR: more entries of the block table are faulty";
+            let text = "ERROR: more entries of the BAT are faulty";
             report_finding(check::Finding::new(FindingKind::Corruption, text));
         }
         if finding.fault == Fault::CutOff {
@@ -101,7 +101,7 @@ impl Vpc {
     ///
     /// # Errors
     /// `EROFS` if a read-only image is to be repaired, `Corrupt` if the file no longer contains a dynamic image, and the
-    /// errors of the file.
+    /// errors of requests to the image file.
     pub(super) async fn check_image(
         &self,
         fix: Fix,

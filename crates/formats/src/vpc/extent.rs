@@ -59,7 +59,7 @@ impl Vpc {
     /// The extent at the start of `offset..offset + len`. Loads the chunk of the BAT if it is not loaded.
     ///
     /// # Errors
-    /// `Corrupt` if the extent does not lie completely inside the file, and the errors of the file.
+    /// `Corrupt` if the extent does not lie completely inside the file, and the errors of requests to the image file.
     pub(super) async fn extent(&self, offset: u64, len: u64) -> Result<Extent> {
         let extent = match self.lookup(offset, len) {
             Some(extent) => extent,
@@ -95,7 +95,7 @@ impl Vpc {
         let len = usize::try_from(entries.saturating_mul(ENTRY_BYTES)).unwrap_or(0);
         let offset = self.entry_offset(range.start);
         let read = self.file()?.read(offset, IoBufMut::new(len)).await;
-        read.map_err(|error| error.prefix("Could not read the block table"))
+        read.map_err(|error| error.prefix("Could not read the BAT"))
     }
 
     /// Byte offset of an entry in the file.

@@ -58,7 +58,7 @@ impl Vpc {
     /// serialises extensions, so that no footer is written over a block.
     ///
     /// # Errors
-    /// `ENOSPC` if the file cannot grow and is too short, and the errors of the file.
+    /// `ENOSPC` if the file cannot grow and is too short, and the errors of requests to the image file.
     pub(super) async fn lengthen(&self, end: u32) -> Result<()> {
         let needed = self.slot_offset(end);
         if self.end.footer() >= needed {
@@ -75,8 +75,8 @@ impl Vpc {
         Ok(())
     }
 
-    /// Writes and flushes the copy of the footer at the beginning if it was not good when the image was opened. The caller holds
-    /// the `growing` lock.
+    /// Writes and flushes the copy of the footer at the beginning if it was not good when the image was opened. The caller
+    /// holds the `growing` lock.
     async fn restore_start(&self, file: &Edge) -> Result<()> {
         if self.metadata.at_start == Copy::Good || self.end.is_start_written.load(Acquire) {
             return Ok(());

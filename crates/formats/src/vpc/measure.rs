@@ -13,7 +13,7 @@ const STATUS_CHUNK: u64 = 1 << 40;
 /// Measures a new image with the contents of the source. Without a source, measures an empty image.
 ///
 /// # Errors
-/// Fails if an option is invalid or not supported. Also returns the errors of the source.
+/// Fails if an option is invalid or not supported. Also returns the errors of requests to the source.
 pub(super) async fn measure(request: MeasureRequest<'_>) -> Result<Measure> {
     let wanted = Wanted::from_options(request.options, request.source.map(Backend::size))?;
     if wanted.is_fixed {

@@ -64,7 +64,7 @@ pub(super) async fn read_footer(file: &Edge, offset: u64) -> Result<Result<Foote
 ///
 /// # Errors
 /// Fails if the file is not a VHD image, or if the image is invalid or has an unsupported property. Also returns the errors
-/// of the file.
+/// of requests to the image file.
 pub(super) async fn read_metadata(file: &Edge, rule: SizeRule) -> Result<Found> {
     let file_size = file.size();
     if file_size < FOOTER_BYTES {

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `geometry`, `footer`, `header` | parsing and encoding, without I/O |
 //! | `metadata` | reading the footers and the header; choosing one of the two footers |
+//! | `entry` | entries of the BAT |
 //! | `extent` | disk offset → extent; loading the BAT |
 //! | `slots` | the places of new blocks in the file |
 //! | `sector_bitmap` | the sector bitmaps of blocks |

@@ -72,7 +72,7 @@ impl Vpc {
     /// Checks the complete BAT of an image that will be written.
     ///
     /// # Errors
-    /// `Corrupt` if an entry of the BAT is faulty, and the errors of the file.
+    /// `Corrupt` if an entry of the BAT is faulty, and the errors of requests to the image file.
     pub(super) async fn survey_sound(&self) -> Result<Survey> {
         let mut fault = None;
         let survey = self.survey(|finding| {

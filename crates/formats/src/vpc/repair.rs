@@ -135,7 +135,7 @@ impl Vpc {
         let (mut copies, mut originals) = (Vec::new(), Vec::new());
         for (index, sector, slot) in last_blocks {
             match self.copy_block(self.data_offset(sector)).await? {
-                // The lowest gap.
+                // The copy is in the lowest gap.
                 Some(run) if run.start < keep => copies.push((index, run)),
                 Some(_) => break,
                 None => self.set_entry(index, Entry::Zero),

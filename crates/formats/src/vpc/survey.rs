@@ -61,7 +61,7 @@ impl Vpc {
     /// returns false.
     ///
     /// # Errors
-    /// The errors of the file.
+    /// The errors of requests to the image file.
     pub(super) async fn survey(&self, mut found: impl FnMut(Finding) -> bool) -> Result<Survey> {
         let header = &self.metadata.header;
         let file_size = self.file()?.size();

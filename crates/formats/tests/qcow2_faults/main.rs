@@ -315,7 +315,7 @@ fn bad_sectors_affect_only_reads_of_these_sectors() {
         image.close().await.unwrap();
         let data = disk.bytes().chunks(CLUSTER).position(|cluster| cluster[0] == 7).unwrap() as u64;
         let data = data * CLUSTER as u64;
-        // A sector behind the header and its extensions, and a sector in the first data cluster.
+        // The bad sector is behind the header and its extensions, or in the first data cluster.
         for bad in [1024..1536, data..data + 512] {
             disk.set_faults(bad_sectors(bad));
             let image = open(&disk).await;

@@ -2,9 +2,9 @@
 //!
 //! A [`Copy`](struct@Copy) reads the concatenated sources and writes their data to a target. Each worker takes the next
 //! chunk of the disk, reads the chunk, searches it for zeroes, and writes the other data. So the data in memory is
-//! limited to about workers × [`CopyOptions::chunk`] bytes. Workers read and compress in parallel, but write in the
-//! order of the disk ([`CopyOptions::in_order`]). So a target that allocates clusters has the same layout on every run
-//! and for every number of workers.
+//! limited to about workers × [`CopyOptions::chunk`] bytes. Workers read and compress in parallel. With
+//! [`CopyOptions::in_order`], the default, they write in the order of the disk. So a target that allocates clusters has
+//! the same layout on every run and for every number of workers.
 //!
 //! A copy does not flush the target. The caller closes the target, and the close flushes.
 
@@ -51,8 +51,9 @@ pub struct CopyOptions {
     pub salvage: bool,
     /// Maximum rate in bytes per second.
     pub rate: Option<u64>,
-    /// If true, data is written in the order of the disk, one request at a time, unless the target has no clusters and
-    /// uses direct I/O. If false, writes run in parallel, and the layout of the target can differ from run to run.
+    /// If true, data is written in the order of the disk, one request at a time. A target without clusters whose requests
+    /// must be aligned (direct I/O) is an exception: the order does not change its layout, so its writes run in parallel. If
+    /// false, writes run in parallel, and the layout of the target can differ from run to run.
     pub in_order: bool,
 }
 

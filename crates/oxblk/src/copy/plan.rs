@@ -53,9 +53,11 @@ pub(super) struct Plan {
     unit: u64,
     offset: u64,
     end: u64,
-    /// Start and end of the extent whose status is known, and the action for this extent.
+    /// Start of the extent whose status is known.
     begin: u64,
+    /// End of this extent.
     known: u64,
+    /// The action for this extent.
     action: Action,
     is_plain: bool,
 }

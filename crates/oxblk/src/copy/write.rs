@@ -2,7 +2,7 @@
 //!
 //! With ordered writes, workers hand in the parts of a chunk ([`super::order`]), compressed if requested. One worker writes the
 //! parts, one request after the other, so that the target allocates clusters in the order of the disk. With unordered writes,
-//! each worker writes its parts immediately.
+//! the parts of each chunk are written immediately.
 
 use std::sync::Arc;
 

@@ -26,8 +26,8 @@ impl OpenDisk {
 }
 
 impl OpenDisk {
-    /// Closes the disk, unless the close has already begun, and waits for the close. Use this on I/O threads, where a drop
-    /// cannot wait.
+    /// Closes the disk and waits for the close. Returns immediately if a close has already begun. Use this on I/O threads,
+    /// where a drop cannot wait.
     pub(super) async fn release(self) {
         if let Some(closing) = self.begin_closing() {
             closing.await.unwrap_or_else(|_| log_lost());

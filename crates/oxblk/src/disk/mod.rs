@@ -159,7 +159,8 @@ impl Disk {
         self.run(move |disk| async move { disk.discard(offset, len).await })
     }
 
-    /// Flushes: all writes that completed before this call survive a power cut when the request has completed.
+    /// Flushes: all writes that completed before this call survive a power cut when the request has succeeded. With
+    /// [`Cache::Unsafe`](crate::Cache::Unsafe), a flush does nothing.
     ///
     /// # Errors
     /// The errors of the system. If a flush of a file that uses the page cache fails, every later flush of the file fails too,

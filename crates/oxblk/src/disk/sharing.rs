@@ -6,7 +6,7 @@ use oxblk_core::{Perm, Permissions};
 /// operations: while this process writes to an image of a format with metadata, no other process may write to the image.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Sharing {
-    /// Others may read and write. The default, as in QEMU's tools.
+    /// Others may read and write. This is the default, as in QEMU's tools.
     #[default]
     ReadWrite,
     /// Others may only read if this disk is writable. They may write as well if this disk is read-only.

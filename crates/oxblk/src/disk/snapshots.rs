@@ -12,7 +12,7 @@ impl Disk {
     /// The internal snapshots in the order of the snapshot table.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format has no snapshots; otherwise the errors of the image.
+    /// `ENOTSUP` if the format has no snapshots; otherwise the errors of the image's driver.
     pub fn snapshots(&self) -> Request<Vec<SnapshotInfo>> {
         self.run(|disk| async move { disk.snapshots().await })
     }
@@ -20,8 +20,8 @@ impl Disk {
     /// Takes an internal snapshot of the current state under `name`.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format has no snapshots; otherwise the errors of the image. After an error, the image has no new
-    /// snapshot.
+    /// `ENOTSUP` if the format has no snapshots; otherwise the errors of the image's driver. After an error, the image has no
+    /// new snapshot.
     pub fn create_snapshot(&self, name: &str) -> Request<()> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let date = (u32::try_from(now.as_secs()).unwrap_or(u32::MAX), now.subsec_nanos());
@@ -33,7 +33,7 @@ impl Disk {
     ///
     /// # Errors
     /// `ENOTSUP` if the format has no snapshots; [`NotFound`](ErrorKind::NotFound) if no snapshot has that name;
-    /// otherwise the errors of the image.
+    /// otherwise the errors of the image's driver.
     pub fn apply_snapshot(&self, name: &str) -> Request<()> {
         let choose = by_name(name);
         self.run(move |disk| async move { disk.apply_snapshot_by(choose).await })

@@ -31,7 +31,7 @@ pub enum Format {
     Vdi,
     /// The expandable format of Parallels.
     Parallels,
-    /// The former enhanced format of QEMU.
+    /// QEMU Enhanced Disk, a former format of QEMU.
     Qed,
     /// The VHD format of Virtual PC, Hyper-V and Azure.
     Vpc,

@@ -113,7 +113,7 @@ impl ImageInfo {
         }
     }
 
-    /// The information as a JSON object of the QAPI type `ImageInfo`. `with_limits` adds the key `limits`.
+    /// The information as a JSON object of the QAPI type `BlockGraphInfo`. `with_limits` adds the key `limits`.
     pub fn to_json(&self, with_limits: bool) -> Value {
         crate::qapi::image_info(self, with_limits)
     }

@@ -21,7 +21,7 @@ pub(super) struct Alignment {
 }
 
 impl Alignment {
-    /// No requirement: the file uses the page cache, or has no descriptor of its own.
+    /// No requirement: the file was opened without `O_DIRECT`, or it is a simulated disk.
     pub(super) const NONE: Self = Self { request: 1, memory: 1 };
 }
 

@@ -1,9 +1,9 @@
-//! The identity of a new file, which is needed to remove the file safely.
+//! The identity of a new file. The identity is checked before the file is removed.
 //!
 //! A name is not enough to remove an incomplete image, because another program may have replaced the file with
 //! another file of the same name. A descriptor identifies the file itself: while the descriptor is open, no other
 //! file gets the same inode number. The descriptor gives no access to the data (`O_PATH`) and has no effect on the
-//! locks of the file.
+//! locks of the file. If another program replaces the file between the check and `unlink`, its file is removed.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;

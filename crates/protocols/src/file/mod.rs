@@ -13,6 +13,7 @@
 //! | `extents` | data and holes |
 //! | `resize`, `create` | size, preallocation, new files |
 //! | `created` | identity of a new file, for its removal |
+//! | `temporary` | temporary files without a name |
 //! | `copy` | copy offload |
 //! | `reopen` | replacing the descriptor of a node |
 //!

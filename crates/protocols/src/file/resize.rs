@@ -1,8 +1,8 @@
 //! Changes the size of a file, with or without preallocation.
 //!
 //! The host extends files with zeroes. If a preallocation fails, the old size is restored if possible. The size of a
-//! device is fixed. A resize to this size or a smaller size succeeds without effect, so that formats can be created on
-//! devices.
+//! device is fixed. A resize without preallocation to this size or a smaller size succeeds without effect, so that formats
+//! can be created on devices.
 
 use std::sync::atomic::Ordering;
 
@@ -97,7 +97,7 @@ async fn reserve(file: &File, current: u64, size: u64) -> Result<()> {
         let step = (size - at).min(RESERVE_STEP);
         match file.fallocate(Falloc::Allocate, at, step).await {
             Ok(()) => at = at.saturating_add(step),
-            // If the file system cannot allocate, write zeroes, as the C library does.
+            // If the file system does not support `fallocate`, write zeroes.
             Err(error) if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => {
                 return write_zeroes(file, at, size).await.map_err(failed);
             }
@@ -116,7 +116,8 @@ async fn fill(file: &File, current: u64, size: u64) -> Result<()> {
 async fn write_zeroes(file: &File, mut at: u64, end: u64) -> std::io::Result<()> {
     let zeroes = IoBuf::zeroes(usize::try_from(ZERO_STEP).unwrap_or(4096));
     while at < end {
-        // Each step except the last ends at a multiple of `ZERO_STEP`, so that direct I/O gets whole blocks.
+        // Each step except the last ends at a multiple of `ZERO_STEP`, so that direct I/O gets whole blocks if the old and the
+        // new size are aligned.
         let step = (ZERO_STEP - at % ZERO_STEP).min(end - at);
         let piece = zeroes.slice(..usize::try_from(step).unwrap_or(zeroes.len()));
         file.write_all_at(piece, at, false).await?;

@@ -27,18 +27,24 @@ use super::returned::Returned;
 
 /// Alignment of every buffer of 512 bytes or more that comes from the pool.
 pub(super) const PAGE: usize = 4096;
+/// Lengths of small blocks, in bytes: one for each class.
 const SMALL: [usize; 3] = [512, 4096, 16 << 10];
-/// Number of free blocks of each small class that a thread keeps.
+/// Maximum number of free blocks of each class that a thread keeps.
 const SMALL_KEEP: [usize; 3] = [64, 32, 8];
+/// Lengths of the pieces of an arena, in bytes: one for each class.
 const ARENA_CLASSES: [usize; 3] = [4096, 16 << 10, 64 << 10];
+/// Maximum length of a buffer in an arena, in bytes.
 const LARGEST_PIECE: usize = 64 << 10;
-/// Limit in bytes of the free big blocks that all threads share.
+/// Maximum total length of the big blocks in the shared cache, in bytes.
 const BIG_CACHE: usize = 12 << 20;
+/// Maximum length of one block in the shared cache, in bytes.
 const LARGEST_CACHED: usize = 4 << 20;
 
-/// Limits of the free big blocks that a thread keeps: their number, their total length, and the length of one block.
+/// Maximum number of free big blocks that a thread keeps.
 const BIG_KEEP: usize = 4;
+/// Maximum total length of these blocks, in bytes.
 const BIG_KEEP_BYTES: usize = 1 << 20;
+/// Maximum length of one of these blocks, in bytes.
 const LARGEST_KEPT: usize = 512 << 10;
 
 /// Free pieces of each class of an arena.

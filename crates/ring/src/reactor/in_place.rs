@@ -1,10 +1,10 @@
 //! Decides which reads and writes of files on tmpfs a thread executes inline.
 //!
 //! The kernel cannot guarantee that a transfer on tmpfs does not block, so io_uring passes each transfer to a kernel
-//! worker. This costs several times as much as copying a few pages. Therefore small transfers are executed inline.
-//! Long transfers are passed to a worker, which copies while this thread continues. A thread that copies in bulk
-//! should also execute long transfers inline ([`transfer_in_place`]), so that the data is in the caches of the core
-//! that processes it.
+//! worker. This costs several times as much as copying a few pages. Therefore small transfers are executed inline,
+//! unless many tasks are ready on the thread. Long transfers are passed to a worker, which copies while this thread
+//! continues. A thread that copies in bulk should also execute long transfers inline ([`transfer_in_place`]), so that
+//! the data is in the caches of the core that processes it.
 
 use std::marker::PhantomData;
 use std::rc::Rc;

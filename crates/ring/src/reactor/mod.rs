@@ -101,7 +101,7 @@ enum Driver {
     Fallback(Fallback),
 }
 
-/// The I/O side of an I/O thread.
+/// The part of an I/O thread that starts operations and processes their completions.
 pub(crate) struct Reactor {
     slots: RefCell<Slots>,
     driver: RefCell<Driver>,
@@ -118,14 +118,16 @@ pub(crate) struct Reactor {
 /// If at least this number of tasks is ready and fewer than [`HANDED_OVER`] operations are in flight, transfers on
 /// tmpfs are passed to kernel workers. Limits above the default ([`transfer_in_place`]) turn this off.
 const QUEUED: usize = 4;
+/// See [`QUEUED`].
 const HANDED_OVER: usize = 8;
 
-/// A thread that has passed many transfers on tmpfs to kernel workers sleeps until a fraction of these transfers has
-/// completed, instead of waking for each completion. The fraction is one of `PER_WAKE_UP`, and at most
-/// [`MAX_PER_WAKE_UP`] transfers. Only transfers of at most [`SOON`] bytes are included, so that other events wait
-/// for at most some 100 µs.
+/// A thread that has passed many transfers on tmpfs to kernel workers does not wake for each completion. It sleeps until
+/// some of these transfers have completed: their number divided by `PER_WAKE_UP`.
 const PER_WAKE_UP: usize = 4;
+/// Maximum number of completed transfers for which the thread waits.
 const MAX_PER_WAKE_UP: usize = 8;
+/// Maximum length of these transfers, in bytes. Each of them takes little time, so other events wait for at most some
+/// 100 µs.
 const SOON: usize = 128 << 10;
 
 impl Reactor {

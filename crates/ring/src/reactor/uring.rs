@@ -22,9 +22,11 @@ use crate::file::{File, WeakFile};
 use crate::runtime::shared::Shared;
 use crate::runtime::{Config, real_now};
 
-/// `user_data` of the bell, of cancellations and of timers. Generations have 31 bits, so no key has these values.
+/// `user_data` of the bell. Generations have 31 bits, so no key has this value, or the value of `CANCEL` or `TIMER`.
 const BELL: u64 = u64::MAX;
+/// `user_data` of cancellations.
 const CANCEL: u64 = u64::MAX - 1;
+/// `user_data` of timers.
 const TIMER: u64 = u64::MAX - 2;
 /// Maximum size of the table of registered files.
 const FILES: u32 = 1024;

@@ -1,8 +1,8 @@
 //! Frees cached memory when the process is idle.
 //!
 //! Freed buffers are cached for reuse. A thread that has run no task for at least [`IDLE_AFTER`] frees its own cache.
-//! The last thread of the process that becomes idle also frees the shared caches and makes the allocator return free
-//! pages to the system.
+//! If no other thread is active ([`ACTIVE`]) when a thread becomes idle, this thread also frees the shared caches and makes
+//! the allocator return free pages to the system.
 //!
 //! A busy thread only sets a flag. For idle detection, a thread reads the clock only before and after it sleeps. An
 //! idle thread has no timer for this purpose, so only work wakes it.
@@ -17,7 +17,8 @@ use crate::buf::{trim_shared, trim_thread};
 /// The time without a task after which a thread is idle.
 const IDLE_AFTER: Duration = Duration::from_secs(1);
 
-/// Number of threads that have run a task, have slept after it, and are not idle yet.
+/// Number of active threads. A thread that has run a task becomes active when it next begins to sleep, and stays active until
+/// it is idle.
 static ACTIVE: AtomicUsize = AtomicUsize::new(0);
 
 /// Detects whether one thread is idle.
@@ -62,7 +63,7 @@ impl IdleTrim {
         }
     }
 
-    /// Marks the thread as idle. Returns true if it was the last active thread.
+    /// Marks the thread as idle. Returns true if it was the only active thread.
     fn become_idle(&self) -> bool {
         self.next_check.take().is_some() && ACTIVE.fetch_sub(1, Ordering::Relaxed) == 1
     }

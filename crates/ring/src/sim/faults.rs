@@ -27,7 +27,7 @@ pub enum FaultOp {
 pub struct FailRule {
     /// The kind of operation.
     pub op: FaultOp,
-    /// Of the operations that satisfy the other conditions, only the n-th (counted from 1) and later ones.
+    /// Only the n-th (counted from 1) and later ones of the operations that satisfy the other conditions.
     pub nth: Option<u64>,
     /// Only operations that touch these bytes.
     pub range: Option<Range<u64>>,

@@ -2,7 +2,7 @@
 //!
 //! Requests are queued in the order of their arrival. A request is granted as soon as no earlier request in the
 //! queue, granted or waiting, conflicts with it. Two requests conflict if they overlap and are not both shared. So
-//! overlapping requests are granted in the order of their arrival, and disjoint requests never wait for each other.
+//! conflicting requests are granted in the order of their arrival, and a request does not wait for later requests.
 //! When a guard is dropped or a request is cancelled, its entry leaves the queue. The waiting requests that then have
 //! no conflict are granted and woken.
 //!

@@ -24,7 +24,7 @@ static PATTERNS: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
     ]
 });
 
-/// Removes intended differences from the output of one side. Called for the outputs of both sides.
+/// Removes intended differences from the output of one program. Called for the outputs of both programs.
 pub(super) fn normalise(text: &str) -> String {
     let mut text = text.to_owned();
     for (pattern, with) in PATTERNS.iter() {

@@ -1,4 +1,4 @@
-//! Command lines that are generated from tables of options and values, and run through QEMU's tools and through oxblk.
+//! Command lines that are generated from tables of options and values, and run with QEMU's tools and with oxblk.
 //!
 //! A seed determines a [`Case`]: a command with some of its options, in any form that a user may write, and with good, bad or
 //! odd values. Both tools run the command line in directories with the same files. The output, the exit code and the bytes of
@@ -26,7 +26,7 @@ pub use case::Case;
 use super::normalise::{Rules, normalise};
 use crate::program::{Program, Reply, Tool, oxblk};
 
-/// A command line on which the two sides differ.
+/// A command line for which the results of the two programs differ.
 #[derive(Clone, Debug)]
 pub struct Difference {
     /// Its seed.
@@ -46,7 +46,7 @@ pub struct Outcome {
     pub crashed: u64,
     /// Compared command lines on which QEMU's tool ended with exit code 0.
     pub succeeded: u64,
-    /// The command lines on which the sides differ.
+    /// The command lines for which the results differ.
     pub differences: Vec<Difference>,
 }
 
@@ -90,7 +90,7 @@ impl Bench {
             .run()
     }
 
-    /// Runs a case on both sides. Returns the difference, if there is one.
+    /// Runs a case with both programs. Returns the difference, if there is one.
     fn compare(&self, case: &Case, outcome: &mut Outcome) -> Option<String> {
         let (qemu, own) = (self.directory("qemu"), self.directory("oxblk"));
         let name = case.tool.qemu_name();

@@ -35,8 +35,9 @@ const OLD_VERSION: Kind = Kind::new("version 2", "cluster_size=4k,compat=0.10");
 const OLD_BACKED: Kind =
     Kind::new("version 2 over a longer backing file", "cluster_size=4k,compat=0.10").over_backing();
 
-/// The disk size after growth and after shrinking, in bytes. Both sizes end within a cluster.
+/// The disk size after growth, in bytes. The disk ends within a cluster.
 const LARGE: u64 = (1 << 20) + 512;
+/// The disk size after shrinking, in bytes. The disk ends within a cluster.
 const LITTLE: u64 = 196 * 512;
 
 fn grow(kind: &Kind) {

@@ -1,4 +1,4 @@
-//! Commands about the tool itself: `help`, `quit`, `close`, `sleep`, `sigraise`, `abort`.
+//! Commands that send no requests to the disk: `help`, `quit`, `close`, `sleep`, `sigraise`, `abort`.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! `open` and `reopen`.
+//! The commands `open` and `reopen`.
 
 use oxblk::Cache;
 use oxblk_core::{Backend, Error, Options, ReopenRequest};

@@ -1,4 +1,4 @@
-//! `read` and `readv`.
+//! The commands `read` and `readv`.
 
 use oxblk_core::strerror;
 use oxblk_ring::IoBufMut;

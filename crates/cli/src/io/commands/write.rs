@@ -1,4 +1,4 @@
-//! `write`, `writev`, `discard`, `flush` and `truncate`.
+//! The commands `write`, `writev`, `discard`, `flush` and `truncate`.
 
 use std::fs::File;
 use std::io::Read as _;

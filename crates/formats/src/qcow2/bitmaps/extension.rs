@@ -14,8 +14,8 @@ use super::super::layout::{
 /// refers to no directory after these writes.
 ///
 /// # Errors
-/// The errors of the file. [`oxblk_core::ErrorKind::NoSpace`] when the header has no space for the extension. An error when the
-/// header extensions on disk are invalid.
+/// The errors of requests to the image file. [`oxblk_core::ErrorKind::NoSpace`] when the header has no space for the extension.
+/// An error when the header extensions on disk are invalid.
 pub(in super::super) async fn plan(
     file: &Edge,
     header: &Header,
@@ -29,7 +29,8 @@ pub(in super::super) async fn plan(
 /// Executes the writes of [`plan`], with a flush after each write.
 ///
 /// # Errors
-/// The errors of the file. After an error, it is unknown whether the header refers to the old or to the new directory.
+/// The errors of requests to the image file. After an error, it is unknown whether the header refers to the old or to the new
+/// directory.
 pub(in super::super) async fn carry_out(file: &Edge, writes: Vec<HeaderWrite>) -> Result<()> {
     for HeaderWrite { offset, bytes } in writes {
         file.write(offset, IoBuf::from(bytes), WriteFlags::empty()).await?;
@@ -42,7 +43,7 @@ pub(in super::super) async fn carry_out(file: &Edge, writes: Vec<HeaderWrite>) -
 /// count as inconsistent.
 ///
 /// # Errors
-/// The errors of the file.
+/// The errors of requests to the image file.
 pub(in super::super) async fn distrust(file: &Edge) -> Result<()> {
     let place = field_offsets::AUTOCLEAR;
     let field = file.read(place, IoBufMut::new(8)).await?;

@@ -28,7 +28,7 @@ const READ_AHEAD: u64 = 4 << 20;
 /// Reads the bitmap directory.
 ///
 /// # Errors
-/// When the directory does not lie within the file or cannot be parsed, and the errors of the file.
+/// When the directory does not lie within the file or cannot be parsed, and the errors of requests to the image file.
 pub(in super::super) async fn read_directory(
     file: &Edge,
     directory: &BitmapsExtension,
@@ -150,7 +150,7 @@ impl Bitmaps {
     /// The entries of a bitmap's table.
     ///
     /// # Errors
-    /// When the table does not lie within the file, and the errors of the file.
+    /// When the table does not lie within the file, and the errors of requests to the image file.
     pub(super) async fn read_bitmap_table(
         &self,
         file: &Edge,
@@ -203,7 +203,7 @@ impl Bitmaps {
     ///
     /// # Errors
     /// When the granularity or a table entry is invalid, when the number of table entries does not match the disk size, when
-    /// the "all ones" entries exceed the budget `ones`, and the errors of the file.
+    /// the "all ones" entries exceed the budget `ones`, and the errors of requests to the image file.
     pub(super) async fn read_bitmap(
         &self,
         file: &Edge,

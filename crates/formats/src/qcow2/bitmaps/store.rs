@@ -24,8 +24,8 @@ impl Bitmaps {
     /// as in use again.
     ///
     /// # Errors
-    /// When clusters cannot be allocated, and the errors of the file. After an error, the in-use flags on disk may be set or
-    /// cleared.
+    /// When clusters cannot be allocated, and the errors of requests to the image file. After an error, the in-use flags on
+    /// disk may be set or cleared.
     pub(in super::super) async fn store_bitmaps(&self) -> Result<()> {
         let _turn = self.changing.lock().await;
         if self.facts.is_read_only() || !self.facts.is_usable() {
@@ -183,7 +183,7 @@ impl Bitmaps {
     /// Removes all bitmaps with this name from the image, also unusable bitmaps.
     ///
     /// # Errors
-    /// When the image is not writable, when clusters cannot be allocated, and the errors of the file.
+    /// When the image is not writable, when clusters cannot be allocated, and the errors of requests to the image file.
     pub(in crate::qcow2) async fn remove_bitmap(&self, name: &str) -> Result<()> {
         let _turn = self.changing.lock().await;
         self.facts.check_writable()?;

@@ -2,7 +2,8 @@
 //!
 //! The check may find later that a pointer in the header seems wrong, so that no table may change. So a planned repair is
 //! reported and counted only when it is decided: as a repair, or as a fault that stays. The lines after a planned repair
-//! are held back until then, so the order of the lines is the same as in `qemu-img check`.
+//! are held back until then, so that the order of the lines is the same as in `qemu-img check`. If more than [`MOST_HELD`]
+//! lines would be held back, the other lines are reported immediately.
 
 use std::fmt;
 use std::ops::Range;

@@ -27,7 +27,7 @@ const FAULTS: &[Fault] = &[
     ("reserved bits in the table", |image| image.put(TABLE, offset(BLOCK) | 1)),
     ("a block that two entries share", |image| image.put(TABLE + 8, offset(BLOCK))),
     ("data in the cluster of the refcount block", |image| {
-        // One more guest cluster. Its L2 entry refers to the cluster of the refcount block.
+        // Add a guest cluster whose L2 entry refers to the cluster of the refcount block.
         image.put(L2 + 24, L2Entry::data(offset(BLOCK)).0);
     }),
     ("leaked clusters", |image| {
@@ -158,7 +158,7 @@ fn a_repair_of_leaks_alone_does_not_change_corruptions() {
 #[test]
 fn refcounts_are_rebuilt_inside_the_file_if_the_disk_is_full() {
     let mut image = image(("no refcount block", |image| image.put(TABLE, 0)), 4);
-    // Two clusters without references: one for the new table, one for the new block.
+    // Add two clusters without references: one for the new table, one for the new block.
     image.bytes.resize(10 * CLUSTER, 0);
     let disk = Disk::from_bytes(1, &image.bytes);
     let rule = FailRule {
@@ -215,7 +215,7 @@ fn a_full_disk_does_not_prevent_repairs_that_need_no_space() {
 #[test]
 fn no_refcount_is_lowered_while_some_references_may_be_unknown() {
     let mut image = image(("a refcount too low", |image| image.set_refcount(7, 0)), 4);
-    // A second L2 table, in a cluster that cannot be read.
+    // Add a second L2 table, in a cluster that cannot be read.
     image.bytes.resize(10 * CLUSTER, 0);
     image.bytes[39] = 2;
     image.put(L1 + 8, L1Entry::new(offset(8 * CLUSTER)).0);
@@ -252,7 +252,7 @@ fn a_rebuild_with_unknown_references_does_not_lower_refcounts() {
     assert_eq!(report.check_errors, 1);
     disk.set_faults(Faults::default());
     let report = checked(&disk, Fix::Nothing).unwrap();
-    // The old refcount table, the old refcount block, and cluster 9. Cluster 9 has no reference.
+    // The leaks are the old refcount table, the old refcount block, and cluster 9. Cluster 9 has no reference.
     assert_eq!((report.corruptions, report.leaks), (0, 3));
 }
 
@@ -270,10 +270,10 @@ fn a_refused_repair_of_tables_is_reported_as_a_fault_that_stays() {
     let mut image = Image::good(4);
     image.with_snapshot();
     put_wrong_luks_header(&mut image);
-    // A second L1 entry, with the copied flag and without an offset.
+    // Add a second L1 entry, with the copied flag and without an offset.
     image.bytes[39] = 2;
     image.put(L1 + 8, 1 << 63);
-    // A snapshot table entry without extra data.
+    // Remove the extra data of the snapshot table entry.
     image.put(SNAPSHOTS + 32, 0);
     image.put_snapshot_name(0);
     let disk = Disk::from_bytes(1, &image.bytes);
@@ -295,7 +295,7 @@ fn a_refused_repair_of_tables_is_reported_as_a_fault_that_stays() {
 #[test]
 fn an_entry_that_is_not_changed_counts_as_a_corruption_that_stays() {
     let mut image = Image::good(4);
-    // An L2 entry with a reserved bit and without the copied flag.
+    // Set a reserved bit of an L2 entry, and clear its copied flag.
     image.put(L2 + 8, offset(DATA + CLUSTER) | 2);
     let disk = Disk::from_bytes(1, &image.bytes);
     let report = checked(&disk, Fix::All).unwrap();

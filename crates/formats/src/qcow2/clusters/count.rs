@@ -39,8 +39,8 @@ impl Clusters {
     /// Adds one reference to each cluster of a reserved run. `was` is the release reason if the references are dropped again.
     ///
     /// # Errors
-    /// The errors of the file and of the creation of refcount blocks. The added references are then dropped, and the other
-    /// clusters of the run are freed.
+    /// The errors of requests to the image file and of the creation of refcount blocks. The added references are then dropped,
+    /// and the other clusters of the run are freed.
     pub(in crate::qcow2) async fn count<'a>(
         &'a self,
         run: Reserved<'a>,
@@ -54,7 +54,7 @@ impl Clusters {
     /// Adds `times` further references to a cluster that is in use.
     ///
     /// # Errors
-    /// When the refcount would exceed its maximum, and the errors of the file. No reference is then added.
+    /// When the refcount would exceed its maximum, and the errors of requests to the image file. No reference is then added.
     pub(in crate::qcow2) async fn count_again(
         &self,
         cluster: u64,

@@ -28,7 +28,7 @@ impl Clusters {
     /// truncated part.
     ///
     /// # Errors
-    /// The errors of the file. The image is valid after an error too.
+    /// The errors of requests to the image file. The image is valid after an error too.
     pub(in crate::qcow2) async fn trim_file(&self) -> Result<()> {
         let file = self.facts.file()?;
         if !file.node().limits().grows {

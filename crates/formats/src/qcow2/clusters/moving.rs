@@ -29,9 +29,9 @@ impl Clusters {
     /// ended.
     ///
     /// # Errors
-    /// The errors of the file. `Busy` if the block must be removed while cached refcounts are in use. If the value of the table
-    /// entry on disk is unknown after the error, the image accepts no further requests: a refcount that is in only one of the
-    /// two blocks would be lost if the entry refers to the other block.
+    /// The errors of requests to the image file. `Busy` if the block must be removed while cached refcounts are in use. If the
+    /// value of the table entry on disk is unknown after the error, the image accepts no further requests: a refcount that is
+    /// in only one of the two blocks would be lost if the entry refers to the other block.
     pub(in crate::qcow2) async fn move_block(&self, block: u64, cluster: u64) -> Result<u64> {
         let epoch = self.facts.epochs().current();
         let bytes = self.read_block(cluster).await?;
@@ -113,9 +113,9 @@ impl Clusters {
     /// The new table and its refcounts are written and flushed before the header refers to the table.
     ///
     /// # Errors
-    /// The errors of the file. `Busy` if the table was moved by another task or had to grow. If it is unknown after the error
-    /// to which of the two tables the header refers, the image accepts no further requests: an entry that is in only one table
-    /// would be lost if the header refers to the other table.
+    /// The errors of requests to the image file. `Busy` if the table was moved by another task or had to grow. If it is unknown
+    /// after the error to which of the two tables the header refers, the image accepts no further requests: an entry that is in
+    /// only one table would be lost if the header refers to the other table.
     pub(in crate::qcow2) async fn move_table(&self) -> Result<u64> {
         let old = self.table_place();
         self.allocator.rewind();

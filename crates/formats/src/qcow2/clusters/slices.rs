@@ -115,7 +115,8 @@ impl Clusters {
     /// Removes one reference from a host cluster and returns the new refcount.
     ///
     /// # Errors
-    /// `Corrupt` if the refcount is already 0 or the refcount block does not exist, and the errors of the file.
+    /// `Corrupt` if the refcount is already 0 or the refcount block does not exist, and the errors of requests to the image
+    /// file.
     pub(super) async fn drop_one(&self, cluster: u64) -> Result<u64> {
         Ok(self.drop_up_to(cluster, 1).await?.saturating_sub(1))
     }
@@ -123,7 +124,8 @@ impl Clusters {
     /// Removes up to `most` references from a host cluster. Returns the number of references before the call.
     ///
     /// # Errors
-    /// `Corrupt` if the refcount is already 0 or the refcount block does not exist, and the errors of the file.
+    /// `Corrupt` if the refcount is already 0 or the refcount block does not exist, and the errors of requests to the image
+    /// file.
     pub(super) async fn drop_up_to(&self, cluster: u64, most: u64) -> Result<u64> {
         let position = self.position(cluster)?;
         let Some(slice) = self.slice(&position).await? else {
@@ -226,7 +228,7 @@ impl Clusters {
     ///
     /// # Errors
     /// When a refcount block overlaps with protected metadata, when the image accepts no further requests, and the errors of
-    /// the file.
+    /// requests to the image file.
     pub(in crate::qcow2) async fn write_back_refcounts(&self) -> Result<()> {
         self.facts.note_if_corrupt(self.write_back().await, 0).await
     }

@@ -50,7 +50,8 @@ impl Clusters {
     /// that no metadata is dirty.
     ///
     /// # Errors
-    /// When a refcount does not fit into the width, when the new refcount table would be too large, and the errors of the file.
+    /// When a refcount does not fit into the width, when the new refcount table would be too large, and the errors of requests
+    /// to the image file.
     pub(in crate::qcow2) async fn write_refcounts(
         &self,
         order: u32,

@@ -36,8 +36,8 @@ impl<'a> Changes<'a> {
         self.counted.push(counted);
     }
 
-    /// Plans to replace these entries with `new`. For each reference through these entries, one reference to each of the
-    /// `count` clusters from `first` on is then dropped.
+    /// Plans to replace these entries with `new`. After the entries are written, each of the `count` clusters from `first` on
+    /// loses [`references`]`(entries)` references.
     pub(super) fn add(&mut self, entries: &[EntryAt], new: L2Entry, first: u64, count: u64) {
         for at in entries {
             self.tables.entry(at.table).or_default().push((at.index, at.entry.0, new.0));

@@ -102,7 +102,7 @@ impl Wanted {
     /// `offset` of the file. The rest of the area becomes zero.
     ///
     /// # Errors
-    /// The errors of [`Self::password`], of [`Recipe::create`] and of the file.
+    /// The errors of [`Self::password`], of [`Recipe::create`] and of requests to the image file.
     pub(in super::super) async fn write_header(
         &self,
         file: &Edge,

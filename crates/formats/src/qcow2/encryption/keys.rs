@@ -97,7 +97,7 @@ fn check_slot(slot: i64) -> Result<usize> {
 ///
 /// # Errors
 /// When the image is not encrypted with LUKS, a secret is missing, a password unlocks no slot, or the change is refused. The
-/// messages are the same as in QEMU's tools. Other errors: those of the file and of the LUKS code.
+/// messages are the same as in QEMU's tools. Other errors: those of requests to the image file, and those of the LUKS code.
 pub async fn change(
     file: &Edge,
     opened_with: Option<&str>,

@@ -77,7 +77,7 @@ impl Given {
 ///
 /// # Errors
 /// When the options do not match the image, the secret is missing, the LUKS header is broken, or the password unlocks no slot.
-/// The messages are the same as in QEMU's tools. Other errors are those of the file.
+/// The messages are the same as in QEMU's tools. Other errors are those of requests to the image file.
 pub(in super::super) async fn open(
     context: &OpenContext,
     file: &Edge,

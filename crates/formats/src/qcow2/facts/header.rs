@@ -81,7 +81,7 @@ impl Facts {
     /// the header lock and the lock of the refcount table.
     ///
     /// # Errors
-    /// The errors of [`Header::encode`], before anything is written; the errors of the file.
+    /// The errors of [`Header::encode`], before anything is written; the errors of requests to the image file.
     pub(in crate::qcow2) async fn replace_header(
         &self,
         (_header, _table): (&MutexGuard<'_, ()>, &MutexGuard<'_, ()>),
@@ -155,8 +155,8 @@ impl Facts {
     /// Changes a field of the header from `old` to `new`, and flushes.
     ///
     /// # Errors
-    /// The errors of the file. After an error, `old` is written and flushed again. If this fails too, the image accepts no
-    /// further requests.
+    /// The errors of requests to the image file. After an error, `old` is written and flushed again. If this fails too, the
+    /// image accepts no further requests.
     pub(in crate::qcow2) async fn exchange_header_field(
         &self,
         offset: u64,
@@ -253,8 +253,8 @@ impl Drop for UntilKnown<'_> {
 /// Changes a pointer at `offset` in the file from `old` to `new`, and flushes.
 ///
 /// # Errors
-/// The errors of the file. After a failed write or flush, the disk may contain either value. So `old` is written and flushed.
-/// If this succeeds, the pointer has the value `old`. Otherwise `stop` is set.
+/// The errors of requests to the image file. After a failed write or flush, the disk may contain either value. So `old` is
+/// written and flushed. If this succeeds, the pointer has the value `old`. Otherwise `stop` is set.
 pub(in crate::qcow2) async fn exchange(
     file: &Edge,
     offset: u64,
@@ -284,7 +284,7 @@ pub(in crate::qcow2) async fn exchange(
 /// Replaces `old`, the header in the file, with `new`. The module's text describes the steps.
 ///
 /// # Errors
-/// The errors of [`Header::encode`], before anything is written; the errors of the file.
+/// The errors of [`Header::encode`], before anything is written; the errors of requests to the image file.
 pub(in crate::qcow2) async fn write_whole(file: &Edge, old: &Header, new: &Header) -> Result<()> {
     let len = usize::try_from(new.geometry.cluster_size()).unwrap_or(usize::MAX);
     let encoded = new.encode()?;

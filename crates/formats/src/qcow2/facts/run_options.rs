@@ -3,7 +3,7 @@
 //!
 //! - `lazy-refcounts`: write-back cycles do not write refcounts. Refcounts are written at the latest when the image is closed.
 //!   The dirty bit of the header is set before the disk gets a reference to a cluster whose refcount is not on disk. The bit is
-//!   cleared when all refcounts are on disk. Opening a dirty image for writing rebuilds its refcounts.
+//!   cleared when all refcounts are on disk. Opening a dirty image for writing repairs its refcounts.
 //! - `pass-discard-*`, `discard-no-unref`: which freed clusters are discarded on the host, and whether discarded clusters are
 //!   freed at all.
 //! - `cache-clean-interval`: the time after which unused slices of the caches are dropped (see `slice_cache`).

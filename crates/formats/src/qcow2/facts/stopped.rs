@@ -1,7 +1,7 @@
 //! Whether an open image accepts requests, and why not.
 //!
 //! The flag `Facts::disabled` stops requests. This file makes the error of a stopped request. The error says why the image
-//! accepts no requests, and what the user can do. The errno is `EIO`, as in QEMU.
+//! accepts no requests, and what the user can do. The errno is `EIO`.
 
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering::Relaxed;

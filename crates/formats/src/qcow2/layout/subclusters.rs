@@ -72,7 +72,7 @@ impl Subclusters {
     }
 
     /// The kind of the subcluster at `index`, and the number of subclusters of the same kind from there on (at least one). The
-    /// run ends at the end of the cluster at the latest.
+    /// run does not extend past the end of the cluster.
     #[inline]
     pub fn run(self, index: u32) -> (Subcluster, u32) {
         let index = index % SUBCLUSTERS;

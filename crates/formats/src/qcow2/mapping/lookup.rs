@@ -37,8 +37,8 @@ impl Mapping {
         })
     }
 
-    /// The extent that starts at `offset`. The L2 entry of `offset` is the word `index` of the slice. The extent ends at
-    /// the end of the slice or of the range at the latest.
+    /// The extent that starts at `offset`. The L2 entry of `offset` is the word `index` of the slice. The extent does not
+    /// extend past the end of the slice or of the range.
     fn scan(
         &self,
         words: &[AtomicU64],

@@ -32,8 +32,8 @@ pub(in crate::qcow2) fn same_host(a: L2Entry, b: L2Entry) -> bool {
 }
 
 impl Mapping {
-    /// The extent that starts at `offset`. The L2 entry of `offset` begins at word `index` of the slice. The extent ends at the
-    /// end of the slice or of the range at the latest.
+    /// The extent that starts at `offset`. The L2 entry of `offset` begins at word `index` of the slice. The extent does not
+    /// extend past the end of the slice or of the range.
     pub(super) fn scan_subclusters(
         &self,
         words: &[AtomicU64],

@@ -27,7 +27,7 @@ impl Metadata {
     /// overflows.
     ///
     /// # Errors
-    /// `EFBIG` if the table would be too large, and the errors of the file.
+    /// `EFBIG` if the table would be too large, and the errors of requests to the image file.
     pub(in crate::qcow2) async fn grow_l1_to(&self, entries: Option<u64>) -> Result<()> {
         let needed = entries.filter(|entries| entries.saturating_mul(8) <= MAX_L1_BYTES);
         let needed = needed.ok_or_else(|| Error::from_errno(Errno::FBIG))?;

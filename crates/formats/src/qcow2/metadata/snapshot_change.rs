@@ -52,7 +52,8 @@ impl Metadata {
     /// Writes and flushes a new table. The header does not refer to this table yet.
     ///
     /// # Errors
-    /// `EFBIG` if the list has too many snapshots or the table would be too large, and the errors of the file.
+    /// `EFBIG` if the list has too many snapshots or the table would be too large, and the errors of requests to the image
+    /// file.
     pub(in crate::qcow2) async fn write_snapshots(
         &self,
         list: &[Snapshot],
@@ -73,8 +74,8 @@ impl Metadata {
     /// Makes the header refer to a table from [`Self::write_snapshots`], and frees the old table.
     ///
     /// # Errors
-    /// The errors of the file. The new table is then freed, and the old table stays in use. If the header cannot be
-    /// restored, the image accepts no further requests.
+    /// The errors of requests to the image file. The new table is then freed, and the old table stays in use. If the header
+    /// cannot be restored, the image accepts no further requests.
     pub(in crate::qcow2) async fn name_snapshots(&self, place: SnapshotTable) -> Result<()> {
         let fields = |place: SnapshotTable| {
             [&place.count.to_be_bytes()[..], &place.offset.to_be_bytes()[..]].concat()

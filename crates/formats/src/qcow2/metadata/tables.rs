@@ -25,7 +25,7 @@ impl Metadata {
     ///
     /// # Errors
     /// `EIO` if the L1 table has no such index, `Corrupt` if the offset in the L1 entry is not aligned, and the errors of
-    /// the file.
+    /// requests to the image file.
     pub(super) async fn ensure_table(&self, index: u64) -> Result<()> {
         if self.mapping.l1_entry(index).copied() {
             return Ok(());

@@ -13,10 +13,10 @@
 //! 5. lower the refcounts of the dropped references. Clusters whose refcount reaches 0 are quarantined until the requests that
 //!    may still use them have ended (see `clusters/allocator`).
 //!
-//! If a cycle fails or is cancelled, it restores its input: the slices and L1 entries that were not written are dirty
-//! again, and the remaining dropped references return to the list. The next cycle waits until the I/O of a cancelled cycle
-//! has ended (see `write_barrier`). An I/O error in step 5 does not fail the cycle: the next cycle tries to lower these
-//! refcounts again.
+//! If a cycle fails or is cancelled before step 4 has ended, all its slices and L1 entries are dirty again, also those that
+//! were written. The dropped references whose refcounts were not lowered return to the list. The next cycle waits until the
+//! I/O of a cancelled cycle has ended (see `write_barrier`). An I/O error in step 5 does not fail the cycle: the next cycle
+//! tries to lower these refcounts again.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -41,23 +41,24 @@ impl Metadata {
         Ok(())
     }
 
-    /// Runs a write-back cycle if many references were dropped, or if few free clusters are left and some references were
-    /// dropped. Clusters that the cycle frees can be reused only after all current requests have ended, so the cycle must run
-    /// before the file is full.
+    /// Runs a write-back cycle if many references were dropped. If the file cannot grow (a device) and few free clusters are
+    /// left, one dropped reference is enough: the clusters that the cycle frees can be reused only after all current requests
+    /// have ended, so the cycle must run before the file is full.
     pub(in crate::qcow2) async fn relieve(&self) -> Result<()> {
         if self.clusters.needs_write_back().await? { self.write_back(false).await } else { Ok(()) }
     }
 
     /// Runs one write-back cycle. With `durable`, all changes that completed before the call are on stable storage
-    /// afterwards. Only refcounts may change later: refcounts are lowered after the cycle, and lazy refcounts are also
-    /// raised later.
+    /// afterwards, except for some refcounts: the next cycle writes the refcounts that this cycle lowers, and lazy refcounts
+    /// may be written as late as when the image is closed.
     pub(in crate::qcow2) async fn write_back(&self, durable: bool) -> Result<()> {
         let _turn = self.writing_back.lock().await;
         let file = self.facts.file()?;
         let mut cycle = Cycle::begin(self);
         if let Err(stopped) = self.facts.check_usable() {
             // The image is corrupt, or a pointer on disk may differ from memory, so no metadata may be written. If no table
-            // has changed, a flush is enough: the refcounts on disk are correct or too high.
+            // has changed, a flush is enough: the refcounts on disk are correct or too high, or the dirty bit is set on disk
+            // (lazy refcounts).
             return if cycle.changes_tables() {
                 Err(stopped)
             } else {
@@ -164,7 +165,7 @@ impl Metadata {
         self.reserve_to_use_behind(None, count).await
     }
 
-    /// The same as [`Self::reserve_to_use`], from cluster `behind` on if this cluster is free.
+    /// Like [`Self::reserve_to_use`], but the run starts at cluster `behind` if this cluster is free.
     pub(in crate::qcow2) async fn reserve_to_use_behind(
         &self,
         behind: Option<u64>,

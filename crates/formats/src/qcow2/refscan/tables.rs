@@ -7,15 +7,16 @@ use oxblk_ring::IoBufMut;
 
 /// Intended total size in bytes of the batches that are read or processed concurrently. There are at least two batches.
 const READ_AHEAD: u64 = 1 << 20;
-/// Size of a batch in bytes, for tables up to this size. A worker thread processes one batch per job. The work for a batch
-/// takes much longer than passing it to the thread.
+/// Size of a batch in bytes. A table that is larger is a batch of its own. A worker thread processes one batch per job. The
+/// work for a batch takes much longer than passing the batch to the thread.
 const BATCH: u64 = 256 << 10;
 
-/// Contiguous tables in the file: the offset of the first one, and the tag of each.
+/// Contiguous tables in the file: the offset of the first table, and for each table the value `T` that the caller passed with
+/// its offset.
 type Group<T> = (u64, Vec<T>);
 
-/// Reads the tables at `places` concurrently. For each table that can be read, calls `look` on a worker thread. The results
-/// have the order of `places`.
+/// Reads the tables at `places` concurrently. `places` has a value of the caller and the byte offset for each table. For each
+/// table that can be read, calls `look` on a worker thread. The results have the order of `places`.
 pub(in super::super) fn read_tables<T, P, L>(
     file: &Edge,
     cluster_size: u64,

@@ -83,8 +83,8 @@ impl ImageSnapshots {
     /// again.
     ///
     /// # Errors
-    /// `EINVAL` if a refcount would exceed its maximum, `EBUSY` if a slice of refcounts is in use, and the errors of the
-    /// file.
+    /// `EINVAL` if a refcount would exceed its maximum, `EBUSY` if a slice of refcounts is in use, and the errors of
+    /// requests to the image file.
     pub(super) async fn raise_reach(&self, reach: &Reach) -> Result<()> {
         let blocks = reach.counted.blocks(self.geometry.refcounts_per_block());
         let mut done = Vec::new();
@@ -100,9 +100,9 @@ impl ImageSnapshots {
     /// Returns the clusters whose refcount has become one.
     ///
     /// # Errors
-    /// The errors of the file, `Corrupt` if a refcount is too low or a freed cluster contains metadata, and `EBUSY` if a
-    /// slice of refcounts is in use. If only some refcount blocks cannot be changed, the refcounts in the other blocks are
-    /// still lowered.
+    /// The errors of requests to the image file, `Corrupt` if a refcount is too low or a freed cluster contains metadata, and
+    /// `EBUSY` if a slice of refcounts is in use. If only some refcount blocks cannot be changed, the refcounts in the other
+    /// blocks are still lowered.
     pub(super) async fn lower_reach(&self, reach: &Reach) -> Result<RoaringTreemap> {
         let blocks = reach.counted.blocks(self.geometry.refcounts_per_block());
         self.change_blocks(reach, blocks, Change::Lower, &mut Vec::new()).await

@@ -11,7 +11,7 @@ impl ImageSnapshots {
     ///
     /// # Errors
     /// `EACCES` if the node is writable, `ENOENT` if the snapshot does not exist, an error if the L1 table of the snapshot
-    /// is invalid or if the image accepts no requests, and the errors of the file.
+    /// is invalid or if the image accepts no requests, and the errors of requests to the image file.
     pub(in crate::qcow2) async fn show_snapshot(&self, id: &str) -> Result<()> {
         self.facts.check_usable()?;
         if !self.facts.is_read_only() {

@@ -14,7 +14,7 @@ impl Qcow2 {
     ///
     /// # Errors
     /// [`oxblk_core::ErrorKind::Unsupported`] if a part of a compressed cluster is to be zeroed, and `flags` forbid writing
-    /// data. Also the errors of the file.
+    /// data. Also the errors of requests to the image file.
     pub(in super::super) async fn zero_subclusters(
         &self,
         offset: u64,
