@@ -71,9 +71,10 @@ pub async fn assert_sound(disk: &Disk, leaks: bool, what: &str) {
 /// When the check finds a corruption, or leaks although `leaks` is not set.
 pub async fn check_sound(backend: &Backend, leaks: bool, what: &str) {
     let node = backend.node().expect("an open image");
-    let say = |finding: Finding| eprintln!("{finding}");
+    let report_finding = |finding: Finding| eprintln!("{finding}");
     let check = node.driver().check().expect("a format with a check");
-    let report = check.check(Fix::Nothing, &say).await.unwrap_or_else(|e| panic!("{what}: {e}"));
+    let report =
+        check.check(Fix::Nothing, &report_finding).await.unwrap_or_else(|e| panic!("{what}: {e}"));
     assert_eq!((report.corruptions, report.check_errors), (0, 0), "{what}");
     assert!(leaks || report.leaks == 0, "{what}: {} leaks", report.leaks);
 }

@@ -7,10 +7,10 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_oxblk");
 
 #[test]
 fn the_program_prints_its_version() {
-    let told = Command::new(PROGRAM).arg("--version").output().unwrap();
-    assert!(told.status.success());
+    let output = Command::new(PROGRAM).arg("--version").output().unwrap();
+    assert!(output.status.success());
     let expected = format!("oxblk {}\n", env!("CARGO_PKG_VERSION"));
-    assert_eq!(String::from_utf8(told.stdout).unwrap(), expected);
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
 }
 
 #[test]
@@ -19,9 +19,9 @@ fn the_program_runs_as_qemus_tools_under_their_names() {
     for (name, help) in [("qemu-img", "usage: qemu-img"), ("qemu-io", "Usage: qemu-io")] {
         let link = directory.path().join(name);
         std::os::unix::fs::symlink(PROGRAM, &link).unwrap();
-        let told = Command::new(&link).arg("--help").output().unwrap();
-        let text = String::from_utf8(told.stdout).unwrap().to_lowercase();
-        assert!(told.status.success() && text.contains(&help.to_lowercase()), "{text}");
+        let output = Command::new(&link).arg("--help").output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap().to_lowercase();
+        assert!(output.status.success() && text.contains(&help.to_lowercase()), "{text}");
     }
 }
 
@@ -31,8 +31,8 @@ fn the_version_under_qemus_names_is_a_version_of_qemu() {
     for name in ["qemu-img", "qemu-io"] {
         let link = directory.path().join(name);
         std::os::unix::fs::symlink(PROGRAM, &link).unwrap();
-        let told = Command::new(&link).arg("--version").output().unwrap();
-        let text = String::from_utf8(told.stdout).unwrap();
+        let output = Command::new(&link).arg("--version").output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
         let rest = text.strip_prefix(&format!("{name} version ")).unwrap();
         let major: u32 = rest.split('.').next().unwrap().parse().unwrap();
         assert!(major >= 10, "{text}");
@@ -62,8 +62,8 @@ fn unwritable_progress_is_ignored_but_an_unwritable_result_is_a_failure() {
 #[test]
 fn the_help_of_qemu_img_begins_with_the_version_and_names_the_formats() {
     use std::os::unix::process::CommandExt as _;
-    let told = Command::new(PROGRAM).arg0("qemu-img").arg("-h").output().unwrap();
-    let help = String::from_utf8(told.stdout).unwrap();
+    let output = Command::new(PROGRAM).arg0("qemu-img").arg("-h").output().unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
     assert!(help.starts_with("qemu-img version 10."), "{help}");
     assert!(help.contains("\nSupported formats:\n"), "{help}");
 }

@@ -58,14 +58,18 @@ pub struct CreateRequest {
 /// A file that a protocol has created. This value identifies the file itself, even if the file's name now refers to
 /// another file.
 pub trait CreatedFile: Send + Sync {
-    /// Removes the file if the file's name still refers to this file.
+    /// Removes the file if the file's name still refers to this file. The caller holds permissions that keep other
+    /// users from writing to the file.
+    ///
+    /// If another program replaces the file between the check of the name and the removal, the new file is removed: the
+    /// host has no system call that checks and removes a file atomically.
     ///
     /// # Errors
     /// When the host cannot look up the name or cannot remove the file.
     fn remove(&self) -> Result<Removal>;
 }
 
-/// The outcome of [`Created::remove`].
+/// The outcome of the removal of one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removal {
     /// The file was removed.
@@ -76,51 +80,43 @@ pub enum Removal {
     Replaced,
 }
 
-/// A created image. A caller that cannot complete the image can remove it. Dropping this value keeps the image.
-pub struct Created(Result<Option<Box<dyn CreatedFile>>>);
+/// A file that [`Created::remove`] was to remove.
+#[derive(Debug)]
+pub struct FileRemoval {
+    /// The name with which the file was created.
+    pub filename: String,
+    /// The outcome. After an error, the file is kept.
+    pub outcome: Result<Removal>,
+}
 
-impl Created {
-    /// `file` is an error if the protocol cannot identify the file. In this case the file is kept, and [`Self::remove`]
-    /// returns the error.
-    pub(crate) fn new(file: Result<Option<Box<dyn CreatedFile>>>) -> Self {
-        Self(file)
-    }
+/// The files of a created image: the image file and, if the image has one, the data file. A caller that cannot complete
+/// the image can remove the files that did not exist before. Dropping this value keeps the files.
+#[derive(Debug, Default)]
+pub struct Created {
+    pub(crate) files: Vec<NewFile>,
+}
 
-    /// An image whose file existed before. [`Self::remove`] keeps the file.
-    pub(crate) fn kept() -> Self {
-        Self(Ok(None))
-    }
+/// A file of a created image.
+pub(crate) struct NewFile {
+    pub(crate) filename: String,
+    /// Identifies the file. `None`: the file must not be removed. An error: the protocol cannot identify the file, so
+    /// the file is not removed either.
+    pub(crate) file: Result<Option<Box<dyn CreatedFile>>>,
+}
 
-    /// Removes the image's file, if the file's name still refers to this file. If another program replaces the file
-    /// between the check and the removal, the new file is removed: the host has no system call that checks and removes
-    /// a file atomically.
-    ///
-    /// # Errors
-    /// When the host cannot identify, look up or remove the file.
-    pub fn remove(self) -> Result<Removal> {
-        self.0?.map_or(Ok(Removal::Kept), |file| file.remove())
-    }
-
-    /// Like [`Self::remove`], for a caller that already reports another error. If the removal fails, or if another
-    /// program has replaced the file, the log reports this.
-    pub fn remove_incomplete(self, filename: &str) {
-        match self.remove() {
-            Ok(Removal::Removed | Removal::Kept) => {}
-            Ok(Removal::Replaced) => {
-                tracing::warn!(
-                    filename,
-                    "another program has replaced the incomplete image; nothing was removed"
-                );
-            }
-            Err(error) => tracing::warn!(filename, %error, "cannot remove an incomplete image"),
-        }
+impl std::fmt::Debug for NewFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NewFile").field("filename", &self.filename).finish_non_exhaustive()
     }
 }
 
-impl std::fmt::Debug for Created {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Created").finish_non_exhaustive()
-    }
+/// The outcome of [`crate::Graph::create_image_until`].
+#[derive(Debug)]
+pub enum Creation {
+    /// The image is complete.
+    Complete(Created),
+    /// The creation was stopped. The image is incomplete, and all its files are closed.
+    Stopped(Created),
 }
 
 /// A request to compute the size of a new image.

@@ -489,6 +489,13 @@ pub trait DriverFactory: Send + Sync + 'static {
         Ok(())
     }
 
+    /// The name of the data file, if a new image with these options has one. The caller creates the data file before it
+    /// calls [`Self::create`] with [`CreateTarget::Files`](crate::create::CreateTarget::Files).
+    fn new_data_file<'a>(&self, options: &'a Options) -> Option<&'a str> {
+        let _ = options;
+        None
+    }
+
     /// Identifies the existing file with this name, so that the file can be removed if [`Self::create`] has created it
     /// (protocols). `None`: the file must not be removed (a device, for example).
     ///

@@ -58,7 +58,7 @@ pub use error::{Error, ErrorKind, Result, strerror};
 pub use flags::{WriteFlags, ZeroFlags};
 pub use gate::{Admitted, Directory, Gate, Purpose, RefusedName};
 pub use graph::{
-    BackingFile, Drained, Graph, NewDataFile, OpenContext, OpenFlags, ReopenRequest, WritableBase,
+    BackingFile, Drained, Graph, OpenContext, OpenFlags, ReopenRequest, WritableBase,
     relative_to,
 };
 pub use limits::{Limits, MAX_LENGTH, check_length};

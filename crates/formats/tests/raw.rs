@@ -159,24 +159,24 @@ fn a_probed_raw_image_cannot_be_turned_into_another_format() {
 
 #[test]
 fn probing_raw_for_writing_warns_once_and_for_reading_never() {
-    static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    static WARNINGS: Mutex<Vec<String>> = Mutex::new(Vec::new());
     let file = file_of(&[0; 8192]);
     let graph = Graph::with_warner(DRIVERS, oxblk_core::Gate::Anything, |text| {
-        SAID.lock().unwrap().push(text.to_owned());
+        WARNINGS.lock().unwrap().push(text.to_owned());
     });
     block_on(async {
         open(&graph, file.path(), "read-only=on").await.unwrap().close().await.unwrap();
         open(&graph, file.path(), "driver=raw").await.unwrap().close().await.unwrap();
-        assert!(SAID.lock().unwrap().is_empty());
+        assert!(WARNINGS.lock().unwrap().is_empty());
         open(&graph, file.path(), "").await.unwrap().close().await.unwrap();
     });
-    let said = SAID.lock().unwrap();
+    let warnings = WARNINGS.lock().unwrap();
     let start = format!(
         "Image format was not specified for '{}' and probing guessed raw.\n         Automatically",
         file.path().display()
     );
-    assert_eq!(said.len(), 1);
-    assert!(said[0].starts_with(&start), "{}", said[0]);
+    assert_eq!(warnings.len(), 1);
+    assert!(warnings[0].starts_with(&start), "{}", warnings[0]);
 }
 
 #[test]

@@ -20,12 +20,12 @@ use crate::workers;
 
 /// Longest piece that is read, in bytes. Progress is reported in these steps, as in QEMU.
 const PIECE: u64 = 2 << 20;
-/// Number of bytes to read after which a worker takes no further piece in one step; at most [`MOST_PIECES`] pieces.
+/// Number of bytes to read after which a worker takes no further piece in one step; at most [`MAX_PIECES`] pieces.
 /// Workers take pieces under a lock, the cursor. To wake a thread that waits for the lock takes longer than to compare
 /// a short piece, so each worker takes the lock rarely.
 const BATCH: u64 = 8 << 20;
 /// Maximum number of pieces that a worker takes in one step.
-const MOST_PIECES: usize = 16;
+const MAX_PIECES: usize = 16;
 /// Length of one read from each disk, in bytes. It is short, so that the data is still in the processor's caches when it is
 /// compared.
 const STEP: u64 = 256 << 10;
@@ -251,7 +251,7 @@ impl Shared {
         let mut cursor = self.cursor.lock().await;
         let (mut ranges, mut bytes) = (Vec::new(), 0_u64);
         while bytes < BATCH
-            && ranges.len() < MOST_PIECES
+            && ranges.len() < MAX_PIECES
             && cursor.offset < self.bound.load(Relaxed).min(self.job.to)
         {
             if cursor.offset >= cursor.known {

@@ -1,12 +1,14 @@
 //! Conversion of a disk: [`Convert`] creates a new image, copies the disk into it with [`crate::copy`], and closes the image.
 //!
-//! If the copy fails or is stopped, a target file that did not exist before is removed, so that no incomplete image remains.
+//! If the creation or the copy fails or is stopped, files of the target that did not exist before are removed, so that no
+//! incomplete image remains.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use oxblk_core::create::Creation;
 use oxblk_core::{Edge, Error, ErrorKind, Node, Perm, Permissions, names};
 use oxblk_ring::{IoThread, try_thread_index};
 
@@ -49,8 +51,9 @@ pub struct Convert {
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// Stops the conversion before its next chunk. The conversion then fails with [`ErrorKind::Cancelled`], and a
-    /// target file that did not exist before is removed. If all chunks are copied, the call has no effect.
+    /// Stops the conversion before its next chunk, or when the next operation of the creation of the target has ended.
+    /// The conversion then fails with [`ErrorKind::Cancelled`], and files of the target that did not exist before are
+    /// removed. If all chunks are copied, the call has no effect.
     pub fn stop(&self) {
         self.0.store(true, Relaxed);
     }
@@ -108,8 +111,8 @@ impl Convert {
     ///
     /// # Errors
     /// If the target is a file of the source, or if another process uses one of the files; otherwise the errors of the images
-    /// and the system; [`ErrorKind::Cancelled`] if the conversion was stopped. If the creation or the copy fails, a target file
-    /// that did not exist before is removed.
+    /// and the system; [`ErrorKind::Cancelled`] if the conversion was stopped. If the creation or the copy fails, files of the
+    /// target that did not exist before are removed, unless another process uses them.
     pub fn run(self) -> Request<()> {
         let threads = self.source.threads().clone();
         Request::begin(&threads.clone(), move || self.convert(threads))
@@ -129,7 +132,13 @@ impl Convert {
     async fn convert_from(self, threads: IoThreads) -> Result<()> {
         let format = self.create.format();
         let graph = self.source.graph().clone();
-        let created = self.create.make().await?;
+        let created = match self.create.make(&self.stop).await? {
+            Creation::Complete(created) => created,
+            Creation::Stopped(created) => {
+                created.remove_incomplete(&graph).await;
+                return Err(stopped());
+            }
+        };
         let copied = async {
             let target = Disk::options()
                 .graph(graph.clone())
@@ -152,7 +161,7 @@ impl Convert {
         let outcome = copied.await;
         if outcome.is_err() {
             // Remove the incomplete image, so that no program uses it as a complete one.
-            created.remove_incomplete(&self.target);
+            created.remove_incomplete(&graph).await;
         }
         outcome
     }
@@ -211,10 +220,14 @@ fn helpers(threads: &IoThreads) -> Vec<IoThread> {
     others.cloned().collect()
 }
 
+fn stopped() -> Error {
+    Error::new(ErrorKind::Cancelled, "The conversion was stopped")
+}
+
 /// Converts the failure of a copy to an error of the block layer.
 fn reason(failure: CopyError) -> Error {
     match failure.stage {
-        Stage::Stopped => Error::new(ErrorKind::Cancelled, "The conversion was stopped"),
+        Stage::Stopped => stopped(),
         _ => {
             let text = failure.to_string();
             failure.error.reword(text)

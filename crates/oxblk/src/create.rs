@@ -1,8 +1,10 @@
 //! Creating images: [`Create`] collects the options of a new image and then creates it.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use oxblk_core::create::Created;
+use oxblk_core::create::Creation;
 use oxblk_core::{Gate, Graph, OpenFlags, Options, Secrets, names, relative_to};
 
 use crate::{Format, IoThreads, Measure, NewFormat, Request, Result, drivers, measure};
@@ -82,7 +84,7 @@ impl Create {
             Ok(threads) => threads,
             Err(error) => return Request::failed(error),
         };
-        Request::begin(&threads, move || async { self.make().await.map(drop) })
+        Request::begin(&threads, move || async { self.make(&Arc::default()).await.map(drop) })
     }
 
     /// Computes the size that the file of the image would have, without creating the image. An overlay is measured as an empty
@@ -107,8 +109,9 @@ impl Create {
         self.format.format()
     }
 
-    /// Creates the image. With the returned value, the caller can remove a file that did not exist before.
-    pub(crate) async fn make(self) -> Result<Created> {
+    /// Creates the image, until `stop` is set. With the returned value, the caller can remove files that did not exist
+    /// before.
+    pub(crate) async fn make(self, stop: &Arc<AtomicBool>) -> Result<Creation> {
         let graph = Graph::with_secrets(drivers(), Gate::AnyFile, self.secrets);
         let mut options = self.format.to_options();
         options.overlay(&self.options);
@@ -118,7 +121,8 @@ impl Create {
             options.insert("backing_fmt", format.name());
             options.insert_default("size", size);
         }
-        graph.create_image(&self.name, self.format.format().name(), &options).await
+        let format = self.format.format().name();
+        graph.create_image_until(&self.name, format, &options, stop).await
     }
 }
 

@@ -109,11 +109,11 @@ impl InOrder {
     /// Records that the piece at `start` is complete. Then calls `tell` for each progress report that is due, with the number
     /// of counted bytes up to that report. One thread at a time makes the reports, in order. The thread holds no lock during a
     /// call, so `tell` may wait for other threads that complete pieces.
-    pub(crate) fn done(&self, start: u64, piece: Piece, tell: impl Fn(u64)) {
+    pub(crate) fn done(&self, start: u64, piece: Piece, report: impl Fn(u64)) {
         self.lock().complete(start, piece);
         let Some(reporting) = Reporting::begin(self) else { return };
         while let Some(counted) = reporting.next() {
-            tell(counted);
+            report(counted);
         }
     }
 
@@ -167,71 +167,71 @@ mod tests {
     #[test]
     fn pieces_are_reported_in_order_and_only_once() {
         let progress = InOrder::new(10);
-        let told = RefCell::new(Vec::new());
+        let reported = RefCell::new(Vec::new());
         let done = |start, end| {
-            progress.done(start, Piece::whole(start..end), |sum| told.borrow_mut().push(sum));
+            progress.done(start, Piece::whole(start..end), |sum| reported.borrow_mut().push(sum));
         };
         done(20, 30);
         done(40, 50);
         done(30, 40);
-        assert!(told.borrow().is_empty());
+        assert!(reported.borrow().is_empty());
         done(10, 20);
-        assert_eq!(*told.borrow(), [10, 20, 30, 40]);
+        assert_eq!(*reported.borrow(), [10, 20, 30, 40]);
         done(50, 51);
-        assert_eq!(*told.borrow(), [10, 20, 30, 40, 41]);
+        assert_eq!(*reported.borrow(), [10, 20, 30, 40, 41]);
     }
 
     #[test]
     fn a_report_may_wait_for_another_thread_that_completes_a_piece() {
         let progress = InOrder::new(0);
-        let told = Mutex::new(Vec::new());
+        let reported = Mutex::new(Vec::new());
         let (begin, begun) = std::sync::mpsc::channel();
         let (end, ended) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {
-            let (progress, told) = (&progress, &told);
+            let (progress, reported) = (&progress, &reported);
             scope.spawn(move || {
                 begun.recv().unwrap();
-                progress.done(10, Piece::whole(10..20), |sum| told.lock().unwrap().push(sum));
+                progress.done(10, Piece::whole(10..20), |sum| reported.lock().unwrap().push(sum));
                 end.send(()).unwrap();
             });
             progress.done(0, Piece::whole(0..10), |sum| {
-                told.lock().unwrap().push(sum);
+                reported.lock().unwrap().push(sum);
                 if sum == 10 {
                     begin.send(()).unwrap();
                     ended.recv().unwrap();
                 }
             });
         });
-        assert_eq!(told.into_inner().unwrap(), [10, 20]);
+        assert_eq!(reported.into_inner().unwrap(), [10, 20]);
     }
 
     #[test]
     fn a_report_counts_bytes_up_to_its_place_in_the_piece() {
         let progress = InOrder::new(0);
-        let told = RefCell::new(Vec::new());
+        let reported = RefCell::new(Vec::new());
         let done = |start, end, counts, reports| {
             let piece = Piece { end, counts, reports };
-            progress.done(start, piece, |sum| told.borrow_mut().push(sum));
+            progress.done(start, piece, |sum| reported.borrow_mut().push(sum));
         };
         done(30, 40, 10, Some(3));
         done(10, 30, 0, None);
         done(0, 10, 10, None);
-        assert_eq!(*told.borrow(), [17]);
+        assert_eq!(*reported.borrow(), [17]);
     }
 
     #[test]
     fn the_number_of_delayed_reports_is_limited() {
         let progress = InOrder::new(0);
-        let told = RefCell::new(Vec::new());
+        let reported = RefCell::new(Vec::new());
         let done = |start, end| {
-            progress.done(start, Piece::whole(start..end), |sum| told.borrow_mut().push(sum));
+            progress.done(start, Piece::whole(start..end), |sum| reported.borrow_mut().push(sum));
         };
         for piece in 1..1000 {
             done(piece, piece + 1);
         }
         assert!(progress.0.lock().unwrap().later.len() <= MANY);
         done(0, 1);
-        assert_eq!(told.borrow().last(), Some(&1000));
-        assert!(told.borrow().len() <= MANY + 1);
+        assert_eq!(reported.borrow().last(), Some(&1000));
+        assert!(reported.borrow().len() <= MANY + 1);
     }
 }

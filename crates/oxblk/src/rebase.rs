@@ -175,8 +175,8 @@ impl Shared {
             if let Err(failure) = self.piece(start..end).await {
                 return self.fail(failure);
             }
-            let tell = |done| self.job.observer.progress(done, self.size);
-            self.progress.done(start, Piece::whole(start..end), tell);
+            let report = |done| self.job.observer.progress(done, self.size);
+            self.progress.done(start, Piece::whole(start..end), report);
         }
     }
 

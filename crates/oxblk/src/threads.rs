@@ -12,7 +12,7 @@ use oxblk_core::{Error, Result};
 use oxblk_ring::{Config, IoThread, Remote, try_thread_index};
 
 /// Maximum number of threads of the shared group.
-const MOST: usize = 16;
+const MAX_THREADS: usize = 16;
 
 /// A group of I/O threads. Clones refer to the same group. The threads end when the last clone, the last disk and the last
 /// running task of the group have ended.
@@ -84,7 +84,7 @@ impl IoThreads {
             return Ok(Self(group));
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let group = Self::start(cores.min(MOST))?;
+        let group = Self::start(cores.min(MAX_THREADS))?;
         *shared = Arc::downgrade(&group.0);
         Ok(group)
     }

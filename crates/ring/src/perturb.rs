@@ -44,7 +44,7 @@ mod enabled {
     /// Number of slow calls since perturbation was turned on, by hash of the point.
     static SLOW: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
     /// Maximum number of slow calls of a point.
-    const MOST_SLOW: u64 = 100;
+    const MAX_SLOW: u64 = 100;
     /// Counter that gives each thread its own random sequence.
     static THREADS: AtomicU64 = AtomicU64::new(1);
 
@@ -89,7 +89,7 @@ mod enabled {
     }
 
     /// Whether this call is slow: the seed has chosen the point, `random` has chosen the call, and the point has had
-    /// fewer than [`MOST_SLOW`] slow calls.
+    /// fewer than [`MAX_SLOW`] slow calls.
     fn is_slow(seed: u64, point: &Location<'_>, random: u64) -> bool {
         let place = [u64::from(point.line()), u64::from(point.column()), point.file().len() as u64];
         let mix = |hash: u64, part: u64| {
@@ -98,7 +98,7 @@ mod enabled {
         let hash = place.into_iter().fold(seed, mix);
         let is_chosen = hash >> 13 & 7 == 0 && random >> 8 & 1 == 0;
         let count = usize::try_from(hash >> 20 & 63).ok().and_then(|index| SLOW.get(index));
-        is_chosen && count.is_some_and(|count| count.fetch_add(1, Relaxed) < MOST_SLOW)
+        is_chosen && count.is_some_and(|count| count.fetch_add(1, Relaxed) < MAX_SLOW)
     }
 
     /// The next number of the random sequence of the thread (xorshift64*).

@@ -81,13 +81,13 @@ proptest! {
             let held = Rc::new(RefCell::new(Vec::<(Range<u64>, bool)>::new()));
             let tasks: Vec<_> = requests
                 .into_iter()
-                .map(|(start, len, shared, pause, gives_up)| {
+                .map(|(start, len, shared, pause, is_cancelled)| {
                     let (lock, held, range) = (Rc::clone(&lock), Rc::clone(&held), start..start + len);
                     spawn(async move {
                         let request = async {
                             if shared { lock.lock_shared(range.clone()).await } else { lock.lock(range.clone()).await }
                         };
-                        let patience = Duration::from_micros(if gives_up { 3 } else { 1_000_000_000 });
+                        let patience = Duration::from_micros(if is_cancelled { 3 } else { 1_000_000_000 });
                         let Ok(guard) = oxblk_ring::timeout(patience, request).await else { return };
                         let conflict = held.borrow().iter().any(|(other, other_shared)| {
                             !(shared && *other_shared) && other.start.max(range.start) < other.end.min(range.end)

@@ -64,9 +64,9 @@ pub async fn contents(image: &Backend) -> Vec<u8> {
 pub async fn assert_sound(disk: &Disk, leaks: bool, what: &str) {
     let image = open(disk, "", true).await.unwrap_or_else(|error| panic!("{what}: {error}"));
     let node = image.node().expect("a node");
-    let say = |finding: Finding| eprintln!("{what}: {finding}");
+    let report_finding = |finding: Finding| eprintln!("{what}: {finding}");
     let check = node.driver().check().expect("a format with a check");
-    let report = check.check(Fix::Nothing, &say).await.expect("a check");
+    let report = check.check(Fix::Nothing, &report_finding).await.expect("a check");
     assert_eq!((report.corruptions, report.check_errors), (0, 0), "{what}");
     assert!(leaks || report.leaks == 0, "{what}: {} leaks", report.leaks);
     drop(node);

@@ -266,8 +266,8 @@ mod tests {
     #[test]
     fn a_cancelled_change_may_be_present_or_absent_until_it_is_read() {
         let mut oracle = CrashOracle::new(vec![0; 1024].into());
-        let given_up = write(0, 5, false);
-        oracle.issue(&given_up);
+        let cancelled = write(0, 5, false);
+        oracle.issue(&cancelled);
         assert_eq!(oracle.check(&disk([5, 0])), Ok(()));
         assert_eq!(oracle.observe(0, &disk([0, 0])), Ok(()));
         assert!(oracle.check(&disk([5, 0])).is_err(), "the read has excluded this version");
@@ -276,8 +276,8 @@ mod tests {
     #[test]
     fn a_completed_change_leaves_no_other_version_while_the_power_stays_on() {
         let mut oracle = CrashOracle::new(vec![0; 1024].into());
-        let (given_up, completed) = (write(0, 5, false), write(0, 7, false));
-        oracle.issue(&given_up);
+        let (cancelled, completed) = (write(0, 5, false), write(0, 7, false));
+        oracle.issue(&cancelled);
         let ticket = oracle.issue(&completed);
         oracle.complete_for_good(&completed, ticket);
         assert_eq!(oracle.check(&disk([7, 0])), Ok(()));

@@ -205,12 +205,12 @@ pub async fn check(image: &Image, tolerance: Tolerance) -> Result<(), String> {
     let backend = graph.open_backend(None, options, flags).await.map_err(|e| text(&e))?;
     let node = backend.node().map_err(|e| text(&e))?;
     let said = std::cell::RefCell::new(String::new());
-    let say = |finding: Finding| {
+    let report_finding = |finding: Finding| {
         said.borrow_mut().push_str(&finding.text);
         said.borrow_mut().push('\n');
     };
     let report = match node.driver().check() {
-        Some(check) => check.check(Fix::Nothing, &say).await.map_err(|e| text(&e))?,
+        Some(check) => check.check(Fix::Nothing, &report_finding).await.map_err(|e| text(&e))?,
         None => {
             drop(node);
             close(backend).await?;

@@ -17,7 +17,7 @@ const CLUSTER: usize = 4096;
 const SIZE: u64 = 1 << 20;
 
 /// Polls a request up to `polls` times, then cancels it. Returns whether the request completed first.
-pub(crate) async fn give_up<F: Future>(polls: usize, request: F) -> bool {
+pub(crate) async fn cancel<F: Future>(polls: usize, request: F) -> bool {
     let mut request = pin!(request);
     for _ in 0..polls {
         let done =
@@ -57,15 +57,15 @@ fn a_write_cancelled_at_any_step_runs_to_completion() {
         let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");
         // The write covers two full clusters and two partial clusters, so it needs tables, clusters and copy-on-write.
         let data = IoBuf::from(vec![7; 3 * CLUSTER]);
-        let mut done = give_up(polls, disk.write(100, data, WriteFlags::empty())).await;
+        let mut done = cancel(polls, disk.write(100, data, WriteFlags::empty())).await;
         let packed = IoBuf::from(vec![8; CLUSTER]);
         let compressed = disk.write(65_536, packed, WriteFlags::COMPRESSED);
-        done &= give_up(polls, compressed).await;
+        done &= cancel(polls, compressed).await;
         drop(disk.quiesce().await);
         assert!(read(&disk, 100, 3 * CLUSTER).await.iter().all(|byte| *byte == 7));
         assert!(read(&disk, 65_536, CLUSTER).await.iter().all(|byte| *byte == 8));
         let zeroes = disk.write_zeroes(0, 8192, ZeroFlags::MAY_UNMAP);
-        done &= give_up(polls, zeroes).await;
+        done &= cancel(polls, zeroes).await;
         drop(disk.quiesce().await);
         assert!(read(&disk, 0, 8192).await.iter().all(|byte| *byte == 0));
         chain::close(disk).await.expect("it closes");
@@ -106,7 +106,7 @@ fn a_cancelled_open_leaves_a_closed_image() {
             let node = open_on(&graph, ("a", &image.disk), "", OpenFlags::default()).await;
             graph.release(node.expect("it opens")).await.expect("it closes");
         };
-        let done = give_up(polls, open).await;
+        let done = cancel(polls, open).await;
         wait_for_cancelled().await;
         assert!(graph.node("a").is_none());
         let disk = chain::open(&[image]).await.expect("it opens");
@@ -134,7 +134,7 @@ fn a_base_is_read_only_after_a_cancelled_commit() {
             written.expect("a write");
             writable.close().await.expect("it closes");
         };
-        let done = give_up(polls, write).await;
+        let done = cancel(polls, write).await;
         wait_for_cancelled().await;
         assert!(base.is_read_only(), "after {polls} polls");
         graph.release(top).await.expect("it closes");
@@ -150,7 +150,7 @@ fn the_flush_after_a_cancelled_flush_makes_writes_durable() {
         let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");
         let data = IoBuf::from(vec![7; CLUSTER]);
         disk.write(0, data, WriteFlags::empty()).await.expect("a write");
-        let done = give_up(polls, disk.flush()).await;
+        let done = cancel(polls, disk.flush()).await;
         disk.flush().await.expect("a flush");
         // Cut the power: only flushed writes remain.
         let left = Image { disk: image.disk.after_power_loss_none(), ..image };

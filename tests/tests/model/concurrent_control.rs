@@ -10,7 +10,7 @@ use oxblk_core::{Backend, Errno, Error, OpenFlags, Options, Preallocation, Resul
 use oxblk_ring::{IoBuf, sim};
 use oxblk_tests::model::chain::{self, Image, Tolerance};
 
-use crate::cancelled_requests::{at_every_step, give_up, image, read};
+use crate::cancelled_requests::{at_every_step, cancel, image, read};
 
 const KIB: u64 = 1024;
 /// The number of bytes that are written before all other operations. Every snapshot contains these bytes.
@@ -116,7 +116,7 @@ async fn holds(disk: &Backend, offset: u64, len: usize, byte: u8) -> bool {
     read(disk, offset, len).await.iter().all(|found| *found == byte)
 }
 
-async fn run(seed: u64, give_up_after: impl Fn(usize) -> usize) {
+async fn run(seed: u64, cancel_after: impl Fn(usize) -> usize) {
     let image = image_with_bitmaps().await;
     let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");
     let data = IoBuf::from(vec![1; EARLY]);
@@ -130,7 +130,7 @@ async fn run(seed: u64, give_up_after: impl Fn(usize) -> usize) {
     waiting.rotate_left(first);
     let under_way = waiting.into_iter().enumerate().map(|(index, operation)| {
         let operation = async move { operation.await.expect("it succeeds") };
-        give_up(give_up_after(index), operation)
+        cancel(cancel_after(index), operation)
     });
     let done = join_all(under_way).await;
     drop(disk.quiesce().await);
@@ -345,7 +345,7 @@ fn a_cancelled_close_runs_to_completion() {
         let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");
         let data = IoBuf::from(vec![1; EARLY]);
         disk.write(0, data, WriteFlags::empty()).await.expect("a write");
-        let done = give_up(polls, async { disk.close().await.expect("it closes") }).await;
+        let done = cancel(polls, async { disk.close().await.expect("it closes") }).await;
         // `close` waits for the cancelled close.
         chain::close(disk).await.expect("it closes");
         chain::check(&image, Tolerance::Clean).await.expect("it is clean");

@@ -83,8 +83,8 @@ async fn assert_sound(disk: &Disk, leaks: bool, what: &str) {
     let flags = OpenFlags { check: true, read_only: true, ..OpenFlags::default() };
     let backend = open_as(disk, flags).await.unwrap_or_else(|error| panic!("{what}: {error}"));
     let node = backend.node().unwrap();
-    let say = |finding: Finding| eprintln!("{finding}");
-    let report = node.driver().check().unwrap().check(Fix::Nothing, &say).await.unwrap();
+    let report_finding = |finding: Finding| eprintln!("{finding}");
+    let report = node.driver().check().unwrap().check(Fix::Nothing, &report_finding).await.unwrap();
     assert_eq!((report.corruptions, report.check_errors), (0, 0), "{what}");
     assert!(leaks || report.leaks == 0, "{what}: {} leaks", report.leaks);
     drop(node);

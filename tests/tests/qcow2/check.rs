@@ -35,11 +35,11 @@ fn check_or_repair(path: &Path, fix: Fix) -> (Result<CheckReport>, Vec<String>) 
             OpenFlags { check: true, read_only: fix == Fix::Nothing, ..OpenFlags::default() };
         let backend = graph.open_backend(path.to_str(), options, flags).await?;
         let node = backend.node()?;
-        let say = |finding: Finding| {
+        let report_finding = |finding: Finding| {
             said.borrow_mut().extend(finding.text.lines().map(str::to_owned));
         };
         let report = match node.driver().check() {
-            Some(check) => check.check(fix, &say).await,
+            Some(check) => check.check(fix, &report_finding).await,
             None => Err(Error::unsupported("no check")),
         };
         backend.close().await?;

@@ -272,6 +272,8 @@ fn a_disk_with_a_broken_snapshot_table_can_be_read_but_not_written() {
     }
     let copy = fs::read(directory.join("copy")).expect("the copy");
     assert!(copy[..65_536].iter().all(|byte| *byte == 3) && copy.len() == 1 << 20);
+    let list = bounded(directory, &["img", "snapshot", "-l", "broken"]);
+    assert!(list.err().contains("check -r all"), "{}", list.err());
     for command in [
         &["img", "snapshot", "-l", "broken"][..],
         &["img", "convert", "-l", "s", "-O", "raw", "broken", "copy"],

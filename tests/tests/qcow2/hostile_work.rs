@@ -193,8 +193,8 @@ fn a_refcount_table_that_would_be_too_large_is_refused_before_clusters_are_alloc
     let file = fs::File::options().write(true).open(&path).expect("the image");
     file.set_len(8 << 40).expect("a sparse file");
     let reply = bounded(scratch.path(), &["img", "check", "-r", "all", "image"]);
-    let told = reply.out() + &reply.err();
-    assert!(told.contains("would be too large"), "{told}");
+    let output = reply.out() + &reply.err();
+    assert!(output.contains("would be too large"), "{output}");
 }
 
 #[test]

@@ -66,12 +66,12 @@ async fn write_somewhere(image: &Set) -> Result<()> {
 
 /// Repairs a restored image and returns its first fault.
 async fn fault_of(image: &Set, old: &Held, written: bool) -> Option<String> {
-    let told = async {
+    let repaired = async {
         repair(image, Fix::All).await?;
         Ok::<_, oxblk_core::Error>((repair(image, Fix::Nothing).await?, Held::of(image).await?))
     };
-    let (report, mut now) = match told.await {
-        Ok(told) => told,
+    let (report, mut now) = match repaired.await {
+        Ok(repaired) => repaired,
         Err(error) => return Some(error.to_string()),
     };
     if (report.corruptions, report.check_errors) != (0, 0) {

@@ -207,9 +207,9 @@ fn a_write_that_would_overwrite_metadata_is_refused() {
         let before = std::fs::read(&path).unwrap();
         let write = ["io", "-c", "write -P 2 512M 64k", "-c", "flush", "a.qcow2"];
         let reply = Program::oxblk().args(write).directory(directory.path()).run();
-        let told = format!("{}{}", reply.out(), reply.err());
-        assert!(told.contains("Marking image as corrupt"), "{found}: {told}");
-        assert!(told.contains(found), "{found}: {told}");
+        let output = format!("{}{}", reply.out(), reply.err());
+        assert!(output.contains("Marking image as corrupt"), "{found}: {output}");
+        assert!(output.contains(found), "{found}: {output}");
         let after = std::fs::read(&path).unwrap();
         assert_eq!(after[79] & 2, 2, "{found}: not marked corrupt");
         // The tables are unchanged, but refcounts may be too high.

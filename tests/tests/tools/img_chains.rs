@@ -26,14 +26,14 @@ struct Chain {
     random: Random,
     /// The images below the top image, base first.
     below: Vec<String>,
-    told: Vec<String>,
+    steps: Vec<String>,
 }
 
 impl Chain {
     fn new(seed: u64) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut chain =
-            Self { directory, random: Random::new(seed), below: Vec::new(), told: Vec::new() };
+            Self { directory, random: Random::new(seed), below: Vec::new(), steps: Vec::new() };
         chain.qemu("qemu-img", "create -q -f raw base 3M");
         chain.write("base", "raw", 3 << 20);
         chain.below.push("base".to_owned());
@@ -88,7 +88,7 @@ impl Chain {
     }
 
     fn img(&mut self, line: &str) -> bool {
-        self.told.push(line.to_owned());
+        self.steps.push(line.to_owned());
         let words = line.split(' ').map(|word| if word == "''" { "" } else { word });
         let img = Program::oxblk().arg("img").args(words);
         let reply = img.directory(self.path()).run();
@@ -120,7 +120,7 @@ impl Chain {
         };
         let compress = if self.random.one_in(3) { "-c " } else { "" };
         let done = self.img(&format!("rebase {compress}-b {name} -F {format} -f qcow2 top"));
-        assert!(done, "{:?}", self.told);
+        assert!(done, "{:?}", self.steps);
         self.below = match name {
             "''" => Vec::new(),
             "middle" => vec!["base".to_owned(), "middle".to_owned()],
@@ -131,18 +131,25 @@ impl Chain {
     /// Commits the top image. After the commit, the image directly below the top must have the contents of the top.
     fn commit(&mut self) {
         let Some(below) = self.below.last().cloned() else { return };
-        assert!(self.img("commit -f qcow2 top"), "{:?}", self.told);
+        assert!(self.img("commit -f qcow2 top"), "{:?}", self.steps);
         let format = if below == "base" { "raw" } else { "qcow2" };
         // The image below may be longer than the top.
         self.qemu("qemu-img", &format!("convert -f {format} -O raw {below} committed"));
         let read = |name: &str| std::fs::read(self.path().join(name)).unwrap();
         let (seen, committed) = (read("seen"), read("committed"));
-        assert!(committed.starts_with(&seen), "{:?}", self.told);
+        assert!(committed.starts_with(&seen), "{:?}", self.steps);
     }
 
     fn compare(&self, line: &str) {
         let reply = Program::new("qemu-img").args(line.split(' ')).directory(self.path()).run();
-        assert_eq!(reply.code(), 0, "{line} after {:?}: {}{}", self.told, reply.out(), reply.err());
+        assert_eq!(
+            reply.code(),
+            0,
+            "{line} after {:?}: {}{}",
+            self.steps,
+            reply.out(),
+            reply.err()
+        );
     }
 
     fn step(&mut self) {
@@ -151,7 +158,7 @@ impl Chain {
             1 => self.commit(),
             2 => {
                 let size = std::fs::metadata(self.path().join("seen")).unwrap().len();
-                self.told.push("write".to_owned());
+                self.steps.push("write".to_owned());
                 self.write("top", "qcow2", size);
                 self.keep();
             }

@@ -4,7 +4,8 @@ use std::fs;
 
 use oxblk_tests::program::{Program, oxblk};
 
-/// Starts a copy to `target`, and sends the signal when the target exists. The copy must end and remove the target.
+/// Starts a command that creates `target`, and sends the signal when the target exists. The command must end and remove the
+/// target and its data file `data`.
 fn stop(directory: &std::path::Path, arguments: &[&str], signal: &str) {
     let mut copy = Program::oxblk().arg("img").args(arguments).directory(directory).start();
     let target = directory.join("target");
@@ -12,6 +13,7 @@ fn stop(directory: &std::path::Path, arguments: &[&str], signal: &str) {
     copy.signal(signal);
     assert_eq!(copy.wait().code(), Some(130), "{arguments:?}, {signal}");
     assert!(!target.exists(), "{arguments:?}, {signal}");
+    assert!(!directory.join("data").exists(), "{arguments:?}, {signal}");
 }
 
 #[test]
@@ -26,6 +28,12 @@ fn a_stopped_copy_removes_its_target_and_does_not_wait_for_its_rate() {
         // `dd` writes every byte, so this copy takes longer than the test.
         stop(directory, &["dd", "-O", "raw", "bs=1M", "if=holes", "of=target"], signal);
     }
+    let with_data = "data_file=data";
+    stop(
+        directory,
+        &["convert", "-r", "1k", "-O", "qcow2", "-o", with_data, "source", "target"],
+        "TERM",
+    );
     fs::write(directory.join("mine"), "old").expect("a file");
     let mut copy = Program::oxblk()
         .args(["img", "dd", "-O", "raw", "bs=1M", "if=holes", "of=mine"])
@@ -35,6 +43,29 @@ fn a_stopped_copy_removes_its_target_and_does_not_wait_for_its_rate() {
     copy.wait_for("the copy", || fs::metadata(&mine).is_ok_and(|file| file.len() != 3));
     copy.signal("TERM");
     assert_eq!(copy.wait().code(), Some(130));
+    assert!(mine.exists(), "a file that existed before is kept");
+}
+
+#[test]
+fn a_stopped_creation_removes_its_files() {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let directory = scratch.path();
+    fs::File::create(directory.join("holes")).and_then(|f| f.set_len(1 << 40)).expect("a file");
+    // The creations would write 1 TiB.
+    let full = "preallocation=full";
+    let with_data = "preallocation=full,data_file=data";
+    stop(directory, &["create", "-f", "raw", "-o", full, "target", "1T"], "TERM");
+    stop(directory, &["create", "-f", "qcow2", "-o", with_data, "target", "1T"], "INT");
+    stop(directory, &["convert", "-O", "qcow2", "-o", full, "holes", "target"], "TERM");
+    fs::write(directory.join("mine"), "old").expect("a file");
+    let mut creation = Program::oxblk()
+        .args(["img", "create", "-f", "raw", "-o", full, "mine", "1T"])
+        .directory(directory)
+        .start();
+    let mine = directory.join("mine");
+    creation.wait_for("the creation", || fs::metadata(&mine).is_ok_and(|file| file.len() > 3));
+    creation.signal("TERM");
+    assert_eq!(creation.wait().code(), Some(130));
     assert!(mine.exists(), "a file that existed before is kept");
 }
 

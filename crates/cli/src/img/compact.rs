@@ -61,9 +61,9 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     let arguments = read(context, arguments)?;
     let progress =
         Progress::start(arguments.progress && !arguments.quiet && !arguments.json, step::USUAL);
-    let mut told = (Compacted::default(), "");
+    let mut result = (Compacted::default(), "");
     let outcome = context.block_on(async {
-        told = compact(context, &arguments, &progress).await?;
+        result = compact(context, &arguments, &progress).await?;
         Ok(())
     });
     if outcome.is_ok() {
@@ -71,7 +71,7 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     }
     progress.end();
     outcome?;
-    let (compacted, format) = told;
+    let (compacted, format) = result;
     if arguments.json {
         let value = to_json(&compacted, &arguments.filename, format);
         out(format_args!("{}\n", qemu_json::pretty(&value)));

@@ -196,15 +196,15 @@ impl Run<'_> {
         let alone = || (longer.clone(), None);
         self.part(alone(), common..common_sectors, total, index).await?;
         if differ {
-            self.say(format_args!("Warning: Image size mismatch!"));
+            self.print(format_args!("Warning: Image size mismatch!"));
             self.part(alone(), common_sectors..total, total, index).await?;
         }
-        self.say(format_args!("Images are identical."));
+        self.print(format_args!("Images are identical."));
         self.print_json(&json!({ "identical": true }));
         Ok(())
     }
 
-    fn say(&self, message: std::fmt::Arguments<'_>) {
+    fn print(&self, message: std::fmt::Arguments<'_>) {
         if !self.arguments.quiet && !self.arguments.json {
             out(format_args!("{message}\n"));
         }
@@ -218,7 +218,7 @@ impl Run<'_> {
 
     /// Prints that the images differ, with the reason and the offset of the difference.
     fn differ(&self, message: std::fmt::Arguments<'_>, reason: &str, offset: Option<u64>) -> Exit {
-        self.say(message);
+        self.print(message);
         let mut result = json!({ "identical": false, "reason": reason });
         if let Some(offset) = offset {
             result["offset"] = offset.into();
@@ -267,21 +267,21 @@ impl Run<'_> {
     fn failure(&self, failure: &CompareError, index: usize) -> Exit {
         let CompareError { stage, disk, offset, error } = failure;
         let name = self.arguments.filenames.get(disk + index).map_or("", String::as_str);
-        let say = |message: std::fmt::Arguments<'_>| self.context.program.error(message);
+        let report = |message: std::fmt::Arguments<'_>| self.context.program.error(message);
         match stage {
             CompareStage::Status => {
-                say(format_args!("Sector allocation test failed for {name}"));
+                report(format_args!("Sector allocation test failed for {name}"));
                 Exit(NO_STATUS)
             }
             CompareStage::Reading => {
-                say(format_args!(
+                report(format_args!(
                     "Error while reading offset {offset} of {name}: {}",
                     strerror(error.raw_errno())
                 ));
                 Exit(NO_READ)
             }
             CompareStage::Stopped => {
-                say(format_args!("Interrupted"));
+                report(format_args!("Interrupted"));
                 Exit::INTERRUPTED
             }
         }

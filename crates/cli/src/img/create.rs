@@ -4,15 +4,18 @@
 //! does.
 
 use oxblk::in_sectors;
+use oxblk_core::create::Creation;
 use oxblk_core::{Errno, Error, ErrorKind, Graph};
 
 use super::create_options::{CreateOptions, append, asks_for_help};
+use super::stopped::report_stop;
 use super::{Context, Step, graph};
 use crate::flags::page::{Example, Note, Page};
 use crate::flags::spec::{Alias, Value, both};
 use crate::flags::{Flag, shared};
 use crate::image::{ImageName, reading};
 use crate::program::{note, out};
+use crate::signals::stop_flag;
 
 const FLAGS: &[Flag<Arguments>] = &[
     Flag::help(),
@@ -57,7 +60,7 @@ pub(super) static PAGE: Page = Page {
     notes: &[Note::Text(
         "Without SIZE, the new image is as large as its backing file. With -u, SIZE is required.",
     )],
-    exit_codes: shared::EXIT_CODES,
+    exit_codes: shared::STOPPABLE_EXIT_CODES,
     examples: &[
         Example { about: "create a disk of 20 GiB", arguments: "-f qcow2 disk.qcow2 20G" },
         Example {
@@ -89,10 +92,16 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     }
     context.block_on(async {
         let name = arguments.filename.as_deref().unwrap_or_default();
-        create(&graph, &arguments, name).await.map_err(|error| {
-            context.program.report_in(format_args!("{name}: "), &error);
-            super::Exit(1)
-        })
+        match create(&graph, &arguments, name).await {
+            Ok(Creation::Complete(_)) => Ok(()),
+            Ok(Creation::Stopped(created)) => {
+                Err(report_stop(context, &graph, "Interrupted", name, Some(created)).await)
+            }
+            Err(error) => {
+                context.program.report_in(format_args!("{name}: "), &error);
+                Err(super::Exit(1))
+            }
+        }
     })
 }
 
@@ -138,7 +147,7 @@ pub(super) fn print_options(
     Ok(())
 }
 
-async fn create(graph: &Graph, arguments: &Arguments, name: &str) -> Result<(), Error> {
+async fn create(graph: &Graph, arguments: &Arguments, name: &str) -> Result<Creation, Error> {
     let format = arguments.format.as_deref().unwrap_or("raw");
     let driver = graph
         .driver(format)
@@ -159,9 +168,8 @@ async fn create(graph: &Graph, arguments: &Arguments, name: &str) -> Result<(), 
     }
     let cluster_hint = options.knows("cluster_size");
     graph
-        .create_image(name, format, &options.to_options())
+        .create_image_until(name, format, &options.to_options(), &stop_flag())
         .await
-        .map(drop)
         .map_err(|error| too_large(error, format, cluster_hint))
 }
 

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use oxblk::copy::{Copy, CopyOptions, Stage};
+use oxblk_core::create::Creation;
 use oxblk_core::{Backend, Graph};
 
 use super::create_options::CreateOptions;
-use super::stopped::remove_target;
+use super::stopped::report_stop;
 use super::{Context, Exit, Step, graph, threads};
 use crate::flags::page::{Example, Note, Page};
 use crate::flags::spec::{Value, both, long};
@@ -160,13 +161,19 @@ async fn dd(
     options.set_size(length);
     // Catch signals from here on, so that a signal leaves no incomplete target.
     let stop = stop_flag();
-    let made = graph.create_image(output, output_format, &options.to_options()).await;
-    let created = made.map_err(|error| {
+    let made = graph.create_image_until(output, output_format, &options.to_options(), &stop).await;
+    let creation = made.map_err(|error| {
         context
             .program
             .report_in(format_args!("{output}: error while creating output image: "), &error);
         Exit(1)
     })?;
+    let created = match creation {
+        Creation::Complete(created) => created,
+        Creation::Stopped(created) => {
+            return Err(report_stop(context, graph, "Interrupted", output, Some(created)).await);
+        }
+    };
     if begin > end {
         err(format_args!("{}: {input}: cannot skip to specified offset\n", context.program.name()));
         return Ok(());
@@ -178,23 +185,25 @@ async fn dd(
         Ok(target) => target,
         Err(exit) => {
             // Remove the new image, since the copy into it cannot start.
-            created.remove_incomplete(output);
+            created.remove_incomplete(graph).await;
             return Err(exit.into());
         }
     };
     let copied = copy(source, &target, (begin, length), stop, helpers).await;
     let closed = target.close().await;
-    copied.map_err(|failure| match failure.stage {
-        Stage::Writing => context
-            .failed(format_args!("error while writing to output image file: {}", failure.error)),
-        Stage::Stopped => {
-            let what = remove_target(context, output, Some(created));
-            context.program.error(format_args!("{failure}: '{output}' {what}"));
-            Exit::INTERRUPTED
-        }
-        _ => context.failed(failure),
-    })?;
-    closed.map_err(|error| context.error(&error))
+    match copied {
+        Ok(()) => closed.map_err(|error| context.error(&error)),
+        Err(failure) => Err(match failure.stage {
+            Stage::Writing => {
+                let error = failure.error;
+                context.failed(format_args!("error while writing to output image file: {error}"))
+            }
+            Stage::Stopped => {
+                report_stop(context, graph, "Interrupted", output, Some(created)).await
+            }
+            _ => context.failed(failure),
+        }),
+    }
 }
 
 async fn copy(

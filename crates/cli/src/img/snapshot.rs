@@ -6,7 +6,7 @@ use oxblk::{qapi, qemu_json};
 use oxblk_core::snapshot::SnapshotInfo;
 use oxblk_core::{Backend, ChildIdx, Errno, Error, names};
 
-use super::{Context, Step, graph};
+use super::{Context, Exit, Step, graph};
 use crate::flags::page::{Example, Page};
 use crate::flags::refusal::Refusal;
 use crate::flags::spec::{Value, both};
@@ -141,7 +141,8 @@ async fn act(
                 Err(_) => Ok(Vec::new()),
             };
             let list = list.map_err(|error| {
-                context.failed(format_args!("Could not list the snapshots: {error}"))
+                context.program.report_in("Could not list the snapshots: ", &error);
+                Exit(1)
             })?;
             if arguments.json {
                 let list = list.iter().map(qapi::snapshot_info).collect();

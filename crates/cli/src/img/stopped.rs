@@ -1,23 +1,40 @@
-//! The target of a copy that a signal has stopped.
+//! The target of a creation or a copy that a signal has stopped.
 
+use oxblk_core::Graph;
 use oxblk_core::create::{Created, Removal};
 
-use super::Context;
+use super::{Context, Exit};
 
-/// Removes the target if this run has created it, because an incomplete image looks like a complete image. Returns the end of
-/// a sentence about the target: removed, incomplete, or replaced by another program.
-pub(super) fn remove_target(
+/// Removes the files of the target that this run has created, because an incomplete image looks like a complete image. The
+/// files are closed. Prints what has become of each file, in one line that begins with `what`.
+pub(super) async fn report_stop(
     context: &Context,
+    graph: &Graph,
+    what: &str,
     target: &str,
     created: Option<Created>,
-) -> &'static str {
-    match created.map_or(Ok(Removal::Kept), Created::remove) {
-        Ok(Removal::Removed) => "was removed",
-        Ok(Removal::Kept) => "is incomplete",
-        Ok(Removal::Replaced) => "was replaced by another program and is kept",
-        Err(error) => {
-            context.program.report_in(format_args!("Could not remove '{target}': "), &error);
-            "is incomplete"
-        }
+) -> Exit {
+    let mut files = Vec::new();
+    let removals = match created {
+        Some(created) => created.remove(graph).await,
+        None => Vec::new(),
+    };
+    for removal in removals {
+        let file = removal.filename;
+        let end = match removal.outcome {
+            Ok(Removal::Removed) => "was removed",
+            Ok(Removal::Kept) => "is incomplete",
+            Ok(Removal::Replaced) => "was replaced by another program and is kept",
+            Err(error) => {
+                context.program.report_in(format_args!("Could not remove '{file}': "), &error);
+                "is incomplete"
+            }
+        };
+        files.push(format!("'{file}' {end}"));
     }
+    if files.is_empty() {
+        files.push(format!("'{target}' is incomplete"));
+    }
+    context.program.error(format_args!("{what}: {}", files.join(", ")));
+    Exit::INTERRUPTED
 }

@@ -59,28 +59,28 @@ pub(super) async fn open(options: &Options) -> Result<Disk> {
         None => opening,
     };
     let opened = opening.open_backend(Some(&name)).await;
-    let backend = opened.map_err(|error| told(&named(error, &name)))?;
+    let backend = opened.map_err(|error| message(&named(error, &name)))?;
     disk(name, backend, missing)
 }
 
 /// Opens an image that a list of options describes.
 async fn open_by_options(opening: OpenOptions, text: &str) -> Result<Disk> {
-    let given = NodeOptions::from_dotted(text, Some("file")).map_err(|error| told(&error))?;
+    let given = NodeOptions::from_dotted(text, Some("file")).map_err(|error| message(&error))?;
     let opened = opening.options(&given).open_backend(None).await;
-    let backend = opened.map_err(|error| told(&named(error, text)))?;
-    let root = backend.node().map_err(|error| told(&error))?;
+    let backend = opened.map_err(|error| message(&named(error, text)))?;
+    let root = backend.node().map_err(|error| message(&error))?;
     let name = root.filename().unwrap_or_else(|| root.name().to_owned());
     disk(name, backend, false)
 }
 
 fn disk(name: String, backend: Backend, is_new: bool) -> Result<Disk> {
-    let root = backend.node().map_err(|error| told(&error))?;
+    let root = backend.node().map_err(|error| message(&error))?;
     let format = root.factory().name();
     Ok(Disk { name, format, backend, is_new })
 }
 
 /// An error with its hint.
-fn told(error: &Error) -> String {
+fn message(error: &Error) -> String {
     match error.hint() {
         Some(hint) => format!("{error}\n{hint}"),
         None => error.to_string(),

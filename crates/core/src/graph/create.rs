@@ -1,15 +1,19 @@
 //! Creates images by file name and format, as `img create` and `convert` do.
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::Poll;
 
 use serde_json::Value;
 
 use super::Graph;
 use crate::control::run_to_completion;
-use crate::create::{CreateOption, CreateRequest, CreateTarget, Created};
+use crate::create::{CreateOption, CreateRequest, CreateTarget, Created, Creation, NewFile};
 use crate::driver::{DriverFactory, DriverKind};
 use crate::perm::{Perm, Permissions};
-use crate::{ChildIdx, Edge, Error, Node, OpenFlags, Options, Result};
+use crate::{ChildIdx, Edge, Error, OpenFlags, Options, Result};
 
 impl Graph {
     /// Creates the image `filename` with the format `format`. Options that the format does not know are passed to the
@@ -19,18 +23,36 @@ impl Graph {
     /// # Errors
     /// When the format or the protocol is unknown or cannot create images, or when neither of them knows an option;
     /// otherwise the errors of the drivers. If the format fails after the protocol has created the file, the file is
-    /// removed, even if the file existed before. The file is kept if the format is raw, if the file is a device, or if
-    /// another program uses or has replaced the file.
+    /// removed, even if the file existed before. A data file is removed if it did not exist before. The files are kept
+    /// if the format is raw. A file is also kept if it is a device, or if another program uses or has replaced it.
     pub async fn create_image(
         &self,
         filename: &str,
         format: &str,
         options: &Options,
     ) -> Result<Created> {
+        match self.create_image_until(filename, format, options, &Arc::default()).await? {
+            Creation::Complete(created) | Creation::Stopped(created) => Ok(created),
+        }
+    }
+
+    /// Like [`Self::create_image`]. If `stop` is set, the creation stops when the next operation on a file has ended. In
+    /// this case, the caller can remove the new files with [`Created::remove`].
+    ///
+    /// # Errors
+    /// The errors of [`Self::create_image`].
+    pub async fn create_image_until(
+        &self,
+        filename: &str,
+        format: &str,
+        options: &Options,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Creation> {
         let driver = self.driver(format)?;
         let (protocol, _) = self.protocol_for(filename)?;
         let (own, below) = split_options(driver, protocol, options)?;
-        let new = NewImage { graph: self.clone(), filename: filename.to_owned(), driver, protocol };
+        let (graph, stop) = (self.clone(), Arc::clone(stop));
+        let new = NewImage { graph, filename: filename.to_owned(), driver, protocol, stop };
         run_to_completion(new.create(own, below)).await
     }
 }
@@ -41,64 +63,104 @@ struct NewImage {
     filename: String,
     driver: &'static dyn DriverFactory,
     protocol: &'static dyn DriverFactory,
+    stop: Arc<AtomicBool>,
+}
+
+/// The open files of an image that is being created. The permissions of the edges keep other users from changing the files.
+struct Files {
+    image: Arc<Edge>,
+    data: Option<Arc<Edge>>,
 }
 
 impl NewImage {
     /// Creates the image with the options `own` of its driver and `below` of the protocol.
-    async fn create(self, own: Options, below: Options) -> Result<Created> {
-        let (graph, driver) = (&self.graph, self.driver);
+    async fn create(self, own: Options, below: Options) -> Result<Creation> {
         let target = CreateTarget::Filename(self.filename.clone());
-        // After a success, the caller may remove a new file later, but not a file that existed before and was
-        // overwritten.
         let existed = matches!(self.protocol.created_file(&self.filename), Ok(Some(_)));
-        if driver.kind() == DriverKind::Protocol {
-            run(driver, graph, CreateRequest { target, options: own }).await?;
-            return Ok(if existed { Created::kept() } else { self.created() });
+        if self.driver.kind() == DriverKind::Protocol {
+            let request = CreateRequest { target, options: own };
+            let outcome = self.until_stopped(run(self.driver, &self.graph, request)).await;
+            return self.ended(outcome, self.created(), existed);
         }
-        driver.check_create(graph, &own)?;
-        run(self.protocol, graph, CreateRequest { target, options: below }).await?;
-        let new_file = self.created();
-        let node = match self.open().await {
-            Ok(node) => node,
+        self.driver.check_create(&self.graph, &own)?;
+        run(self.protocol, &self.graph, CreateRequest { target, options: below }).await?;
+        let mut created = self.created();
+        let image = match self.open().await {
+            Ok(image) => image,
             Err(error) => {
-                self.remove(new_file);
+                self.remove_closed(created).await;
                 return Err(error);
             }
         };
-        let edge = match self.attach(&node) {
-            Ok(edge) => edge,
-            Err(error) => {
-                // Another user has the file open, so the file is not removed.
-                graph.release_after_failure(node).await;
-                return Err(error);
+        let mut files = Files { image, data: None };
+        let outcome = match self.create_data_file(&own, &mut files, &mut created).await {
+            Ok(()) => {
+                let request = CreateRequest { target: files.target(), options: own };
+                self.until_stopped(run(self.driver, &self.graph, request)).await
             }
+            Err(error) => Some(Err(error)),
         };
-        let target = CreateTarget::File(Arc::clone(&edge));
-        let created = run(driver, graph, CreateRequest { target, options: own }).await;
-        if let Err(error) = created {
-            // The edge still holds the permissions (and file locks), so no other process that uses the locks writes to
-            // the file.
-            self.remove(new_file);
-            edge.detach();
-            graph.release_after_failure(node).await;
+        if let Some(Err(error)) = outcome {
+            // The edges still hold the permissions (and file locks), so no other process that uses the locks writes to the
+            // files.
+            if self.removes_incomplete() {
+                created.remove_locked();
+            }
+            if let Err(error) = files.close(&self.graph).await {
+                tracing::warn!(filename = self.filename, %error, "cannot close an incomplete image");
+            }
             return Err(error);
         }
-        edge.detach();
-        if let Err(error) = graph.release(node).await {
-            self.remove_closed(new_file).await;
+        if let Err(error) = files.close(&self.graph).await {
+            self.remove_closed(created).await;
             return Err(error);
         }
-        Ok(if existed { Created::kept() } else { new_file })
+        self.ended(outcome, created, existed)
     }
 
-    async fn open(&self) -> Result<Arc<Node>> {
+    /// The end of a creation. `outcome` is `None` if the creation was stopped. `existed`: the image file existed before,
+    /// so the caller must not remove it.
+    fn ended(
+        &self,
+        outcome: Option<Result<()>>,
+        mut created: Created,
+        existed: bool,
+    ) -> Result<Creation> {
+        if existed && let Some(image) = created.files.first_mut() {
+            image.file = Ok(None);
+        }
+        match outcome {
+            Some(outcome) => outcome.map(|()| Creation::Complete(created)),
+            None => Ok(Creation::Stopped(created)),
+        }
+    }
+
+    /// Runs `work` until it has ended or [`Self::stop`] is set. Returns `None` if `work` was stopped. In this case, no
+    /// operation on a file is in flight any more.
+    async fn until_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let outcome = {
+            let (mut work, mut has_begun) = (pin!(work), false);
+            // The end of each operation on a file polls this future, so the stop needs no waker.
+            poll_fn(|context| {
+                if has_begun && self.stop.load(Relaxed) {
+                    return Poll::Ready(None);
+                }
+                has_begun = true;
+                work.as_mut().poll(context).map(Some)
+            })
+            .await
+        };
+        if outcome.is_none() {
+            oxblk_ring::settled().await;
+        }
+        outcome
+    }
+
+    /// Opens the image file. The permissions of the edge keep other users and processes from resizing the file and,
+    /// unless the format is raw, from writing to the file.
+    async fn open(&self) -> Result<Arc<Edge>> {
         let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
-        self.graph.open_protocol(&self.filename, Options::new(), flags).await
-    }
-
-    /// Attaches a user to the file. The permissions of this user keep other users and processes from resizing the file
-    /// and, unless the format is raw, from writing to the file.
-    fn attach(&self, node: &Arc<Node>) -> Result<Arc<Edge>> {
+        let node = self.graph.open_protocol(&self.filename, Options::new(), flags).await?;
         // A format without metadata in the file only sets the size, so other users may write at the same time.
         let passes = self.driver.passes_permissions();
         let alone = if passes { Perm::RESIZE } else { Perm::WRITE | Perm::RESIZE };
@@ -107,38 +169,69 @@ impl NewImage {
             shared: Perm::all() - alone,
         };
         let user = format!("creation of '{}'", self.filename);
-        Edge::attach(Arc::clone(node), user, ChildIdx::FILE.name(), permissions)
-    }
-
-    /// Removes the file of an image that could not be created. A partly created image of a format is useless. A partly
-    /// created raw image is a usable file, and is kept.
-    fn remove(&self, created: Created) {
-        if !self.driver.passes_permissions() {
-            created.remove_incomplete(&self.filename);
-        }
-    }
-
-    /// Like [`Self::remove`], for a file that has been closed. Another process may use the file now. The file is opened
-    /// again to exclude other processes during the removal.
-    async fn remove_closed(&self, created: Created) {
-        let (filename, kept) = (&self.filename, "the incomplete image is kept");
-        let node = match self.open().await {
-            Ok(node) => node,
-            Err(error) => return tracing::warn!(filename, %error, "{kept}"),
-        };
-        match self.attach(&node) {
-            Ok(edge) => {
-                self.remove(created);
-                edge.detach();
+        match Edge::attach(Arc::clone(&node), user, ChildIdx::FILE.name(), permissions) {
+            Ok(edge) => Ok(edge),
+            Err(error) => {
+                self.graph.release_after_failure(node).await;
+                Err(error)
             }
-            Err(error) => tracing::warn!(filename, %error, "{kept}"),
         }
-        self.graph.release_after_failure(node).await;
+    }
+
+    /// Creates and opens the data file, if the image gets one.
+    async fn create_data_file(
+        &self,
+        options: &Options,
+        files: &mut Files,
+        created: &mut Created,
+    ) -> Result<()> {
+        if let Some(name) = self.driver.new_data_file(options) {
+            let (edge, data) = self.graph.create_data_file(name).await?;
+            files.data = Some(edge);
+            created.files.extend(data.files);
+        }
+        Ok(())
+    }
+
+    /// Whether the files are removed when the creation fails. A partly created image of a format is useless. A partly
+    /// created raw image is a usable file.
+    fn removes_incomplete(&self) -> bool {
+        !self.driver.passes_permissions()
+    }
+
+    /// Removes the closed files of an image that could not be created.
+    async fn remove_closed(&self, created: Created) {
+        if self.removes_incomplete() {
+            created.remove_incomplete(&self.graph).await;
+        }
     }
 
     /// The file that the protocol has just created.
     fn created(&self) -> Created {
-        Created::new(self.protocol.created_file(&self.filename))
+        let file = self.protocol.created_file(&self.filename);
+        Created { files: vec![NewFile { filename: self.filename.clone(), file }] }
+    }
+}
+
+impl Files {
+    fn target(&self) -> CreateTarget {
+        let file = Arc::clone(&self.image);
+        match &self.data {
+            Some(data) => CreateTarget::Files { file, data: Arc::clone(data) },
+            None => CreateTarget::File(file),
+        }
+    }
+
+    /// Closes the files. Returns the first error.
+    async fn close(self, graph: &Graph) -> Result<()> {
+        let mut outcome = Ok(());
+        for edge in self.data.into_iter().chain([self.image]) {
+            edge.detach();
+            let node = Arc::clone(edge.node());
+            drop(edge);
+            outcome = outcome.and(graph.release(node).await);
+        }
+        outcome
     }
 }
 

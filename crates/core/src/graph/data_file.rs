@@ -1,7 +1,6 @@
-//! Opens and creates data files: separate files that contain the guest data of an image. The format driver calls these
-//! functions itself.
+//! Opens and creates data files: separate files that contain the guest data of an image. The format driver opens the data
+//! file of an image. The creation of an image creates the data file and gives it to the format driver.
 
-use std::fmt;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -11,7 +10,7 @@ use crate::create::Created;
 use crate::driver::DriverKind;
 use crate::gate::Purpose;
 use crate::perm::{Perm, Permissions, Role};
-use crate::{ChildIdx, Edge, Error, Node, Options, Result};
+use crate::{ChildIdx, Edge, Error, Options, Result};
 
 impl OpenContext {
     /// Opens the data file and puts the edge to it into the slot [`ChildIdx::DATA`]. The `data-file` option describes
@@ -63,35 +62,28 @@ impl OpenContext {
 
 impl Graph {
     /// Creates an empty file for the guest data of a new image and opens it for writing. An existing file is
-    /// overwritten.
+    /// overwritten, and must not be removed later.
     ///
     /// # Errors
-    /// The errors of the protocol, and when another user holds conflicting permissions on the file. A new file that cannot
-    /// be opened is removed. A file that another user has open is kept.
-    pub async fn create_data_file(&self, filename: &str) -> Result<NewDataFile> {
+    /// The errors of the protocol, and when another user holds conflicting permissions on the file. After an error, a
+    /// new file is removed, unless another program uses it.
+    pub(super) async fn create_data_file(&self, filename: &str) -> Result<(Arc<Edge>, Created)> {
         let (protocol, _) = self.protocol_for(filename)?;
         let mut options = Options::new();
         options.insert("size", 0_u64);
-        let created = self.create_image(filename, protocol.name(), &options).await?;
-        let node = match self.open_new_data(filename).await {
-            Ok(node) => node,
+        let created = Box::pin(self.create_image(filename, protocol.name(), &options)).await?;
+        match self.open_new_data_file(filename).await {
+            Ok(edge) => Ok((edge, created)),
             Err(error) => {
-                created.remove_incomplete(filename);
-                return Err(error);
+                created.remove_incomplete(self).await;
+                Err(error)
             }
-        };
-        let edge = self.attach_new_data(filename, node).await?;
-        Ok(NewDataFile { graph: self.clone(), filename: filename.to_owned(), edge, created })
+        }
     }
 
-    async fn open_new_data(&self, filename: &str) -> Result<Arc<Node>> {
+    async fn open_new_data_file(&self, filename: &str) -> Result<Arc<Edge>> {
         let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
-        self.open_storage(Some(filename), Options::new(), flags).await
-    }
-
-    /// Attaches a user to a new data file. The permissions of this user keep other users and processes from writing to the
-    /// file. If the file has another user, the node is released.
-    async fn attach_new_data(&self, filename: &str, node: Arc<Node>) -> Result<Arc<Edge>> {
+        let node = self.open_storage(Some(filename), Options::new(), flags).await?;
         let writes = Perm::WRITE | Perm::RESIZE;
         let permissions =
             Permissions { taken: Perm::CONSISTENT_READ | writes, shared: Perm::all() - writes };
@@ -103,60 +95,5 @@ impl Graph {
                 Err(error)
             }
         }
-    }
-}
-
-/// The open data file of an image that is being created. The creator calls [`Self::complete`] or [`Self::remove`].
-pub struct NewDataFile {
-    graph: Graph,
-    filename: String,
-    edge: Arc<Edge>,
-    created: Created,
-}
-
-impl NewDataFile {
-    /// The edge for reads and writes.
-    pub fn edge(&self) -> &Arc<Edge> {
-        &self.edge
-    }
-
-    /// Closes the file of a complete image.
-    ///
-    /// # Errors
-    /// When the file cannot be closed. The file is then removed if it is new and has no other user.
-    pub async fn complete(self) -> Result<()> {
-        let Self { graph, filename, edge, created } = self;
-        let closed = graph.release(detached(&edge)).await;
-        if closed.is_err() {
-            // Another process may use the file now. The file is opened again to exclude other processes during the removal.
-            let reopened = match graph.open_new_data(&filename).await {
-                Ok(node) => graph.attach_new_data(&filename, node).await,
-                Err(error) => Err(error),
-            };
-            match reopened {
-                Ok(edge) => Self { graph, filename, edge, created }.remove().await,
-                Err(error) => tracing::warn!(filename, %error, "the incomplete data file is kept"),
-            }
-        }
-        closed
-    }
-
-    /// Removes the file if it is new, because the creation of the image has failed.
-    pub async fn remove(self) {
-        // The edge still holds its file locks, so no other process uses the file.
-        self.created.remove_incomplete(&self.filename);
-        self.graph.release_after_failure(detached(&self.edge)).await;
-    }
-}
-
-/// Detaches an edge, and returns its node.
-fn detached(edge: &Edge) -> Arc<Node> {
-    edge.detach();
-    Arc::clone(edge.node())
-}
-
-impl fmt::Debug for NewDataFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NewDataFile").field("filename", &self.filename).finish_non_exhaustive()
     }
 }

@@ -15,6 +15,7 @@ mod generic;
 mod limits;
 mod open;
 mod probe;
+mod removal;
 mod reopen;
 
 use std::collections::{HashMap, HashSet};
@@ -25,7 +26,6 @@ use std::sync::atomic::{
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 pub use base::WritableBase;
-pub use data_file::NewDataFile;
 pub use drain::Drained;
 pub use filename::relative_to;
 pub(crate) use filename::scheme;

@@ -76,14 +76,14 @@ mod tests {
 
     #[test]
     fn keys_that_are_no_names_or_have_no_value_are_refused() {
-        let told = |text| Options::from_keyval(text, "qom-type").unwrap_err().to_string();
-        assert_eq!(told(","), "Invalid parameter ''");
-        assert_eq!(told("secret,id"), "Expected '=' after parameter 'id'");
-        assert_eq!(told("secret,=x"), "Invalid parameter ''");
-        assert_eq!(told("secret,1x=x"), "Invalid parameter '1x'");
-        assert_eq!(told("secret,x.=1"), "Invalid parameter 'x.'");
-        assert_eq!(told("secret,data=y,data.x=1"), "Parameters 'data.*' used inconsistently");
-        assert_eq!(told("secret,data.x=1,data=y"), "Parameters 'data.*' used inconsistently");
+        let message = |text| Options::from_keyval(text, "qom-type").unwrap_err().to_string();
+        assert_eq!(message(","), "Invalid parameter ''");
+        assert_eq!(message("secret,id"), "Expected '=' after parameter 'id'");
+        assert_eq!(message("secret,=x"), "Invalid parameter ''");
+        assert_eq!(message("secret,1x=x"), "Invalid parameter '1x'");
+        assert_eq!(message("secret,x.=1"), "Invalid parameter 'x.'");
+        assert_eq!(message("secret,data=y,data.x=1"), "Parameters 'data.*' used inconsistently");
+        assert_eq!(message("secret,data.x=1,data=y"), "Parameters 'data.*' used inconsistently");
         let options = Options::from_keyval("secret,id=s,data=a,,b,data=c,", "qom-type").unwrap();
         assert_eq!(options.get_str("data"), Some("c"));
     }

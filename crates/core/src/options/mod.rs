@@ -81,12 +81,10 @@ impl Options {
 
     /// Whether a dotted key has a value.
     fn has(&self, key: &str) -> bool {
-        let (parents, last) = key.rsplit_once('.').unwrap_or(("", key));
-        let mut map = Some(&self.0);
-        for part in parents.split('.').filter(|part| !part.is_empty()) {
-            map = map.and_then(|map| map.get(part)?.as_object());
-        }
-        map.is_some_and(|map| map.contains_key(last))
+        let mut parts = parts_of(key);
+        let last = parts.next_back().unwrap_or_default();
+        let parent = parts.try_fold(&self.0, |map, part| map.get(part)?.as_object());
+        parent.is_some_and(|map| map.contains_key(last))
     }
 
     /// Parses an option list with dotted keys. [`split_list`] describes the syntax and `implied`.
@@ -108,7 +106,7 @@ impl Options {
     /// # Errors
     /// When the key is nested too deeply.
     pub fn set(&mut self, key: &str, value: impl Into<Value>) -> Result<()> {
-        let parts: Vec<&str> = key.split('.').collect();
+        let parts: Vec<&str> = parts_of(key).collect();
         if parts.len() > MAX_DEPTH {
             return Err(nested_too_deeply(key));
         }
@@ -154,12 +152,14 @@ impl Options {
 
     /// The dotted key of the first remaining value, at any depth.
     pub fn first_key(&self) -> Option<String> {
-        let (key, mut value) = self.0.iter().next()?;
-        let mut path = key.clone();
-        while let Some((key, inner)) = value.as_object().and_then(|map| map.iter().next()) {
-            if !key.is_empty() {
+        let shown = |part: &str| if part == EMPTY_PART { String::new() } else { part.to_owned() };
+        let (part, mut value) = self.0.iter().next()?;
+        let mut path = shown(part);
+        while let Some((part, inner)) = value.as_object().and_then(|map| map.iter().next()) {
+            // The plain value of a key that also has nested values has no part of its own.
+            if !part.is_empty() {
                 path.push('.');
-                path.push_str(key);
+                path.push_str(&shown(part));
             }
             value = inner;
         }
@@ -312,6 +312,16 @@ fn nested_too_deeply(key: &str) -> Error {
     Error::invalid(format!("Parameter '{key}' is nested too deeply"))
 }
 
+/// The form in which an empty part of a dotted key is stored (`cache.`, `a..b`). The empty key has another meaning; see
+/// [`Options::set`]. A key of an option list never contains this character.
+const EMPTY_PART: &str = "=";
+
+/// The parts of a dotted key, as they are stored. The empty key remains as it is.
+fn parts_of(key: &str) -> impl DoubleEndedIterator<Item = &str> {
+    let is_empty = |part: &str| part.is_empty() && !key.is_empty();
+    key.split('.').map(move |part| if is_empty(part) { EMPTY_PART } else { part })
+}
+
 /// Sets the value of a key in one object. A plain value is added to existing nested values under the empty key.
 fn set_in(map: &mut Map<String, Value>, key: &str, value: Value) {
     match (map.get_mut(key), value) {
@@ -417,9 +427,18 @@ mod tests {
 
     #[test]
     fn the_first_remaining_key_includes_all_its_parts() {
-        let first = |text| Options::from_dotted(text, None).unwrap().first_key();
+        let first = |text: &str| Options::from_dotted(text, None).unwrap().first_key();
         assert_eq!(first("a.b.c=1,d=2").as_deref(), Some("a.b.c"));
         assert_eq!(first("a=1,a.b=2").as_deref(), Some("a"));
+        for odd in ["cache.", ".", ".a", "a..b", "a..", "a.b."] {
+            let options = Options::from_dotted(&format!("{odd}=1"), None).unwrap();
+            assert_eq!(options.first_key().as_deref(), Some(odd));
+            assert_eq!(Options::from_json(&options.to_json().to_string()).unwrap(), options);
+        }
+        let both = Options::from_dotted("a=1,a.b=2", None).unwrap();
+        assert_eq!(Options::from_json(&both.to_json().to_string()).unwrap(), both);
+        let mut file = Options::from_dotted("file.=1", None).unwrap();
+        assert_eq!(file.take_options("file").unwrap().first_key().as_deref(), Some(""));
         assert_eq!(first(""), None);
     }
 

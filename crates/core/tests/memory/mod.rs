@@ -41,7 +41,7 @@ impl Memory {
         std::mem::take(&mut self.log.lock().unwrap())
     }
 
-    fn say(&self, what: &str, offset: u64, len: usize) {
+    fn record(&self, what: &str, offset: u64, len: usize) {
         self.log.lock().unwrap().push(format!("{what} {offset}+{len}"));
     }
 
@@ -99,7 +99,7 @@ impl Driver for MemoryDriver {
     fn read(&self, offset: u64, mut buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>> {
         Box::pin(async move {
             self.check(offset, buf.len());
-            self.0.say("read", offset, buf.len());
+            self.0.record("read", offset, buf.len());
             self.0.pause().await;
             let bytes = self.0.bytes.lock().unwrap();
             let at = usize::try_from(offset).unwrap();
@@ -113,7 +113,7 @@ impl Driver for MemoryDriver {
     fn write(&self, offset: u64, data: IoBuf, _flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             self.check(offset, data.len());
-            self.0.say("write", offset, data.len());
+            self.0.record("write", offset, data.len());
             self.0.pause().await;
             self.0.refuse(offset)?;
             if self.0.landing.load(SeqCst) == 0 {
@@ -128,7 +128,7 @@ impl Driver for MemoryDriver {
     fn discard(&self, offset: u64, len: u64) -> Option<BoxFuture<'_, Result<()>>> {
         Some(Box::pin(async move {
             let len = usize::try_from(len).unwrap();
-            self.0.say("discard", offset, len);
+            self.0.record("discard", offset, len);
             self.0.refuse(offset)?;
             self.0.land(move |memory| memory.put(offset, &vec![0; len])).await;
             Ok(())
@@ -147,7 +147,7 @@ impl Driver for MemoryDriver {
         Some(Box::pin(async move {
             let len = usize::try_from(len).unwrap();
             let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
-            self.0.say(if unmap { "unmap" } else { "zero" }, offset, len);
+            self.0.record(if unmap { "unmap" } else { "zero" }, offset, len);
             let at = usize::try_from(offset).unwrap();
             self.0.bytes.lock().unwrap()[at..at + len].fill(0);
             Ok(())
@@ -156,7 +156,7 @@ impl Driver for MemoryDriver {
 
     fn flush(&self) -> Option<BoxFuture<'_, Result<()>>> {
         Some(Box::pin(async move {
-            self.0.say("flush", 0, 0);
+            self.0.record("flush", 0, 0);
             self.0.pause().await;
             Ok(())
         }))

@@ -19,7 +19,7 @@ type Log = Arc<Mutex<Vec<&'static str>>>;
 struct Emptied(Log);
 
 impl Emptied {
-    fn say(&self, what: &'static str) {
+    fn record(&self, what: &'static str) {
         self.0.lock().unwrap().push(what);
     }
 }
@@ -32,7 +32,7 @@ impl Driver for Emptied {
         Box::pin(async { Ok(()) })
     }
     fn flush(&self) -> Option<BoxFuture<'_, Result<()>>> {
-        self.say("flush");
+        self.record("flush");
         Some(Box::pin(async { Ok(()) }))
     }
     fn size(&self) -> u64 {
@@ -53,9 +53,9 @@ impl Backing for Emptied {
     }
     fn make_empty(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async {
-            self.say("begin");
+            self.record("begin");
             sleep(Duration::from_millis(1)).await;
-            self.say("end");
+            self.record("end");
             Ok(())
         })
     }

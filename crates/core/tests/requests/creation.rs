@@ -1,9 +1,11 @@
-//! Tests of the creation of images and data files with a protocol whose operations fail.
+//! Tests of image creation: a protocol whose close fails, and creations that are stopped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use oxblk_core::create::{CreateOption, CreateRequest, CreatedFile, OptionType, Removal};
+use oxblk_core::create::{
+    CreateOption, CreateRequest, CreateTarget, CreatedFile, Creation, OptionType, Removal,
+};
 use oxblk_core::{
     BoxFuture, Driver, DriverFactory, DriverKind, Errno, Error, Graph, Limits, OpenContext,
     Options, Permissions, Result, WriteFlags,
@@ -18,13 +20,12 @@ static SIZE: &[CreateOption] =
 /// A protocol with one file. The first close of the file fails.
 #[derive(Default)]
 struct Host {
+    /// The file exists.
+    exists: AtomicBool,
     /// The format keeps the file when the creation of the image fails, as raw does.
     keeps_file: bool,
     /// After the first close of the file, another process uses the file.
     is_shared: bool,
-    /// The file cannot be opened.
-    is_unreadable: bool,
-    was_created: AtomicBool,
     was_closed: Arc<AtomicBool>,
     was_removed: Arc<AtomicBool>,
 }
@@ -91,9 +92,6 @@ impl DriverFactory for Host {
     fn open<'a>(&'a self, context: &'a mut OpenContext) -> BoxFuture<'a, Result<Box<dyn Driver>>> {
         Box::pin(async move {
             context.options.take("filename");
-            if self.is_unreadable {
-                return Err(Error::from_errno(Errno::ACCES));
-            }
             let driver: Box<dyn Driver> = Box::new(HostDriver {
                 memory: MemoryDriver(Memory::new(0, Limits::default())),
                 is_shared: self.is_shared,
@@ -108,19 +106,25 @@ impl DriverFactory for Host {
     }
 
     fn create<'a>(&'a self, _: &'a Graph, _: CreateRequest) -> Option<BoxFuture<'a, Result<()>>> {
-        self.was_created.store(true, SeqCst);
+        self.exists.store(true, SeqCst);
         Some(Box::pin(async { Ok(()) }))
     }
 
     fn created_file(&self, _filename: &str) -> Result<Option<Box<dyn CreatedFile>>> {
-        let file = || -> Box<dyn CreatedFile> { Box::new(HostFile(Arc::clone(&self.was_removed))) };
-        Ok(self.was_created.load(SeqCst).then(file))
+        if !self.exists.load(SeqCst) {
+            return Err(Error::from_errno(Errno::NOENT));
+        }
+        Ok(Some(Box::new(HostFile(Arc::clone(&self.was_removed)))))
     }
 }
 
 /// A format that stores nothing.
+#[derive(Default)]
 struct Empty {
     passes_permissions: bool,
+    /// The creation sets this flag, and does not end.
+    stops: Option<Arc<AtomicBool>>,
+    has_data_file: bool,
 }
 
 impl DriverFactory for Empty {
@@ -144,18 +148,37 @@ impl DriverFactory for Empty {
         SIZE
     }
 
-    fn create<'a>(&'a self, _: &'a Graph, _: CreateRequest) -> Option<BoxFuture<'a, Result<()>>> {
-        Some(Box::pin(async { Ok(()) }))
+    fn new_data_file<'a>(&self, _options: &'a Options) -> Option<&'a str> {
+        self.has_data_file.then_some("data")
     }
+
+    fn create<'a>(
+        &'a self,
+        _: &'a Graph,
+        request: CreateRequest,
+    ) -> Option<BoxFuture<'a, Result<()>>> {
+        assert_eq!(matches!(request.target, CreateTarget::Files { .. }), self.has_data_file);
+        Some(Box::pin(async {
+            while let Some(stop) = &self.stops {
+                oxblk_ring::yield_now().await;
+                stop.store(true, SeqCst);
+            }
+            Ok(())
+        }))
+    }
+}
+
+fn graph(host: Host, format: Empty) -> Graph {
+    let drivers: Vec<&'static dyn DriverFactory> =
+        vec![Box::leak(Box::new(host)), Box::leak(Box::new(format))];
+    Graph::new(drivers.leak(), oxblk_core::Gate::Anything)
 }
 
 /// Creates an image whose file cannot be closed. Returns whether the file was removed.
 fn is_removed(host: Host) -> bool {
     let was_removed = Arc::clone(&host.was_removed);
-    let format = Empty { passes_permissions: host.keeps_file };
-    let drivers: Vec<&'static dyn DriverFactory> =
-        vec![Box::leak(Box::new(host)), Box::leak(Box::new(format))];
-    let graph = Graph::new(drivers.leak(), oxblk_core::Gate::Anything);
+    let format = Empty { passes_permissions: host.keeps_file, ..Empty::default() };
+    let graph = graph(host, format);
     let size: Options = options("size=512");
     let created = block_on(graph.create_image("image", "empty", &size));
     assert_eq!(created.unwrap_err().raw_errno(), Errno::DQUOT);
@@ -174,28 +197,33 @@ fn an_image_whose_file_cannot_be_closed_is_kept_if_it_is_raw_or_in_use() {
     assert!(!is_removed(Host { is_shared: true, ..Host::default() }));
 }
 
-/// Creates a data file, and closes it. Returns the error, and whether the file was removed.
-fn create_data(host: Host) -> (Error, bool) {
+/// Stops the creation of an image. Returns the files of the image, and what has become of each.
+fn stop(exists: bool, has_data_file: bool) -> Vec<(String, Removal)> {
+    let was_closed = Arc::new(AtomicBool::new(true));
+    let host = Host { exists: AtomicBool::new(exists), was_closed, ..Host::default() };
     let was_removed = Arc::clone(&host.was_removed);
-    let drivers: Vec<&'static dyn DriverFactory> = vec![Box::leak(Box::new(host))];
-    let graph = Graph::new(drivers.leak(), oxblk_core::Gate::Anything);
-    let outcome = block_on(async { graph.create_data_file("data").await?.complete().await });
-    assert!(graph.nodes().is_empty());
-    (outcome.unwrap_err(), was_removed.load(SeqCst))
+    let stop = Arc::new(AtomicBool::new(false));
+    let format = Empty { stops: Some(Arc::clone(&stop)), has_data_file, ..Empty::default() };
+    let graph = graph(host, format);
+    block_on(async {
+        let size: Options = options("size=512");
+        let creation = graph.create_image_until("image", "empty", &size, &stop).await;
+        let Creation::Stopped(created) = creation.unwrap() else {
+            panic!("the creation was not stopped");
+        };
+        assert!(graph.nodes().is_empty());
+        assert!(!was_removed.load(SeqCst));
+        let removals = created.remove(&graph).await;
+        assert!(graph.nodes().is_empty());
+        removals.into_iter().map(|file| (file.filename, file.outcome.unwrap())).collect()
+    })
 }
 
 #[test]
-fn a_new_data_file_that_cannot_be_opened_or_closed_is_removed() {
-    let (error, removed) = create_data(Host { is_unreadable: true, ..Host::default() });
-    assert_eq!((error.raw_errno(), removed), (Errno::ACCES, true));
-    let (error, removed) = create_data(Host::default());
-    assert_eq!((error.raw_errno(), removed), (Errno::DQUOT, true));
-}
-
-#[test]
-fn a_data_file_that_cannot_be_closed_is_kept_if_it_is_in_use_or_not_new() {
-    let (error, removed) = create_data(Host { is_shared: true, ..Host::default() });
-    assert_eq!((error.raw_errno(), removed), (Errno::DQUOT, false));
-    let (error, removed) = create_data(Host { was_created: true.into(), ..Host::default() });
-    assert_eq!((error.raw_errno(), removed), (Errno::DQUOT, false));
+fn a_stopped_creation_closes_its_files_and_can_remove_new_ones() {
+    let image = |removal| ("image".to_owned(), removal);
+    assert_eq!(stop(false, false), [image(Removal::Removed)]);
+    assert_eq!(stop(true, false), [image(Removal::Kept)]);
+    // The host has only one file, so the data file exists when it is created.
+    assert_eq!(stop(false, true), [image(Removal::Removed), ("data".to_owned(), Removal::Kept)]);
 }

@@ -8,7 +8,7 @@ use crate::secret::Secret;
 use crate::{Error, ErrorKind, Result};
 
 /// Minimum number of PBKDF2 iterations in a new slot or digest.
-const LEAST: u64 = 1000;
+const MIN_ITERATIONS: u64 = 1000;
 /// Computing the digest of the master key takes the time of opening a slot divided by this number.
 const DIGEST_SHARE: u64 = 8;
 
@@ -98,14 +98,14 @@ fn slot_iterations(hash: Hash, len: usize, iter_time: u64) -> Result<u32> {
 }
 
 /// The number of iterations that take `iter_time` / `share` milliseconds at `rate` iterations per second; at least
-/// [`LEAST`].
+/// [`MIN_ITERATIONS`].
 fn iterations(rate: u64, iter_time: u64, share: u64) -> Result<u32> {
     const RANGE: &str = "Numerical result out of range";
     let Some(scaled) = rate.checked_mul(iter_time) else {
         let text = format!("PBKDF iterations {rate} too large to scale: {RANGE}");
         return Err(Error::invalid(text));
     };
-    let count = (scaled / 1000 / share.max(1)).max(LEAST);
+    let count = (scaled / 1000 / share.max(1)).max(MIN_ITERATIONS);
     u32::try_from(count).map_err(|_| {
         Error::invalid(format!("PBKDF iterations {count} larger than {}: {RANGE}", u32::MAX))
     })

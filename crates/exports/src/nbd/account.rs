@@ -35,7 +35,7 @@ const MAX_OVERDRAFT: usize = MAX_REQUEST as usize + STEP;
 /// the budget if these are fewer.
 ///
 /// [`ServerOptions::stall_timeout`]: super::ServerOptions::stall_timeout
-const LEAST_PROGRESS: usize = 1 << 20;
+const MIN_PROGRESS: usize = 1 << 20;
 
 /// Number of bytes of memory that a buffer of `len` bytes takes from the pool.
 pub(super) fn footprint(len: usize) -> usize {
@@ -214,7 +214,7 @@ impl Account {
     /// Whether the client made too little progress between two checks.
     fn is_too_slow(&self, before: Option<usize>, now: Option<usize>) -> bool {
         let (Some(before), Some(now)) = (before, now) else { return false };
-        now.wrapping_sub(before) < self.taken().min(LEAST_PROGRESS)
+        now.wrapping_sub(before) < self.taken().min(MIN_PROGRESS)
     }
 }
 

@@ -20,7 +20,7 @@ pub(super) const BLOCK: usize = 64 << 10;
 /// Payloads of up to this number of bytes are split off the block.
 const CUT: usize = 16 << 10;
 /// If the block has fewer free bytes than this number, a new block is started.
-const LEAST_ROOM: usize = 4 << 10;
+const MIN_ROOM: usize = 4 << 10;
 /// A larger payload is received and accounted in steps of this number of bytes.
 const STEP: usize = 1 << 20;
 
@@ -67,7 +67,7 @@ impl Input {
             self.end = 0;
         }
         let too_small = self.block.len() - self.start < want;
-        if !too_small && self.block.len() - self.end >= LEAST_ROOM {
+        if !too_small && self.block.len() - self.end >= MIN_ROOM {
             return;
         }
         debug_assert!(want <= BLOCK, "a fill of more than one block was requested");

@@ -177,19 +177,17 @@ impl Server {
     async fn admit(&self, socket: OwnedFd) {
         let inner = &self.0;
         let most = inner.options.max_connections;
-        if inner.threads.iter().all(|worker| worker.thread.has_ended()) {
-            return tracing::warn!(
-                "refusing an NBD client: all I/O threads of the server have ended"
-            );
-        }
         loop {
-            if let Some(permit) = ConnectionPermit::take(inner) {
-                return begin(permit, socket);
-            }
-            if inner.stop.is_set() {
-                // The client is refused because the server is stopping, not because of the limit. Handshakes in progress end by
-                // themselves.
-                return;
+            match ConnectionPermit::take(inner) {
+                Ok(permit) => return begin(permit, socket),
+                // Handshakes in progress end by themselves.
+                Err(NoPermit::Stopping) => return,
+                Err(NoPermit::NoThread) => {
+                    return tracing::warn!(
+                        "refusing an NBD client: all I/O threads of the server have ended"
+                    );
+                }
+                Err(NoPermit::Full) => {}
             }
             if !inner.handshakes.cancel_oldest() {
                 return inner.refusals.add(format_args!("{most} are open, which is the limit"));
@@ -205,9 +203,9 @@ impl Server {
         let inner = Arc::clone(&self.0);
         inner.stop.set();
         async move {
-            // The remaining part of the stop needs a timer, so it runs on an I/O thread. A thread that has ended has closed its
-            // connections. In this case, the next thread is used.
-            for worker in &inner.threads {
+            // The remaining part of the stop needs a timer, so it runs on an I/O thread. A thread that has ended or is closing
+            // runs no further tasks, and closes its connections itself. In this case, the next thread is used.
+            for worker in inner.threads.iter().filter(|worker| !worker.thread.is_closing()) {
                 let inner = Arc::clone(&inner);
                 if worker.thread.spawn(move || async move { inner.stop().await }).await.is_ok() {
                     return;
@@ -329,23 +327,37 @@ struct ConnectionPermit {
     handshake: Handshake,
 }
 
+/// Why a client gets no permit.
+enum NoPermit {
+    /// All I/O threads have ended or are closing.
+    NoThread,
+    /// There are as many connections as the limit allows.
+    Full,
+    /// The server is stopping.
+    Stopping,
+}
+
 impl ConnectionPermit {
-    /// Takes a permit on the running I/O thread that has the fewest connections. Returns `None` if no permit or no thread is
-    /// left, or if the server is stopping.
-    fn take(inner: &Arc<Inner>) -> Option<ConnectionPermit> {
+    /// Takes a permit on the running I/O thread that has the fewest connections. A thread that is closing has few connections,
+    /// but runs no new ones.
+    fn take(inner: &Arc<Inner>) -> Result<ConnectionPermit, NoPermit> {
         let load = |(_, worker): &(usize, &Worker)| worker.connections.load(Ordering::SeqCst);
-        let alive =
-            inner.threads.iter().enumerate().filter(|(_, worker)| !worker.thread.has_ended());
-        let (worker, chosen) = alive.min_by_key(load)?;
+        let running =
+            inner.threads.iter().enumerate().filter(|(_, worker)| !worker.thread.is_closing());
+        let (worker, chosen) = running.min_by_key(load).ok_or(NoPermit::NoThread)?;
         let most = inner.options.max_connections;
         let one_more = |open: usize| open.checked_add(1).filter(|after| *after <= most);
-        inner.connections.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more).ok()?;
+        let taken = inner.connections.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more);
+        if taken.is_err() {
+            let is_stopping = inner.stop.is_set();
+            return Err(if is_stopping { NoPermit::Stopping } else { NoPermit::Full });
+        }
         chosen.connections.fetch_add(1, Ordering::SeqCst);
         let handshake = inner.handshakes.enter();
         let permit = ConnectionPermit { inner: Arc::clone(inner), worker, handshake };
         // `stop` sets the flag before it waits for the number of connections. So either this load sees the flag, or `stop`
         // waits for this connection.
-        (!inner.stop.is_set()).then_some(permit)
+        if inner.stop.is_set() { Err(NoPermit::Stopping) } else { Ok(permit) }
     }
 }
 

@@ -87,7 +87,7 @@ pub(crate) async fn prepare<T: Reopenable>(
     flags: OpenFlags,
     options: &Options,
 ) -> Result<()> {
-    if let Some(key) = options.keys().next() {
+    if let Some(key) = options.first_key() {
         return Err(Error::invalid(format!("Cannot change the option '{key}'")));
     }
     let mut survey = None;

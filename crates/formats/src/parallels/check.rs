@@ -56,7 +56,7 @@ impl Parallels {
     pub(super) async fn check_image(
         &self,
         fix: Fix,
-        say: &dyn Fn(check::Finding),
+        report_finding: &dyn Fn(check::Finding),
     ) -> Result<CheckReport> {
         if !self.access.is_read_only() {
             self.write_back().await?;
@@ -75,7 +75,7 @@ impl Parallels {
         let all = fix == Fix::All && faults <= most;
         let verb = |repairs: bool| if repairs { "Repairing" } else { "ERROR" };
         let kind = |repairs: bool, kind| if repairs { FindingKind::Repair } else { kind };
-        let say = |kind, text: String| say(check::Finding::new(kind, text));
+        let report_finding = |kind, text: String| report_finding(check::Finding::new(kind, text));
 
         let mut report = CheckReport {
             total_clusters: self.map.len().into(),
@@ -84,21 +84,21 @@ impl Parallels {
             ..CheckReport::default()
         };
         if self.unclean.load(Acquire) {
-            say(
+            report_finding(
                 kind(all, FindingKind::Corruption),
                 format!("{} image was not closed correctly", verb(all)),
             );
             report.corruptions = report.corruptions.saturating_add(1);
         }
-        if !self.data_offset_is_told.load(Acquire) {
-            say(
+        if !self.data_offset_is_valid.load(Acquire) {
+            report_finding(
                 kind(all, FindingKind::Corruption),
                 format!("{} data_off field has incorrect value", verb(all)),
             );
             report.corruptions = report.corruptions.saturating_add(1);
         }
         for finding in &findings.outside.entries {
-            say(
+            report_finding(
                 kind(all, FindingKind::Corruption),
                 format!("{} cluster {} is outside image", verb(all), finding.index),
             );
@@ -110,20 +110,20 @@ impl Parallels {
         let sound = report.corruptions == 0;
         if behind > 0 && !self.header.has_extension {
             let repairs = all || fix == Fix::Leaks && sound;
-            say(
+            report_finding(
                 kind(repairs, FindingKind::Leak),
                 format!("{} space leaked at the end of the image {behind}", verb(repairs)),
             );
             report.leaks = behind.div_ceil(self.header.cluster);
         }
         for finding in &findings.duplicates.entries {
-            say(
+            report_finding(
                 kind(all, FindingKind::Corruption),
                 format!("{} duplicate offset in BAT entry {}", verb(all), finding.index),
             );
         }
         if faults > most {
-            say(
+            report_finding(
                 FindingKind::Corruption,
                 format!("ERROR {faults} BAT entries are wrong, more than the file has clusters"),
             );
@@ -145,8 +145,8 @@ impl Parallels {
             used.insert_range(self.touched(finding.host, size));
         }
         let repair = self.allocator.begin_repair(&used, 0);
-        if !self.data_offset_is_told.load(Acquire) {
-            self.tell_data_offset().await?;
+        if !self.data_offset_is_valid.load(Acquire) {
+            self.write_data_offset().await?;
         }
         for finding in &findings.outside.entries {
             match finding.fault {

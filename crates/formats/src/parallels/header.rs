@@ -72,7 +72,7 @@ pub struct Header {
     pub data_offset: u64,
     /// Whether the field `data_off` of the header on disk is valid (in the old format, 0 is valid). If not, `data_offset` was
     /// computed.
-    pub data_offset_is_told: bool,
+    pub data_offset_is_valid: bool,
     /// The image has a format extension.
     pub has_extension: bool,
 }
@@ -102,7 +102,7 @@ impl Header {
             size,
             in_use: false,
             data_offset: 0,
-            data_offset_is_told: true,
+            data_offset_is_valid: true,
             has_extension: false,
         };
         header.data_offset = header.least_data_offset();
@@ -144,7 +144,7 @@ impl Header {
             size,
             in_use: raw.in_use.get() == IN_USE,
             data_offset: u64::from(raw.data_off.get()) * SECTOR,
-            data_offset_is_told: true,
+            data_offset_is_valid: true,
             has_extension: raw.ext_off.get() != 0,
         };
         if header.table_end() > file_size {
@@ -154,13 +154,13 @@ impl Header {
             )));
         }
         let least = header.least_data_offset();
-        let told = header.data_offset;
-        let fits = told >= least
-            && told / SECTOR <= file_size / SECTOR
-            && (!extended || told.is_multiple_of(header.cluster));
+        let stored = header.data_offset;
+        let fits = stored >= least
+            && stored / SECTOR <= file_size / SECTOR
+            && (!extended || stored.is_multiple_of(header.cluster));
         if !fits {
             header.data_offset = least;
-            header.data_offset_is_told = told == 0 && !extended;
+            header.data_offset_is_valid = stored == 0 && !extended;
         }
         Ok(header)
     }
@@ -208,7 +208,7 @@ impl Header {
     }
 
     /// Number of clusters of the data area whose offsets fit in a BAT entry.
-    pub(super) fn most_clusters(&self) -> u32 {
+    pub(super) fn max_clusters(&self) -> u32 {
         let nameable = (u64::from(u32::MAX) * self.unit()).saturating_sub(self.data_offset);
         u32::try_from(nameable / self.cluster).unwrap_or(u32::MAX)
     }
@@ -284,12 +284,12 @@ mod tests {
     fn a_wrong_data_offset_is_replaced() {
         for wrong in [0_u32, 1, 0x10, 0x801, 0xffff_fff0] {
             let header = Header::parse(&with(48, &wrong.to_le_bytes()), FILE).unwrap();
-            assert_eq!((header.data_offset, header.data_offset_is_told), (1 << 20, false));
+            assert_eq!((header.data_offset, header.data_offset_is_valid), (1 << 20, false));
         }
         let mut old = with(48, &[0; 4]);
         old[..16].copy_from_slice(MAGIC);
         let header = Header::parse(&old, FILE).unwrap();
-        assert_eq!((header.data_offset, header.data_offset_is_told), (512, true));
+        assert_eq!((header.data_offset, header.data_offset_is_valid), (512, true));
         assert_eq!(header.host(3), 3 * 512);
     }
 }

@@ -72,7 +72,7 @@ pub(crate) struct Parallels {
     /// A program that opened the image before did not close it, and the image has not been repaired.
     unclean: AtomicBool,
     /// Whether the field `data_off` of the header on disk is valid.
-    data_offset_is_told: AtomicBool,
+    data_offset_is_valid: AtomicBool,
     /// All clusters with a lower number lie completely inside the file.
     whole_clusters: AtomicU32,
     dirty: DirtySectors,

@@ -42,10 +42,10 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Parallels> {
         children: Arc::clone(&context.children),
         access: WriteAccess::new(context.flags.read_only),
         map: EntryMap::new(header.entries),
-        allocator: Allocator::new(header.most_clusters(), Arc::clone(&context.epochs)),
+        allocator: Allocator::new(header.max_clusters(), Arc::clone(&context.epochs)),
         mark: Mark::new(header.in_use),
         unclean: AtomicBool::new(header.in_use),
-        data_offset_is_told: AtomicBool::new(header.data_offset_is_told),
+        data_offset_is_valid: AtomicBool::new(header.data_offset_is_valid),
         whole_clusters: AtomicU32::new(u32::try_from(whole).unwrap_or(u32::MAX)),
         dirty: DirtySectors::default(),
         freed: FreedBlocks::default(),
@@ -68,15 +68,15 @@ impl Parallels {
     /// # Errors
     /// `Corrupt` if the repair leaves faults, and the errors of the check and of requests to the image file.
     async fn make_sound(&self) -> Result<()> {
-        if !self.header.in_use && self.header.data_offset_is_told {
+        if !self.header.in_use && self.header.data_offset_is_valid {
             let mut faults = 0_u32;
             self.survey(|_| faults = faults.saturating_add(1)).await?;
             if faults == 0 {
                 return Ok(());
             }
         }
-        let say = |finding: Finding| tracing::error!("parallels: {finding}");
-        let report = self.check_image(Fix::All, &say).await;
+        let report_finding = |finding: Finding| tracing::error!("parallels: {finding}");
+        let report = self.check_image(Fix::All, &report_finding).await;
         let report = report.map_err(|error| error.prefix("Could not repair corrupted image"))?;
         if report.corruptions > 0 {
             return Err(Error::new(ErrorKind::Corrupt, "Could not repair corrupted image"));

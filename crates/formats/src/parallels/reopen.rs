@@ -30,11 +30,11 @@ impl Reopenable for Parallels {
         if self.header.has_extension {
             return Err(Error::new(ErrorKind::ReadOnly, HAS_EXTENSION));
         }
-        if self.unclean.load(Acquire) || !self.data_offset_is_told.load(Acquire) {
+        if self.unclean.load(Acquire) || !self.data_offset_is_valid.load(Acquire) {
             return Err(not_writable::not_closed());
         }
         let header = read_header(&*self.file()?).await?;
-        Ok(header == Header { in_use: false, data_offset_is_told: true, ..self.header })
+        Ok(header == Header { in_use: false, data_offset_is_valid: true, ..self.header })
     }
 
     fn map(&self) -> &EntryMap {

@@ -76,11 +76,11 @@ impl Parallels {
     }
 
     /// Writes the offset of the first cluster to the header.
-    pub(super) async fn tell_data_offset(&self) -> Result<()> {
+    pub(super) async fn write_data_offset(&self) -> Result<()> {
         let file = self.file()?;
         let sectors = u32::try_from(self.header.data_offset / SECTOR).unwrap_or(u32::MAX);
         write_field(&file, DATA_OFF_OFFSET, sectors).await?;
-        self.data_offset_is_told.store(true, Release);
+        self.data_offset_is_valid.store(true, Release);
         file.flush().await
     }
 

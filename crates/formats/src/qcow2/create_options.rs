@@ -138,7 +138,7 @@ impl Wanted {
                 Preallocation::parse(&name).ok_or_else(|| rejected("preallocation", &name))?
             }
         };
-        let refcount_bits = refcount_bits(&mut options)?;
+        let refcount_bits = options.take_signed("refcount_bits", "refcount-bits")?;
         let compression = match options.take_str("compression_type")?.as_deref() {
             None | Some("zlib") => Compression::Zlib,
             Some("zstd") => Compression::Zstd,
@@ -170,8 +170,18 @@ impl Wanted {
             data_file_raw,
         };
         wanted.check_backing()?;
-        wanted.geometry.refcount_order = refcount_order(refcount_bits)?;
-        wanted.check()?;
+        // QEMU's tools notice the lowest number last, when they open the new image.
+        let is_lowest = refcount_bits == Some(i64::MIN);
+        if !is_lowest {
+            // Other negative numbers count as 0, which is refused.
+            let bits = refcount_bits.map(|bits| u64::try_from(bits).unwrap_or(0));
+            wanted.geometry.refcount_order = refcount_order(bits)?;
+        }
+        wanted.check(is_lowest)?;
+        if is_lowest {
+            let text = "Reference count entry width too large; may not exceed 64 bits";
+            return Err(Error::invalid(text));
+        }
         if data_file_raw && preallocation == Preallocation::Off {
             // Other programs may write to a raw data file and do not change the L2 tables, so all clusters are mapped from the
             // beginning.
@@ -204,9 +214,10 @@ impl Wanted {
     }
 
     /// Refuses the combinations of options that [`Self::check_backing`] does not check.
-    fn check(&self) -> Result<()> {
+    fn check(&self, is_refcount_too_wide: bool) -> Result<()> {
         let fault = |text: &'static str| Err(Error::invalid(text));
-        if self.version < 3 && self.geometry.refcount_order != 4 {
+        let has_other_width = self.geometry.refcount_order != 4 || is_refcount_too_wide;
+        if self.version < 3 && has_other_width {
             return fault(
                 "Different refcount widths than 16 bits require compatibility level 1.1 or above \
                  (use version=v3 or greater)",
@@ -291,12 +302,6 @@ pub(super) fn cluster_bits(size: Option<u64>, extended_l2: bool) -> Result<u32> 
     Ok(bits)
 }
 
-/// Takes the width of refcounts. A negative number counts as 0. [`refcount_order`] refuses 0.
-fn refcount_bits(options: &mut Options) -> Result<Option<u64>> {
-    let bits = options.take_signed("refcount_bits", "refcount-bits")?;
-    Ok(bits.map(|bits| u64::try_from(bits).unwrap_or(0)))
-}
-
 pub(super) fn refcount_order(bits: Option<u64>) -> Result<u32> {
     let bits = bits.unwrap_or(16);
     if !bits.is_power_of_two() || bits > 64 {
@@ -332,6 +337,14 @@ mod tests {
                 "Cluster size must be a power of two between 512 and 2048k",
             ),
             (&[("compat", "0.9")], "Parameter 'version' does not accept value '0.9'"),
+            (
+                &[("refcount_bits", "-9223372036854775808")],
+                "Reference count entry width too large; may not exceed 64 bits",
+            ),
+            (
+                &[("refcount_bits", "-1")],
+                "Refcount width must be a power of two and may not exceed 64 bits",
+            ),
             (
                 &[("refcount_bits", "3")],
                 "Refcount width must be a power of two and may not exceed 64 bits",

@@ -1,10 +1,8 @@
 //! Implements the trait [`DriverFactory`]: probing, opening, creating and measuring qcow2 images.
 
-use std::sync::Arc;
-
 use oxblk_core::create::{CreateOption, CreateRequest, CreateTarget, Measure, MeasureRequest};
 use oxblk_core::{
-    BoxFuture, Driver, DriverFactory, DriverKind, Edge, Error, Graph, OpenContext, Options, Result,
+    BoxFuture, Driver, DriverFactory, DriverKind, Error, Graph, OpenContext, Options, Result,
 };
 
 use super::amend::AMEND_OPTIONS;
@@ -23,22 +21,6 @@ fn check_backing_format(graph: &Graph, options: &Options) -> Result<()> {
     match options.get_str("backing_fmt").filter(|name| graph.driver(name).is_err()) {
         Some(name) => Err(create_options::rejected("backing-fmt", name)),
         None => Ok(()),
-    }
-}
-
-/// Creates the image. If the option `data_file` is set, creates the data file first.
-async fn create_with_data_file(graph: &Graph, file: &Arc<Edge>, options: Options) -> Result<()> {
-    create::check(options.clone(), graph.secrets())?;
-    let Some(name) = options.get_str("data_file").map(str::to_owned) else {
-        return create::create(file, None, options, graph.secrets()).await;
-    };
-    let data = graph.create_data_file(&name).await?;
-    match create::create(file, Some(data.edge()), options, graph.secrets()).await {
-        Ok(()) => data.complete().await,
-        Err(error) => {
-            data.remove().await;
-            Err(error)
-        }
     }
 }
 
@@ -82,6 +64,10 @@ impl DriverFactory for Factory {
         create::check(options.clone(), graph.secrets())
     }
 
+    fn new_data_file<'a>(&self, options: &'a Options) -> Option<&'a str> {
+        options.get_str("data_file")
+    }
+
     fn create<'a>(
         &'a self,
         graph: &'a Graph,
@@ -90,8 +76,11 @@ impl DriverFactory for Factory {
         Some(Box::pin(async move {
             check_backing_format(graph, &request.options)?;
             match request.target {
+                CreateTarget::File(_) if self.new_data_file(&request.options).is_some() => {
+                    Err(Error::invalid("the creation of this image needs a data file"))
+                }
                 CreateTarget::File(file) => {
-                    create_with_data_file(graph, &file, request.options).await
+                    create::create(&file, None, request.options, graph.secrets()).await
                 }
                 CreateTarget::Files { file, data } => {
                     create::create(&file, Some(&data), request.options, graph.secrets()).await

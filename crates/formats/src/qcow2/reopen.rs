@@ -38,7 +38,7 @@ impl Qcow2 {
         let own: OpenOptions = options.extract()?;
         Given::take(&mut options)?.require_same(self.data.encryption())?;
         let run = RunOptions::take(&mut options)?;
-        if let Some(key) = options.keys().next() {
+        if let Some(key) = options.first_key() {
             return Err(Error::invalid(format!("Cannot change the option '{key}'")));
         }
         let sizes = own.sizes(self.geometry)?;

@@ -39,22 +39,28 @@ fn corruption(text: String) -> check::Finding {
 }
 
 impl BadRun {
-    fn add(&mut self, guest: u64, entry: u64, cluster: u64, say: &dyn Fn(check::Finding)) {
+    fn add(
+        &mut self,
+        guest: u64,
+        entry: u64,
+        cluster: u64,
+        report_finding: &dyn Fn(check::Finding),
+    ) {
         if self.first.is_none() || self.end != guest {
-            self.say(say);
+            self.report(report_finding);
             *self = Self { first: Some((guest, entry)), count: 0, end: guest };
         }
         self.count = self.count.saturating_add(1);
         self.end = guest.saturating_add(cluster);
     }
 
-    fn say(&mut self, say: &dyn Fn(check::Finding)) {
+    fn report(&mut self, report_finding: &dyn Fn(check::Finding)) {
         let Some((guest, entry)) = self.first.take() else { return };
         let more = match self.count {
             1 => String::new(),
             count => format!(", and {} more entries behind it", count.saturating_sub(1)),
         };
-        say(corruption(format!(
+        report_finding(corruption(format!(
             "ERROR: L2 entry {entry:#x} of offset {guest:#x} is invalid{more}"
         )));
     }
@@ -68,7 +74,7 @@ impl Qed {
     pub(super) async fn check_image(
         &self,
         fix: Fix,
-        say: &dyn Fn(check::Finding),
+        report_finding: &dyn Fn(check::Finding),
     ) -> Result<CheckReport> {
         if !self.is_read_only() {
             self.check_running()?;
@@ -77,7 +83,8 @@ impl Qed {
             return Err(Error::from_errno(Errno::ROFS).prefix("Cannot repair the image"));
         }
         let clusters = self.geometry.index(self.file()?.size());
-        let (survey, faults) = self.find_faults(clusters.saturating_add(SPARE_FAULTS), say).await?;
+        let (survey, faults) =
+            self.find_faults(clusters.saturating_add(SPARE_FAULTS), report_finding).await?;
         let clusters = u32::try_from(clusters).unwrap_or(u32::MAX);
         let used = survey.used.range_cardinality(0..clusters);
         let mut report = CheckReport {
@@ -116,29 +123,31 @@ impl Qed {
     async fn find_faults(
         &self,
         most: u64,
-        say: &dyn Fn(check::Finding),
+        report_finding: &dyn Fn(check::Finding),
     ) -> Result<(Survey, Faults)> {
         let mut faults = Faults::default();
         let mut bad = BadRun::default();
         let cluster = self.geometry.cluster();
         let survey = self.survey(|fault| {
             if let Fault::BadData { guest, entry } = fault {
-                bad.add(guest, entry, cluster, say);
+                bad.add(guest, entry, cluster, report_finding);
             } else {
-                bad.say(say);
+                bad.report(report_finding);
             }
             match fault {
                 Fault::BadTable { index, entry } => {
-                    say(corruption(format!("ERROR: L1 entry {entry:#x} at {index} is invalid")));
+                    report_finding(corruption(format!(
+                        "ERROR: L1 entry {entry:#x} at {index} is invalid"
+                    )));
                 }
                 Fault::SharedTable { index, entry, clusters } => {
-                    say(corruption(format!(
+                    report_finding(corruption(format!(
                         "ERROR: L2 table {entry:#x} of L1 entry {index} shares {clusters} clusters"
                     )));
                     faults.shared = faults.shared.saturating_add(clusters);
                     return;
                 }
-                Fault::SharedData { guest, entry } => say(corruption(format!(
+                Fault::SharedData { guest, entry } => report_finding(corruption(format!(
                     "ERROR: cluster {entry:#x} of offset {guest:#x} is used more than once"
                 ))),
                 Fault::BadData { .. } => {}
@@ -149,7 +158,7 @@ impl Qed {
             }
         });
         let survey = survey.await?;
-        bad.say(say);
+        bad.report(report_finding);
         Ok((survey, faults))
     }
 

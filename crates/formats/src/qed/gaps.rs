@@ -18,7 +18,7 @@ use super::survey::Owner;
 use crate::blocks::Run;
 
 /// If an image has more gaps than this, no gap is filled when the image is closed.
-pub(super) const MOST_AT_CLOSE: u64 = 64;
+pub(super) const MAX_AT_CLOSE: u64 = 64;
 /// Maximum number of data clusters that are moved in one round.
 const ROUND: u32 = 1024;
 /// Data is copied in steps of this size in bytes.

@@ -15,7 +15,7 @@ use oxblk_ring::{Event, IoBufMut, Mutex as AsyncMutex, RangeLock};
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 
-use super::gaps::MOST_AT_CLOSE;
+use super::gaps::MAX_AT_CLOSE;
 use super::header::{ENTRY_BYTES, HEADER_BYTES, Header};
 use super::{HeaderState, Qed};
 use crate::blocks::{Allocator, FreedBlocks};
@@ -172,13 +172,13 @@ impl Qed {
     /// # Errors
     /// `Corrupt` if the repair leaves faults, and the errors of the check.
     async fn make_consistent(&self) -> Result<()> {
-        let say = |finding: Finding| tracing::error!("qed: {finding}");
+        let report_finding = |finding: Finding| tracing::error!("qed: {finding}");
         let failed = |error: Error| error.prefix("Could not repair dirty image");
-        let report = self.check_image(Fix::All, &say).await;
+        let report = self.check_image(Fix::All, &report_finding).await;
         let report = match report {
             // If the file cannot grow, unused clusters may stay in the file.
             Err(error) if error.kind() == ErrorKind::NoSpace => {
-                self.check_image(Fix::Nothing, &say).await.map_err(failed)?
+                self.check_image(Fix::Nothing, &report_finding).await.map_err(failed)?
             }
             report => report.map_err(failed)?,
         };
@@ -228,7 +228,7 @@ impl Qed {
             return Ok(());
         }
         if self.mark.is_possible()
-            && let Err(error) = self.close_gaps(MOST_AT_CLOSE).await
+            && let Err(error) = self.close_gaps(MAX_AT_CLOSE).await
         {
             tracing::warn!("qed: unused clusters stay in the image: {error}");
             // Some entries of moved clusters may have changed in memory only.

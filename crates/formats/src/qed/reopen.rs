@@ -27,7 +27,7 @@ pub(super) struct Prepared {
 impl Qed {
     async fn prepare_reopen(&self, flags: OpenFlags, mut options: Options) -> Result<Prepared> {
         let own: OpenOptions = options.extract()?;
-        if let Some(key) = options.keys().next() {
+        if let Some(key) = options.first_key() {
             return Err(Error::invalid(format!("Cannot change the option '{key}'")));
         }
         let mut used = None;

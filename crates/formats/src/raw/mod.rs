@@ -226,7 +226,7 @@ impl Reopen for Raw {
         let mut options = options.clone();
         Box::pin(async move {
             let own: RawOptions = options.extract()?;
-            if let Some(key) = options.keys().next() {
+            if let Some(key) = options.first_key() {
                 return Err(Error::invalid(format!("Cannot change the option '{key}'")));
             }
             let prepared = Window::new(&own, self.file()?.size())?;

@@ -28,13 +28,13 @@ use crate::blocks::BlockImage;
 /// A repair makes at most as many copies as the file has blocks, plus this number.
 const SPARE_COPIES: u64 = 64;
 /// Approximate number of faulty entries that are reported individually. Further faulty entries are only counted.
-const MOST_TOLD: u64 = 100_000;
+const MAX_REPORTED: u64 = 100_000;
 
 /// The result of a check.
 struct Findings {
     survey: Survey,
     report: CheckReport,
-    /// Entries that need a block of their own. The list is not complete if there are more than `most_copies`.
+    /// Entries that need a block of their own. The list is not complete if there are more than `max_copies`.
     misplaced: Vec<Finding>,
     /// Number of entries that need a block of their own.
     misplaced_count: u64,
@@ -42,14 +42,14 @@ struct Findings {
 }
 
 impl Findings {
-    fn take(&mut self, finding: Finding, most: u64, say: &dyn Fn(check::Finding)) {
-        let (told, count) = (self.report.corruptions, u64::from(finding.count));
-        self.report.corruptions = told.saturating_add(count);
-        if told < MOST_TOLD {
-            say(check::Finding::new(FindingKind::Corruption, describe(finding)));
+    fn take(&mut self, finding: Finding, most: u64, report_finding: &dyn Fn(check::Finding)) {
+        let (reported, count) = (self.report.corruptions, u64::from(finding.count));
+        self.report.corruptions = reported.saturating_add(count);
+        if reported < MAX_REPORTED {
+            report_finding(check::Finding::new(FindingKind::Corruption, describe(finding)));
         }
-        if told <= MOST_TOLD && self.report.corruptions > MOST_TOLD {
-            say(check::Finding::new(
+        if reported <= MAX_REPORTED && self.report.corruptions > MAX_REPORTED {
+            report_finding(check::Finding::new(
                 FindingKind::Corruption,
                 "ERROR: more entries of the block map are faulty",
             ));
@@ -87,14 +87,14 @@ impl Vdi {
     pub(super) async fn check_image(
         &self,
         fix: Fix,
-        say: &dyn Fn(check::Finding),
+        report_finding: &dyn Fn(check::Finding),
     ) -> Result<CheckReport> {
         if !self.access.is_read_only() {
             self.write_back().await?;
         } else if fix != Fix::Nothing {
             return Err(Error::from_errno(Errno::ROFS).prefix("Cannot repair the image"));
         }
-        let mut findings = self.find(say).await?;
+        let mut findings = self.find(report_finding).await?;
         let report = &mut findings.report;
         let sound = (report.corruptions, report.check_errors) == (0, 0);
         let repaired = match fix {
@@ -102,7 +102,7 @@ impl Vdi {
             Fix::Leaks => sound && report.leaks > 0,
             Fix::All => !sound || report.leaks > 0,
         };
-        if repaired && self.repair(&findings, say).await? {
+        if repaired && self.repair(&findings, report_finding).await? {
             let report = &mut findings.report;
             report.corruptions_fixed = std::mem::take(&mut report.corruptions);
             report.leaks_fixed = std::mem::take(&mut report.leaks);
@@ -112,11 +112,11 @@ impl Vdi {
 
     /// If more entries than this need a block of their own, the image is not repaired. Without this limit, a map with many
     /// faulty entries could make the file very large.
-    fn most_copies(&self) -> u64 {
+    fn max_copies(&self) -> u64 {
         u64::from(self.whole_blocks.load(Acquire)).saturating_add(SPARE_COPIES)
     }
 
-    async fn find(&self, say: &dyn Fn(check::Finding)) -> Result<Findings> {
+    async fn find(&self, report_finding: &dyn Fn(check::Finding)) -> Result<Findings> {
         let mut findings = Findings {
             survey: Survey::default(),
             report: CheckReport::default(),
@@ -124,9 +124,9 @@ impl Vdi {
             misplaced_count: 0,
             cut_off: false,
         };
-        let most = self.most_copies();
+        let most = self.max_copies();
         let survey = self.survey(|finding| {
-            findings.take(finding, most, say);
+            findings.take(finding, most, report_finding);
             true
         });
         findings.survey = survey.await?;
@@ -139,21 +139,21 @@ impl Vdi {
         match leaks {
             Some(0) => {}
             Some(leaks) => {
-                say(check::Finding::new(
+                report_finding(check::Finding::new(
                     FindingKind::Leak,
                     format!("Leaked blocks: {leaks} of the {count} allocated blocks are unused"),
                 ));
                 report.leaks = leaks.into();
             }
             None if mapped != count => {
-                say(check::Finding::new(
+                report_finding(check::Finding::new(
                     FindingKind::Corruption,
                     format!("ERROR: allocated blocks mismatch, is {mapped}, should be {count}"),
                 ));
                 report.corruptions = report.corruptions.saturating_add(1);
             }
             None if end > count => {
-                say(check::Finding::new(
+                report_finding(check::Finding::new(
                     FindingKind::Corruption,
                     format!("ERROR: blocks up to {end} in use, but {count} are allocated"),
                 ));
@@ -165,10 +165,14 @@ impl Vdi {
     }
 
     /// Repairs all faults. Returns false and repairs nothing if too many entries need a block of their own.
-    async fn repair(&self, findings: &Findings, say: &dyn Fn(check::Finding)) -> Result<bool> {
+    async fn repair(
+        &self,
+        findings: &Findings,
+        report_finding: &dyn Fn(check::Finding),
+    ) -> Result<bool> {
         let Findings { survey, misplaced, misplaced_count, cut_off, .. } = findings;
-        if *misplaced_count > self.most_copies() {
-            say(check::Finding::new(
+        if *misplaced_count > self.max_copies() {
+            report_finding(check::Finding::new(
                 FindingKind::Failure,
                 format!(
                     "Not repaired: {misplaced_count} entries need blocks of their own, which are more than the file has"
@@ -187,7 +191,7 @@ impl Vdi {
         }
         let repair = self.allocator.begin_repair(&used, most);
         for finding in misplaced {
-            say(check::Finding::new(
+            report_finding(check::Finding::new(
                 FindingKind::Repair,
                 format!("Repairing block index {}", finding.index),
             ));

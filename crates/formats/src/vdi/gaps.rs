@@ -18,7 +18,7 @@ use crate::blocks::Run;
 use crate::blocks::survey::each_entry;
 
 /// If an image has more gaps than this, no gap is filled when the image is closed.
-const MOST_AT_CLOSE: u64 = 64;
+const MAX_AT_CLOSE: u64 = 64;
 
 impl Vdi {
     /// Writes all metadata to the image, fills a small number of gaps, and truncates the file. Does nothing if the image is
@@ -31,7 +31,7 @@ impl Vdi {
         if !self.allocator.is_known() {
             return Ok(());
         }
-        if let Err(error) = self.fill_gaps(MOST_AT_CLOSE).await {
+        if let Err(error) = self.fill_gaps(MAX_AT_CLOSE).await {
             tracing::warn!("vdi: unused blocks stay in the image: {error}");
             // Some entries of moved blocks may have changed in memory only.
             return self.write_back().await;

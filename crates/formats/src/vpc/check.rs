@@ -19,13 +19,13 @@ use super::survey::{Fault, Finding, Survey};
 /// A repair copies at most as many blocks as the file has, plus this number.
 const SPARE_COPIES: u64 = 64;
 /// Approximate number of faulty entries that are reported individually. Further faulty entries are only counted.
-const MOST_REPORTED: u64 = 100_000;
+const MAX_REPORTED: u64 = 100_000;
 
 /// The result of a check.
 pub(super) struct Findings {
     pub(super) survey: Survey,
     pub(super) report: CheckReport,
-    /// Entries whose block must be copied or removed. The list is not complete if there are more than `most_copies`.
+    /// Entries whose block must be copied or removed. The list is not complete if there are more than `max_copies`.
     pub(super) misplaced: Vec<Finding>,
     /// Number of entries whose block must be copied or removed.
     pub(super) misplaced_count: u64,
@@ -34,15 +34,18 @@ pub(super) struct Findings {
 }
 
 impl Findings {
-    fn take(&mut self, finding: Finding, most: u64, say: &dyn Fn(check::Finding)) {
+    fn take(&mut self, finding: Finding, most: u64, report_finding: &dyn Fn(check::Finding)) {
         let (reported, count) = (self.report.corruptions, u64::from(finding.count));
         self.report.corruptions = reported.saturating_add(count);
-        if reported < MOST_REPORTED {
-            say(check::Finding::new(FindingKind::Corruption, format!("ERROR: {finding}")));
+        if reported < MAX_REPORTED {
+            report_finding(check::Finding::new(
+                FindingKind::Corruption,
+                format!("ERROR: {finding}"),
+            ));
         }
-        if reported <= MOST_REPORTED && self.report.corruptions > MOST_REPORTED {
+        if reported <= MAX_REPORTED && self.report.corruptions > MAX_REPORTED {
             let text = "ERROR: more entries of the BAT are faulty";
-            say(check::Finding::new(FindingKind::Corruption, text));
+            report_finding(check::Finding::new(FindingKind::Corruption, text));
         }
         if finding.fault == Fault::CutOff {
             // The repair extends the file, and does not change the entry.
@@ -56,31 +59,39 @@ impl Findings {
         }
     }
 
-    fn corruption(&mut self, text: &'static str, say: &dyn Fn(check::Finding)) {
+    fn corruption(&mut self, text: &'static str, report_finding: &dyn Fn(check::Finding)) {
         self.report.corruptions = self.report.corruptions.saturating_add(1);
-        say(check::Finding::new(FindingKind::Corruption, text));
+        report_finding(check::Finding::new(FindingKind::Corruption, text));
     }
 
-    fn take_metadata(&mut self, say: &dyn Fn(check::Finding)) {
+    fn take_metadata(&mut self, report_finding: &dyn Fn(check::Finding)) {
         match self.metadata.at_start {
             Copy::Good => {}
             Copy::Damaged => {
-                self.corruption("ERROR: the copy of the footer at the beginning is damaged", say);
+                self.corruption(
+                    "ERROR: the copy of the footer at the beginning is damaged",
+                    report_finding,
+                );
             }
             Copy::Different => {
                 let text = "ERROR: the copy of the footer at the beginning differs from the footer";
-                self.corruption(text, say);
+                self.corruption(text, report_finding);
             }
         }
         match self.metadata.at_end {
             Copy::Good => {}
-            Copy::Damaged => self.corruption("ERROR: the file does not end with a footer", say),
+            Copy::Damaged => {
+                self.corruption("ERROR: the file does not end with a footer", report_finding);
+            }
             Copy::Different => {
-                self.corruption("ERROR: the footer differs from its copy at the beginning", say);
+                self.corruption(
+                    "ERROR: the footer differs from its copy at the beginning",
+                    report_finding,
+                );
             }
         }
         if !self.metadata.header.has_correct_checksum() {
-            self.corruption("ERROR: the checksum of the header is wrong", say);
+            self.corruption("ERROR: the checksum of the header is wrong", report_finding);
         }
     }
 }
@@ -94,14 +105,14 @@ impl Vpc {
     pub(super) async fn check_image(
         &self,
         fix: Fix,
-        say: &dyn Fn(check::Finding),
+        report_finding: &dyn Fn(check::Finding),
     ) -> Result<CheckReport> {
         if !self.access.is_read_only() {
             self.complete_image().await?;
         } else if fix != Fix::Nothing {
             return Err(Error::from_errno(Errno::ROFS).prefix("Cannot repair the image"));
         }
-        let mut findings = self.find(say).await?;
+        let mut findings = self.find(report_finding).await?;
         let report = &findings.report;
         let is_sound = (report.corruptions, report.check_errors) == (0, 0);
         let repairs = match fix {
@@ -109,7 +120,7 @@ impl Vpc {
             Fix::Leaks => is_sound && report.leaks > 0,
             Fix::All => !is_sound || report.leaks > 0,
         };
-        if repairs && self.repair(&findings, say).await? {
+        if repairs && self.repair(&findings, report_finding).await? {
             let report = &mut findings.report;
             report.corruptions_fixed = std::mem::take(&mut report.corruptions);
             report.leaks_fixed = std::mem::take(&mut report.leaks);
@@ -119,17 +130,17 @@ impl Vpc {
 
     /// If the blocks of more entries than this must be copied or removed, the image is not repaired. Without this limit, a
     /// BAT with many faulty entries could make the file very large.
-    pub(super) fn most_copies(&self, file_size: u64) -> u64 {
+    pub(super) fn max_copies(&self, file_size: u64) -> u64 {
         (file_size / self.metadata.header.stride()).saturating_add(SPARE_COPIES)
     }
 
-    async fn find(&self, say: &dyn Fn(check::Finding)) -> Result<Findings> {
+    async fn find(&self, report_finding: &dyn Fn(check::Finding)) -> Result<Findings> {
         let file = self.file()?;
         let Found::Dynamic { metadata, .. } = read_metadata(&file, self.rule).await? else {
             return Err(Error::corrupt("The footer was changed while the image was open"));
         };
         let mut metadata = *metadata;
-        let most = self.most_copies(file.size());
+        let most = self.max_copies(file.size());
         let mut findings = Findings {
             survey: Survey::default(),
             report: CheckReport::default(),
@@ -138,7 +149,7 @@ impl Vpc {
             metadata,
         };
         let survey = self.survey(|finding| {
-            findings.take(finding, most, say);
+            findings.take(finding, most, report_finding);
             true
         });
         let survey = survey.await?;
@@ -156,14 +167,14 @@ impl Vpc {
         }
         findings.metadata = metadata;
         findings.survey = survey;
-        findings.take_metadata(say);
+        findings.take_metadata(report_finding);
         if findings.report.corruptions == 0 && row.is_complete {
             findings.report.leaks = self.leaks(&row, end, file_end);
         }
         if findings.report.leaks > 0 {
             let text =
                 format!("Leaked blocks: {} blocks of the file are unused", findings.report.leaks);
-            say(check::Finding::new(FindingKind::Leak, text));
+            report_finding(check::Finding::new(FindingKind::Leak, text));
         }
         findings.report.image_end_offset = end.saturating_add(FOOTER_BYTES);
         Ok(findings)

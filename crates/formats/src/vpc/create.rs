@@ -16,7 +16,7 @@ use super::header::Header;
 use super::metadata::last_sector;
 
 /// Maximum number of bytes of the BAT in one write.
-const MOST_BYTES: u64 = 1 << 20;
+const MAX_BYTES: u64 = 1 << 20;
 
 /// The options of the format itself. `preallocation` is an option of the protocol, because it preallocates the file.
 pub(super) static OPTIONS: &[CreateOption] = &[
@@ -180,9 +180,9 @@ async fn allocate(file: &Edge, wanted: Wanted) -> Result<()> {
 /// Writes a BAT without allocated blocks, padded to a multiple of the sector size.
 async fn write_table(file: &Edge, header: &Header) -> Result<()> {
     let (mut at, end) = (header.table_offset(), header.metadata_end());
-    let absent = IoBuf::from(vec![0xff; usize::try_from(MOST_BYTES.min(end - at)).unwrap_or(0)]);
+    let absent = IoBuf::from(vec![0xff; usize::try_from(MAX_BYTES.min(end - at)).unwrap_or(0)]);
     while at < end {
-        let len = MOST_BYTES.min(end - at);
+        let len = MAX_BYTES.min(end - at);
         let mut bytes = absent.clone();
         let bytes = bytes.split_to(usize::try_from(len).unwrap_or(0));
         file.write(at, bytes, WriteFlags::empty()).await?;

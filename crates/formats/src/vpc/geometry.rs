@@ -4,7 +4,7 @@
 //! × heads × sectors to the guest. So the size of a disk of Virtual PC is such a product.
 
 /// Number of sectors of [`Geometry::LARGEST`].
-pub(super) const MOST_SECTORS: u64 = 65_535 * 16 * 255;
+pub(super) const MAX_SECTORS: u64 = 65_535 * 16 * 255;
 /// If a disk has this number of sectors or more, a track has 255 sectors.
 const LARGE: u64 = 65_535 * 16 * 63;
 
@@ -23,7 +23,7 @@ impl Geometry {
     /// The geometry that the specification gives to a disk with `sectors` sectors. The product of the geometry
     /// may be smaller than `sectors`.
     pub(super) fn below(sectors: u64) -> Self {
-        let total = sectors.min(MOST_SECTORS);
+        let total = sectors.min(MAX_SECTORS);
         let (mut track, mut heads);
         if total >= LARGE {
             (track, heads) = (255, 16);
@@ -51,7 +51,7 @@ impl Geometry {
             return Self { cylinders: 0, heads: 0, sectors: 0 };
         }
         // `n` minus the product of `below(n)` is less than two cylinders, so this number of candidates is sufficient.
-        let candidates = (sectors..MOST_SECTORS).take(2 * 16 * 255);
+        let candidates = (sectors..MAX_SECTORS).take(2 * 16 * 255);
         let mut geometries = candidates.map(Self::below);
         geometries.find(|geometry| geometry.product() >= sectors).unwrap_or(Self::LARGEST)
     }
@@ -92,7 +92,7 @@ mod tests {
                 let sectors = (1 << shift) + (step << shift) / 16;
                 let geometry = Geometry::holding(sectors);
                 let holds = geometry.product() >= sectors;
-                assert!(holds || sectors >= MOST_SECTORS - 4080, "{sectors}: {geometry:?}");
+                assert!(holds || sectors >= MAX_SECTORS - 4080, "{sectors}: {geometry:?}");
             }
         }
     }

@@ -17,7 +17,7 @@ const COOKIE: [u8; 8] = *b"cxsparse";
 const VERSION: u32 = 0x1_0000;
 const CHECKSUM_OFFSET: usize = 36;
 /// Maximum number of entries of a BAT.
-const MOST_ENTRIES: u32 = 0x1fff_ffff;
+const MAX_ENTRIES: u32 = 0x1fff_ffff;
 
 /// The header in its on-disk format.
 #[derive(
@@ -102,7 +102,7 @@ impl Header {
             return Err(invalid(format!("Invalid block size {block_size}")));
         }
         let entries = raw.entries.get();
-        if entries > MOST_ENTRIES {
+        if entries > MAX_ENTRIES {
             return Err(invalid(format!("Max Table Entries too large ({entries})")));
         }
         let blocks = u32::try_from(size.div_ceil(block)).unwrap_or(u32::MAX);

@@ -46,7 +46,7 @@ fn new(
     file_size: u64,
 ) -> Vpc {
     let header = &metadata.header;
-    let most_slots = u32::try_from(REACH / header.stride()).unwrap_or(u32::MAX);
+    let max_slots = u32::try_from(REACH / header.stride()).unwrap_or(u32::MAX);
     Vpc {
         metadata,
         size,
@@ -54,7 +54,7 @@ fn new(
         children: Arc::clone(&context.children),
         access: WriteAccess::new(context.flags.read_only),
         map: EntryMap::new(header.blocks),
-        allocator: Allocator::new(most_slots, Arc::clone(&context.epochs)),
+        allocator: Allocator::new(max_slots, Arc::clone(&context.epochs)),
         first_slot: AtomicU64::new(header.metadata_end()),
         file_len: AtomicU64::new(file_size),
         end: FileEnd::default(),

@@ -36,15 +36,15 @@ impl Vpc {
     pub(super) async fn repair(
         &self,
         findings: &Findings,
-        say: &dyn Fn(check::Finding),
+        report_finding: &dyn Fn(check::Finding),
     ) -> Result<bool> {
         let Findings { survey, misplaced, misplaced_count, metadata, .. } = findings;
         let file = self.file()?;
-        if *misplaced_count > self.most_copies(file.size()) {
+        if *misplaced_count > self.max_copies(file.size()) {
             let text = format!(
                 "Not repaired: {misplaced_count} entries need blocks of their own, which are more than the file has"
             );
-            say(check::Finding::new(FindingKind::Failure, text));
+            report_finding(check::Finding::new(FindingKind::Failure, text));
             return Ok(false);
         }
         let row = self.row(survey, file.size());
@@ -59,7 +59,7 @@ impl Vpc {
         }
         let repair = self.allocator.begin_repair(&used, 0);
         self.repair_start(metadata).await?;
-        self.place_anew(misplaced, say).await?;
+        self.place_anew(misplaced, report_finding).await?;
         if !misplaced.is_empty() {
             // With the copies, the row of slots may begin at another offset.
             let survey = self.survey(|_| true).await?;
@@ -90,11 +90,15 @@ impl Vpc {
         Ok(())
     }
 
-    async fn place_anew(&self, misplaced: &[Finding], say: &dyn Fn(check::Finding)) -> Result<()> {
+    async fn place_anew(
+        &self,
+        misplaced: &[Finding],
+        report_finding: &dyn Fn(check::Finding),
+    ) -> Result<()> {
         let mut copies = Vec::new();
         for finding in misplaced {
             let text = format!("Repairing block {}", finding.index);
-            say(check::Finding::new(FindingKind::Repair, text));
+            report_finding(check::Finding::new(FindingKind::Repair, text));
             let copy = match finding.fault {
                 Fault::Behind => None,
                 _ => self.copy_block(self.data_offset(finding.sector)).await?,

@@ -21,7 +21,7 @@ use super::footer::SECTOR;
 const CHUNK: u32 = 1 << 14;
 const WORD_BITS: u32 = 64;
 /// Maximum number of bytes of a sector bitmap in one request.
-const MOST_BYTES: u64 = 64 << 10;
+const MAX_BYTES: u64 = 64 << 10;
 
 /// The blocks of the disk whose sector bitmaps are known to have all bits set.
 #[derive(Debug)]
@@ -76,7 +76,7 @@ impl Vpc {
         let bits = self.metadata.header.block() / SECTOR;
         let mut at = 0;
         while at < bits.div_ceil(8) {
-            let len = MOST_BYTES.min(self.metadata.header.bitmap() - at);
+            let len = MAX_BYTES.min(self.metadata.header.bitmap() - at);
             let offset = start.saturating_add(at);
             let bytes = file.read(offset, IoBufMut::new(to_usize(len))).await?;
             let used = to_usize((bits / 8).saturating_sub(at)).min(bytes.len());
@@ -95,7 +95,7 @@ impl Vpc {
         let file = self.file()?;
         let mut at = 0;
         while at < self.metadata.header.bitmap() {
-            let len = MOST_BYTES.min(self.metadata.header.bitmap() - at);
+            let len = MAX_BYTES.min(self.metadata.header.bitmap() - at);
             file.write(start.saturating_add(at), ones(len), WriteFlags::empty()).await?;
             at = at.saturating_add(len);
         }

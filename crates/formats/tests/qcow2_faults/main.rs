@@ -221,7 +221,7 @@ fn word(bytes: &[u8], at: u64) -> u64 {
 #[test]
 fn metadata_is_not_freed_if_a_damaged_l2_entry_refers_to_it() {
     // The entry of guest cluster 1 refers to the refcount block: as an allocated zero cluster, or as compressed data.
-    for (bits, told) in [
+    for (bits, message) in [
         (1 << 63 | 1_u64, "Preventing invalid write on metadata"),
         (1 << 62, "Preventing invalid freeing of metadata"),
     ] {
@@ -247,7 +247,7 @@ fn metadata_is_not_freed_if_a_damaged_l2_entry_refers_to_it() {
                 refused => refused,
             };
             let refused = refused.unwrap_err().to_string();
-            assert!(refused.contains(told), "{refused}");
+            assert!(refused.contains(message), "{refused}");
             assert!(image.write(0, vec![1; 512].into(), WriteFlags::empty()).await.is_err());
             drop(image.close().await);
         });
@@ -255,8 +255,8 @@ fn metadata_is_not_freed_if_a_damaged_l2_entry_refers_to_it() {
         let index = usize::try_from(block).unwrap() / CLUSTER * 2;
         let block = usize::try_from(block).unwrap();
         let count = &bytes[block + index..block + index + 2];
-        assert_eq!(count, [0, 1], "{told}: the refcount of the block has changed");
-        assert_eq!(word(&bytes, 72), 2, "{told}: the image is not marked corrupt");
+        assert_eq!(count, [0, 1], "{message}: the refcount of the block has changed");
+        assert_eq!(word(&bytes, 72), 2, "{message}: the image is not marked corrupt");
     }
 }
 

@@ -110,7 +110,7 @@ impl Plan {
             return Ok(None);
         }
         if self.offset >= self.known {
-            self.ask().await?;
+            self.query().await?;
             self.known = self.known.min(self.end);
             self.round();
         }
@@ -153,7 +153,7 @@ impl Plan {
     }
 
     /// Queries the extent at the current offset.
-    async fn ask(&mut self) -> Result<(), CopyError> {
+    async fn query(&mut self) -> Result<(), CopyError> {
         let len = self.sources.left_in_source(self.offset).min(STATUS_STEP);
         let status = match self.status(len).await {
             Ok(status) => status,

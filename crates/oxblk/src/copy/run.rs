@@ -194,8 +194,8 @@ impl Shared {
             counts: if counts { chunk.len } else { 0 },
             reports: chunk.reports.filter(|_| counts),
         };
-        let tell = |done: u64| self.copy.observer.progress(done.min(self.total), self.total);
-        self.progress.done(chunk.offset, piece, tell);
+        let report = |done: u64| self.copy.observer.progress(done.min(self.total), self.total);
+        self.progress.done(chunk.offset, piece, report);
     }
 
     /// Fails if a stop of the copy was requested, or after a failure below `offset`, the offset of a chunk. Such a chunk is no

@@ -30,8 +30,8 @@ const PAGE: u32 = 4096;
 /// The alignment that `file`, opened with `O_DIRECT`, requires.
 pub(super) async fn probe(file: &File) -> Result<Alignment> {
     let Some(fd) = file.as_fd() else { return Ok(Alignment::NONE) };
-    if let Some(told) = ask_statx(fd)? {
-        return Ok(told);
+    if let Some(reported) = query_statx(fd)? {
+        return Ok(reported);
     }
     if let Some(sector) = handle::sector_size(fd) {
         return Ok(Alignment { request: sector, memory: sector.max(512) });
@@ -41,7 +41,7 @@ pub(super) async fn probe(file: &File) -> Result<Alignment> {
     Ok(Alignment { request, memory })
 }
 
-fn ask_statx(fd: BorrowedFd<'_>) -> Result<Option<Alignment>> {
+fn query_statx(fd: BorrowedFd<'_>) -> Result<Option<Alignment>> {
     let stat = match rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN) {
         Ok(stat) => stat,
         // An old kernel, or a sandbox that does not allow the call.
@@ -52,8 +52,8 @@ fn ask_statx(fd: BorrowedFd<'_>) -> Result<Option<Alignment>> {
         return Ok(None);
     }
     let valid = |size: u32| size.is_power_of_two() && size <= 1 << 20;
-    let told = Alignment { request: stat.stx_dio_offset_align, memory: stat.stx_dio_mem_align };
-    Ok((valid(told.request) && valid(told.memory)).then_some(told))
+    let reported = Alignment { request: stat.stx_dio_offset_align, memory: stat.stx_dio_mem_align };
+    Ok((valid(reported.request) && valid(reported.memory)).then_some(reported))
 }
 
 async fn probe_request(file: &File) -> Result<u32> {

@@ -135,6 +135,13 @@ impl FileDriver {
         self.durable.close(self.current(), self.is_cached()).await
     }
 
+    /// Records the data of earlier writes in the page cache, before a reopen changes the cache mode.
+    pub(super) fn keep_cached_data(&self) {
+        if self.is_cached() {
+            self.durable.keep_cached_data();
+        }
+    }
+
     /// Whether writes go through the page cache. After a failed writeback, the kernel drops the dirty data, and a later
     /// flush would wrongly succeed. This cannot happen with direct I/O.
     fn is_cached(&self) -> bool {
@@ -312,9 +319,9 @@ impl Driver for FileDriver {
 impl FileDriver {
     fn discard_granularity(&self) -> u32 {
         let file = self.current();
-        let told = file.as_fd().and_then(|fd| handle::queue_value(fd, "discard_granularity"));
-        let told = told.and_then(|value| u32::try_from(value).ok());
-        told.filter(|value| value.is_power_of_two()).unwrap_or(1)
+        let reported = file.as_fd().and_then(|fd| handle::queue_value(fd, "discard_granularity"));
+        let reported = reported.and_then(|value| u32::try_from(value).ok());
+        reported.filter(|value| value.is_power_of_two()).unwrap_or(1)
     }
 }
 

@@ -11,7 +11,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use oxblk_core::{Error, Result};
@@ -27,40 +27,59 @@ pub(super) struct Durable {
     /// This lock is held during a flush or a close, because the host reports a failure to only one of two calls that
     /// overlap.
     syncing: Arc<Mutex<()>>,
+    /// The file was written through the page cache before direct I/O was turned on, and was not flushed since.
+    has_older_cached_data: AtomicBool,
 }
 
 impl Durable {
     /// Flushes the file to stable storage. All flushes of the node use this function. If the file is `cached` in the host's
     /// page cache, a failure makes all later flushes fail.
     pub(super) async fn sync(&self, file: File, data_only: bool, cached: bool) -> Result<()> {
-        self.only(cached, move || Box::pin(async move { file.sync(data_only).await })).await
+        self.only(self.records(cached), move || {
+            Box::pin(async move { file.sync(data_only).await })
+        })
+        .await?;
+        if !cached {
+            self.has_older_cached_data.store(false, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Records that earlier writes used the page cache, and that later ones may not use it. No request is in progress.
+    pub(super) fn keep_cached_data(&self) {
+        self.has_older_cached_data.store(true, Ordering::Release);
     }
 
     /// Closes a duplicate of the descriptor. Some file systems (NFS) then report the errors of earlier writes. If the file is
     /// `cached`, a failure makes all later flushes fail.
     pub(super) async fn close(&self, file: File, cached: bool) -> Result<()> {
         let syncing = self.syncing.lock_arc().await;
-        self.record(syncing, Box::pin(file.close()), cached).await
+        self.record(syncing, Box::pin(file.close()), self.records(cached)).await
+    }
+
+    /// Whether a failure must be recorded. `cached`: the file is now written through the page cache.
+    fn records(&self, cached: bool) -> bool {
+        cached || self.has_older_cached_data.load(Ordering::Acquire)
     }
 
     /// Runs an operation, unless an earlier operation has failed. In this case, returns the errno of the earlier
     /// failure.
-    async fn only(&self, cached: bool, start: impl FnOnce() -> Operation) -> Result<()> {
+    async fn only(&self, records: bool, start: impl FnOnce() -> Operation) -> Result<()> {
         let syncing = self.syncing.lock_arc().await;
         let before = self.failure.load(Ordering::Acquire);
         if before != 0 {
             return Err(Error::from_errno(before));
         }
-        self.record(syncing, start(), cached).await
+        self.record(syncing, start(), records).await
     }
 
     async fn record(
         &self,
         syncing: MutexGuardArc<()>,
         operation: Operation,
-        cached: bool,
+        records: bool,
     ) -> Result<()> {
-        let failure = cached.then(|| Arc::clone(&self.failure));
+        let failure = records.then(|| Arc::clone(&self.failure));
         let recorded = Recorded { operation, is_started: false, failure, _syncing: syncing };
         let mut running = Running(Some(recorded));
         poll_fn(|context| running.poll(context)).await

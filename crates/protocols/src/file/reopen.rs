@@ -78,7 +78,7 @@ impl FileDriver {
     /// Checks the options of a reopen. An option that cannot change must have its current value.
     fn check_unchanged(&self, mut options: Options) -> Result<FileOptions> {
         let own: FileOptions = options.extract()?;
-        if let Some(key) = options.keys().next() {
+        if let Some(key) = options.first_key() {
             return Err(Error::invalid(format!("Cannot change the option '{key}'")));
         }
         if own.filename.as_ref().is_some_and(|name| *name != self.path) {
@@ -122,6 +122,9 @@ impl Reopen for FileDriver {
     fn commit(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let Some(prepared) = self.take_prepared() else { return };
+            // Direct I/O needs no flush first: the kernel writes cached data back before it reads or writes the same range
+            // directly. The data remains marked as unflushed, and the next flush of the file covers it.
+            self.keep_cached_data();
             if let Some(file) = prepared.file {
                 self.file.store(file);
                 self.set_alignment(prepared.alignment);

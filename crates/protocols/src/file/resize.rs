@@ -15,6 +15,8 @@ use super::FileDriver;
 use super::handle::Kind;
 
 const ZERO_STEP: u64 = 1 << 20;
+/// Bytes that one call allocates. A creation can be stopped between two calls.
+const RESERVE_STEP: u64 = 1 << 30;
 const FIRST_BLOCK: u64 = 4096;
 
 impl Resize for FileDriver {
@@ -89,18 +91,20 @@ async fn truncate(file: &File, current: u64, size: u64) -> Result<()> {
 }
 
 async fn reserve(file: &File, current: u64, size: u64) -> Result<()> {
-    if size == current {
-        return Ok(());
-    }
-    match file.fallocate(Falloc::Allocate, current, size - current).await {
-        Ok(()) => Ok(()),
-        // If the file system does not support `fallocate`, write zeroes.
-        Err(error) if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => {
-            write_zeroes(file, current, size).await
+    let failed = |error| Error::from(error).prefix("Could not preallocate new data");
+    let mut at = current;
+    while at < size {
+        let step = (size - at).min(RESERVE_STEP);
+        match file.fallocate(Falloc::Allocate, at, step).await {
+            Ok(()) => at = at.saturating_add(step),
+            // If the file system does not support `fallocate`, write zeroes.
+            Err(error) if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => {
+                return write_zeroes(file, at, size).await.map_err(failed);
+            }
+            Err(error) => return Err(failed(error)),
         }
-        Err(error) => Err(error),
     }
-    .map_err(|error| Error::from(error).prefix("Could not preallocate new data"))
+    Ok(())
 }
 
 async fn fill(file: &File, current: u64, size: u64) -> Result<()> {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use crate::common::{error, graph, open_file, text};
+use oxblk_core::create::Removal;
 use oxblk_core::{Backend, OpenFlags, Options, Perm, Permissions};
 use oxblk_ring::block_on;
 
@@ -93,6 +94,35 @@ fn an_image_that_qemu_has_open_for_writing_is_refused_until_qemu_ends() {
     });
     drop(holder);
     block_on(async { open_as_format(&path).await.unwrap().close().await.unwrap() });
+}
+
+#[test]
+fn a_new_image_that_another_process_has_opened_is_not_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("new");
+    let options = Options::from_dotted("size=1M", None).unwrap();
+    let remove = async |meanwhile: Option<&[&str]>| {
+        let graph = graph();
+        let created = graph.create_image(&text(&path), "file", &options).await.unwrap();
+        let holder = meanwhile.map(|arguments| Holder::new(arguments, &path));
+        let mut removals = created.remove(&graph).await;
+        drop(holder);
+        assert!(graph.nodes().is_empty());
+        let removal = removals.pop().unwrap();
+        assert_eq!((removal.filename, removals.len()), (text(&path), 0));
+        removal.outcome
+    };
+    block_on(async {
+        let refused = error(remove(Some(&["-f", "raw"])).await);
+        assert_eq!(refused, "Failed to get shared \"write\" lock");
+        assert!(path.exists());
+        std::fs::remove_file(&path).unwrap();
+        // A reader that shares all permissions does not need the incomplete image.
+        assert_eq!(remove(Some(&["-r", "-U", "-f", "raw"])).await.unwrap(), Removal::Removed);
+        assert!(!path.exists());
+        assert_eq!(remove(None).await.unwrap(), Removal::Removed);
+        assert!(!path.exists());
+    });
 }
 
 #[test]

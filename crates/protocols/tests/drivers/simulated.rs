@@ -88,6 +88,47 @@ fn no_flush_succeeds_after_a_failed_flush() {
     });
 }
 
+async fn set_direct(backend: &Backend, direct: &str) {
+    let options = Options::from_dotted(&format!("cache.direct={direct}"), None).unwrap();
+    backend.reopen(options).await.unwrap();
+}
+
+#[test]
+fn a_flush_after_a_reopen_for_direct_io_covers_earlier_cached_writes() {
+    let disk = sim::Disk::new(1, SIZE);
+    sim::run(1, async {
+        let backend = backend(&disk, 1);
+        write(&backend, 0, b"kept").await;
+        set_direct(&backend, "on").await;
+        backend.flush().await.unwrap();
+    });
+    assert!(disk.after_power_loss_none().bytes().starts_with(b"kept"));
+}
+
+#[test]
+fn a_failed_flush_of_cached_writes_is_recorded_although_direct_io_was_turned_on_meanwhile() {
+    let disk = sim::Disk::new(1, SIZE);
+    sim::run(1, async {
+        let backend = backend(&disk, 1);
+        write(&backend, 0, b"lost").await;
+        set_direct(&backend, "on").await;
+        fail_next_sync(&disk);
+        assert_eq!(error(backend.flush().await), "Input/output error");
+        assert_eq!(error(backend.flush().await), "Input/output error");
+    });
+    // With direct I/O, the host drops no data when a flush fails. So the next flush can succeed.
+    sim::run(2, async {
+        let backend = backend(&disk, 1);
+        write(&backend, 0, b"more").await;
+        set_direct(&backend, "on").await;
+        backend.flush().await.unwrap();
+        write(&backend, 0, b"data").await;
+        fail_next_sync(&disk);
+        assert_eq!(error(backend.flush().await), "Input/output error");
+        backend.flush().await.unwrap();
+    });
+}
+
 #[test]
 fn two_flushes_that_overlap_fail_together() {
     let disk = sim::Disk::new(1, SIZE);

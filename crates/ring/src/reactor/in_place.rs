@@ -29,7 +29,7 @@ pub(super) const DEFAULT_LIMITS: InlineLimits =
 
 /// A shorter transfer counts as this number of bytes against the budget, because the system call itself costs as much
 /// as copying this number of bytes.
-pub(super) const LEAST_MOVED: usize = 16 << 10;
+pub(super) const MIN_MOVED: usize = 16 << 10;
 
 /// Minimum value of `budget` on a thread with a guard, in bytes. To transfer this number of bytes takes some hundreds of
 /// microseconds.

@@ -48,7 +48,7 @@ use crate::runtime::real_now;
 use crate::runtime::shared::{Message, Shared};
 use crate::runtime::{Config, Engine, Job};
 use fallback::Fallback;
-use in_place::{DEFAULT_LIMITS, InlineLimits, LEAST_MOVED};
+use in_place::{DEFAULT_LIMITS, InlineLimits, MIN_MOVED};
 pub use in_place::{InPlace, transfer_in_place};
 use native::Native;
 use slots::{Done, Slots};
@@ -125,7 +125,7 @@ const HANDED_OVER: usize = 8;
 /// some of these transfers have completed: their number divided by `PER_WAKE_UP`.
 const PER_WAKE_UP: usize = 4;
 /// Maximum number of completed transfers for which the thread waits.
-const MOST_PER_WAKE_UP: usize = 8;
+const MAX_PER_WAKE_UP: usize = 8;
 /// Maximum length of these transfers, in bytes. Each of them takes little time, so other events wait for at most some
 /// 100 µs.
 const SOON: usize = 128 << 10;
@@ -166,7 +166,7 @@ impl Reactor {
         match &mut *self.driver.borrow_mut() {
             Driver::Uring(uring) => {
                 let least = self.slots.borrow().soon() / PER_WAKE_UP;
-                uring.turn(wait, least.min(MOST_PER_WAKE_UP), &mut done);
+                uring.turn(wait, least.min(MAX_PER_WAKE_UP), &mut done);
             }
             Driver::Fallback(fallback) => fallback.turn(&self.slots, wait, &mut done),
         }
@@ -310,7 +310,7 @@ impl Reactor {
     /// Executes an operation inline. If the thread has transferred more than the budget inline since the last `turn`,
     /// the future yields once. So other tasks run even if a task only does transfers on tmpfs.
     fn perform_inline(&self, local: &Rc<Local>, file: &File, op: Op, payload: Payload) -> Pending {
-        let len = payload.len().max(LEAST_MOVED);
+        let len = payload.len().max(MIN_MOVED);
         let (key, job) = self.blocking_op(local, file, op, payload);
         let result = job.perform();
         self.complete(key, result);

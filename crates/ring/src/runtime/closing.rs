@@ -11,7 +11,7 @@
 //!
 //! No panic unwinds out of closing, because destructors and wakers run in [`contained`].
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
@@ -53,7 +53,6 @@ impl Entered {
             main,
             poll: config.poll,
             scheduler,
-            closing: Cell::new(false),
             idle_trim: IdleTrim::default(),
         });
         CURRENT.set(Some(Rc::clone(&local)));
@@ -64,7 +63,7 @@ impl Entered {
 impl Drop for Entered {
     fn drop(&mut self) {
         let local = &self.local;
-        local.closing.set(true);
+        local.shared.begin_to_close();
         loop {
             local.reactor.finish(local);
             local.take_mail();

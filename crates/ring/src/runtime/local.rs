@@ -6,7 +6,7 @@
 //! No task outlives the [`Local`] of its thread: [`closing`](super::closing) drops all tasks when the loop ends, also
 //! after a panic of the main future.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
@@ -78,7 +78,6 @@ pub(crate) struct Local {
     pub(super) poll: Option<Duration>,
     /// Decides order and time in a simulation; `None` outside a simulation.
     pub(crate) scheduler: Option<Scheduler>,
-    pub(super) closing: Cell<bool>,
     pub(super) idle_trim: IdleTrim,
 }
 
@@ -337,7 +336,7 @@ impl Local {
         for message in self.shared.mailbox.take() {
             match message {
                 Message::Run(task) => self.tasks.ready.borrow_mut().push_back(task),
-                Message::Call(f) if self.closing.get() => contained(|| drop(f)),
+                Message::Call(f) if self.shared.is_closing() => contained(|| drop(f)),
                 Message::Call(f) => contained(f),
                 Message::Complete(key, result) => self.reactor.complete(key, result),
                 Message::Unregister(id, keep) => self.reactor.unregister_file(id, keep),

@@ -39,6 +39,8 @@ pub(crate) struct Shared {
     index: usize,
     /// No handle of the thread is left, so the loop must end.
     pub(crate) stop: AtomicBool,
+    /// The thread has begun to close. It runs no further calls.
+    closing: AtomicBool,
 }
 
 static THREADS: Mutex<[Option<Arc<Shared>>; MAX_IO_THREADS]> =
@@ -58,8 +60,9 @@ impl Shared {
         let Some(index) = threads.iter().position(Option::is_none) else {
             return Err(io::Error::other(format!("more than {MAX_IO_THREADS} I/O threads")));
         };
-        let shared =
-            Arc::new(Shared { mailbox: Mailbox::new(), bell, index, stop: AtomicBool::new(false) });
+        let (mailbox, stop, closing) =
+            (Mailbox::new(), AtomicBool::default(), AtomicBool::default());
+        let shared = Arc::new(Shared { mailbox, bell, index, stop, closing });
         threads[index] = Some(Arc::clone(&shared));
         Ok(shared)
     }
@@ -78,9 +81,14 @@ impl Shared {
         self.bell.as_raw_fd()
     }
 
-    /// Whether the thread has ended. It takes no further messages.
-    pub(crate) fn has_ended(&self) -> bool {
-        self.mailbox.is_closed()
+    /// Records that the thread begins to close.
+    pub(super) fn begin_to_close(&self) {
+        self.closing.store(true, Ordering::Release);
+    }
+
+    /// Whether the thread has begun to close, or has ended.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
     }
 
     /// Puts a message in the mailbox and wakes the thread if it sleeps. If the thread has ended, the message is

@@ -109,9 +109,10 @@ impl IoThread {
         self.0.shared.index()
     }
 
-    /// Whether the thread has ended. New tasks of an ended thread never run: their results are [`TaskGone`].
-    pub fn has_ended(&self) -> bool {
-        self.0.shared.has_ended()
+    /// Whether the thread has ended, or has begun to close. New tasks of such a thread never run: their results are
+    /// [`TaskGone`]. A thread closes for as long as its operations in flight take.
+    pub fn is_closing(&self) -> bool {
+        self.0.shared.is_closing()
     }
 
     /// Drops this handle and waits for the thread to end. The thread ends when no other handle is left.

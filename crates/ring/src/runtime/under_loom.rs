@@ -227,9 +227,9 @@ fn a_cancelled_request_unblocks_the_requests_behind_it() {
         let cell = Arc::new(UnsafeCell::new(0));
         let held = lock.try_lock(0..4).unwrap();
         let behind = {
-            let mut given_up = Box::pin(lock.lock(2..8));
+            let mut cancelled = Box::pin(lock.lock(2..8));
             let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-            assert!(given_up.as_mut().poll(&mut cx).is_pending());
+            assert!(cancelled.as_mut().poll(&mut cx).is_pending());
             write_under(&lock, &cell, 6..9)
         };
         behind.join().unwrap();

@@ -86,11 +86,6 @@ impl<T> Mailbox<T> {
         Mail::of(self.head.swap(closed(), Ordering::Acquire))
     }
 
-    /// Whether the owner has closed the mailbox.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.head.load(Ordering::Relaxed) == closed()
-    }
-
     /// Owner: whether the mailbox is empty.
     pub(crate) fn is_empty(&self) -> bool {
         self.head.load(Ordering::Relaxed).is_null()

@@ -330,7 +330,7 @@ fn shrinking_by_an_amend_that_fails_later_leaves_a_valid_image() {
 }
 
 /// Cancels a change of size at a given moment. Other tasks continue to use the image.
-async fn given_up(image: &set::Set, moment: u64, size: u64) -> bool {
+async fn cancelled(image: &set::Set, moment: u64, size: u64) -> bool {
     let what = format!("size {size} cancelled at moment {moment}");
     let tried = image.copy();
     let backend = tried.open().await.unwrap();
@@ -384,7 +384,7 @@ fn a_resize_cancelled_at_any_moment_leaves_memory_and_disk_consistent() {
         let image = kind.make();
         for size in [LARGE + (4 << 20), LITTLE] {
             for moment in 0..4000 {
-                if oxblk_ring::sim::run(moment, given_up(&image, moment, size)) {
+                if oxblk_ring::sim::run(moment, cancelled(&image, moment, size)) {
                     break;
                 }
             }
@@ -406,7 +406,7 @@ async fn nearly_full() -> set::Set {
     image
 }
 
-async fn write_given_up(image: &set::Set, moment: u64) -> bool {
+async fn cancelled_write(image: &set::Set, moment: u64) -> bool {
     let what = format!("write cancelled at moment {moment}");
     let tried = image.copy();
     let backend = tried.open().await.unwrap();
@@ -440,13 +440,13 @@ async fn write_given_up(image: &set::Set, moment: u64) -> bool {
 fn a_write_cancelled_at_any_moment_leaves_consistent_refcounts() {
     let image = oxblk_ring::sim::run(1, nearly_full());
     for moment in 0..4000 {
-        if oxblk_ring::sim::run(moment, write_given_up(&image, moment)) {
+        if oxblk_ring::sim::run(moment, cancelled_write(&image, moment)) {
             break;
         }
     }
 }
 
-async fn snapshot_given_up(image: &set::Set, moment: u64, which: u8) -> bool {
+async fn cancelled_snapshot(image: &set::Set, moment: u64, which: u8) -> bool {
     let what = format!("snapshot change {which} cancelled at moment {moment}");
     let tried = image.copy();
     let backend = tried.open().await.unwrap();
@@ -487,7 +487,7 @@ fn a_snapshot_change_cancelled_at_any_moment_leaves_a_sound_image() {
     let image = TWO.make();
     for which in 0..3 {
         for moment in 0..4000 {
-            if oxblk_ring::sim::run(moment, snapshot_given_up(&image, moment, which)) {
+            if oxblk_ring::sim::run(moment, cancelled_snapshot(&image, moment, which)) {
                 break;
             }
         }

@@ -16,7 +16,7 @@ use oxblk_ring::IoThread;
 use super::create::print_options;
 use super::create_options::asks_for_help;
 use super::source_snapshot::Wanted;
-use super::stopped::remove_target;
+use super::stopped::report_stop;
 use super::{Context, Exit, Step, graph, threads};
 use crate::image::{ImageName, reading};
 use crate::program::Program;
@@ -24,6 +24,7 @@ use crate::signals::stop_flag;
 use crate::text::progress::{Progress, step};
 use arguments::Arguments;
 pub(super) use arguments::PAGE;
+use target::Unprepared;
 
 /// Runs the command.
 pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
@@ -112,22 +113,27 @@ impl Job<'_> {
             }
             (None, _) => {}
         }
-        let target = target::prepare(self.context, self.arguments, self.graph, sources).await?;
+        let prepared =
+            target::prepare(self.context, self.arguments, self.graph, sources, &self.stop).await;
+        let target = match prepared {
+            Ok(target) => target,
+            Err(Unprepared::Failed(exit)) => return Err(exit),
+            Err(Unprepared::Stopped(created)) => return Err(self.report_stop(Some(created)).await),
+        };
         let copied = self.copy_all(sources, &target).await;
         let closed = target.backend.close().await;
         if let Err(Exit::INTERRUPTED) = copied {
-            self.report_stop(target.created);
+            return Err(self.report_stop(target.created).await);
         }
         copied?;
         closed.map_err(|error| self.context.error(&error))
     }
 
     /// Removes the target after a signal if this run created it, and reports what remains.
-    fn report_stop(&self, created: Option<Created>) {
-        let (percent, target) = (self.progress.percent(), &self.arguments.target);
+    async fn report_stop(&self, created: Option<Created>) -> Exit {
+        let what = format!("Stopped at {:.2} %", self.progress.percent());
         self.progress.end();
-        let what = remove_target(self.context, target, created);
-        self.context.program.error(format_args!("Stopped at {percent:.2} %: '{target}' {what}"));
+        report_stop(self.context, self.graph, &what, &self.arguments.target, created).await
     }
 
     async fn copy_all(&self, sources: &[Backend], target: &target::Target) -> Step {

@@ -1,7 +1,10 @@
 //! The target of `img convert`. This module creates the target (unless `-n` is given), opens the target, and determines its
 //! properties before the copy.
 
-use oxblk_core::create::Created;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use oxblk_core::create::{Created, Creation};
 use oxblk_core::{
     Backend, ChildIdx, DriverFactory, Error, Gate, Graph, Options, Purpose, relative_to,
 };
@@ -19,46 +22,66 @@ pub(super) struct Target {
     /// The size in bytes of the target's backing file, if the copy leaves out data that this file contains. `u64::MAX` if the
     /// size is unknown.
     pub(super) backing: Option<u64>,
-    /// The target's file, if this run has created it.
+    /// The target's files, if this run has created the target.
     pub(super) created: Option<Created>,
 }
 
-/// Creates the target, unless `-n` was given, and opens it.
+/// The copy cannot begin.
+pub(super) enum Unprepared {
+    /// A failure, which has been reported.
+    Failed(Exit),
+    /// A signal has stopped the creation of the target.
+    Stopped(Created),
+}
+
+impl From<Exit> for Unprepared {
+    fn from(exit: Exit) -> Self {
+        Self::Failed(exit)
+    }
+}
+
+/// Creates the target, unless `-n` was given, and opens it. Setting `stop` stops the creation.
 pub(super) async fn prepare(
     context: &Context,
     arguments: &Arguments,
     graph: &Graph,
     sources: &[Backend],
-) -> Step<Target> {
+    stop: &Arc<AtomicBool>,
+) -> Result<Target, Unprepared> {
     let size = sources.iter().fold(0_u64, |sum, source| {
         // The size of a target is a multiple of the sector size.
         sum.saturating_add(oxblk::in_sectors(source.size()))
     });
     let made = if arguments.create {
-        create(context, arguments, graph, sources, size).await?
+        create(context, arguments, graph, sources, size, stop).await?
     } else {
         // An existing target keeps its backing file: `-B` and `-F` do not change the image.
         if arguments.backing.is_some() {
             check_relied_on(context, arguments, sources)?;
         }
-        Made { has_backing: arguments.backing.is_some(), ..Made::default() }
+        let has_backing = arguments.backing.is_some();
+        Made { has_backing, opening: Ok(Options::default()), created: None }
     };
     let Made { has_backing, opening, created } = made;
-    let backend = match open(context, arguments, graph, opening).await {
-        Ok(backend) => backend,
+    let opened = async {
+        let opening = opening.map_err(|error| context.error(&error))?;
+        let backend = open(context, arguments, graph, opening).await?;
+        match describe(context, arguments, &backend, size, has_backing) {
+            Ok((is_zero, backing)) => Ok((backend, is_zero, backing)),
+            Err(exit) => {
+                drop(backend.close().await);
+                Err(exit)
+            }
+        }
+    };
+    match opened.await {
+        Ok((backend, is_zero, backing)) => Ok(Target { backend, is_zero, backing, created }),
         Err(exit) => {
             // Remove the new image, because the copy into it cannot start.
             if let Some(created) = created {
-                created.remove_incomplete(&arguments.target);
+                created.remove_incomplete(graph).await;
             }
-            return Err(exit);
-        }
-    };
-    match describe(context, arguments, &backend, size, has_backing) {
-        Ok((is_zero, backing)) => Ok(Target { backend, is_zero, backing, created }),
-        Err(exit) => {
-            drop(backend.close().await);
-            Err(exit)
+            Err(exit.into())
         }
     }
 }
@@ -98,13 +121,12 @@ fn check_relied_on(context: &Context, arguments: &Arguments, sources: &[Backend]
 }
 
 /// Properties of the target that [`prepare`] knows before the target is open.
-#[derive(Default)]
 struct Made {
     /// The copy relies on a backing file: the new target has one, or `-B` was given with `-n`.
     has_backing: bool,
     /// The options needed to open the target.
-    opening: Options,
-    /// The file, if this run has created it.
+    opening: Result<Options, Error>,
+    /// The files, if this run has created them.
     created: Option<Created>,
 }
 
@@ -115,7 +137,8 @@ async fn create(
     graph: &Graph,
     sources: &[Backend],
     size: u64,
-) -> Step<Made> {
+    stop: &Arc<AtomicBool>,
+) -> Result<Made, Unprepared> {
     let format = arguments.new_format();
     let driver = graph
         .driver(format)
@@ -134,27 +157,34 @@ async fn create(
     check_backing(context, arguments, sources, backing.as_deref(), backing_format)?;
     if arguments.compress {
         if options.is_encrypted() {
-            return Err(context.failed("Compression and encryption not supported at the same time"));
+            let message = "Compression and encryption not supported at the same time";
+            return Err(context.failed(message).into());
         }
         // Every format that can write compressed clusters has this option.
         if !options.knows("compression_type") {
-            return Err(context.failed("Compression not supported for this file format"));
+            return Err(context.failed("Compression not supported for this file format").into());
         }
         if options.text("preallocation").is_some_and(|mode| mode != "off") {
             let message = "Compression and preallocation not supported at the same time";
-            return Err(context.failed(message));
+            return Err(context.failed(message).into());
         }
     }
-    let made = graph.create_image(&arguments.target, format, &options.to_options()).await;
-    let created = made.map_err(|error| {
-        let target = &arguments.target;
+    let target = &arguments.target;
+    let made = graph.create_image_until(target, format, &options.to_options(), stop).await;
+    let creation = made.map_err(|error| {
         context
             .program
             .report_in(format_args!("{target}: error while converting {format}: "), &error);
         Exit(1)
     })?;
-    let opening = opening(arguments, graph, &options).map_err(|error| context.error(&error))?;
-    Ok(Made { has_backing: backing.is_some(), opening, created: Some(created) })
+    match creation {
+        Creation::Complete(created) => Ok(Made {
+            has_backing: backing.is_some(),
+            opening: opening(arguments, graph, &options),
+            created: Some(created),
+        }),
+        Creation::Stopped(created) => Err(Unprepared::Stopped(created)),
+    }
 }
 
 /// The options needed to open the new image: its secrets and, with `--untrusted`, the backing file and the data file of

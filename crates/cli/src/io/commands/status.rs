@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use oxblk::in_sectors;
-use oxblk_core::{Backend, ChildIdx, Error, ImageInfo, Node, Want};
+use oxblk_core::{Backend, ChildIdx, Error, ImageInfo, Node, StatusFlags, Want};
 
 use super::Call;
 use crate::io::Outcome;
@@ -53,7 +53,8 @@ fn layout_of(node: &Node) -> ImageInfo {
 }
 
 /// The length of the range from `offset` on with one allocation status, and whether this range is allocated. Data of
-/// backing files does not count as allocated.
+/// backing files does not count as allocated. A range that contains neither data nor zeroes does not count either (`null-co`
+/// returns undefined bytes).
 async fn allocation(backend: &Backend, offset: u64, len: u64) -> Result<(u64, bool), Error> {
     let len = len.min(backend.size().saturating_sub(offset)).min(STEP);
     if len == 0 {
@@ -62,7 +63,8 @@ async fn allocation(backend: &Backend, offset: u64, len: u64) -> Result<(u64, bo
     let top = backend.node()?;
     let below: Option<std::sync::Arc<Node>> = top.child(ChildIdx::BACKING);
     let found = backend.status_above(below.as_ref(), offset, len, Want::Allocation).await?;
-    Ok((found.status.len, found.status.is_allocated()))
+    let has_contents = found.status.flags.intersects(StatusFlags::DATA | StatusFlags::ZERO);
+    Ok((found.status.len, found.status.is_allocated() && has_contents))
 }
 
 /// `map`.

@@ -185,7 +185,7 @@ fn protected(mut options: Options) -> Result<Modes> {
             modes.set(structure, on);
         }
     }
-    match options.keys().next() {
+    match options.first_key() {
         None => Ok(modes),
         Some(key) => Err(Error::invalid(format!(
             "Block format 'qcow2' does not support the option 'overlap-check.{key}'"

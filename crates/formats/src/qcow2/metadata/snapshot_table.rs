@@ -189,7 +189,8 @@ impl Metadata {
         let file = self.facts.file()?;
         let (table, mut list) = (self.snapshot_table(), Vec::new());
         if table.is_broken {
-            self.facts.header().require_snapshots()?;
+            let required = self.facts.header().require_snapshots();
+            required.map_err(|error| error.with_hint(COPY_HINT))?;
         }
         visit_snapshots(&file, table, |snapshot| list.push(snapshot)).await?;
         Ok(list)
