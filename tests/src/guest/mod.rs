@@ -141,10 +141,15 @@ pub fn initramfs(kernel: &Kernel, scratch: &Path) -> PathBuf {
     copy_program(Path::new("/sbin/e2fsck"), &root);
     symlink("/sbin/e2fsck", root.join("bin/e2fsck")).expect("a link");
     for (order, module) in MODULES.iter().enumerate() {
-        let file = kernel.drivers.join(format!("{module}.ko"));
+        let plain = kernel.drivers.join(format!("{module}.ko"));
+        let packed = kernel.drivers.join(format!("{module}.ko.xz"));
+        let copy = root.join(format!("modules/{order}.ko"));
         // A driver that is built into the kernel has no module file.
-        if file.exists() {
-            fs::copy(file, root.join(format!("modules/{order}.ko"))).expect("a module");
+        if plain.exists() {
+            fs::copy(plain, copy).expect("a module");
+        } else if packed.exists() {
+            let unpack = format!("xz -dc '{}' >'{}'", packed.display(), copy.display());
+            Program::new("sh").args(["-c", &unpack]).succeed();
         }
     }
     write_script(&root.join("init"), INIT);
