@@ -25,8 +25,9 @@ use arc_swap::ArcSwapOption;
 use futures_util::future::LocalBoxFuture;
 use oxblk_ring::{Event, Sharded};
 
+use crate::change::Change;
 use crate::control::run_to_completion;
-use crate::perm::Permissions;
+use crate::perm::{Permissions, Roles};
 use crate::{ChildIdx, Edge, Errno, Error, ErrorKind, Graph, Node, Options, Preallocation, Result};
 pub use in_flight::Quiesced;
 use sole_writer::Lender;
@@ -134,24 +135,33 @@ impl Backend {
     /// Makes a backend with the root node `node`. `name` may be empty.
     ///
     /// # Errors
-    /// The errors of [`Edge::attach`].
+    /// When the node is closed; when the backend takes write permission on a read-only node; when the permissions conflict with
+    /// those of another user in this process, or (through file locks) in another process.
     pub fn new(
         graph: &Graph,
         name: &str,
         node: Arc<Node>,
         permissions: Permissions,
     ) -> Result<Self> {
+        let root = Self::root_edge(name, node, permissions);
+        let mut change = Change::of(root.node());
+        change.attach(&root);
+        change.commit()?;
+        Ok(Self::on_root(graph, name, &root))
+    }
+
+    /// The root edge of a backend with the name `name`. The edge does not use its node yet.
+    pub(crate) fn root_edge(name: &str, node: Arc<Node>, permissions: Permissions) -> Arc<Edge> {
         let user = if name.is_empty() {
             "an unnamed block device".to_owned()
         } else {
             format!("block device '{name}'")
         };
-        let root = Edge::attach(node, user, "root", permissions)?;
-        Ok(Self::on_root(graph, name, &root))
+        Edge::unattached(node, user, "root", Roles::empty(), permissions)
     }
 
     /// A backend that uses its root node through `root`.
-    fn on_root(graph: &Graph, name: &str, root: &Arc<Edge>) -> Self {
+    pub(crate) fn on_root(graph: &Graph, name: &str, root: &Arc<Edge>) -> Self {
         let backend = Self(Arc::new(Inner {
             name: name.to_owned(),
             graph: graph.clone(),
@@ -165,6 +175,17 @@ impl Backend {
         backend.set_root(Some(root));
         graph.register_backend(&backend);
         backend
+    }
+
+    /// Changes the permissions of this backend.
+    ///
+    /// # Errors
+    /// The errors of [`Self::new`]; `ENOMEDIUM` if the backend is closed. After an error, nothing has changed.
+    pub fn set_permissions(&self, permissions: Permissions) -> Result<()> {
+        let root = self.root()?;
+        let mut change = Change::of(root.node());
+        change.set_permissions(&root, permissions);
+        change.commit().map(drop)
     }
 
     pub(crate) fn downgrade(&self) -> WeakBackend {

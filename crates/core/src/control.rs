@@ -155,11 +155,9 @@ fn nodes_from(tops: &[Arc<Node>], follow: impl Fn(ChildIdx) -> bool) -> Vec<Arc<
 }
 
 fn mark_unflushed_below(node: &Arc<Node>) {
-    for (child, edge) in node.children().iter() {
-        if child != ChildIdx::BACKING && !edge.node().is_read_only() {
-            edge.node().mark_unflushed();
-            mark_unflushed_below(edge.node());
-        }
+    let below = nodes_from(std::slice::from_ref(node), |child| child != ChildIdx::BACKING);
+    for node in below.iter().skip(1).filter(|node| !node.is_read_only()) {
+        node.mark_unflushed();
     }
 }
 

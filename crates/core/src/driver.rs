@@ -23,8 +23,8 @@ use crate::bitmap::PersistentBitmaps;
 use crate::check::Check;
 use crate::create::{CreateOption, CreateRequest, CreatedFile, Measure, MeasureRequest};
 use crate::{
-    ChildIdx, Children, CompressedCluster, Graph, Limits, OpenContext, Options, Permissions,
-    Result, Status, WriteFlags, ZeroFlags,
+    ChildIdx, ChildSpec, Children, CompressedCluster, Graph, Limits, OpenContext, Options,
+    Permissions, Result, Roles, Status, WriteFlags, ZeroFlags,
 };
 
 /// A boxed future bound to its I/O thread.
@@ -224,16 +224,26 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
-    /// Applies new cumulative permissions: `permissions` is the union of what the parents take and the intersection of
-    /// what the parents share. A protocol takes or releases its file locks. After an error, the previous permissions
-    /// still apply.
+    /// Prepares new cumulative permissions: `permissions` is the union of what the parents take and the intersection of
+    /// what the parents share. A protocol takes the file locks that these permissions need, and keeps the locks that the
+    /// current permissions need. [`Self::commit_permissions`] or [`Self::abort_permissions`] follows. After an error, the
+    /// driver holds the same locks as before the call.
     ///
     /// # Errors
     /// When another process holds a conflicting lock.
-    fn set_permissions(&self, permissions: Permissions) -> Result<()> {
+    fn prepare_permissions(&self, permissions: Permissions) -> Result<()> {
         let _ = permissions;
         Ok(())
     }
+
+    /// Applies `permissions`: a protocol releases the file locks that they do not need. Permissions that need locks which
+    /// the driver does not hold were prepared before.
+    fn commit_permissions(&self, permissions: Permissions) {
+        let _ = permissions;
+    }
+
+    /// Undoes [`Self::prepare_permissions`]: a protocol releases the file locks that the current permissions do not need.
+    fn abort_permissions(&self) {}
 
     /// Writes back cached metadata and releases resources. No request follows.
     fn close(&self) -> Option<BoxFuture<'_, Result<()>>> {
@@ -447,10 +457,22 @@ pub trait DriverFactory: Send + Sync + 'static {
         false
     }
 
-    /// Whether the node passes its parents' permissions unchanged to the primary child. Filters do so, and also formats
-    /// that store no metadata in that child.
+    /// The children with slots that a node can have.
+    fn children(&self) -> &'static [ChildSpec] {
+        match self.kind() {
+            DriverKind::Protocol => &[],
+            DriverKind::Filter => &[ChildSpec::FILTERED],
+            DriverKind::Format if self.supports_backing() => {
+                &[ChildSpec::IMAGE, ChildSpec::BACKING]
+            }
+            DriverKind::Format => &[ChildSpec::IMAGE],
+        }
+    }
+
+    /// Whether the node passes its parents' permissions unchanged to the `file` child. Filters do so, and also formats that
+    /// store no metadata in that child.
     fn passes_permissions(&self) -> bool {
-        self.kind() == DriverKind::Filter
+        self.children().iter().any(|spec| spec.roles.contains(Roles::FILTERED))
     }
 
     /// Opens a node. `context` contains the generic options. The driver removes the options that it knows from

@@ -1,167 +1,66 @@
 //! Edges: an edge records that a parent uses a node, the parent's name for the node, and the parent's permissions.
 //!
-//! An [`Edge`] belongs to its parent (a node's slot in [`Children`], or a backend). The node of an edge never changes.
+//! An [`Edge`] belongs to its user: a node (in its [`Children`](crate::Children)), a backend, or an
+//! [`Attachment`](crate::Attachment). The node of an edge never changes.
 //! To replace a child, the graph drains the parent and puts a new edge into the slot. Requests made through an edge
 //! take the complete request path of the child.
 
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use arc_swap::ArcSwapOption;
 use oxblk_ring::{IoBuf, IoBufMut};
 
-use crate::perm::{Perm, Permissions, Role, SECTOR};
+use crate::perm::{Perm, Permissions, Roles, SECTOR};
 use crate::request;
 use crate::{
-    CompressedCluster, Errno, Error, ErrorKind, Node, Preallocation, Result, Status, Want,
-    WriteFlags, ZeroFlags,
+    CompressedCluster, Error, ErrorKind, Node, Preallocation, Result, Status, Want, WriteFlags,
+    ZeroFlags,
 };
-
-/// The index of a slot among a node's children.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ChildIdx(u8);
-
-impl ChildIdx {
-    /// The primary child.
-    pub const FILE: Self = Self(0);
-    /// The backing file.
-    pub const BACKING: Self = Self(1);
-    /// An external data file.
-    pub const DATA: Self = Self(2);
-    /// Number of slots in a node.
-    pub const COUNT: usize = 3;
-
-    /// All slots.
-    pub fn all() -> impl Iterator<Item = Self> {
-        [Self::FILE, Self::BACKING, Self::DATA].into_iter()
-    }
-
-    /// The name of the option that describes the child.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::BACKING => "backing",
-            Self::DATA => "data-file",
-            _ => "file",
-        }
-    }
-
-    /// The child's role for its parent.
-    pub fn role(self) -> Role {
-        match self {
-            Self::BACKING => Role::Backing,
-            Self::DATA => Role::Data,
-            _ => Role::Primary,
-        }
-    }
-}
-
-/// A node's children, shared by the node and its driver. A lookup takes no lock.
-#[derive(Default)]
-pub struct Children {
-    slots: [ArcSwapOption<Edge>; ChildIdx::COUNT],
-}
-
-impl Children {
-    fn slot(&self, child: ChildIdx) -> &ArcSwapOption<Edge> {
-        let [file, backing, data] = &self.slots;
-        match child {
-            ChildIdx::BACKING => backing,
-            ChildIdx::DATA => data,
-            _ => file,
-        }
-    }
-
-    /// The edge in a slot, borrowed for a short time. This call is cheap, because it does not change the edge's
-    /// reference count.
-    pub(crate) fn peek(&self, child: ChildIdx) -> arc_swap::Guard<Option<Arc<Edge>>> {
-        self.slot(child).load()
-    }
-
-    /// The edge in a slot.
-    pub fn get(&self, child: ChildIdx) -> Option<Arc<Edge>> {
-        self.slot(child).load_full()
-    }
-
-    /// Whether a slot contains an edge. This call is cheap enough for [`crate::Driver::map`].
-    pub fn has(&self, child: ChildIdx) -> bool {
-        self.slot(child).load().is_some()
-    }
-
-    /// The edge in a slot. An empty slot is an error.
-    ///
-    /// # Errors
-    /// `ENOMEDIUM` when the slot is empty.
-    pub fn require(&self, child: ChildIdx) -> Result<Arc<Edge>> {
-        self.get(child).ok_or_else(|| Error::from_errno(Errno::NOMEDIUM).prefix(child.name()))
-    }
-
-    /// Puts `edge` into a slot and returns the previous edge. Call this only while the node accepts no requests.
-    pub fn set(&self, child: ChildIdx, edge: Option<Arc<Edge>>) -> Option<Arc<Edge>> {
-        self.slot(child).swap(edge)
-    }
-
-    /// Empties all slots and returns their edges.
-    pub(crate) fn take(&self) -> Vec<Arc<Edge>> {
-        ChildIdx::all().filter_map(|child| self.set(child, None)).collect()
-    }
-
-    /// The slots that contain an edge.
-    pub fn iter(&self) -> impl Iterator<Item = (ChildIdx, Arc<Edge>)> + '_ {
-        ChildIdx::all().filter_map(|child| self.get(child).map(|edge| (child, edge)))
-    }
-}
 
 /// The connection from a parent to a child node.
 pub struct Edge {
     node: Arc<Node>,
     name: String,
     user: String,
+    roles: Roles,
     taken: AtomicU8,
     permissions: Mutex<Permissions>,
     also_shared: AtomicU8,
+    /// Number of [`FrozenChain`](crate::FrozenChain)s that contain this edge.
+    frozen: AtomicU32,
     yields_to: Mutex<Option<Arc<str>>>,
 }
 
-impl Edge {
-    /// Connects a parent to the child node `node`. `user` is the parent's name in messages (`node 'x'`, `block device
-    /// 'y'`). `name` is the parent's name for the child (`file`, `root`).
-    ///
-    /// # Errors
-    /// When the node is closed; when the parent takes write permission on a read-only node; when the permissions
-    /// conflict with those of another user in this process, or (through file locks) in another process.
-    pub fn attach(
-        node: Arc<Node>,
-        user: impl Into<String>,
-        name: impl Into<String>,
-        permissions: Permissions,
-    ) -> Result<Arc<Self>> {
-        let edge = Self::unattached(node, user, name, permissions);
-        edge.node.add_parent(&edge)?;
-        Ok(edge)
+impl std::fmt::Debug for Edge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Edge")
+            .field("user", &self.user)
+            .field("name", &self.name)
+            .field("node", &self.node.name())
+            .finish_non_exhaustive()
     }
+}
 
+impl Edge {
     /// An edge that is not yet a user of its node.
     pub(crate) fn unattached(
         node: Arc<Node>,
         user: impl Into<String>,
         name: impl Into<String>,
+        roles: Roles,
         permissions: Permissions,
     ) -> Arc<Self> {
         Arc::new(Self {
             node,
             name: name.into(),
             user: user.into(),
+            roles,
             taken: AtomicU8::new(permissions.taken.bits()),
             permissions: Mutex::new(permissions),
             also_shared: AtomicU8::new(0),
+            frozen: AtomicU32::new(0),
             yields_to: Mutex::default(),
         })
-    }
-
-    /// Removes this edge from the users of the node and releases the edge's permissions. The node lives as long as
-    /// references to it exist.
-    pub fn detach(&self) {
-        self.node.remove_parent(self);
     }
 
     /// The node, if this edge has the last reference to it.
@@ -179,6 +78,11 @@ impl Edge {
         &self.name
     }
 
+    /// The purposes for which a node uses this child. Empty if the user is not a node.
+    pub fn roles(&self) -> Roles {
+        self.roles
+    }
+
     /// The name of the user, for messages.
     pub fn user(&self) -> &str {
         &self.user
@@ -187,14 +91,6 @@ impl Edge {
     /// The permissions taken and shared.
     pub fn permissions(&self) -> Permissions {
         *self.lock()
-    }
-
-    /// Changes the permissions.
-    ///
-    /// # Errors
-    /// When the permissions conflict with those of another user. After an error, nothing has changed.
-    pub fn set_permissions(&self, permissions: Permissions) -> Result<()> {
-        self.node.change_parent(self, permissions)
     }
 
     /// Permissions that this edge shares in addition to those that the users of the parent share; see
@@ -206,6 +102,21 @@ impl Edge {
     /// Sets [`Self::also_shared`]. The new value takes effect when the permissions of the parent are updated.
     pub(crate) fn set_also_shared(&self, shared: Perm) {
         self.also_shared.store(shared.bits(), Relaxed);
+    }
+
+    /// Whether the edge is a link of a frozen chain.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.frozen.load(Relaxed) > 0
+    }
+
+    /// Makes the edge a link of one more frozen chain. The caller holds the change lock.
+    pub(crate) fn freeze(&self) {
+        self.frozen.fetch_add(1, Relaxed);
+    }
+
+    /// Undoes one [`Self::freeze`].
+    pub(crate) fn thaw(&self) {
+        self.frozen.fetch_sub(1, Relaxed);
     }
 
     /// Records the name of the job that is now the only writer of the node, for messages. `None`: there is no such job.

@@ -12,7 +12,9 @@ pub mod amend;
 mod backend;
 mod backing;
 pub mod bitmap;
+mod change;
 pub mod check;
+mod children;
 pub mod compact;
 mod compressed;
 mod control;
@@ -28,6 +30,7 @@ mod graph;
 mod limits;
 pub mod names;
 mod node;
+mod objects;
 mod options;
 mod perm;
 mod request;
@@ -46,28 +49,30 @@ mod atomics {
 }
 
 pub use backend::{Backend, Quiesced, SoleWriter, Statistics};
+pub use change::{Attachment, FrozenChain};
+pub use children::{ChildIdx, ChildSpec, Children};
 pub use compressed::CompressedCluster;
 pub use driver::{
     BoxFuture, ChildrenRef, Driver, DriverFactory, DriverKind, DriverTable, HostFile, ImageInfo,
     MapOp, Preallocation, Step, Want,
 };
-pub use edge::{ChildIdx, Children, Edge};
+pub use edge::Edge;
 pub use epoch::{EpochGuard, Epochs};
 pub use errno::Errno;
 pub use error::{Error, ErrorKind, Result, strerror};
 pub use flags::{WriteFlags, ZeroFlags};
 pub use gate::{Admitted, Directory, Gate, Purpose, RefusedName};
 pub use graph::{
-    BackingFile, Drained, Graph, OpenContext, OpenFlags, ReopenRequest, WritableBase,
-    relative_to,
+    BackingFile, Drained, Graph, OpenContext, OpenFlags, ReopenRequest, WritableBase, relative_to,
 };
 pub use limits::{Limits, MAX_LENGTH, check_length};
 pub use node::{DetectZeroes, Node};
+pub use objects::Objects;
 pub use options::{
     ListItem, Options, SizeError, number_fault, parse_bool, parse_json, parse_number, parse_size,
     size_fault, split_list,
 };
-pub use perm::{Perm, Permissions, Role};
+pub use perm::{Perm, Permissions, Roles};
 pub use request::{ChainStatus, run_all};
 pub use secret::Secrets;
 pub use status::{Status, StatusFlags};

@@ -2,10 +2,11 @@
 //!
 //! A node owns its driver and its children, and knows its parents' edges. The fast path uses only fields that need no
 //! lock, such as the size, the alignments and the children. The [`SlowPath`] state of a node sends requests to the slow
-//! path. `permissions` changes and checks the permissions of the parents.
+//! path.
 
-mod permissions;
+mod chain;
 mod slow_path;
+mod users;
 
 use std::sync::atomic::{
     AtomicBool, AtomicU32, AtomicU64,
@@ -17,13 +18,13 @@ use arc_swap::ArcSwap;
 use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
 
 use crate::bitmap::{BitmapError, BitmapList, DirtyBitmap};
+use crate::change::ChangeLock;
 use crate::control::ControlLock;
 use crate::driver::{Driver, DriverFactory, DriverKind};
 use crate::epoch::Epochs;
 use crate::unflushed::Unflushed;
 use crate::users::Users;
 use crate::{ChildIdx, Children, Edge, Limits, OpenFlags, Options, Result};
-pub(crate) use permissions::PermissionsLock;
 
 use slow_path::SlowPath;
 pub(crate) use slow_path::SlowPathFlags;
@@ -73,7 +74,7 @@ pub struct Node {
     follows_parent: AtomicBool,
     filename: Option<String>,
     control_lock: ControlLock,
-    permissions_lock: PermissionsLock,
+    change_lock: ChangeLock,
 }
 
 /// The settings that a reopen may change.
@@ -96,7 +97,7 @@ pub(crate) struct NodeParts {
     pub(crate) epochs: Arc<Epochs>,
     pub(crate) settings: Settings,
     pub(crate) filename: Option<String>,
-    pub(crate) permissions_lock: PermissionsLock,
+    pub(crate) change_lock: ChangeLock,
 }
 
 impl Node {
@@ -127,7 +128,7 @@ impl Node {
             follows_parent: AtomicBool::new(false),
             filename: parts.filename,
             control_lock: ControlLock::default(),
-            permissions_lock: parts.permissions_lock,
+            change_lock: parts.change_lock,
         };
         node.refresh_limits();
         Arc::new(node)

@@ -5,7 +5,7 @@
 //! permissions that its own parents take on the node, and from the needs of its driver. Protocol drivers convert the
 //! resulting permissions to file locks. Other processes see these locks.
 
-use crate::{DriverKind, Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// Guests see sizes in units of sectors, so size checks use sectors too.
 pub(crate) const SECTOR: u64 = 512;
@@ -65,17 +65,23 @@ impl Permissions {
         Self { taken: self.taken | other.taken, shared: self.shared & other.shared }
     }
 
-    /// The default permissions on a child in `role` of a node whose parents use the node with `parents`.
+    /// The default permissions on a child with `roles` of a node whose parents use the node with `parents`.
     ///
-    /// A filter passes the permissions of its parents to its child. A writable format takes write and resize permission
-    /// on its file even if no parent writes yet, because the format writes metadata. The format shares neither of these
-    /// two permissions. A backing file is only read, and may change only if the parents share write permission on the
-    /// overlay.
-    pub fn for_child(kind: DriverKind, role: Role, parents: Self, writable: bool) -> Self {
-        match (kind, role) {
-            (DriverKind::Filter, Role::Primary) => parents,
-            (_, Role::Backing) => Self::for_backing(parents),
-            _ => Self::for_storage(parents, writable),
+    /// - A filter passes the permissions of its parents to its child.
+    /// - A backing file is only read, and may change only if the parents share write permission on the overlay.
+    /// - A writable format takes write and resize permission on a file with metadata even if no parent writes yet. The format
+    ///   shares neither of these two permissions.
+    /// - A file with guest data only is used as the parents use the node. A parent that writes may make the file grow, a parent
+    ///   that changes the size may have to write zeroes, and nobody else may change the size.
+    pub fn for_child(roles: Roles, parents: Self, writable: bool) -> Self {
+        if roles.contains(Roles::FILTERED) {
+            parents
+        } else if roles.contains(Roles::COW) {
+            Self::for_backing(parents)
+        } else if roles.contains(Roles::METADATA) {
+            Self::for_metadata(parents, writable)
+        } else {
+            Self::for_data(parents)
         }
     }
 
@@ -103,7 +109,19 @@ impl Permissions {
         Self { taken: parents.taken & Perm::CONSISTENT_READ, shared }
     }
 
-    fn for_storage(parents: Self, writable: bool) -> Self {
+    fn for_data(parents: Self) -> Self {
+        let mut taken = parents.taken;
+        if taken.intersects(Perm::WRITE | Perm::WRITE_UNCHANGED) {
+            taken |= Perm::RESIZE;
+        }
+        if taken.contains(Perm::RESIZE) {
+            // New space that must read as zeroes is written.
+            taken |= Perm::WRITE;
+        }
+        Self { taken, shared: parents.shared - Perm::RESIZE }
+    }
+
+    fn for_metadata(parents: Self, writable: bool) -> Self {
         let mut taken = Perm::CONSISTENT_READ | parents.taken;
         if writable {
             taken |= Perm::WRITE | Perm::RESIZE;
@@ -114,15 +132,27 @@ impl Permissions {
     }
 }
 
-/// The purpose for which a node uses a child.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// The child that stores the node's own data and metadata (`file`).
-    Primary,
-    /// Guest data only (external data file).
-    Data,
-    /// Metadata only.
-    Metadata,
-    /// The backing file: read where the node itself has allocated no data.
-    Backing,
+bitflags::bitflags! {
+    /// The purposes for which a node uses a child. The roles determine the default permissions
+    /// ([`Permissions::for_child`]) and the links of a backing chain.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+    pub struct Roles: u8 {
+        /// The child stores guest data.
+        const DATA = 1;
+        /// The child stores metadata of the image.
+        const METADATA = 2;
+        /// The node shows the data of the child unchanged.
+        const FILTERED = 4;
+        /// The node reads the child where the node itself has allocated no data (a backing file).
+        const COW = 8;
+        /// The child whose file name identifies the image.
+        const PRIMARY = 16;
+    }
+}
+
+impl Roles {
+    /// The file of an image.
+    pub const IMAGE: Self = Self::DATA.union(Self::METADATA).union(Self::PRIMARY);
+    /// The child of a filter.
+    pub const FILTER: Self = Self::FILTERED.union(Self::PRIMARY);
 }

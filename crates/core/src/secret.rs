@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oxblk_crypto::secret::{Form, Secret, Wrapping, decode};
 
-use crate::{Error, Options, Result, names, strerror};
+use crate::{Error, Objects, Options, Result, names, strerror};
 
 /// Maximum size, in bytes, of a file that contains a secret.
 const MAX_FILE: u64 = 1 << 20;
@@ -31,6 +31,11 @@ impl Secrets {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether there is a secret with this identifier.
+    pub fn contains(&self, id: &str) -> bool {
+        self.lock().contains_key(id)
+    }
+
     /// Adds a secret.
     ///
     /// # Errors
@@ -38,9 +43,7 @@ impl Secrets {
     pub fn add(&self, id: &str, secret: Secret) -> Result<()> {
         let mut secrets = self.lock();
         if secrets.contains_key(id) {
-            return Err(Error::invalid(format!(
-                "attempt to add duplicate property '{id}' to object (type 'container')"
-            )));
+            return Err(Objects::duplicate(id));
         }
         secrets.insert(id.to_owned(), secret);
         Ok(())

@@ -55,6 +55,12 @@ impl Users {
         });
     }
 
+    /// Removes the edges that `keep` refuses.
+    pub(crate) fn retain(&self, keep: impl Fn(&Edge) -> bool) {
+        let kept = |edge: &Weak<Edge>| edge.upgrade().is_some_and(|edge| keep(&edge));
+        self.lock().edges.retain(kept);
+    }
+
     /// The edges of the parents.
     pub(crate) fn edges(&self) -> Vec<Arc<Edge>> {
         self.lock().edges.iter().filter_map(Weak::upgrade).collect()

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use memory::{Memory, graph, node, node_with, options};
 use oxblk_core::{
-    Backend, Edge, Errno, ErrorKind, Limits, OpenFlags, Perm, Permissions, Preallocation,
+    Attachment, Backend, Errno, ErrorKind, Limits, OpenFlags, Perm, Permissions, Preallocation,
     StatusFlags, Want, WriteFlags, ZeroFlags,
 };
 use oxblk_ring::{IoBuf, IoBufMut, block_on, spawn};
@@ -117,7 +117,7 @@ fn a_parent_that_writes_past_the_end_of_its_child_gets_enospc() {
     block_on(async {
         let graph = graph();
         let memory = Memory::new(1024, Limits::default());
-        let edge = Edge::attach(node(&graph, "m", &memory), "test", "root", all()).unwrap();
+        let edge = Attachment::new(&node(&graph, "m", &memory), "test", "root", all()).unwrap();
         let error = edge.write(1000, IoBuf::zeroes(25), WriteFlags::empty()).await.unwrap_err();
         assert_eq!((error.kind(), error.raw_errno()), (ErrorKind::NoSpace, 28));
         let error = edge.write_zeroes(1024, 1, ZeroFlags::empty()).await.unwrap_err();

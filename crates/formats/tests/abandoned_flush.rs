@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use oxblk_core::create::{CreateRequest, CreateTarget};
 use oxblk_core::{
-    Backend, DriverTable, Edge, Graph, OpenFlags, Options, Perm, Permissions, WriteFlags,
+    Attachment, Backend, DriverTable, Graph, OpenFlags, Options, Perm, Permissions, WriteFlags,
 };
 use oxblk_formats::qcow2::QCOW2;
 use oxblk_protocols::file::FILE;
@@ -31,11 +31,10 @@ async fn new_image(graph: &Graph, path: &std::path::Path) -> Backend {
     let file = format!("driver=file,filename={},aio=threads", path.display());
     let node = graph.open(options(&file), OpenFlags::default()).await.unwrap();
     let all = Permissions::sharing_all(Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE);
-    let edge = Edge::attach(Arc::clone(&node), "creation", "file", all).unwrap();
-    let target = CreateTarget::File(Arc::clone(&edge));
+    let edge = Attachment::new(&node, "creation", "file", all).unwrap();
+    let target = CreateTarget::File(Arc::clone(edge.edge()));
     let request = CreateRequest { target, options: options("size=1M") };
     QCOW2.create(graph, request).unwrap().await.unwrap();
-    edge.detach();
     drop(edge);
     graph.release(node).await.unwrap();
     let dotted =

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use oxblk_core::check::Fix;
 use oxblk_core::create::{CreateRequest, CreateTarget};
 use oxblk_core::{
-    Backend, DriverTable, Edge, Errno, Graph, Node, OpenFlags, Options, Perm, Permissions,
+    Attachment, Backend, DriverTable, Errno, Graph, Node, OpenFlags, Options, Perm, Permissions,
     Preallocation, WriteFlags,
 };
 use oxblk_formats::qed::QED;
@@ -47,11 +47,11 @@ async fn write(image: &Backend, offset: u64, len: u64, byte: u8) {
 async fn image(disk: &Disk) -> Backend {
     let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
     let all = Permissions::sharing_all(Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE);
-    let edge = Edge::attach(file(&graph, disk), "creation", "file", all).unwrap();
+    let edge = Attachment::new(&file(&graph, disk), "creation", "file", all).unwrap();
     let options = options(&format!("size={SIZE},cluster_size={CLUSTER},table_size=1"));
-    let request = CreateRequest { target: CreateTarget::File(Arc::clone(&edge)), options };
+    let request = CreateRequest { target: CreateTarget::File(Arc::clone(edge.edge())), options };
     QED.create(&graph, request).unwrap().await.unwrap();
-    edge.detach();
+    drop(edge);
     let image = open(disk).await;
     write(&image, KEPT, SIZE - KEPT, 2).await;
     write(&image, 0, KEPT, 1).await;

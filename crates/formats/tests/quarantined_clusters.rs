@@ -18,8 +18,9 @@ use oxblk_core::create::{CreateRequest, CreateTarget};
 use oxblk_core::driver::Resize;
 use oxblk_core::snapshot::SnapshotInfo;
 use oxblk_core::{
-    Backend, BoxFuture, Driver, DriverFactory, DriverKind, Edge, Error, Graph, Limits, OpenContext,
-    OpenFlags, Options, Perm, Permissions, Preallocation, Result, WriteFlags, ZeroFlags,
+    Attachment, Backend, BoxFuture, Driver, DriverFactory, DriverKind, Error, Graph, Limits,
+    OpenContext, OpenFlags, Options, Perm, Permissions, Preallocation, Result, WriteFlags,
+    ZeroFlags,
 };
 use oxblk_formats::qcow2::QCOW2;
 use oxblk_ring::{Event, IoBuf, IoBufMut, block_on, spawn, yield_now};
@@ -158,11 +159,11 @@ async fn new_image(graph: &Graph, storage: &Arc<Storage>, with: &str, opened: &s
     let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
     let file = graph.add_node(Some("store"), &HELD, driver, flags.clone()).unwrap();
     let all = Permissions::sharing_all(Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE);
-    let edge = Edge::attach(Arc::clone(&file), "creation", "file", all).unwrap();
+    let edge = Attachment::new(&file, "creation", "file", all).unwrap();
     let options = Options::from_dotted(&format!("size=1M{with}"), None).unwrap();
-    let request = CreateRequest { target: CreateTarget::File(Arc::clone(&edge)), options };
+    let request = CreateRequest { target: CreateTarget::File(Arc::clone(edge.edge())), options };
     QCOW2.create(graph, request).unwrap().await.unwrap();
-    edge.detach();
+    drop(edge);
     let options = format!("driver=qcow2,file=store{opened}");
     let options = Options::from_dotted(&options, None).unwrap();
     graph.open_backend(None, options, flags).await.unwrap()

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use oxblk_core::create::{CreateRequest, CreateTarget};
 use oxblk_core::snapshot::SnapshotInfo;
 use oxblk_core::{
-    Backend, ChildIdx, DriverTable, Edge, Errno, Graph, Node, OpenFlags, Options, Perm,
+    Attachment, Backend, ChildIdx, DriverTable, Errno, Graph, Node, OpenFlags, Options, Perm,
     Permissions, ReopenRequest, Result, WriteFlags,
 };
 use oxblk_formats::qcow2::QCOW2;
@@ -49,13 +49,12 @@ impl Images {
         let file = options(&format!("driver=file,filename={}", path.display()));
         let file = self.graph.open(file, OpenFlags::default()).await.unwrap();
         let all = Permissions::sharing_all(Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE);
-        let edge = Edge::attach(Arc::clone(&file), "creation", "file", all).unwrap();
+        let edge = Attachment::new(&file, "creation", "file", all).unwrap();
         let request = CreateRequest {
-            target: CreateTarget::File(Arc::clone(&edge)),
+            target: CreateTarget::File(Arc::clone(edge.edge())),
             options: options(&format!("size=1M{more}")),
         };
         QCOW2.create(&self.graph, request).unwrap().await.unwrap();
-        edge.detach();
         drop(edge);
         self.graph.release(file).await.unwrap();
         if let Some(byte) = byte {
@@ -393,7 +392,7 @@ fn an_impossible_backing_file_is_refused_and_nothing_changes() {
         // The old backing file is still protected.
         let base = images.node("base").unwrap();
         let taken = Permissions::sharing_all(Perm::WRITE);
-        assert!(Edge::attach(base, "a test", "root", taken).is_err());
+        assert!(Attachment::new(&base, "a test", "root", taken).is_err());
         top.close().await.unwrap();
         other.close().await.unwrap();
     });
@@ -423,6 +422,32 @@ fn two_images_of_a_chain_swap_places_in_one_reopen() {
         top.close().await.unwrap();
         other.close().await.unwrap();
         assert!(images.graph.nodes().is_empty());
+    });
+}
+
+#[test]
+fn the_chain_of_a_writable_base_is_frozen_and_the_base_has_one_writer() {
+    block_on(async {
+        let images = Images::new();
+        let (top, other) = chain(&images).await;
+        let (node, base) = (images.node("top").unwrap(), images.node("base").unwrap());
+        let writable = images.graph.write_base(&node, &base).await.unwrap();
+        assert_eq!(
+            images.refusal("top", "backing=other").await,
+            "Cannot change frozen 'backing' link from 'top' to 'base'"
+        );
+        let second = images.graph.write_base(&node, &base).await.err().unwrap().to_string();
+        assert!(
+            second.starts_with("Permission conflict on node 'base': permissions 'write"),
+            "{second}"
+        );
+        write(writable.backend(), 0, 7).await.unwrap();
+        writable.close().await.unwrap();
+        assert_eq!(byte(&top, 0).await, 7);
+        assert!(base.is_read_only());
+        images.reopen("top", "backing=other").await.unwrap();
+        top.close().await.unwrap();
+        other.close().await.unwrap();
     });
 }
 

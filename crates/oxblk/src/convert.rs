@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use oxblk_core::create::Creation;
-use oxblk_core::{Edge, Error, ErrorKind, Node, Perm, Permissions, names};
+use oxblk_core::{Attachment, Error, ErrorKind, Node, Perm, Permissions, names};
 use oxblk_ring::{IoThread, try_thread_index};
 
 use crate::copy::{self, Copy, CopyError, CopyOptions, Observer, Stage};
@@ -122,7 +122,7 @@ impl Convert {
         let graph = self.source.graph().clone();
         let source = self.source.backend().node()?;
         refuse_source_file(&source, &self.target)?;
-        let reading = Reading::begin(Arc::clone(&source))?;
+        let reading = keep_writers_away(&source)?;
         let outcome = self.convert_from(threads).await;
         drop(reading);
         // If the disk was closed during the conversion, this was the last use of the source.
@@ -188,29 +188,17 @@ fn identity(name: &str) -> Option<(u64, u64)> {
     std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
-/// An edge to the source. While this value exists, the file locks of the source keep writers in other processes away.
-struct Reading(Option<Arc<Edge>>);
-
-impl Reading {
-    /// Attaches the edge. A source that is open for writing already has the necessary locks, so it gets no edge.
-    fn begin(source: Arc<Node>) -> Result<Self> {
-        if !source.is_read_only() {
-            return Ok(Self(None));
-        }
-        let permissions = Permissions {
-            taken: Perm::CONSISTENT_READ,
-            shared: Perm::CONSISTENT_READ | Perm::WRITE_UNCHANGED,
-        };
-        Edge::attach(source, "a conversion", "source", permissions).map(|edge| Self(Some(edge)))
+/// Attaches the conversion to its source. Until the attachment is dropped, the file locks of the source keep writers in other
+/// processes away. A source that is open for writing already has the necessary locks, so it needs no attachment.
+fn keep_writers_away(source: &Arc<Node>) -> Result<Option<Attachment>> {
+    if !source.is_read_only() {
+        return Ok(None);
     }
-}
-
-impl Drop for Reading {
-    fn drop(&mut self) {
-        if let Some(edge) = &self.0 {
-            edge.detach();
-        }
-    }
+    let permissions = Permissions {
+        taken: Perm::CONSISTENT_READ,
+        shared: Perm::CONSISTENT_READ | Perm::WRITE_UNCHANGED,
+    };
+    Attachment::new(source, "a conversion", "source", permissions).map(Some)
 }
 
 /// The threads of the group without the calling thread.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use oxblk_core::create::{CreateRequest, CreateTarget};
 use oxblk_core::{
-    ChildIdx, Edge, Errno, Error, Graph, Node, OpenFlags, Options, Perm, Permissions, Result,
+    Attachment, ChildIdx, Errno, Error, Graph, Node, OpenFlags, Options, Perm, Permissions, Result,
 };
 use oxblk_formats::qcow2::QCOW2;
 use oxblk_protocols::file::{FILE, FileDriver, temporary};
@@ -45,13 +45,14 @@ async fn open_over(
     let taken = Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE;
     let permissions = Permissions::sharing_all(taken);
     let name = ChildIdx::FILE.name();
-    let edge = Edge::attach(Arc::clone(file), "a temporary snapshot", name, permissions)?;
-    let request = CreateRequest { target: CreateTarget::File(Arc::clone(&edge)), options };
+    let attached = Attachment::new(file, "a temporary snapshot", name, permissions)?;
+    let request =
+        CreateRequest { target: CreateTarget::File(Arc::clone(attached.edge())), options };
     let created = match QCOW2.create(graph, request) {
         Some(created) => created.await,
         None => Err(Error::from_errno(Errno::OPNOTSUPP)),
     };
-    edge.detach();
+    drop(attached);
     created?;
     let mut options = Options::new();
     options.insert("driver", QCOW2.name());

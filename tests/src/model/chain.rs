@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use oxblk_core::check::{Finding, Fix};
 use oxblk_core::create::{CreateRequest, CreateTarget};
-use oxblk_core::{Backend, ChildIdx, Edge, Graph, Node, OpenFlags, Options, Perm, Permissions};
+use oxblk_core::{
+    Attachment, Backend, ChildIdx, Graph, Node, OpenFlags, Options, Perm, Permissions,
+};
 use oxblk_ring::sim::Disk;
 
 use crate::formats::{self, Variant};
@@ -62,7 +64,7 @@ async fn create_plain(image: &Image, size: u64) -> Result<(), String> {
     let attach = |node: &Arc<Node>, child: ChildIdx| {
         let permissions =
             Permissions::sharing_all(Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE);
-        Edge::attach(node.clone(), "the test".to_owned(), child.name(), permissions)
+        Attachment::new(node, "the test".to_owned(), child.name(), permissions)
             .map_err(|e| text(&e))
     };
     let edge = attach(&node, ChildIdx::FILE)?;
@@ -72,8 +74,10 @@ async fn create_plain(image: &Image, size: u64) -> Result<(), String> {
         data = Some(attach(&node, ChildIdx::DATA)?);
     }
     let target = match &data {
-        Some(data) => CreateTarget::Files { file: edge.clone(), data: data.clone() },
-        None => CreateTarget::File(edge.clone()),
+        Some(data) => {
+            CreateTarget::Files { file: Arc::clone(edge.edge()), data: Arc::clone(data.edge()) }
+        }
+        None => CreateTarget::File(Arc::clone(edge.edge())),
     };
     let request = CreateRequest { target, options };
     let driver = graph.driver(image.variant.driver()).map_err(|e| text(&e))?;
@@ -86,7 +90,6 @@ async fn create_plain(image: &Image, size: u64) -> Result<(), String> {
         None => Err(format!("{} cannot create", image.variant.driver())),
     };
     for edge in [Some(edge), data].into_iter().flatten() {
-        edge.detach();
         let node = edge.node().clone();
         drop(edge);
         graph.release(node).await.map_err(|e| text(&e))?;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use oxblk_core::create::{CreateRequest, CreateTarget};
-use oxblk_core::{DriverFactory, Edge, Graph, OpenFlags, Options, Perm, Permissions, Result};
+use oxblk_core::{Attachment, DriverFactory, Graph, OpenFlags, Options, Perm, Permissions, Result};
 use oxblk_formats::parallels::PARALLELS;
 use oxblk_formats::qed::QED;
 use oxblk_formats::vdi::VDI;
@@ -39,11 +39,10 @@ async fn create(driver: &'static dyn DriverFactory, disk: &Disk, options: &str) 
     let graph = Graph::new(oxblk::drivers(), oxblk_core::Gate::Anything);
     let node = sim_disk::add(&graph, "disk", disk, false, Pace::AtOnce)?;
     let all = Permissions::sharing_all(Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE);
-    let edge = Edge::attach(Arc::clone(&node), "creation", "file", all)?;
+    let edge = Attachment::new(&node, "creation", "file", all)?;
     let options = Options::from_dotted(&format!("size={SIZE}{options}"), None)?;
-    let request = CreateRequest { target: CreateTarget::File(Arc::clone(&edge)), options };
+    let request = CreateRequest { target: CreateTarget::File(Arc::clone(edge.edge())), options };
     driver.create(&graph, request).expect("the driver creates images").await?;
-    edge.detach();
     drop(edge);
     graph.release(node).await
 }

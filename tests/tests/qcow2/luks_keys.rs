@@ -5,7 +5,7 @@ use std::cell::RefCell;
 
 use oxblk_core::amend::AmendRequest;
 use oxblk_core::snapshot::SnapshotInfo;
-use oxblk_core::{ChildIdx, Edge, Options, Perm, Permissions, Secrets, WriteFlags};
+use oxblk_core::{Attachment, ChildIdx, Options, Perm, Permissions, Secrets, WriteFlags};
 use oxblk_crypto::secret::Secret;
 use oxblk_formats::qcow2::encryption::keys::{Change, change};
 use oxblk_ring::IoBuf;
@@ -45,7 +45,7 @@ async fn amend(disk: &Disk, opened_with: &str, options: &str) -> Result<Vec<usiz
     let node = sim_disk::add(&graph, "disk", disk, false, Pace::AtOnce).unwrap();
     let permissions = Permissions::sharing_all(Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE);
     let name = ChildIdx::FILE.name();
-    let edge = Edge::attach(node.clone(), "the test".to_owned(), name, permissions).unwrap();
+    let edge = Attachment::new(&node, "the test".to_owned(), name, permissions).unwrap();
     let (options, force) = match options.strip_prefix('!') {
         Some(options) => (options, true),
         None => (options, false),
@@ -55,7 +55,6 @@ async fn amend(disk: &Disk, opened_with: &str, options: &str) -> Result<Vec<usiz
         Ok(wanted) => change(&edge, Some(opened_with), wanted, force, &secrets()).await,
         Err(error) => Err(error),
     };
-    edge.detach();
     drop(edge);
     graph.release(node).await.unwrap();
     let active = outcome.map_err(|error| error.to_string())?;

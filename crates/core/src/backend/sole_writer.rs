@@ -4,7 +4,7 @@
 //! The job gets a new backend on the node. The new backend takes over the write and resize permissions of the backend that
 //! starts the job. The new backend does not share these permissions with other users. So the job does not begin if the node has
 //! another writer, and another writer cannot be attached during the job. Clones of the backend that starts the job may still
-//! exist: their writes are refused until the job ends.
+//! exist: their writes are refused until the job ends. Until then, the backing chain of the node is frozen.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
@@ -12,9 +12,10 @@ use std::sync::{Arc, PoisonError};
 use oxblk_ring::try_thread_index;
 
 use super::Backend;
+use crate::change::Change;
 use crate::control::in_background;
-use crate::perm::{Perm, Permissions};
-use crate::{Edge, Node, Result};
+use crate::perm::{Perm, Permissions, Roles};
+use crate::{Edge, FrozenChain, Node, Result};
 
 /// The permissions to change a node.
 const CHANGES: Perm = Perm::WRITE.union(Perm::WRITE_UNCHANGED).union(Perm::RESIZE);
@@ -32,6 +33,8 @@ pub(super) struct Lender {
     edge: Arc<Edge>,
     /// The permissions of this edge before the job.
     before: Permissions,
+    /// The backing chain of the node.
+    _frozen: FrozenChain,
 }
 
 impl Lender {
@@ -42,7 +45,12 @@ impl Lender {
         let lent = edge.permissions().taken & self.before.taken;
         self.edge.yield_to(None);
         let restored = Permissions { taken: now.taken | lent, shared: self.before.shared };
-        edge.node().remove_parent_beside(edge, &self.edge, restored);
+        let mut change = Change::of(edge.node());
+        change.detach(edge);
+        // If the backend that has started the job was closed during the job, this has no effect.
+        change.set_permissions(&self.edge, restored);
+        change.release();
+        edge.replace_permissions(Permissions::NONE);
     }
 }
 
@@ -76,12 +84,16 @@ impl Backend {
             taken: before.taken & (before.shared - CHANGES),
             shared: before.shared | ours.taken,
         };
-        let edge = Edge::unattached(node, &*job, "main node", ours);
-        edge.node().add_parent_beside(&edge, &lender, left)?;
+        let frozen = self.graph().freeze(&node, None)?;
+        let edge = Edge::unattached(node, &*job, "main node", Roles::empty(), ours);
+        let mut change = Change::of(edge.node());
+        change.attach(&edge);
+        change.set_permissions(&lender, left);
+        change.commit()?;
         lender.yield_to(Some(job));
         let backend = Self::on_root(self.graph(), "", &edge);
         backend.set_write_through(self.0.write_through.load(Relaxed));
-        let lender = Lender { edge: lender, before };
+        let lender = Lender { edge: lender, before, _frozen: frozen };
         *backend.0.lender.lock().unwrap_or_else(PoisonError::into_inner) = Some(lender);
         Ok(SoleWriter { backend, is_ended: false })
     }

@@ -3,13 +3,15 @@
 //! A backing file is read-only and must not change while an overlay uses it. A commit may bypass both rules, because a commit
 //! only writes data that the overlay already shows. A [`WritableBase`] suspends both rules until the [`WritableBase`] is
 //! closed. Until then, the overlay's edge to the backing file shares all permissions, whatever the users of the overlay share.
+//! The backing file has no other writer, and the links of the chain above it are frozen.
 
 use std::sync::Arc;
 
 use super::{Graph, ReopenRequest};
+use crate::change::Change;
 use crate::control::{in_background, run_to_completion};
 use crate::perm::{Perm, Permissions};
-use crate::{Backend, ChildIdx, Edge, Error, Node, Options, Result};
+use crate::{Backend, Edge, Error, FrozenChain, Node, Options, Result};
 
 /// A backing file that is writable until [`WritableBase::close`]. If this value is dropped without a close, the close
 /// runs in the background, and the log reports a failure.
@@ -25,13 +27,29 @@ pub struct WritableBase {
 struct Reader {
     above: Arc<Node>,
     edge: Arc<Edge>,
+    /// The links from the top of the chain to the backing file.
+    _frozen: Arc<FrozenChain>,
 }
 
 impl Reader {
-    /// Makes the edge share `also` in addition to what the users of the node above share.
-    fn share(&self, also: Perm) -> Result<()> {
-        self.edge.set_also_shared(also);
-        self.above.refresh_permissions()
+    /// Attaches a backend that writes to the backing file. The edge then shares all permissions.
+    fn admit_writer(&self, graph: &Graph) -> Result<Backend> {
+        let writes = Perm::WRITE | Perm::RESIZE;
+        let permissions =
+            Permissions { taken: Perm::CONSISTENT_READ | writes, shared: Perm::all() - writes };
+        let root = Backend::root_edge("", Arc::clone(self.edge.node()), permissions);
+        let mut change = Change::of(&self.above);
+        change.also_share(&self.above, &self.edge, Perm::all());
+        change.attach(&root);
+        change.commit()?;
+        Ok(Backend::on_root(graph, "", &root))
+    }
+
+    /// Ends the additional sharing, after the backend has been closed.
+    fn refuse_writers(&self) -> Result<()> {
+        let mut change = Change::of(&self.above);
+        change.also_share(&self.above, &self.edge, Perm::empty());
+        change.commit().map(drop)
     }
 }
 
@@ -43,7 +61,7 @@ impl Graph {
     /// When `base` is not below `top`; when the driver, the host or another user refuses. After an error, the former
     /// state is restored; the log reports a failure to restore it.
     pub async fn write_base(&self, top: &Arc<Node>, base: &Arc<Node>) -> Result<WritableBase> {
-        let parent = reader_of(top, base)?;
+        let parent = self.reader_of(top, base)?;
         let (graph, base) = (self.clone(), Arc::clone(base));
         run_to_completion(async move { graph.open_base(parent, &base).await }).await
     }
@@ -53,13 +71,9 @@ impl Graph {
         if was_read_only {
             self.set_read_only(base, false).await?;
         }
-        match attach(self, &parent, base) {
+        match parent.admit_writer(self) {
             Ok(backend) => Ok(WritableBase { backend, parent, was_read_only, is_closed: false }),
             Err(error) => {
-                // The former permissions were valid before, so they cannot conflict now.
-                if let Err(error) = parent.share(Perm::empty()) {
-                    tracing::warn!(%error, "cannot restore permissions");
-                }
                 if was_read_only && let Err(error) = self.set_read_only(base, true).await {
                     tracing::warn!(%error, "cannot make a backing file read-only again");
                 }
@@ -73,23 +87,19 @@ impl Graph {
         options.insert("read-only", read_only);
         self.reopen(vec![ReopenRequest { node: Arc::clone(node), options, keep: true }]).await
     }
-}
 
-fn reader_of(top: &Arc<Node>, base: &Arc<Node>) -> Result<Reader> {
-    let mut above = Arc::clone(top);
-    while let Some(edge) = above.children().get(ChildIdx::BACKING) {
-        if Arc::ptr_eq(edge.node(), base) {
-            return Ok(Reader { above, edge });
+    /// Freezes the chain from `top` to `base`, and finds the node above `base`.
+    fn reader_of(&self, top: &Arc<Node>, base: &Arc<Node>) -> Result<Reader> {
+        let frozen = Arc::new(self.freeze(top, Some(base))?);
+        let mut above = Arc::clone(top);
+        while let Some(edge) = above.filter_or_cow_child() {
+            if Arc::ptr_eq(edge.node(), base) {
+                return Ok(Reader { above, edge, _frozen: frozen });
+            }
+            above = Arc::clone(edge.node());
         }
-        above = Arc::clone(edge.node());
+        Err(Error::invalid(format!("'{}' is not below '{}'", base.name(), top.name())))
     }
-    Err(Error::invalid(format!("'{}' is not in the chain of '{}'", base.name(), top.name())))
-}
-
-fn attach(graph: &Graph, parent: &Reader, base: &Arc<Node>) -> Result<Backend> {
-    parent.share(Perm::all())?;
-    let taken = Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE;
-    Backend::new(graph, "", Arc::clone(base), Permissions::sharing_all(taken))
 }
 
 impl WritableBase {
@@ -113,7 +123,7 @@ impl WritableBase {
         let was_read_only = self.was_read_only;
         async move {
             let closed = backend.close().await;
-            let outcome = closed.and(parent.share(Perm::empty()));
+            let outcome = closed.and(parent.refuse_writers());
             if was_read_only {
                 let base = parent.edge.node();
                 return outcome.and(backend.graph().set_read_only(base, true).await);

@@ -11,10 +11,11 @@ use std::sync::Arc;
 use super::open::{OpenContext, OpenFlags, Target, close_unused};
 use super::{ClaimedName, Graph};
 use crate::bitmap::DirtyBitmap;
+use crate::change::Change;
 use crate::driver::{Driver, DriverFactory};
 use crate::node::{NodeParts, Settings};
-use crate::perm::{Permissions, Role};
-use crate::{ChildIdx, DetectZeroes, Edge, Error, ErrorKind, Node, Options, Perm, Result};
+use crate::perm::{Permissions, Roles};
+use crate::{ChildIdx, ChildSpec, DetectZeroes, Error, ErrorKind, Node, Options, Perm, Result};
 
 /// Maximum number of backing files in a chain. A longer chain is probably a loop, or an attack on memory and file
 /// descriptors.
@@ -128,7 +129,7 @@ impl Graph {
     /// Makes a node of an image with the backing file `backing`.
     async fn finish_layer(&self, layer: Layer, backing: Option<Arc<Node>>) -> Result<Arc<Node>> {
         let attached = match &backing {
-            Some(backing) => attach_backing(layer.driver, backing, &layer.context),
+            Some(backing) => attach_backing(backing, &layer.context),
             None => Ok(()),
         };
         // Bitmaps are loaded in the last step that can fail, because loading may write to the image.
@@ -161,10 +162,16 @@ impl Graph {
                 given: layer.given,
             },
             filename: context.filename,
-            permissions_lock: self.permissions_lock(),
+            change_lock: self.change_lock(),
         };
         let node = self.insert(layer.name, parts);
         node.adopt_bitmaps(&bitmaps)?;
+        if node.children().has(ChildIdx::DATA) {
+            // The driver needed more permissions on the data file while it opened the image.
+            let mut change = Change::of(&node);
+            change.refresh(&node);
+            change.release();
+        }
         if probed_raw {
             self.guard_probed_raw(&node);
         }
@@ -256,17 +263,10 @@ impl Context {
 }
 
 /// Attaches the backing file to its slot.
-fn attach_backing(
-    driver: &dyn DriverFactory,
-    backing: &Arc<Node>,
-    context: &OpenContext,
-) -> Result<()> {
+fn attach_backing(backing: &Arc<Node>, context: &OpenContext) -> Result<()> {
     let parents = Permissions::sharing_all(Perm::CONSISTENT_READ);
-    let permissions = Permissions::for_child(driver.kind(), Role::Backing, parents, false);
-    let user = format!("node '{}'", context.node_name);
-    let edge = Edge::attach(Arc::clone(backing), user, ChildIdx::BACKING.name(), permissions)?;
-    context.children.set(ChildIdx::BACKING, Some(edge));
-    Ok(())
+    let permissions = Permissions::for_child(Roles::COW, parents, false);
+    context.children.attach(&context.node_name, ChildSpec::BACKING, backing, permissions)
 }
 
 /// Loads the bitmaps that the image stores. A check reads the bitmaps itself, so no bitmaps are loaded for a check.

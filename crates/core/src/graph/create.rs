@@ -13,7 +13,7 @@ use crate::control::run_to_completion;
 use crate::create::{CreateOption, CreateRequest, CreateTarget, Created, Creation, NewFile};
 use crate::driver::{DriverFactory, DriverKind};
 use crate::perm::{Perm, Permissions};
-use crate::{ChildIdx, Edge, Error, OpenFlags, Options, Result};
+use crate::{Attachment, ChildIdx, Error, OpenFlags, Options, Result};
 
 impl Graph {
     /// Creates the image `filename` with the format `format`. Options that the format does not know are passed to the
@@ -66,10 +66,10 @@ struct NewImage {
     stop: Arc<AtomicBool>,
 }
 
-/// The open files of an image that is being created. The permissions of the edges keep other users from changing the files.
+/// The open files of an image that is being created. The permissions keep other users from changing the files.
 struct Files {
-    image: Arc<Edge>,
-    data: Option<Arc<Edge>>,
+    image: Attachment,
+    data: Option<Attachment>,
 }
 
 impl NewImage {
@@ -101,7 +101,7 @@ impl NewImage {
             Err(error) => Some(Err(error)),
         };
         if let Some(Err(error)) = outcome {
-            // The edges still hold the permissions (and file locks), so no other process that uses the locks writes to the
+            // The attachments still hold the permissions (and file locks), so no other process that uses the locks writes to the
             // files.
             if self.removes_incomplete() {
                 created.remove_locked();
@@ -156,9 +156,9 @@ impl NewImage {
         outcome
     }
 
-    /// Opens the image file. The permissions of the edge keep other users and processes from resizing the file and,
+    /// Opens the image file. The permissions keep other users and processes from resizing the file and,
     /// unless the format is raw, from writing to the file.
-    async fn open(&self) -> Result<Arc<Edge>> {
+    async fn open(&self) -> Result<Attachment> {
         let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
         let node = self.graph.open_protocol(&self.filename, Options::new(), flags).await?;
         // A format without metadata in the file only sets the size, so other users may write at the same time.
@@ -169,8 +169,8 @@ impl NewImage {
             shared: Perm::all() - alone,
         };
         let user = format!("creation of '{}'", self.filename);
-        match Edge::attach(Arc::clone(&node), user, ChildIdx::FILE.name(), permissions) {
-            Ok(edge) => Ok(edge),
+        match Attachment::new(&node, user, ChildIdx::FILE.name(), permissions) {
+            Ok(image) => Ok(image),
             Err(error) => {
                 self.graph.release_after_failure(node).await;
                 Err(error)
@@ -186,8 +186,8 @@ impl NewImage {
         created: &mut Created,
     ) -> Result<()> {
         if let Some(name) = self.driver.new_data_file(options) {
-            let (edge, data) = self.graph.create_data_file(name).await?;
-            files.data = Some(edge);
+            let (attached, data) = self.graph.create_data_file(name).await?;
+            files.data = Some(attached);
             created.files.extend(data.files);
         }
         Ok(())
@@ -215,9 +215,9 @@ impl NewImage {
 
 impl Files {
     fn target(&self) -> CreateTarget {
-        let file = Arc::clone(&self.image);
+        let file = Arc::clone(self.image.edge());
         match &self.data {
-            Some(data) => CreateTarget::Files { file, data: Arc::clone(data) },
+            Some(data) => CreateTarget::Files { file, data: Arc::clone(data.edge()) },
             None => CreateTarget::File(file),
         }
     }
@@ -225,10 +225,9 @@ impl Files {
     /// Closes the files. Returns the first error.
     async fn close(self, graph: &Graph) -> Result<()> {
         let mut outcome = Ok(());
-        for edge in self.data.into_iter().chain([self.image]) {
-            edge.detach();
-            let node = Arc::clone(edge.node());
-            drop(edge);
+        for attached in self.data.into_iter().chain([self.image]) {
+            let node = Arc::clone(attached.node());
+            drop(attached);
             outcome = outcome.and(graph.release(node).await);
         }
         outcome

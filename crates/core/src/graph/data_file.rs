@@ -1,16 +1,13 @@
 //! Opens and creates data files: separate files that contain the guest data of an image. The format driver opens the data
 //! file of an image. The creation of an image creates the data file and gives it to the format driver.
 
-use std::sync::Arc;
-
 use serde_json::Value;
 
 use super::{Graph, OpenContext, OpenFlags};
 use crate::create::Created;
-use crate::driver::DriverKind;
 use crate::gate::Purpose;
-use crate::perm::{Perm, Permissions, Role};
-use crate::{ChildIdx, Edge, Error, Options, Result};
+use crate::perm::{Perm, Permissions, Roles};
+use crate::{Attachment, ChildIdx, ChildSpec, Error, Options, Result};
 
 impl OpenContext {
     /// Opens the data file and puts the edge to it into the slot [`ChildIdx::DATA`]. The `data-file` option describes
@@ -43,15 +40,14 @@ impl OpenContext {
                 self.graph.open_storage(Some(&admitted.name), Options::new(), flags).await?
             }
         };
-        let writable = !self.flags.read_only;
-        let permissions =
-            Permissions::for_child(DriverKind::Format, Role::Data, Permissions::NONE, writable);
-        let user = format!("node '{}'", self.node_name);
-        match Edge::attach(Arc::clone(&node), user, ChildIdx::DATA.name(), permissions) {
-            Ok(edge) => {
-                self.children.set(ChildIdx::DATA, Some(edge));
-                Ok(true)
-            }
+        // The driver reads and changes the data file while it opens the image.
+        let mut permissions = Permissions::for_child(Roles::DATA, Permissions::NONE, true);
+        permissions.taken = Perm::CONSISTENT_READ;
+        if !self.flags.read_only {
+            permissions.taken |= Perm::WRITE | Perm::RESIZE;
+        }
+        match self.children.attach(&self.node_name, ChildSpec::DATA, &node, permissions) {
+            Ok(()) => Ok(true),
             Err(error) => {
                 self.graph.release_after_failure(node).await;
                 Err(error)
@@ -67,13 +63,13 @@ impl Graph {
     /// # Errors
     /// The errors of the protocol, and when another user holds conflicting permissions on the file. After an error, a
     /// new file is removed, unless another program uses it.
-    pub(super) async fn create_data_file(&self, filename: &str) -> Result<(Arc<Edge>, Created)> {
+    pub(super) async fn create_data_file(&self, filename: &str) -> Result<(Attachment, Created)> {
         let (protocol, _) = self.protocol_for(filename)?;
         let mut options = Options::new();
         options.insert("size", 0_u64);
         let created = Box::pin(self.create_image(filename, protocol.name(), &options)).await?;
         match self.open_new_data_file(filename).await {
-            Ok(edge) => Ok((edge, created)),
+            Ok(attached) => Ok((attached, created)),
             Err(error) => {
                 created.remove_incomplete(self).await;
                 Err(error)
@@ -81,15 +77,15 @@ impl Graph {
         }
     }
 
-    async fn open_new_data_file(&self, filename: &str) -> Result<Arc<Edge>> {
+    async fn open_new_data_file(&self, filename: &str) -> Result<Attachment> {
         let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
         let node = self.open_storage(Some(filename), Options::new(), flags).await?;
         let writes = Perm::WRITE | Perm::RESIZE;
         let permissions =
             Permissions { taken: Perm::CONSISTENT_READ | writes, shared: Perm::all() - writes };
         let user = format!("creation of '{filename}'");
-        match Edge::attach(Arc::clone(&node), user, ChildIdx::DATA.name(), permissions) {
-            Ok(edge) => Ok(edge),
+        match Attachment::new(&node, user, ChildIdx::DATA.name(), permissions) {
+            Ok(attached) => Ok(attached),
             Err(error) => {
                 self.release_after_failure(node).await;
                 Err(error)

@@ -4,11 +4,12 @@
 //! backend: the backend is new, or a node above gets another backing file. The requests of this backend are then held
 //! back too.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::{Graph, Registry};
-use crate::backend::{Quiesced, WeakBackend};
-use crate::{Backend, Node};
+use crate::backend::{Quiesced, WeakBackend, no_medium};
+use crate::{Backend, Node, Result};
 
 /// A drained section: the backends above a node are quiesced while this guard lives.
 #[derive(Debug)]
@@ -33,6 +34,18 @@ impl Graph {
             backend.idle().await;
         }
         drained
+    }
+
+    /// Drains all nodes. The caller holds their control locks. Fails if a node was closed before the caller got the locks.
+    pub(super) async fn drain_all(&self, nodes: &[Arc<Node>]) -> Result<Vec<Drained>> {
+        if nodes.iter().any(|node| node.users().is_closed()) {
+            return Err(no_medium());
+        }
+        let mut drained = Vec::new();
+        for node in nodes {
+            drained.push(self.drain(node).await);
+        }
+        Ok(drained)
     }
 
     fn hold_back(&self, node: &Arc<Node>) -> (Drained, Vec<Backend>) {
@@ -102,10 +115,13 @@ fn reaches(backend: &Backend, node: &Arc<Node>) -> bool {
 
 /// Whether `node` is `top` or can be reached from it.
 pub(super) fn is_below(top: &Arc<Node>, node: &Arc<Node>) -> bool {
-    let mut from = vec![Arc::clone(top)];
+    let (mut from, mut seen) = (vec![Arc::clone(top)], HashSet::new());
     while let Some(next) = from.pop() {
         if Arc::ptr_eq(&next, node) {
             return true;
+        }
+        if !seen.insert(Arc::as_ptr(&next)) {
+            continue;
         }
         from.extend(next.children().iter().map(|(_, edge)| Arc::clone(edge.node())));
     }

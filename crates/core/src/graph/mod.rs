@@ -33,12 +33,13 @@ pub use open::{BackingFile, OpenContext, OpenFlags};
 pub use reopen::ReopenRequest;
 
 use crate::backend::WeakBackend;
+use crate::change::ChangeLock;
 use crate::control::{ControlLock, Controls, in_background, run_to_completion};
 use crate::driver::{BoxFuture, Driver, DriverFactory, DriverTable};
 use crate::epoch::Epochs;
 use crate::gate::Gate;
-use crate::node::{NodeParts, PermissionsLock, Settings};
-use crate::{Backend, Children, Error, ErrorKind, Node, Result, Secrets};
+use crate::node::{NodeParts, Settings};
+use crate::{Backend, Children, Error, ErrorKind, Node, Objects, Result, Secrets};
 
 #[derive(Default)]
 struct Registry {
@@ -61,12 +62,12 @@ struct Inner {
     registry: Mutex<Registry>,
     next_name: AtomicU64,
     warner: fn(&str),
-    secrets: Secrets,
+    objects: Objects,
     /// A node with copy-on-read has been opened: its reads may write.
     copies_on_read: AtomicBool,
     /// The lock of operations on several nodes, such as a reopen.
     reopening: ControlLock,
-    permissions_lock: PermissionsLock,
+    change_lock: ChangeLock,
 }
 
 /// A reserved node-name: no other node can get the name until this value is dropped.
@@ -97,31 +98,36 @@ impl Graph {
     /// An empty graph with a table of drivers. `gate` decides which other files may be opened for images that are
     /// opened through the returned handle.
     pub fn new(drivers: DriverTable, gate: Gate) -> Self {
-        Self::with_parts(drivers, gate, warn_in_log, Secrets::default())
+        Self::with_parts(drivers, gate, warn_in_log, Objects::default())
     }
 
     /// Like [`Self::new`], with a function that reports warnings. Tools print warnings; a graph made by [`Self::new`]
     /// writes warnings to the log.
     pub fn with_warner(drivers: DriverTable, gate: Gate, warner: fn(&str)) -> Self {
-        Self::with_parts(drivers, gate, warner, Secrets::default())
+        Self::with_parts(drivers, gate, warner, Objects::default())
     }
 
     /// An empty graph whose images may use `secrets`, including secrets that are added to the set later.
     pub fn with_secrets(drivers: DriverTable, gate: Gate, secrets: Secrets) -> Self {
-        Self::with_parts(drivers, gate, warn_in_log, secrets)
+        Self::with_objects(drivers, gate, secrets.into())
     }
 
-    fn with_parts(drivers: DriverTable, gate: Gate, warner: fn(&str), secrets: Secrets) -> Self {
+    /// An empty graph whose images may refer to `objects`, including objects that are added to the set later.
+    pub fn with_objects(drivers: DriverTable, gate: Gate, objects: Objects) -> Self {
+        Self::with_parts(drivers, gate, warn_in_log, objects)
+    }
+
+    fn with_parts(drivers: DriverTable, gate: Gate, warner: fn(&str), objects: Objects) -> Self {
         let inner = Inner {
             drivers,
             epochs: Arc::default(),
             registry: Mutex::default(),
             next_name: AtomicU64::new(0),
             warner,
-            secrets,
+            objects,
             copies_on_read: AtomicBool::new(false),
             reopening: ControlLock::default(),
-            permissions_lock: PermissionsLock::default(),
+            change_lock: ChangeLock::default(),
         };
         Self { inner: Arc::new(inner), gate }
     }
@@ -157,7 +163,12 @@ impl Graph {
 
     /// The secrets that images may refer to.
     pub fn secrets(&self) -> &Secrets {
-        &self.inner.secrets
+        self.inner.objects.secrets()
+    }
+
+    /// The objects to which options may refer.
+    pub fn objects(&self) -> &Objects {
+        &self.inner.objects
     }
 
     /// The epochs in which the requests of this graph are counted.
@@ -253,13 +264,13 @@ impl Graph {
             epochs: Arc::clone(self.epochs()),
             settings: Settings { flags, ..Settings::default() },
             filename: None,
-            permissions_lock: self.permissions_lock(),
+            change_lock: self.change_lock(),
         };
         Ok(self.insert(claimed, parts))
     }
 
-    fn permissions_lock(&self) -> PermissionsLock {
-        Arc::clone(&self.inner.permissions_lock)
+    fn change_lock(&self) -> ChangeLock {
+        Arc::clone(&self.inner.change_lock)
     }
 
     /// Reserves a name for a node that is being opened. Without `name`, a name is generated.
@@ -331,7 +342,7 @@ impl Graph {
         // This function is iterative, because a backing chain may be long.
         let mut released = vec![node];
         while let Some(node) = released.pop() {
-            if !node.users().close() {
+            if !node.close_if_unused() {
                 continue;
             }
             let closed = match node.driver().close() {
@@ -340,12 +351,7 @@ impl Graph {
             };
             outcome = outcome.and(closed);
             self.registry().nodes.remove(node.name());
-            let children: Vec<_> = node.children().iter().collect();
-            for (child, edge) in children.into_iter().rev() {
-                node.children().set(child, None);
-                edge.detach();
-                released.push(Arc::clone(edge.node()));
-            }
+            released.extend(node.children().detach());
         }
         outcome
     }

@@ -18,10 +18,10 @@ use crate::control::run_to_completion;
 use crate::driver::{BoxFuture, Driver, DriverFactory, DriverKind};
 use crate::epoch::Epochs;
 use crate::gate::Purpose;
-use crate::perm::{Permissions, Role};
+use crate::perm::Permissions;
 use crate::{
-    Backend, ChildIdx, Children, Edge, Errno, Error, ErrorKind, MAX_LENGTH, Node, Options, Perm,
-    Result,
+    Backend, ChildIdx, ChildSpec, Children, Edge, Errno, Error, ErrorKind, MAX_LENGTH, Node,
+    Options, Perm, Result,
 };
 
 /// The error for options that give a child both a node-name and further options.
@@ -324,6 +324,7 @@ impl Graph {
         flags.probed = false;
         flags.unmap = true;
         flags.copy_on_read = false;
+        flags.no_backing = false;
         let options = match target.options.take("file") {
             Some(Value::String(name)) => {
                 return self.node(&name).ok_or_else(|| {
@@ -380,11 +381,8 @@ impl Graph {
 
     /// Closes the children of an image that failed to open.
     pub(super) async fn release_children(&self, children: &Children, file: Option<Arc<Node>>) {
-        for child in ChildIdx::all() {
-            if let Some(edge) = children.set(child, None) {
-                edge.detach();
-                self.release_after_failure(Arc::clone(edge.node())).await;
-            }
+        for node in children.detach().into_iter().rev() {
+            self.release_after_failure(node).await;
         }
         if let Some(file) = file {
             self.release_after_failure(file).await;
@@ -598,10 +596,8 @@ pub(super) async fn close_unused(opened: &dyn Driver) {
 /// Puts the `file` child into its slot, with the default permissions of a node without users.
 fn attach_file(driver: &dyn DriverFactory, file: &Arc<Node>, context: &OpenContext) -> Result<()> {
     let writable = !context.flags.read_only;
-    let kind = if driver.passes_permissions() { DriverKind::Filter } else { driver.kind() };
-    let permissions = Permissions::for_child(kind, Role::Primary, Permissions::NONE, writable);
-    let user = format!("node '{}'", context.node_name);
-    let edge = Edge::attach(Arc::clone(file), user, ChildIdx::FILE.name(), permissions)?;
-    context.children.set(ChildIdx::FILE, Some(edge));
-    Ok(())
+    let spec = driver.children().iter().find(|spec| spec.child == ChildIdx::FILE);
+    let spec = spec.copied().unwrap_or(ChildSpec::IMAGE);
+    let permissions = Permissions::for_child(spec.roles, Permissions::NONE, writable);
+    context.children.attach(&context.node_name, spec, file, permissions)
 }

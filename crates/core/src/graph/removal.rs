@@ -3,13 +3,11 @@
 //! A file is removed only under its locks, because another process may have opened the file since it was created. A file
 //! that cannot be opened or locked is kept.
 
-use std::sync::Arc;
-
 use super::{Graph, OpenFlags};
 use crate::control::run_to_completion;
 use crate::create::{Created, CreatedFile, FileRemoval, NewFile, Removal};
 use crate::perm::{Perm, Permissions};
-use crate::{ChildIdx, Edge, Errno, Options, Result};
+use crate::{Attachment, ChildIdx, Errno, Options, Result};
 
 impl Created {
     /// Removes the files that the creation has made. All users of this process have closed the files. A file is kept if
@@ -62,10 +60,11 @@ async fn remove_unused(graph: &Graph, filename: &str, file: &dyn CreatedFile) ->
     let changes = Perm::WRITE | Perm::RESIZE;
     let permissions = Permissions { taken: changes, shared: Perm::all() - changes };
     let user = format!("removal of '{filename}'");
-    let edge = Edge::attach(Arc::clone(&node), user, ChildIdx::FILE.name(), permissions);
-    let outcome = edge.and_then(|edge| {
+    // The file is removed while the attachment holds its locks.
+    let attached = Attachment::new(&node, user, ChildIdx::FILE.name(), permissions);
+    let outcome = attached.and_then(|attached| {
         let outcome = file.remove();
-        edge.detach();
+        drop(attached);
         outcome
     });
     graph.release_after_failure(node).await;

@@ -125,7 +125,7 @@ fn zero_without_backing(node: &Node, offset: u64, status: &mut Status) {
 pub struct ChainStatus {
     /// The status in this image. Without `ALLOCATED`, no queried image has allocated the range.
     pub status: Status,
-    /// Number of images above this image; 0 for the top.
+    /// Number of images above this image, without filters; 0 for the top.
     pub depth: u32,
     /// The node that reports the status: the node of this image, or, if this node only forwards the data of its child,
     /// a node below it.
@@ -140,7 +140,8 @@ pub(crate) async fn status_above(
     len: u64,
     want: Want,
 ) -> Result<ChainStatus> {
-    let mut node = Arc::clone(top);
+    let mut node = top.skip_filters();
+    let base = base.map(Node::skip_filters);
     let mut depth = 0_u32;
     let mut len = len.min(top.size().saturating_sub(offset));
     loop {
@@ -160,10 +161,12 @@ pub(crate) async fn status_above(
         } else {
             status.flags -= StatusFlags::EOF;
         }
-        let below = node.child(ChildIdx::BACKING);
+        let below = node.child(ChildIdx::BACKING).map(|below| below.skip_filters());
         let stop = status.is_allocated() || status.is_zero();
         match below {
-            Some(below) if !stop && !base.is_some_and(|base| Arc::ptr_eq(base, &below)) => {
+            Some(below)
+                if !stop && !base.as_ref().is_some_and(|base| Arc::ptr_eq(base, &below)) =>
+            {
                 node = below;
                 depth = depth.saturating_add(1);
             }

@@ -191,9 +191,8 @@ impl Driver for MemoryDriver {
         Some(self)
     }
 
-    fn set_permissions(&self, permissions: Permissions) -> Result<()> {
+    fn commit_permissions(&self, permissions: Permissions) {
         *self.0.permissions.lock().unwrap() = Some(permissions);
-        Ok(())
     }
 }
 

@@ -7,8 +7,8 @@ use oxblk_core::create::{
     CreateOption, CreateRequest, CreateTarget, CreatedFile, Creation, OptionType, Removal,
 };
 use oxblk_core::{
-    BoxFuture, Driver, DriverFactory, DriverKind, Errno, Error, Graph, Limits, OpenContext,
-    Options, Permissions, Result, WriteFlags,
+    BoxFuture, ChildSpec, Driver, DriverFactory, DriverKind, Errno, Error, Graph, Limits,
+    OpenContext, Options, Permissions, Result, WriteFlags,
 };
 use oxblk_ring::{IoBuf, IoBufMut, block_on};
 
@@ -50,7 +50,7 @@ impl Driver for HostDriver {
         self.memory.size()
     }
 
-    fn set_permissions(&self, permissions: Permissions) -> Result<()> {
+    fn prepare_permissions(&self, permissions: Permissions) -> Result<()> {
         if self.is_shared && self.was_closed.load(SeqCst) && permissions != Permissions::NONE {
             return Err(Error::from_errno(Errno::AGAIN));
         }
@@ -136,8 +136,8 @@ impl DriverFactory for Empty {
         DriverKind::Format
     }
 
-    fn passes_permissions(&self) -> bool {
-        self.passes_permissions
+    fn children(&self) -> &'static [ChildSpec] {
+        if self.passes_permissions { &[ChildSpec::FILTERED] } else { &[ChildSpec::IMAGE] }
     }
 
     fn open<'a>(&'a self, _context: &'a mut OpenContext) -> BoxFuture<'a, Result<Box<dyn Driver>>> {

@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::future::{Either, select};
-use oxblk_core::{Backend, Edge, ErrorKind, Limits, WriteFlags};
+use oxblk_core::{Attachment, Backend, ErrorKind, Limits, WriteFlags};
 use oxblk_ring::{block_on, spawn, yield_now};
 
 use crate::memory::{Memory, graph, node};
@@ -50,7 +50,7 @@ fn a_node_that_closes_accepts_no_new_user() {
             spawn(async move { graph.release(node).await })
         };
         yields(2).await;
-        let attached = Edge::attach(Arc::clone(&node), "test", "root", super::all());
+        let attached = Attachment::new(&node, "test", "root", super::all());
         assert_eq!(attached.err().unwrap().kind(), ErrorKind::Busy);
         assert_eq!(graph.own(node).unwrap_err().kind(), ErrorKind::Busy);
         release.await.unwrap();

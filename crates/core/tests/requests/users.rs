@@ -3,7 +3,9 @@
 use std::sync::{Arc, Barrier};
 
 use futures_util::future::join;
-use oxblk_core::{Backend, Edge, ErrorKind, Limits, OpenFlags, Perm, Permissions, WriteFlags};
+use oxblk_core::{
+    Attachment, Backend, ErrorKind, Limits, OpenFlags, Perm, Permissions, WriteFlags,
+};
 use oxblk_ring::{IoBuf, block_on, perturb};
 
 use crate::memory::{Memory, graph, node, options};
@@ -23,12 +25,12 @@ fn attach_and_detach(rounds: u32) {
         for round in 0..rounds {
             barrier.wait();
             let permissions = Permissions::sharing_all(perm);
-            let edge = Edge::attach(Arc::clone(&node), "test", "root", permissions).unwrap();
+            let edge = Attachment::new(&node, "test", "root", permissions).unwrap();
             barrier.wait();
             let expected = Perm::CONSISTENT_READ | Perm::WRITE;
             assert_eq!(taken(&memory), expected, "round {round}");
             barrier.wait();
-            edge.detach();
+            drop(edge);
             barrier.wait();
             assert_eq!(taken(&memory), Perm::empty(), "round {round}");
         }
@@ -92,7 +94,7 @@ fn a_write_that_makes_a_node_grow_needs_resize_permission() {
         let memory = Memory::new(1000, Limits { grows: true, ..Limits::default() });
         let node = node(&graph, "m", &memory);
         let permissions = Permissions::sharing_all(Perm::WRITE);
-        let edge = Edge::attach(node, "test", "root", permissions).unwrap();
+        let edge = Attachment::new(&node, "test", "root", permissions).unwrap();
         let write = |offset| edge.write(offset, IoBuf::zeroes(8), WriteFlags::empty());
         assert_eq!(write(1020).await.unwrap_err().kind(), ErrorKind::Denied);
         // The last sector of a disk can always be written.

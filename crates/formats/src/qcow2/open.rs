@@ -228,9 +228,9 @@ pub(super) async fn open_new(
     data: Option<&Arc<Edge>>,
     header: Header,
 ) -> Result<Qcow2> {
-    let children = Arc::<Children>::default();
-    children.set(ChildIdx::FILE, Some(Arc::clone(file)));
-    children.set(ChildIdx::DATA, data.map(Arc::clone));
+    let data = data.map(|data| (ChildIdx::DATA, Arc::clone(data)));
+    let children = Children::of([(ChildIdx::FILE, Arc::clone(file))].into_iter().chain(data));
+    let children = Arc::new(children);
     let sizes = OpenOptions::default().sizes(header.geometry)?;
     // Refcounts are not lazy while the image is being created.
     let modes = RunOptions::take(&mut Options::new())?.settle(&header, false)? - Modes::LAZY;

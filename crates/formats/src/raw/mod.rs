@@ -15,9 +15,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use oxblk_core::create::{CreateOption, CreateRequest, Measure, MeasureRequest};
 use oxblk_core::driver::{Reopen, Resize};
 use oxblk_core::{
-    BoxFuture, ChildIdx, Children, Driver, DriverFactory, DriverKind, Edge, Error, Graph, Limits,
-    MapOp, OpenContext, OpenFlags, Options, Permissions, Preallocation, Result, Status, Step, Want,
-    WriteFlags, ZeroFlags,
+    BoxFuture, ChildIdx, ChildSpec, Children, Driver, DriverFactory, DriverKind, Edge, Error,
+    Graph, Limits, MapOp, OpenContext, OpenFlags, Options, Preallocation, Result, Status, Step,
+    Want, WriteFlags, ZeroFlags,
 };
 use oxblk_ring::{IoBuf, IoBufMut};
 use serde::{Deserialize, Serialize};
@@ -187,10 +187,6 @@ impl Driver for Raw {
         }
     }
 
-    fn child_permissions(&self, _child: ChildIdx, parents: Permissions) -> Option<Permissions> {
-        Some(parents)
-    }
-
     fn resize(&self) -> Option<&dyn Resize> {
         Some(self)
     }
@@ -288,8 +284,9 @@ impl DriverFactory for RawFactory {
         DriverKind::Format
     }
 
-    fn passes_permissions(&self) -> bool {
-        true
+    /// The file contains only guest data.
+    fn children(&self) -> &'static [ChildSpec] {
+        &[ChildSpec::FILTERED]
     }
 
     fn probe(&self, _head: &[u8], _filename: Option<&str>) -> u32 {

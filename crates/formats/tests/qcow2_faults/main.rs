@@ -13,7 +13,7 @@ use std::time::Duration;
 use oxblk_core::check::{CheckReport, Fix};
 use oxblk_core::create::{CreateRequest, CreateTarget};
 use oxblk_core::{
-    Backend, DriverTable, Edge, Errno, Graph, Node, OpenFlags, Options, Perm, Permissions,
+    Attachment, Backend, DriverTable, Errno, Graph, Node, OpenFlags, Options, Perm, Permissions,
     WriteFlags,
 };
 use oxblk_formats::qcow2::QCOW2;
@@ -49,12 +49,12 @@ async fn create(disk: &Disk) {
 /// Creates an empty image with further options.
 async fn create_with(disk: &Disk, more: &str) {
     let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
-    let edge = Edge::attach(file(&graph, disk), "creation", "file", all()).unwrap();
+    let edge = Attachment::new(&file(&graph, disk), "creation", "file", all()).unwrap();
     let options = options(&format!("size={SIZE},cluster_size={CLUSTER},{more}"));
-    let request = CreateRequest { target: CreateTarget::File(Arc::clone(&edge)), options };
+    let request = CreateRequest { target: CreateTarget::File(Arc::clone(edge.edge())), options };
     QCOW2.create(&graph, request).unwrap().await.unwrap();
     edge.flush().await.unwrap();
-    edge.detach();
+    drop(edge);
 }
 
 async fn open(disk: &Disk) -> Backend {

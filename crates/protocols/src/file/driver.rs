@@ -290,13 +290,25 @@ impl Driver for FileDriver {
         (!self.path.is_empty()).then(|| self.path.clone())
     }
 
-    fn set_permissions(&self, permissions: Permissions) -> Result<()> {
+    fn prepare_permissions(&self, permissions: Permissions) -> Result<()> {
+        match &self.locks {
+            Some(locks) => locks.prepare(permissions),
+            None => Ok(()),
+        }
+    }
+
+    fn commit_permissions(&self, permissions: Permissions) {
         if let Some(locks) = &self.locks {
-            locks.set(permissions)?;
+            locks.commit(permissions);
             self.extents.set_permissions(permissions);
         }
         *self.permissions.lock().unwrap_or_else(PoisonError::into_inner) = permissions;
-        Ok(())
+    }
+
+    fn abort_permissions(&self) {
+        if let Some(locks) = &self.locks {
+            locks.abort();
+        }
     }
 
     fn close(&self) -> Option<BoxFuture<'_, Result<()>>> {

@@ -14,7 +14,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use oxblk_core::{Error, ErrorKind, Perm, Permissions, Result};
 use oxblk_ring::host::{LockRange, is_locked_elsewhere, lock_shared, unlock};
@@ -38,6 +38,11 @@ impl Held {
         Self { taken: permissions.taken, unshared: Perm::all() - permissions.shared }
     }
 
+    /// The locks that are also in `other`.
+    fn among(self, other: Self) -> Self {
+        Self { taken: self.taken & other.taken, unshared: self.unshared & other.unshared }
+    }
+
     fn and(self, other: Self) -> Self {
         Self { taken: self.taken | other.taken, unshared: self.unshared | other.unshared }
     }
@@ -48,7 +53,14 @@ impl Held {
 pub struct FileLocks {
     fd: OwnedFd,
     path: String,
-    held: Mutex<Held>,
+    state: Mutex<State>,
+}
+
+/// The locks of one node. While permissions are prepared, the locks of both the current and the new permissions are held.
+#[derive(Debug)]
+struct State {
+    held: Held,
+    prepared: Option<Held>,
 }
 
 impl FileLocks {
@@ -71,25 +83,66 @@ impl FileLocks {
         if probe.is_err_and(|error| do_not_exist(&error)) {
             return Ok(None);
         }
-        Ok(Some(Self { fd: own, path: path.to_owned(), held: Mutex::new(Held::NOTHING) }))
+        Ok(Some(Self {
+            fd: own,
+            path: path.to_owned(),
+            state: Mutex::new(State { held: Held::NOTHING, prepared: None }),
+        }))
     }
 
     /// Changes the locks to those of `permissions`.
     ///
     /// # Errors
-    /// If another process holds a conflicting lock, or if the host cannot take or query a lock. In this case the
-    /// previous locks remain.
+    /// The errors of [`Self::prepare`].
     pub fn set(&self, permissions: Permissions) -> Result<()> {
+        self.prepare(permissions)?;
+        self.commit(permissions);
+        Ok(())
+    }
+
+    /// Takes the locks of `permissions` and keeps the locks of the current permissions, until [`Self::commit`] or
+    /// [`Self::abort`].
+    ///
+    /// # Errors
+    /// If another process holds a conflicting lock, or if the host cannot take or query a lock. In this case the
+    /// current locks remain.
+    pub fn prepare(&self, permissions: Permissions) -> Result<()> {
         let wanted = Held::of(permissions);
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if *held == wanted {
+        let mut state = self.state();
+        if state.held == wanted {
             return Ok(());
         }
-        let outcome = self.lock(held.and(wanted)).and_then(|()| self.look(wanted));
-        let keep = if outcome.is_ok() { wanted } else { *held };
-        self.release_all_but(keep);
-        *held = keep;
+        let both = state.held.and(wanted);
+        let outcome = self.lock(both).and_then(|()| self.look(wanted));
+        match outcome {
+            Ok(()) => state.prepared = Some(both),
+            Err(_) => self.release_all_but(state.held),
+        }
         outcome
+    }
+
+    /// Releases the locks that `permissions` do not need. The locks that they need were prepared, or are held. Locks that are
+    /// neither prepared nor held are not taken.
+    pub fn commit(&self, permissions: Permissions) {
+        let mut state = self.state();
+        let locked = state.prepared.take().unwrap_or(state.held);
+        let kept = Held::of(permissions).among(locked);
+        if kept != locked {
+            self.release_all_but(kept);
+        }
+        state.held = kept;
+    }
+
+    /// Releases the locks that the current permissions do not need.
+    pub fn abort(&self) {
+        let mut state = self.state();
+        if state.prepared.take().is_some() {
+            self.release_all_but(state.held);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self, wanted: Held) -> Result<()> {

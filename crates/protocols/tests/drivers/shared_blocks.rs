@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 
 use crate::common::graph;
-use oxblk_core::{Edge, ErrorKind, Graph, OpenFlags, Perm, Permissions, Preallocation, WriteFlags};
+use oxblk_core::{
+    Attachment, ErrorKind, Graph, OpenFlags, Perm, Permissions, Preallocation, WriteFlags,
+};
 use oxblk_protocols::file::{FILE, FileDriver};
 use oxblk_ring::{Aio, Config, File, IoBuf, IoBufMut, IoThread, block_on};
 
@@ -24,19 +26,19 @@ fn threads() -> &'static [IoThread] {
 }
 
 /// An edge to a new, empty file that requires whole blocks.
-async fn empty_file() -> (Graph, Arc<Edge>) {
+async fn empty_file() -> (Graph, Arc<Attachment>) {
     let graph = graph();
     let file = File::from_fd(OwnedFd::from(tempfile::tempfile().unwrap()), Aio::default());
     let driver = FileDriver::from_ring_file(file, 0).with_alignment(u32::try_from(BLOCK).unwrap());
     let node = graph.add_node(Some("f"), &FILE, Box::new(driver), OpenFlags::default()).unwrap();
     let all = Permissions::sharing_all(Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE);
-    (graph, Edge::attach(node, "test", "root", all).unwrap())
+    (graph, Arc::new(Attachment::new(&node, "test", "root", all).unwrap()))
 }
 
 /// The change that a thread makes to its part of a block.
-type Change = fn(Arc<Edge>, u64, u8) -> oxblk_core::BoxFuture<'static, ()>;
+type Change = fn(Arc<Attachment>, u64, u8) -> oxblk_core::BoxFuture<'static, ()>;
 
-fn part_of(edge: Arc<Edge>, offset: u64, value: u8) -> oxblk_core::BoxFuture<'static, ()> {
+fn part_of(edge: Arc<Attachment>, offset: u64, value: u8) -> oxblk_core::BoxFuture<'static, ()> {
     Box::pin(async move {
         let data: IoBuf = vec![value; usize::try_from(PART).unwrap()].into();
         edge.write(offset, data, WriteFlags::empty()).await.unwrap();
@@ -45,7 +47,7 @@ fn part_of(edge: Arc<Edge>, offset: u64, value: u8) -> oxblk_core::BoxFuture<'st
 
 /// Each thread changes its part of each of `BLOCKS` new blocks. All threads change the same block at about the same
 /// time.
-fn write_in_step(edge: &Arc<Edge>, change: Change) {
+fn write_in_step(edge: &Arc<Attachment>, change: Change) {
     let turn = Arc::new(AtomicU64::new(0));
     let writers: Vec<_> = threads()
         .iter()
@@ -71,7 +73,7 @@ fn write_in_step(edge: &Arc<Edge>, change: Change) {
     });
 }
 
-async fn parts(edge: &Edge, block: u64) -> Vec<u8> {
+async fn parts(edge: &Attachment, block: u64) -> Vec<u8> {
     let read = edge.read(block * BLOCK, IoBufMut::new(4096)).await.unwrap();
     read.chunks(usize::try_from(PART).unwrap())
         .map(|part| if part.iter().all(|byte| *byte == part[0]) { part[0] } else { 0xff })
@@ -117,7 +119,7 @@ fn concurrent_writes_of_whole_new_blocks_and_of_parts_preserve_one_another() {
 #[test]
 fn copy_offload_and_concurrent_writes_of_parts_preserve_one_another() {
     /// The source of the copies.
-    static ONES: OnceLock<Arc<Edge>> = OnceLock::new();
+    static ONES: OnceLock<Arc<Attachment>> = OnceLock::new();
     let (graph, edge) = block_on(empty_file());
     let (sources, ones) = block_on(empty_file());
     block_on(async {

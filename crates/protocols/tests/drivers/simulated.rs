@@ -4,8 +4,8 @@ use std::sync::{Arc, Barrier};
 
 use crate::common::{error, graph, pattern, read, write};
 use oxblk_core::{
-    Backend, Edge, Errno, OpenFlags, Options, Perm, Permissions, ReopenRequest, StatusFlags, Want,
-    WriteFlags, ZeroFlags,
+    Attachment, Backend, Errno, OpenFlags, Options, Perm, Permissions, ReopenRequest, StatusFlags,
+    Want, WriteFlags, ZeroFlags,
 };
 use oxblk_protocols::file::{FILE, FileDriver};
 use oxblk_ring::{File, block_on, perturb, sim};
@@ -374,13 +374,13 @@ fn attach_during_reopen(rounds: u32) {
         for round in 0..rounds {
             barrier.wait();
             let permissions = Permissions::sharing_all(Perm::WRITE);
-            let writer = Edge::attach(Arc::clone(&node), "test", "root", permissions);
+            let writer = Attachment::new(&node, "test", "root", permissions);
             barrier.wait();
             if writer.is_ok() == node.is_read_only() {
                 wrong.push(round);
             }
             if let Ok(writer) = writer {
-                writer.detach();
+                drop(writer);
             }
             barrier.wait();
         }

@@ -6,31 +6,28 @@
 //! 2. Take the control locks of all these nodes (see [`crate::control`]), and of the other nodes that a flush of these nodes
 //!    reaches. Drain all backends that reach the planned nodes. Flush the nodes that become read-only.
 //! 3. Every driver prepares.
-//! 4. Exchange the backing files that the options replace. Update permissions for the new state, also those of the
-//!    backend that reopens its root. Protocols take or release their locks.
+//! 4. One [`Change`] of the graph: the backing files that the options replace, the nodes that become read-only or writable,
+//!    and the permissions of the backend that reopens its root.
 //! 5. Every driver commits, children first, so that a parent that writes during its commit finds its file writable. Then the
 //!    limits of all nodes above are updated.
 //!
-//! A failure up to and including step 4 undoes the earlier steps; step 5 cannot fail. Once all nodes are drained and
+//! After a failure up to and including step 4, the drivers abort. Step 5 cannot fail. Once all nodes are drained and
 //! all locks are taken, the reopen runs to its end even if its future is dropped. Nodes that have lost their last user
 //! are closed at the end.
-
-mod replace;
 
 use std::sync::Arc;
 
 use serde_json::Value;
 
-use replace::{Replaced, Replacement};
-
 use super::generic::take_generic;
 use super::{Graph, OpenFlags};
 use crate::backend::no_medium;
+use crate::change::Change;
 use crate::control::{ControlGuard, run_to_completion};
 use crate::driver::DriverKind;
 use crate::node::Settings;
 use crate::perm::{Perm, Permissions};
-use crate::{Backend, ChildIdx, Drained, Edge, Error, ErrorKind, Node, Options, Result, request};
+use crate::{Backend, ChildIdx, Edge, Error, Node, Options, Result, request};
 
 /// One node to reopen.
 pub struct ReopenRequest {
@@ -49,11 +46,18 @@ struct Plan<'a> {
     nodes: Vec<Planned>,
     replacements: Vec<Replacement>,
     /// Children of planned nodes that must be planned next.
-    below: Vec<Change>,
+    below: Vec<ToPlan>,
+}
+
+/// A backing file to replace.
+struct Replacement {
+    parent: Arc<Node>,
+    /// The new backing file. `None`: the parent has no backing file after the reopen.
+    new: Option<Arc<Node>>,
 }
 
 /// A node to plan, and its flags for missing options.
-struct Change {
+struct ToPlan {
     request: ReopenRequest,
     base: OpenFlags,
 }
@@ -94,10 +98,10 @@ impl Graph {
             Plan { graph: self, nodes: Vec::new(), replacements: Vec::new(), below: Vec::new() };
         for request in requests {
             let base = if request.keep { request.node.flags() } else { defaults(&request.node) };
-            plan.node(Change { request, base })?;
+            plan.node(ToPlan { request, base })?;
             // The planning is iterative, because a backing chain may be long.
-            while let Some(change) = plan.below.pop() {
-                plan.node(change)?;
+            while let Some(next) = plan.below.pop() {
+                plan.node(next)?;
             }
         }
         let Plan { nodes, replacements, .. } = plan;
@@ -114,30 +118,12 @@ impl Graph {
             drop(drained);
             drop(controls);
             for node in unused {
-                let name = node.name().to_owned();
-                let controls = graph.controls(&node).await;
-                if let Err(error) = graph.release_unused(node, &controls).await {
-                    tracing::error!(
-                        "cannot close '{name}', which is no longer a backing file: {error}"
-                    );
-                }
+                close_unused(&graph, node).await;
             }
             drop(control);
             Ok(())
         })
         .await
-    }
-
-    /// Drains all nodes. The caller holds their control locks. Fails if a node was closed before the caller got the locks.
-    async fn drain_all(&self, nodes: &[Arc<Node>]) -> Result<Vec<Drained>> {
-        if nodes.iter().any(|node| node.users().is_closed()) {
-            return Err(no_medium());
-        }
-        let mut drained = Vec::new();
-        for node in nodes {
-            drained.push(self.drain(node).await);
-        }
-        Ok(drained)
     }
 }
 
@@ -194,17 +180,9 @@ async fn change(
             return Err(error);
         }
     }
-    let changed = Replaced::make(replacements)
-        .and_then(|replaced| change_permissions(&nodes, user).map(|()| replaced));
-    let replaced = match changed {
+    let replaced = match change_graph(&nodes, replacements, user) {
         Ok(replaced) => replaced,
         Err(error) => {
-            for planned in &nodes {
-                // The former edges have been restored, so the former permissions cannot conflict.
-                if let Err(error) = planned.node.refresh_permissions() {
-                    tracing::warn!(%error, "cannot restore permissions");
-                }
-            }
             abort(&nodes).await;
             return Err(error);
         }
@@ -215,7 +193,27 @@ async fn change(
         }
         planned.node.apply(planned.settings);
     }
-    Ok(replaced.keep())
+    Ok(replaced)
+}
+
+/// Changes backing files, the read-only state and permissions. Returns the nodes that are no longer backing files.
+fn change_graph(
+    nodes: &[Planned],
+    replacements: &[Replacement],
+    user: Option<NewPermissions>,
+) -> Result<Vec<Arc<Node>>> {
+    let Some(first) = nodes.first() else { return Ok(Vec::new()) };
+    let mut change = Change::of(&first.node);
+    for Replacement { parent, new } in replacements {
+        change.replace_child(parent, ChildIdx::BACKING, new.as_ref());
+    }
+    for planned in nodes {
+        change.set_read_only(&planned.node, planned.settings.flags.read_only);
+    }
+    if let Some(NewPermissions { edge, wanted }) = user {
+        change.set_permissions(&edge, wanted);
+    }
+    change.commit()
 }
 
 /// The flags of a reopened node for missing options: the defaults, except for the flags that no option sets.
@@ -232,8 +230,8 @@ fn defaults(node: &Node) -> OpenFlags {
 }
 
 impl Plan<'_> {
-    fn node(&mut self, change: Change) -> Result<()> {
-        let Change { request: ReopenRequest { node, options, keep }, base } = change;
+    fn node(&mut self, next: ToPlan) -> Result<()> {
+        let ToPlan { request: ReopenRequest { node, options, keep }, base } = next;
         let node = &node;
         if self.nodes.iter().any(|other| Arc::ptr_eq(&other.node, node)) {
             return Err(Error::invalid(format!("Node '{}' is to be reopened twice", node.name())));
@@ -245,12 +243,17 @@ impl Plan<'_> {
             all.overlay(&now.options);
         }
         all.overlay(&options);
-        let children: Vec<_> =
-            ChildIdx::all().map(|child| (child, take_child(&mut all, node, child))).collect();
+        let children: Vec<_> = ChildIdx::SLOTS
+            .into_iter()
+            .map(|child| (child, take_child(&mut all, node, child)))
+            .collect();
         let generic = take_generic(&mut all, &base)?;
         must_be(generic.driver, node.factory().name(), "driver")?;
         must_be(generic.node_name, node.name(), "node-name")?;
         let mut flags = generic.flags;
+        if flags.force_share != now.flags.force_share {
+            return Err(Error::invalid("Cannot change the option 'force-share'"));
+        }
         flags.probed = now.flags.probed;
         flags.copy_on_read = now.flags.copy_on_read;
         if flags.copy_on_read && flags.read_only {
@@ -280,7 +283,7 @@ impl Plan<'_> {
 
     fn plan_below(&mut self, node: &Arc<Node>, options: Options, base: OpenFlags, keep: bool) {
         let request = ReopenRequest { node: Arc::clone(node), options, keep };
-        self.below.push(Change { request, base });
+        self.below.push(ToPlan { request, base });
     }
 
     fn child(
@@ -396,43 +399,11 @@ async fn abort(plan: &[Planned]) {
     }
 }
 
-/// Updates the permissions as if the nodes already had their new settings, and gives the edge of `user` its new
-/// permissions. On failure, the nodes' former read-only state and the edge's permissions are restored. In this case, the caller
-/// must restore the edges and then update the permissions again.
-///
-/// The lock of permission changes is held until the writers are checked. Otherwise a writer could be added to a node that is
-/// about to become read-only.
-fn change_permissions(plan: &[Planned], user: Option<NewPermissions>) -> Result<()> {
-    let Some(changing) = plan.first().map(|planned| planned.node.lock_permissions()) else {
-        return Ok(());
-    };
-    let before: Vec<bool> = plan.iter().map(|planned| planned.node.is_read_only()).collect();
-    for planned in plan {
-        planned.node.set_read_only(planned.settings.flags.read_only);
+/// Closes a node that has lost a user, if it has no other user. The change is made already, so the log reports an error.
+async fn close_unused(graph: &Graph, node: Arc<Node>) {
+    let name = node.name().to_owned();
+    let controls = graph.controls(&node).await;
+    if let Err(error) = graph.release_unused(node, &controls).await {
+        tracing::error!("cannot close '{name}', which has no user any more: {error}");
     }
-    let user = user.map(|NewPermissions { edge, wanted }| {
-        let before = edge.replace_permissions(wanted);
-        (edge, before)
-    });
-    let outcome = plan.iter().try_for_each(|planned| {
-        planned.node.refresh_with(&changing)?;
-        check_writers(&planned.node)
-    });
-    if outcome.is_err() {
-        for (planned, read_only) in plan.iter().zip(before) {
-            planned.node.set_read_only(read_only);
-        }
-        if let Some((edge, before)) = user {
-            edge.replace_permissions(before);
-        }
-    }
-    outcome
-}
-
-fn check_writers(node: &Node) -> Result<()> {
-    if !node.is_read_only() || !node.cumulative().taken.contains(Perm::WRITE) {
-        return Ok(());
-    }
-    let text = format!("Read-only block node '{}' cannot support read-write users", node.name());
-    Err(Error::new(ErrorKind::Denied, text).on_node(node.name()))
 }

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 
 use oxblk_core::check::{CheckReport, Finding, Fix};
-use oxblk_core::{DriverTable, Edge, Graph, OpenFlags, Perm, Permissions, Result};
+use oxblk_core::{Attachment, DriverTable, Graph, OpenFlags, Perm, Permissions, Result};
 use oxblk_protocols::file::{self, FileDriver};
 use oxblk_ring::sim::{self, Disk, FailRule, FaultOp, Faults};
 use oxblk_ring::{File, IoBufMut};
@@ -82,11 +82,11 @@ fn checked_with(disk: &Disk, fix: Fix, say: &dyn Fn(Finding)) -> Result<CheckRep
         let node = graph.add_node(None, &file::FILE, Box::new(driver), flags)?;
         let taken = Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE;
         let permissions = Permissions::sharing_all(taken);
-        let edge = Edge::attach(node.clone(), "the test", "file", permissions)?;
+        let edge = Attachment::new(&node, "the test", "file", permissions)?;
         let head = edge.read(0, IoBufMut::new(CLUSTER)).await?;
         let header = Header::parse(&head, edge.size())?;
         let report = check(&edge, &header, fix, say).await;
-        edge.detach();
+        drop(edge);
         report
     })
 }

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use oxblk_core::check::{CheckReport, Finding, Fix};
-use oxblk_core::{DriverTable, Edge, Graph, OpenFlags, Options, Perm, Permissions};
+use oxblk_core::{Attachment, DriverTable, Graph, OpenFlags, Options, Perm, Permissions};
 use oxblk_protocols::file;
 use oxblk_ring::{IoBufMut, block_on};
 
@@ -96,13 +96,12 @@ impl Image {
             let name = scratch.path().to_str().unwrap();
             let node = graph.open_protocol(name, Options::new(), flags).await.unwrap();
             let permissions = Permissions::sharing_all(Perm::CONSISTENT_READ);
-            let edge = Edge::attach(node.clone(), "the test", "file", permissions).unwrap();
+            let edge = Attachment::new(&node, "the test", "file", permissions).unwrap();
             let head = edge.read(0, IoBufMut::new(CLUSTER)).await.unwrap();
             let header = Header::parse(&head, edge.size()).unwrap();
             let said = RefCell::new(Vec::new());
             let say = |finding: Finding| said.borrow_mut().push(finding.text);
             let report = check(&edge, &header, Fix::Nothing, &say).await.unwrap();
-            edge.detach();
             drop(edge);
             graph.release(node).await.unwrap();
             (report, said.into_inner())

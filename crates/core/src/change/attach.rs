@@ -1,0 +1,130 @@
+//! Attaching users to nodes, and ending the use of nodes.
+
+use std::sync::Arc;
+
+use super::Change;
+use crate::perm::{Permissions, Roles};
+use crate::{ChildSpec, Children, Edge, Node, Result};
+
+impl Edge {
+    /// Makes a user of `node`. `user` is the user's name in messages (`node 'x'`, `block device 'y'`). `name` is the user's
+    /// name for the node (`file`, `root`).
+    ///
+    /// # Errors
+    /// When the node is closed; when the user takes write permission on a read-only node; when the permissions conflict with
+    /// those of another user in this process, or (through file locks) in another process.
+    pub(crate) fn attach(
+        node: Arc<Node>,
+        user: impl Into<String>,
+        name: impl Into<String>,
+        permissions: Permissions,
+    ) -> Result<Arc<Self>> {
+        Self::attach_as(node, user, name, Roles::empty(), permissions)
+    }
+
+    /// Like [`Self::attach`], for a child with `roles` of a node.
+    fn attach_as(
+        node: Arc<Node>,
+        user: impl Into<String>,
+        name: impl Into<String>,
+        roles: Roles,
+        permissions: Permissions,
+    ) -> Result<Arc<Self>> {
+        let edge = Self::unattached(node, user, name, roles, permissions);
+        let mut change = Change::of(edge.node());
+        change.attach(&edge);
+        change.commit()?;
+        Ok(edge)
+    }
+
+    /// Removes this edge from the users of the node and releases the edge's permissions. The node lives as long as
+    /// references to it exist.
+    pub(crate) fn detach(&self) {
+        let mut change = Change::of(self.node());
+        change.detach(self);
+        change.release();
+    }
+}
+
+impl Children {
+    /// Makes `node` a child of a node that is being opened.
+    ///
+    /// # Errors
+    /// The errors of [`Edge::attach`].
+    pub(crate) fn attach(
+        &self,
+        parent: &str,
+        spec: ChildSpec,
+        node: &Arc<Node>,
+        permissions: Permissions,
+    ) -> Result<()> {
+        let (user, name) = (format!("node '{parent}'"), spec.child.name());
+        let edge = Edge::attach_as(Arc::clone(node), user, name, spec.roles, permissions)?;
+        self.set(spec.child, Some(edge));
+        Ok(())
+    }
+
+    /// Removes all children. Returns their nodes, the last child first.
+    pub(crate) fn detach(&self) -> Vec<Arc<Node>> {
+        let mut edges = self.take();
+        edges.reverse();
+        edges
+            .into_iter()
+            .map(|edge| {
+                edge.detach();
+                Arc::clone(edge.node())
+            })
+            .collect()
+    }
+}
+
+/// The use of a node by something that is neither a node nor a backend: the creation of an image, or a job that only needs the
+/// node to stay as it is. Requests go through the [`Edge`]. Dropping this value ends the use.
+#[derive(Debug)]
+pub struct Attachment(Arc<Edge>);
+
+impl Attachment {
+    /// Makes a user of `node`. `user` is the user's name in messages (`block device 'y'`). `name` is the user's name for the
+    /// node (`file`, `root`).
+    ///
+    /// # Errors
+    /// When the node is closed; when the user takes write permission on a read-only node; when the permissions conflict with
+    /// those of another user in this process, or (through file locks) in another process.
+    pub fn new(
+        node: &Arc<Node>,
+        user: impl Into<String>,
+        name: impl Into<String>,
+        permissions: Permissions,
+    ) -> Result<Self> {
+        Edge::attach(Arc::clone(node), user, name, permissions).map(Self)
+    }
+
+    /// The edge through which the node is used. Its permissions end with this value.
+    pub fn edge(&self) -> &Arc<Edge> {
+        &self.0
+    }
+
+    /// Changes the permissions of this user.
+    ///
+    /// # Errors
+    /// The errors of [`Self::new`]. After an error, nothing has changed.
+    pub fn set_permissions(&self, permissions: Permissions) -> Result<()> {
+        let mut change = Change::of(self.0.node());
+        change.set_permissions(&self.0, permissions);
+        change.commit().map(drop)
+    }
+}
+
+impl std::ops::Deref for Attachment {
+    type Target = Edge;
+
+    fn deref(&self) -> &Edge {
+        &self.0
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        self.0.detach();
+    }
+}

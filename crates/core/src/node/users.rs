@@ -1,0 +1,41 @@
+//! The users of a node, and the lock of changes.
+
+use std::sync::{Arc, PoisonError};
+
+use crate::change::ChangeLock;
+use crate::users::Users;
+use crate::{Edge, Node};
+
+impl Node {
+    /// Whether this node has parents.
+    pub fn has_parents(&self) -> bool {
+        self.users.has_edges()
+    }
+
+    /// The edges through which parents use this node.
+    pub fn parents(&self) -> Vec<Arc<Edge>> {
+        self.users.edges()
+    }
+
+    /// The users of this node.
+    pub(crate) fn users(&self) -> &Users {
+        &self.users
+    }
+
+    /// The lock of changes, which all nodes of a graph share.
+    pub(crate) fn change_lock(&self) -> &ChangeLock {
+        &self.change_lock
+    }
+
+    /// Marks the node as closed if it has no user. Returns true to only one caller, which then closes the driver. A change that is
+    /// being made has users that it may remove again, so this waits for the change.
+    pub(crate) fn close_if_unused(&self) -> bool {
+        let _changing = self.change_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        self.users.close()
+    }
+
+    /// Whether the driver takes file locks. It takes none with `force-share=on`.
+    pub(crate) fn takes_locks(&self) -> bool {
+        !self.settings.load().flags.force_share
+    }
+}
