@@ -1,13 +1,13 @@
-//! `--object`: objects that images may refer to. The process has one set of secrets for all its images.
+//! `--object`: objects that images may refer to. The process has one set of objects for all its images.
 
 use std::sync::OnceLock;
 
-use oxblk_core::Secrets;
+use oxblk_core::Objects;
 
-/// The secrets defined on the command line.
-pub(crate) fn secrets() -> &'static Secrets {
-    static SECRETS: OnceLock<Secrets> = OnceLock::new();
-    SECRETS.get_or_init(Secrets::default)
+/// The objects defined on the command line.
+pub(crate) fn all() -> &'static Objects {
+    static OBJECTS: OnceLock<Objects> = OnceLock::new();
+    OBJECTS.get_or_init(Objects::default)
 }
 
 /// Processes one object definition.
@@ -15,7 +15,7 @@ pub(crate) fn secrets() -> &'static Secrets {
 /// # Errors
 /// The message to print.
 pub(crate) fn define(definition: &str) -> Result<(), String> {
-    oxblk::define_object(secrets(), definition).map_err(|error| match error.hint() {
+    oxblk::define_object(all(), definition).map_err(|error| match error.hint() {
         Some(hint) => format!("{error}\n{hint}"),
         None => error.to_string(),
     })

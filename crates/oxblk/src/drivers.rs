@@ -1,6 +1,7 @@
 //! The table of all drivers. A new driver must be added to this table.
 
 use oxblk_core::{DriverFactory, DriverTable, Error};
+use oxblk_filters::throttle;
 use oxblk_formats::{absent, parallels, qcow2, qed, raw, vdi, vpc};
 use oxblk_protocols::{file, null};
 
@@ -15,6 +16,7 @@ static DRIVERS: DriverTable = &[
     parallels::PARALLELS,
     qed::QED,
     &raw::RAW,
+    &throttle::THROTTLE,
     &absent::VMDK,
     &absent::VHDX,
     &absent::QCOW,

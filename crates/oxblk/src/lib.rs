@@ -155,7 +155,7 @@ pub use oxblk_core as core;
 pub use oxblk_core::bitmap::BitmapInfo;
 pub use oxblk_core::create::Measure;
 pub use oxblk_core::snapshot::SnapshotInfo;
-pub use oxblk_core::{Error, ErrorKind, Gate, Options, Preallocation, Result, Secrets};
+pub use oxblk_core::{Error, ErrorKind, Gate, Objects, Options, Preallocation, Result, Secrets};
 pub use oxblk_exports as exports;
 pub use oxblk_ring as ring;
 pub use oxblk_ring::{Aio, IoBuf, IoBufMut};

@@ -1,8 +1,9 @@
 //! Definitions of objects to which images may refer, in the syntax of the option `--object` of QEMU's tools.
 //!
-//! Only secrets have an effect. For objects of other types, only the type and the identifier are checked.
+//! Only secrets and throttle groups have an effect. For objects of other types, only the type and the identifier are checked.
 
-use oxblk_core::{Error, Options, Result, Secrets};
+use oxblk_core::{Error, Objects, Options, Result};
+use oxblk_filters::throttle::{Group, GroupLimits};
 
 /// The object types of QEMU's tools.
 const TYPES: &[&str] = &[
@@ -24,12 +25,12 @@ const TYPES: &[&str] = &[
 const IDENTIFIER_HINT: &str =
     "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.";
 
-/// Processes an object definition: an option string such as `secret,id=NAME,file=PATH`, or JSON. A secret is added to
-/// `secrets`.
+/// Processes an object definition: an option string such as `secret,id=NAME,file=PATH`, or JSON. A secret or a throttle
+/// group is added to `objects`.
 ///
 /// # Errors
 /// If the definition is invalid, or if the secret cannot be read.
-pub fn define_object(secrets: &Secrets, definition: &str) -> Result<()> {
+pub fn define_object(objects: &Objects, definition: &str) -> Result<()> {
     let mut options = if definition.starts_with('{') {
         Options::from_json(definition)?
     } else {
@@ -47,10 +48,18 @@ pub fn define_object(secrets: &Secrets, definition: &str) -> Result<()> {
         return Err(Error::invalid("Parameter 'id' is missing"));
     };
     check_identifier(&id)?;
-    if kind != "secret" {
-        return Ok(());
+    match kind.as_str() {
+        "secret" if objects.contains(&id) => Err(Objects::duplicate(&id)),
+        "secret" => objects.secrets().define(&id, options),
+        "throttle-group" => {
+            let limits = GroupLimits::take(&mut options)?;
+            if let Some(key) = options.first_key() {
+                return Err(Error::invalid(format!("Parameter '{key}' is unexpected")));
+            }
+            objects.add(&id, Group::new(&id, limits))
+        }
+        _ => Ok(()),
     }
-    secrets.define(&id, options)
 }
 
 /// Checks whether a text is a valid identifier of an object.
@@ -71,7 +80,7 @@ mod tests {
     use super::*;
 
     fn define(definition: &str) -> Result<(), String> {
-        define_object(&Secrets::default(), definition).map_err(|error| error.to_string())
+        define_object(&Objects::default(), definition).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -97,9 +106,10 @@ mod tests {
 
     #[test]
     fn a_secret_is_kept_under_its_identifier() {
-        let secrets = Secrets::default();
-        define_object(&secrets, "secret,id=s0,data=a,,b").unwrap();
+        let objects = Objects::default();
+        let secrets = objects.secrets();
+        define_object(&objects, "secret,id=s0,data=a,,b").unwrap();
         assert_eq!(&*secrets.get("s0").unwrap(), b"a,b");
-        assert!(define_object(&secrets, "secret,id=s1,data=x,bogus=1").is_err());
+        assert!(define_object(&objects, "secret,id=s1,data=x,bogus=1").is_err());
     }
 }

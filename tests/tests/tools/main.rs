@@ -27,4 +27,5 @@ mod json_results;
 mod limits;
 mod misspelt;
 mod names;
+mod throttle;
 mod untrusted;

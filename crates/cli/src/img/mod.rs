@@ -211,7 +211,7 @@ impl Context {
     }
 }
 
-/// A graph with all drivers, the secrets of the command line, and the gate that the user chose.
+/// A graph with all drivers, the objects of the command line, and the gate that the user chose.
 pub(crate) fn graph() -> Graph {
-    Graph::with_secrets(oxblk::drivers(), gate::chosen(), objects::secrets().clone())
+    Graph::with_objects(oxblk::drivers(), gate::chosen(), objects::all().clone())
 }

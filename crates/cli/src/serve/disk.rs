@@ -29,7 +29,7 @@ pub(super) async fn open(options: &Options) -> Result<Disk> {
     for definition in &options.objects {
         objects::define(definition)?;
     }
-    let graph = Graph::with_secrets(oxblk::drivers(), options.gate(), objects::secrets().clone());
+    let graph = Graph::with_objects(oxblk::drivers(), options.gate(), objects::all().clone());
     // If clients may write, no other user of the image may write.
     let opening = OpenDisk::options()
         .graph(graph.clone())

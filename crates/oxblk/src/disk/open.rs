@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use oxblk_core::{
-    Backend, Driver, DriverFactory, Errno, Error, ErrorKind, Gate, Graph, Node, OpenFlags, Options,
-    Perm, Permissions, Secrets, names,
+    Backend, Driver, DriverFactory, Errno, Error, ErrorKind, Gate, Graph, Node, Objects, OpenFlags,
+    Options, Perm, Permissions, Secrets, names,
 };
 use oxblk_ring::Aio;
 
@@ -35,7 +35,7 @@ pub struct OpenOptions {
     require_write: bool,
     options: Options,
     gate: Gate,
-    secrets: Secrets,
+    objects: Objects,
     graph: Option<Graph>,
     threads: Option<IoThreads>,
 }
@@ -51,7 +51,7 @@ impl Default for OpenOptions {
             require_write: false,
             options: Options::new(),
             gate: Gate::AnyFile,
-            secrets: Secrets::default(),
+            objects: Objects::default(),
             graph: None,
             threads: None,
         }
@@ -132,15 +132,23 @@ impl OpenOptions {
         self
     }
 
-    /// Sets the secrets that options may refer to.
+    /// Sets the secrets that options may refer to. Replaces objects that were set before.
     #[must_use]
     pub fn secrets(mut self, secrets: Secrets) -> Self {
-        self.secrets = secrets;
+        self.objects = secrets.into();
         self
     }
 
-    /// The graph to which the disk is added, for disks that share nodes. The gate and the secrets of the graph are used, and
-    /// [`gate`](Self::gate) and [`secrets`](Self::secrets) have no effect.
+    /// Sets the objects that options may refer to: secrets and throttle groups. [`define_object`](crate::define_object) adds
+    /// objects to the set.
+    #[must_use]
+    pub fn objects(mut self, objects: Objects) -> Self {
+        self.objects = objects;
+        self
+    }
+
+    /// The graph to which the disk is added, for disks that share nodes. The gate and the objects of the graph are used, and
+    /// [`gate`](Self::gate), [`secrets`](Self::secrets) and [`objects`](Self::objects) have no effect.
     #[must_use]
     pub fn graph(mut self, graph: Graph) -> Self {
         self.graph = Some(graph);
@@ -285,7 +293,7 @@ impl OpenOptions {
     pub async fn open_backend(self, name: Option<&str>) -> Result<Backend> {
         let graph = match &self.graph {
             Some(graph) => graph.clone(),
-            None => Graph::with_secrets(drivers(), self.gate.clone(), self.secrets.clone()),
+            None => Graph::with_objects(drivers(), self.gate.clone(), self.objects.clone()),
         };
         if self.temporary {
             return self.open_overlay(&graph, name).await;

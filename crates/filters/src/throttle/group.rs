@@ -1,0 +1,295 @@
+//! A throttle group: limits that several nodes share.
+//!
+//! Requests that may not pass at once wait in a queue of their node, one queue for reads and one for writes. One waiting request
+//! of each direction has the turn: it waits until the buckets let it pass, pours its units, and gives the turn to the next node.
+//! So the nodes take turns, and the requests of a node keep their order. All I/O threads may use a group.
+
+use std::collections::VecDeque;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::select;
+use oxblk_ring::{Event, now, sleep};
+
+use super::bucket::{Bucket, as_f64};
+use super::limits::GroupLimits;
+
+/// Whether a request reads or writes. Zero writes and discards are writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// A read.
+    Read,
+    /// A write.
+    Write,
+}
+
+impl Direction {
+    /// The buckets of a request with this direction, as positions in [`GroupLimits::buckets`]: requests, then bytes.
+    fn buckets(self) -> [usize; 4] {
+        match self {
+            Self::Read => [0, 1, 3, 4],
+            Self::Write => [0, 2, 3, 5],
+        }
+    }
+
+    fn index(self) -> usize {
+        match self {
+            Self::Read => 0,
+            Self::Write => 1,
+        }
+    }
+}
+
+/// Identifies a node in its group.
+type MemberId = u64;
+
+/// Limits that several nodes share.
+#[derive(Debug)]
+pub struct Group {
+    name: String,
+    is_limited: AtomicBool,
+    next_member: AtomicU64,
+    state: Mutex<State>,
+    /// The limits have changed.
+    changed: Event,
+}
+
+#[derive(Debug)]
+struct State {
+    limits: GroupLimits,
+    buckets: [Bucket; 6],
+    /// The time at which the buckets last leaked.
+    leaked: Duration,
+    /// The waiting reads, and the waiting writes.
+    queues: [Queue; 2],
+}
+
+/// The waiting requests of one direction.
+#[derive(Debug, Default)]
+struct Queue {
+    /// The nodes with waiting requests, in the order of their identifiers.
+    members: Vec<(MemberId, VecDeque<Arc<Ticket>>)>,
+    /// Whether a waiting request has the turn.
+    is_taken: bool,
+}
+
+/// A waiting request.
+#[derive(Debug, Default)]
+struct Ticket {
+    has_turn: AtomicBool,
+    turn: Event,
+}
+
+impl Queue {
+    fn push(&mut self, member: MemberId, ticket: &Arc<Ticket>) {
+        match self.members.binary_search_by_key(&member, |(id, _)| *id) {
+            Ok(at) => {
+                if let Some((_, waiting)) = self.members.get_mut(at) {
+                    waiting.push_back(Arc::clone(ticket));
+                }
+            }
+            Err(at) => self.members.insert(at, (member, VecDeque::from([Arc::clone(ticket)]))),
+        }
+    }
+
+    fn remove(&mut self, member: MemberId, ticket: &Arc<Ticket>) {
+        if let Ok(at) = self.members.binary_search_by_key(&member, |(id, _)| *id)
+            && let Some((_, waiting)) = self.members.get_mut(at)
+        {
+            waiting.retain(|other| !Arc::ptr_eq(other, ticket));
+            if waiting.is_empty() {
+                self.members.remove(at);
+            }
+        }
+    }
+
+    /// The first request of the node that follows `member`.
+    fn after(&self, member: MemberId) -> Option<&Arc<Ticket>> {
+        let next = self.members.iter().find(|(id, _)| *id > member);
+        next.or_else(|| self.members.first()).and_then(|(_, waiting)| waiting.front())
+    }
+
+    /// Gives the turn to the first request of the node that follows `member`.
+    fn give_turn_after(&mut self, member: MemberId) {
+        let next = self.after(member).cloned();
+        self.is_taken = next.is_some();
+        if let Some(next) = next {
+            next.has_turn.store(true, Relaxed);
+            next.turn.notify(usize::MAX);
+        }
+    }
+}
+
+impl State {
+    fn leak(&mut self) {
+        let now = now();
+        let elapsed = now.saturating_sub(self.leaked);
+        self.leaked = now;
+        for bucket in &mut self.buckets {
+            bucket.leak(elapsed);
+        }
+    }
+
+    /// Pours the units of a request if it may pass now. Otherwise returns the time to wait.
+    fn pass(&mut self, direction: Direction, bytes: u64) -> Result<(), Duration> {
+        self.leak();
+        let own = direction.buckets();
+        let waits = own.iter().filter_map(|at| self.buckets.get(*at)).map(Bucket::wait);
+        let wait = waits.max().unwrap_or_default();
+        if !wait.is_zero() {
+            return Err(wait);
+        }
+        let size = self.limits.iops_size;
+        let requests = if size > 0 && bytes > size { as_f64(bytes) / as_f64(size) } else { 1.0 };
+        for (at, units) in own.into_iter().zip([requests, requests, as_f64(bytes), as_f64(bytes)]) {
+            if let Some(bucket) = self.buckets.get_mut(at) {
+                bucket.pour(units);
+            }
+        }
+        Ok(())
+    }
+
+    fn queue(&mut self, direction: Direction) -> Option<&mut Queue> {
+        self.queues.get_mut(direction.index())
+    }
+}
+
+impl Group {
+    /// A group with the identifier `name` of its object.
+    pub fn new(name: &str, limits: GroupLimits) -> Arc<Self> {
+        let state = State {
+            limits,
+            buckets: limits.buckets.map(Bucket::new),
+            leaked: now(),
+            queues: Default::default(),
+        };
+        Arc::new(Self {
+            name: name.to_owned(),
+            is_limited: AtomicBool::new(limits.is_limited()),
+            next_member: AtomicU64::new(0),
+            state: Mutex::new(state),
+            changed: Event::new(),
+        })
+    }
+
+    /// The identifier of the group's object.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether the group has any limit.
+    pub fn is_limited(&self) -> bool {
+        self.is_limited.load(Relaxed)
+    }
+
+    /// The limits.
+    pub fn limits(&self) -> GroupLimits {
+        self.lock().limits
+    }
+
+    /// Changes the limits. All buckets are empty afterwards. Requests that wait use the new limits.
+    pub fn set_limits(&self, limits: GroupLimits) {
+        let mut state = self.lock();
+        state.limits = limits;
+        state.buckets = limits.buckets.map(Bucket::new);
+        state.leaked = now();
+        self.is_limited.store(limits.is_limited(), Relaxed);
+        drop(state);
+        self.changed.notify(usize::MAX);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A node that is in a group.
+#[derive(Debug)]
+pub struct Member {
+    group: Arc<Group>,
+    id: MemberId,
+}
+
+impl Member {
+    /// Adds a node to the group.
+    pub fn new(group: Arc<Group>) -> Self {
+        let id = group.next_member.fetch_add(1, Relaxed);
+        Self { group, id }
+    }
+
+    /// The group.
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+
+    /// Waits until a request of `bytes` bytes may pass. If the returned future is dropped earlier, the request no longer waits.
+    pub async fn admit(&self, direction: Direction, bytes: u64) {
+        if !self.group.is_limited() {
+            return;
+        }
+        let Some(waiting) = self.enter(direction, bytes) else { return };
+        waiting.turn().await;
+        loop {
+            let changed = self.group.changed.listen();
+            let passed = self.group.lock().pass(direction, bytes);
+            match passed {
+                Ok(()) => return,
+                Err(wait) => {
+                    select(pin!(sleep(wait)), pin!(changed)).await;
+                }
+            }
+        }
+    }
+
+    /// Lets the request pass at once, or puts it into the queue.
+    fn enter(&self, direction: Direction, bytes: u64) -> Option<Waiting<'_>> {
+        let mut state = self.group.lock();
+        let is_first = state.queue(direction).is_none_or(|queue| !queue.is_taken);
+        if is_first && state.pass(direction, bytes).is_ok() {
+            return None;
+        }
+        let ticket = Arc::<Ticket>::default();
+        let queue = state.queue(direction)?;
+        queue.push(self.id, &ticket);
+        if !queue.is_taken {
+            queue.is_taken = true;
+            ticket.has_turn.store(true, Relaxed);
+        }
+        Some(Waiting { member: self, direction, ticket })
+    }
+}
+
+/// A request in the queue. Dropping this value removes the request, and gives the turn to the next request if this request has
+/// the turn.
+struct Waiting<'a> {
+    member: &'a Member,
+    direction: Direction,
+    ticket: Arc<Ticket>,
+}
+
+impl Waiting<'_> {
+    /// Waits until this request has the turn.
+    async fn turn(&self) {
+        loop {
+            let turn = self.ticket.turn.listen();
+            if self.ticket.has_turn.load(Relaxed) {
+                return;
+            }
+            turn.await;
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut state = self.member.group.lock();
+        if let Some(queue) = state.queue(self.direction) {
+            queue.remove(self.member.id, &self.ticket);
+            if self.ticket.has_turn.load(Relaxed) {
+                queue.give_turn_after(self.member.id);
+            }
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! The limits of a throttle group, and the options that set them.
+
+use oxblk_core::{Error, Options, Result};
+use serde_json::Value;
+
+/// The largest limit.
+const MAX: u64 = 1_000_000_000_000_000;
+
+/// The kinds of limits, as the options name them. The order is the order of [`GroupLimits::buckets`].
+pub const KINDS: [&str; 6] =
+    ["iops-total", "iops-read", "iops-write", "bps-total", "bps-read", "bps-write"];
+
+/// One limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BucketLimits {
+    /// Units (requests or bytes) per second on average. 0: no limit.
+    pub average: u64,
+    /// Units per second during a burst. 0: no burst.
+    pub burst: u64,
+    /// Length of a burst in seconds.
+    pub burst_length: u64,
+}
+
+impl Default for BucketLimits {
+    fn default() -> Self {
+        Self { average: 0, burst: 0, burst_length: 1 }
+    }
+}
+
+/// All limits of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct GroupLimits {
+    /// The limits, in the order of [`KINDS`].
+    pub buckets: [BucketLimits; 6],
+    /// A request counts as one request for each `iops_size` bytes. 0: each request counts as one.
+    pub iops_size: u64,
+}
+
+impl GroupLimits {
+    /// Removes the limits from the properties of a throttle group object, and returns them. Limits are given as
+    /// `limits.iops-total` or `x-iops-total`, for example; the second form has precedence.
+    ///
+    /// # Errors
+    /// When a property is not a number, or is unknown, and when [`Self::check`] refuses the limits. The messages are those of
+    /// QEMU.
+    pub fn take(options: &mut Options) -> Result<Self> {
+        let mut limits = Self::default();
+        if options.contains("limits")
+            && options.get("limits").is_none_or(|value| !value.is_object())
+        {
+            return Err(Error::invalid("Invalid parameter type for 'limits', expected: object"));
+        }
+        let mut nested = options.take_options("limits").unwrap_or_default();
+        limits.take_from(&mut nested, "", "limits.")?;
+        if let Some(key) = nested.first_key() {
+            return Err(Error::invalid(format!("Parameter 'limits.{key}' is unexpected")));
+        }
+        limits.take_from(options, "x-", "")?;
+        limits.check()?;
+        Ok(limits)
+    }
+
+    fn take_from(&mut self, options: &mut Options, prefix: &str, shown: &str) -> Result<()> {
+        let mut take = |name: &str, to: &mut u64| -> Result<()> {
+            let key = format!("{prefix}{name}");
+            if let Some(value) = options.take(&key) {
+                *to = number(&value, &format!("{shown}{key}"))?;
+            }
+            Ok(())
+        };
+        for (kind, bucket) in KINDS.iter().zip(&mut self.buckets) {
+            take(kind, &mut bucket.average)?;
+            take(&format!("{kind}-max"), &mut bucket.burst)?;
+            take(&format!("{kind}-max-length"), &mut bucket.burst_length)?;
+        }
+        take("iops-size", &mut self.iops_size)
+    }
+
+    /// Whether there is any limit.
+    pub fn is_limited(&self) -> bool {
+        self.buckets.iter().any(|bucket| bucket.average > 0)
+    }
+
+    /// Checks the limits.
+    ///
+    /// # Errors
+    /// When a limit for all requests and a limit for reads or writes of the same kind are set; when `iops-size` is set without
+    /// a limit of requests; when a number is out of range; when a burst has no average, is lower than the average, has no rate,
+    /// or is too long.
+    pub fn check(&self) -> Result<()> {
+        let refused = |text: &'static str| Err(Error::invalid(text));
+        for kinds in self.buckets.chunks(3) {
+            if let [total, read, write] = kinds {
+                let both = |a: u64, b: u64, c: u64| a > 0 && (b > 0 || c > 0);
+                if both(total.average, read.average, write.average)
+                    || both(total.burst, read.burst, write.burst)
+                {
+                    return refused(
+                        "bps/iops/max total values and read/write values cannot be used at the same time",
+                    );
+                }
+            }
+        }
+        if self.iops_size > 0 && self.buckets.iter().take(3).all(|bucket| bucket.average == 0) {
+            return refused("iops size requires an iops value to be set");
+        }
+        for bucket in &self.buckets {
+            if bucket.average > MAX || bucket.burst > MAX {
+                return refused("bps/iops/max values must be within [0, 1000000000000000]");
+            }
+            if bucket.burst_length == 0 {
+                return refused("the burst length cannot be 0");
+            }
+            if bucket.burst_length > 1 && bucket.burst == 0 {
+                return refused("burst length set without burst rate");
+            }
+            if bucket.burst > 0 && bucket.burst_length > MAX / bucket.burst {
+                return refused("burst length too high for this burst rate");
+            }
+            if bucket.burst > 0 && bucket.average == 0 {
+                return refused("bps_max/iops_max require corresponding bps/iops values");
+            }
+            if bucket.burst > 0 && bucket.burst < bucket.average {
+                return refused("bps_max/iops_max cannot be lower than bps/iops");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads a number from an option value. A negative number is out of the range of all limits.
+fn number(value: &Value, key: &str) -> Result<u64> {
+    let signed = match value {
+        Value::Number(number) => number.as_i64(),
+        Value::String(text) => text.parse::<i64>().ok(),
+        _ => None,
+    };
+    match signed {
+        Some(signed) => u64::try_from(signed).map_err(|_| {
+            Error::invalid("bps/iops/max values must be within [0, 1000000000000000]")
+        }),
+        None => Err(Error::invalid(format!("Parameter '{key}' expects integer"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn take(text: &str) -> Result<GroupLimits, String> {
+        let mut options = Options::from_dotted(text, None).unwrap();
+        GroupLimits::take(&mut options).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn both_forms_of_the_options_set_limits() {
+        let limits =
+            take("limits.iops-total=100,x-bps-read=5,x-bps-read-max=50,x-bps-read-max-length=3");
+        let limits = limits.unwrap();
+        assert_eq!(limits.buckets[0].average, 100);
+        assert_eq!(limits.buckets[4], BucketLimits { average: 5, burst: 50, burst_length: 3 });
+        assert!(limits.is_limited());
+        assert_eq!(take("limits.iops-total=10,x-iops-total=20").unwrap().buckets[0].average, 20);
+        assert!(!take("x-iops-total=0").unwrap().is_limited());
+    }
+
+    #[test]
+    fn wrong_limits_get_the_messages_of_qemu() {
+        for (text, message) in [
+            ("limits.iops-total=-1", "bps/iops/max values must be within [0, 1000000000000000]"),
+            (
+                "x-iops-total=100,x-iops-read=5",
+                "bps/iops/max total values and read/write values cannot be used at the same time",
+            ),
+            ("x-iops-total-max=5", "bps_max/iops_max require corresponding bps/iops values"),
+            (
+                "x-iops-total=100,x-iops-total-max=50",
+                "bps_max/iops_max cannot be lower than bps/iops",
+            ),
+            ("x-iops-total=100,x-iops-total-max-length=5", "burst length set without burst rate"),
+            (
+                "x-iops-total=100,x-iops-total-max=500,x-iops-total-max-length=0",
+                "the burst length cannot be 0",
+            ),
+            (
+                "x-bps-total=2000000000000000",
+                "bps/iops/max values must be within [0, 1000000000000000]",
+            ),
+            ("x-iops-size=5", "iops size requires an iops value to be set"),
+            (
+                "x-bps-total=1000,x-bps-total-max=1000000,x-bps-total-max-length=4000000000",
+                "burst length too high for this burst rate",
+            ),
+            ("x-iops-total=abc", "Parameter 'x-iops-total' expects integer"),
+            ("x-iops-total=1k", "Parameter 'x-iops-total' expects integer"),
+            ("limits.foo=1", "Parameter 'limits.foo' is unexpected"),
+            ("limits.iops-total=a", "Parameter 'limits.iops-total' expects integer"),
+        ] {
+            assert_eq!(take(text).unwrap_err(), message, "{text}");
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The filter `throttle`: limits the bytes and the requests per second that pass the node.
+//!
+//! | file | concern |
+//! |---|---|
+//! | this file | the driver |
+//! | `limits` | the limits as options, and the checks of limits |
+//! | `bucket` | one limit: a leaky bucket |
+//! | `group` | the nodes that share limits, and the order of their waiting requests |
+//!
+//! The node refers to a [`Group`] by the identifier of the object (`throttle-group=ID`). All nodes with the same identifier
+//! share the limits of the group. If the group has no limits, requests pass without the driver.
+
+mod bucket;
+mod group;
+mod limits;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+use oxblk_core::driver::{Compress, Reopen, Resize};
+use oxblk_core::{
+    BoxFuture, ChildIdx, ChildrenRef, CompressedCluster, Driver, DriverFactory, DriverKind, Edge,
+    Errno, Error, Limits, MapOp, Objects, OpenContext, OpenFlags, Options, Preallocation, Result,
+    Step, WriteFlags, ZeroFlags,
+};
+use oxblk_ring::{IoBuf, IoBufMut};
+
+pub use group::{Direction, Group, Member};
+pub use limits::{BucketLimits, GroupLimits, KINDS};
+
+/// The driver `throttle`.
+pub static THROTTLE: ThrottleFactory = ThrottleFactory;
+
+/// Opens throttle nodes.
+#[derive(Debug)]
+pub struct ThrottleFactory;
+
+impl DriverFactory for ThrottleFactory {
+    fn name(&self) -> &'static str {
+        "throttle"
+    }
+
+    fn kind(&self) -> DriverKind {
+        DriverKind::Filter
+    }
+
+    fn open<'a>(&'a self, context: &'a mut OpenContext) -> BoxFuture<'a, Result<Box<dyn Driver>>> {
+        Box::pin(async move {
+            let Some(id) = context.options.take_str("throttle-group")? else {
+                return Err(Error::invalid("Please specify a throttle group"));
+            };
+            let objects = context.graph.objects().clone();
+            let member = ArcSwap::from_pointee(Member::new(find(&objects, &id)?));
+            let children = Arc::clone(&context.children);
+            let driver = Throttle { children, member, objects, prepared: Mutex::default() };
+            Ok(Box::new(driver) as Box<dyn Driver>)
+        })
+    }
+}
+
+/// An open throttle node.
+struct Throttle {
+    children: ChildrenRef,
+    member: ArcSwap<Member>,
+    objects: Objects,
+    /// The new group of a reopen that is prepared.
+    prepared: Mutex<Option<Arc<Group>>>,
+}
+
+/// The throttle group with this identifier.
+fn find(objects: &Objects, id: &str) -> Result<Arc<Group>> {
+    let group = objects.get::<Group>(id);
+    group.ok_or_else(|| Error::invalid(format!("Throttle group '{id}' does not exist")))
+}
+
+impl Throttle {
+    fn file(&self) -> Result<Arc<Edge>> {
+        self.children.require(ChildIdx::FILE)
+    }
+
+    fn prepared(&self) -> MutexGuard<'_, Option<Arc<Group>>> {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until a request may pass.
+    async fn admit(&self, direction: Direction, bytes: u64) {
+        let member = self.member.load_full();
+        member.admit(direction, bytes).await;
+    }
+
+    /// The node that compresses, if it can.
+    fn compressor(&self) -> Result<Arc<Edge>> {
+        let file = self.file()?;
+        match file.node().driver().compress() {
+            Some(_) => Ok(file),
+            None => Err(Error::from_errno(Errno::OPNOTSUPP)),
+        }
+    }
+}
+
+impl Driver for Throttle {
+    fn map(&self, _op: MapOp, offset: u64, len: u64) -> Step {
+        if self.member.load().group().is_limited() {
+            return Step::Slow;
+        }
+        Step::Forward { child: ChildIdx::FILE, offset, len }
+    }
+
+    fn read(&self, offset: u64, buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>> {
+        Box::pin(async move {
+            self.admit(Direction::Read, bytes(buf.len())).await;
+            self.file()?.read(offset, buf).await
+        })
+    }
+
+    fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.admit(Direction::Write, bytes(data.len())).await;
+            self.file()?.write(offset, data, flags).await
+        })
+    }
+
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        len: u64,
+        flags: ZeroFlags,
+    ) -> Option<BoxFuture<'_, Result<()>>> {
+        Some(Box::pin(async move {
+            self.admit(Direction::Write, len).await;
+            self.file()?.write_zeroes(offset, len, flags).await
+        }))
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Option<BoxFuture<'_, Result<()>>> {
+        Some(Box::pin(async move {
+            self.admit(Direction::Write, len).await;
+            self.file()?.discard(offset, len).await
+        }))
+    }
+
+    fn size(&self) -> u64 {
+        self.children.get(ChildIdx::FILE).map_or(0, |file| file.size())
+    }
+
+    fn limits(&self) -> Limits {
+        let below = self.children.get(ChildIdx::FILE).map(|file| file.node().limits());
+        below.map_or_else(Limits::default, |below| Limits {
+            request_alignment: 1,
+            zero_flags: ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK,
+            ..Limits::clone(&below)
+        })
+    }
+
+    fn resize(&self) -> Option<&dyn Resize> {
+        Some(self)
+    }
+
+    fn reopen(&self) -> Option<&dyn Reopen> {
+        Some(self)
+    }
+
+    fn compress(&self) -> Option<&dyn Compress> {
+        self.compressor().is_ok().then_some(self)
+    }
+}
+
+impl Compress for Throttle {
+    fn write_compressed(&self, offset: u64, data: IoBuf) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.admit(Direction::Write, bytes(data.len())).await;
+            self.file()?.write(offset, data, WriteFlags::COMPRESSED).await
+        })
+    }
+
+    fn compress(&self, data: IoBuf) -> BoxFuture<'_, Result<CompressedCluster>> {
+        Box::pin(async move {
+            let file = self.compressor()?;
+            match file.node().driver().compress() {
+                Some(below) => below.compress(data).await,
+                None => Err(Error::from_errno(Errno::OPNOTSUPP)),
+            }
+        })
+    }
+
+    fn store(&self, offset: u64, cluster: CompressedCluster) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.admit(Direction::Write, bytes(cluster.plain.len())).await;
+            self.file()?.write_compressed(offset, cluster, WriteFlags::empty()).await
+        })
+    }
+
+    fn end(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let file = self.compressor()?;
+            match file.node().driver().compress() {
+                Some(below) => below.end().await,
+                None => Ok(()),
+            }
+        })
+    }
+}
+
+impl Resize for Throttle {
+    fn resize(&self, size: u64, preallocation: Preallocation) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move { self.file()?.resize(size, preallocation).await })
+    }
+}
+
+impl Reopen for Throttle {
+    fn prepare(&self, _flags: OpenFlags, options: &Options) -> BoxFuture<'_, Result<()>> {
+        let mut options = options.clone();
+        Box::pin(async move {
+            let Some(id) = options.take_str("throttle-group")? else {
+                return Err(Error::invalid("Please specify a throttle group"));
+            };
+            let group = find(&self.objects, &id)?;
+            if let Some(key) = options.first_key() {
+                return Err(Error::invalid(format!("Cannot change the option '{key}'")));
+            }
+            *self.prepared() = Some(group);
+            Ok(())
+        })
+    }
+
+    fn commit(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            let group = self.prepared().take();
+            let current = self.member.load_full();
+            if let Some(group) =
+                group.filter(|group| !std::ptr::eq(&raw const **group, current.group()))
+            {
+                self.member.store(Arc::new(Member::new(group)));
+            }
+        })
+    }
+
+    fn abort(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async { *self.prepared() = None })
+    }
+}
+
+fn bytes(len: usize) -> u64 {
+    u64::try_from(len).unwrap_or(u64::MAX)
+}
