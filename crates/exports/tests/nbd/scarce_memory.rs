@@ -61,7 +61,7 @@ fn clients_that_receive_no_replies_hold_no_more_than_the_budget() {
 
 #[test]
 fn clients_that_receive_no_replies_are_closed_when_others_wait_for_memory() {
-    let fixture = fixture(4 * MIB, Duration::from_millis(200));
+    let fixture = fixture(4 * MIB, Duration::from_secs(1));
     let mut steady = fixture.client(false);
     let mut greedy: Vec<_> = (0..6).map(|_| fixture.client(false)).collect();
     for client in &mut greedy {
@@ -80,7 +80,7 @@ fn clients_that_receive_no_replies_are_closed_when_others_wait_for_memory() {
 
 #[test]
 fn clients_that_stop_inside_a_write_do_not_block_other_writers() {
-    let fixture = fixture(8 * MIB, Duration::from_millis(200));
+    let fixture = fixture(8 * MIB, Duration::from_secs(1));
     let mut steady = fixture.client(false);
     let halves: Vec<_> = (0..6)
         .map(|_| {
