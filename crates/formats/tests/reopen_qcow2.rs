@@ -199,7 +199,7 @@ fn an_image_that_changed_while_it_was_read_only_does_not_become_writable() {
     block_on(async {
         let images = Images::new();
         images.make("disk", "", None).await;
-        let disk = images.open("disk", ",read-only=on,force-share=on").await;
+        let disk = images.open("disk", ",read-only=on,file.locking=off").await;
         assert_eq!(byte(&disk, 0).await, 0);
         {
             let other = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
@@ -210,11 +210,26 @@ fn an_image_that_changed_while_it_was_read_only_does_not_become_writable() {
             write(&writer, 0, 3).await.unwrap();
             writer.close().await.unwrap();
         }
-        let refused = disk.reopen(options("read-only=off,force-share=off")).await.unwrap_err();
+        let refused = disk.reopen(options("read-only=off")).await.unwrap_err();
         assert_eq!(refused.to_string(), "Image was changed while it was open read-only");
         assert!(disk.is_read_only());
         disk.close().await.unwrap();
         is_sound(&images, "disk").await;
+    });
+}
+
+#[test]
+fn a_reopen_does_not_begin_or_end_the_use_of_file_locks() {
+    block_on(async {
+        let images = Images::new();
+        images.make("disk", "", None).await;
+        for (now, new) in [("on", "off"), ("off", "on")] {
+            let disk = images.open("disk", &format!(",read-only=on,force-share={now}")).await;
+            let refused = disk.reopen(options(&format!("force-share={new}"))).await.unwrap_err();
+            assert_eq!(refused.to_string(), "Cannot change the option 'force-share'");
+            disk.reopen(options(&format!("force-share={now}"))).await.unwrap();
+            disk.close().await.unwrap();
+        }
     });
 }
 
