@@ -1,4 +1,4 @@
-//! oxblk is the block layer of QEMU as a Rust library.
+//! oxblk is a reimplementation of QEMU's block layer as a Rust library.
 //!
 //! # Why
 //!
@@ -40,7 +40,8 @@
 //! - [`Create`] creates an image.
 //! - [`Convert`] copies a disk into a new image.
 //! - [`NbdServer`] serves disks to other programs.
-//! - A [`Request`] is one operation in flight. Every method that does I/O returns one.
+//! - A [`Request`] is one operation in flight. Every method of a disk that does I/O returns one; a `Cursor` waits for its
+//!   requests.
 //!
 //! The folder `examples` contains small programs for snapshots, incremental backups, NBD, tokio, and a driver of your own.
 //!

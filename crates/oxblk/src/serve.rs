@@ -50,7 +50,7 @@ impl NbdServer {
     /// exist.
     ///
     /// # Errors
-    /// If the server cannot listen at the address, or if there is no disk.
+    /// If the server cannot listen at the address, or if there is no disk or no I/O thread.
     pub fn start(disks: &[(&str, &Disk)], address: &Address) -> Result<Self> {
         let [(_, first), ..] = disks else {
             return Err(Error::invalid("An NBD server needs a disk to serve"));
@@ -91,7 +91,7 @@ impl NbdServer {
     }
 
     /// Stops listening, lets each connection finish the requests that it has received, and completes when all connections
-    /// have ended.
+    /// have ended. Connections that have not ended after 10 seconds are closed.
     ///
     /// # Errors
     /// If the listening socket failed while the server ran.

@@ -13,7 +13,7 @@
 //! both.qemu(Img, &["create", "-q", "-f", "qcow2", "a.qcow2", "1M"]); // the same input in each directory
 //! both.same(Io, &["-c", "write -P 7 0 64k", "a.qcow2"]); // one command, compared
 //! both.same(Img, &["map", "a.qcow2"]);
-//! both.same_content("a.qcow2"); // both images read the same, and pass qemu-img check
+//! both.same_content("a.qcow2"); // all images read the same, and oxblk's pass qemu-img check
 //! ```
 
 pub mod format;
@@ -243,7 +243,7 @@ impl Differential {
     /// Asserts that the file of QEMU and the files of oxblk have the same bytes.
     ///
     /// # Panics
-    /// When the files differ. The message contains the offset.
+    /// When the files differ. The message contains the lengths or the offset of the first difference.
     pub fn same_bytes(&self, name: &str) {
         let theirs = std::fs::read(self.directory(Side::Qemu).join(name)).expect("QEMU's file");
         for side in Side::OURS {

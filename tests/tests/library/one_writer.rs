@@ -185,7 +185,7 @@ fn the_disk_can_be_written_after_the_thread_of_a_job_has_ended() {
         let job = top.sole_writer("commit job").await?;
         assert!(write(&top, 0, 5).await.is_err());
         let thread = IoThread::start("job", Config::default())?;
-        // The task of the job never ends. The thread drops it.
+        // The task of the job never ends. When the thread ends, it drops the task and with it the job.
         drop(thread.spawn(move || async move {
             let _job = job;
             std::future::pending::<()>().await;
@@ -195,7 +195,8 @@ fn the_disk_can_be_written_after_the_thread_of_a_job_has_ended() {
             yield_now().await;
         }
         let job = top.sole_writer("commit job").await?;
-        // No I/O thread runs here, so nothing can run in the background.
+        // This is not an I/O thread, so the job's backend cannot be closed in the background. The drop itself must return
+        // the permissions.
         std::thread::spawn(move || drop(job)).join().unwrap();
         write(&top, 0, 7).await?;
         let job = top.sole_writer("commit job").await?;

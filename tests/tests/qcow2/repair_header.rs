@@ -1,6 +1,6 @@
-//! Damage of one bit of the header, of its extensions or of the snapshot table, followed by a repair and a write. After the bit
-//! is corrected, the data must be complete: neither the repair nor the write may free or overwrite clusters whose references
-//! the damage hides.
+//! Damage of one bit of the header, of its extensions or of the snapshot table, followed by a repair and a write. After the
+//! damage is undone, the data must be complete, unless a write without a repair loses it too: neither the repair nor the
+//! write may free or overwrite clusters whose references the damage hides.
 //!
 //! Ordinary runs test a part of the bits; `OXBLK_TEST_SCALE=96` tests all bits.
 
@@ -22,7 +22,7 @@ const SHARE: u64 = 48;
 const LUKS_SHARE: u64 = 96;
 /// The space by which the file can grow, in bytes.
 const ROOM: u64 = 512 << 10;
-/// The size of the header with its extensions.
+/// The size of the first cluster, which contains the header and its extensions.
 const HEAD: usize = 4096;
 /// The header field with the refcount order.
 const WIDTH: Range<usize> = 96..100;
@@ -31,7 +31,8 @@ fn word(bytes: &[u8], at: usize) -> usize {
     u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap()).try_into().unwrap()
 }
 
-/// Returns the fields of the header and of the extensions that contain offsets or counts, and the snapshot table.
+/// Returns the byte ranges to damage: the header without the magic number, the extensions for bitmaps, for the LUKS header
+/// and for the name of the data file, and the snapshot table.
 fn ranges(bytes: &[u8]) -> Vec<Range<usize>> {
     let fields = 4..112;
     let (mut at, mut found) = (word(bytes, 100), vec![fields]);
@@ -79,7 +80,7 @@ async fn fault_of(image: &Set, old: &Held, written: bool) -> Option<String> {
     }
     if written {
         now.active[WRITTEN].copy_from_slice(&old.active[WRITTEN]);
-        // Bitmaps may still be marked as in use.
+        // After a write whose close failed, bitmaps may have the in-use flag, so they are not compared.
         now.bitmaps.clone_from(&old.bitmaps);
     }
     let lost = [
@@ -90,7 +91,7 @@ async fn fault_of(image: &Set, old: &Held, written: bool) -> Option<String> {
     lost.into_iter().find(|(_, lost)| *lost).map(|(what, _)| format!("{what} is lost"))
 }
 
-/// Returns three versions of the image: with the original header, with the corrected bit, and unchanged.
+/// Returns three versions of the image: with the original header, with the damaged bit corrected, and as it is.
 fn put_right(trial: &Trial<'_>, damaged: &Set) -> [Set; 3] {
     let now = damaged.disk.bytes();
     let mut right = now.clone();
@@ -105,8 +106,7 @@ fn put_right(trial: &Trial<'_>, damaged: &Set) -> [Set; 3] {
     })
 }
 
-/// Returns `None` if the data is complete with the original header, with the corrected bit, or unchanged. Otherwise returns the
-/// faults.
+/// Returns `None` if the data is complete in at least one of the three versions. Otherwise returns the faults.
 async fn recover(trial: &Trial<'_>, damaged: &Set, written: bool) -> Option<String> {
     let mut faults = Vec::new();
     for restored in put_right(trial, damaged) {
@@ -132,7 +132,7 @@ async fn is_corrupt(trial: &Trial<'_>, damaged: &Set) -> bool {
     true
 }
 
-/// A damaged bit.
+/// One case: an image, the bit to flip, and the repair mode.
 struct Trial<'a> {
     name: &'a str,
     original: &'a Set,

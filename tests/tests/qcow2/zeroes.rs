@@ -1,5 +1,5 @@
-//! Zero writes and discards in qcow2 images, compared with the QEMU tools. Both programs write the same L2 entries, so zeroed
-//! ranges stay zero when a backing file is added later.
+//! Zero writes and discards in qcow2 images, compared with the QEMU tools. Both programs make the same ranges zero, so
+//! zeroed ranges stay zero when a backing file is added later.
 
 use oxblk_tests::differential::Differential;
 use oxblk_tests::program::Tool::{Img, Io};

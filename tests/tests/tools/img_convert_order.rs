@@ -1,4 +1,5 @@
-//! `img convert` writes the same bytes on every run and uses qemu-img's layout. The progress has the steps of qemu-img.
+//! `img convert` writes the same bytes on every run (encrypted images: the same layout), and stores data in guest order. The
+//! progress has the steps of qemu-img.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! Protection against malicious images in the tools.
+//! The tools open malicious images safely, and images with a huge virtual size as QEMU does.
 
 use oxblk_tests::differential::Differential;
 use oxblk_tests::program::Tool::{Img, Io};

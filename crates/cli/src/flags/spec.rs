@@ -32,8 +32,8 @@ pub(crate) enum Place {
 pub(crate) enum Alias {
     /// A word that can be abbreviated.
     Word(&'static str),
-    /// A word that cannot be abbreviated. Use this for words that QEMU 10.0 does not have, so that the abbreviations of
-    /// QEMU's words stay unambiguous.
+    /// A word that cannot be abbreviated. Use this for words that QEMU 10.0 does not have, if they would make abbreviations
+    /// of QEMU's words ambiguous.
     FullWord(&'static str),
     Letter(char),
 }

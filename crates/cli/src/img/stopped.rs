@@ -6,7 +6,8 @@ use oxblk_core::create::{Created, Removal};
 use super::{Context, Exit};
 
 /// Removes the files of the target that this run has created, because an incomplete image looks like a complete image. The
-/// files are closed. Prints what has become of each file, in one line that begins with `what`.
+/// caller has closed the files. Prints one error message that begins with `what` and says for each file whether it was
+/// removed. A removal that fails has a message of its own.
 pub(super) async fn report_stop(
     context: &Context,
     graph: &Graph,

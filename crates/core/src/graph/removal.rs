@@ -10,9 +10,9 @@ use crate::perm::{Perm, Permissions};
 use crate::{Attachment, ChildIdx, Errno, Options, Result};
 
 impl Created {
-    /// Removes the files that the creation has made. All users of this process have closed the files. A file is kept if
-    /// it existed before, if it is a device, if another program has replaced it, or if another program uses it. The
-    /// image file comes first in the result. Once begun, the removal runs to its end even if the returned future is
+    /// Removes the files that the creation has made. Call this only after all users in this process have closed the files. A
+    /// file is kept if it existed before, if it is a device, if another program has replaced it, or if another program uses
+    /// it. The image file comes first in the result. Once begun, the removal runs to its end even if the returned future is
     /// dropped.
     pub async fn remove(self, graph: &Graph) -> Vec<FileRemoval> {
         let graph = graph.clone();
@@ -37,8 +37,7 @@ impl Created {
         self.remove(graph).await.into_iter().for_each(log);
     }
 
-    /// Like [`Self::remove_incomplete`], for a caller that holds permissions on the files which keep other users from
-    /// writing to them.
+    /// Like [`Self::remove_incomplete`], for a caller whose permissions keep other users from writing to the files.
     pub(super) fn remove_locked(self) {
         for NewFile { filename, file } in self.files {
             let outcome =

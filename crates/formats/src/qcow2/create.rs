@@ -150,7 +150,7 @@ fn fault(what: std::fmt::Arguments<'_>, error: &Error) -> Error {
     Error::new(error.kind(), format!("{what}: {reason}")).errno(error.raw_errno())
 }
 
-/// Why preallocated clusters have the contents that the guest must read.
+/// Whether the L2 entries of preallocated clusters need the zero flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Contents {
     /// The L2 entries need no zero flag. The file reads as zeroes at these clusters, or the guest must read the present

@@ -48,7 +48,7 @@ impl Survey {
 }
 
 impl Vdi {
-    /// Loads and checks the complete map, and reports faults in the order of the disk. The survey stops if `found`
+    /// Loads and checks the complete map, and reports faults in the order of the block map. The survey stops if `found`
     /// returns false.
     ///
     /// # Errors

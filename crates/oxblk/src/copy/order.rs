@@ -1,4 +1,4 @@
-//! Writes of chunks in the order of the disk, while several workers read and compress chunks in parallel.
+//! Writes of chunks in the order of their guest offsets, while several workers read and compress chunks in parallel.
 //!
 //! Each chunk gets a number when a worker takes it. Workers read and compress chunks in parallel and in any order, and then
 //! hand in a write job with the chunk's number. Jobs are written in the order of the numbers. So a target that allocates
@@ -25,8 +25,8 @@ struct State<J> {
     next: u64,
     /// The next number to be written. All lower numbers are written or dropped.
     turn: u64,
-    /// Whether a [`Writer`] exists. If not, either no job is handed in for `turn`, or the worker with this number has been
-    /// woken to write its job.
+    /// Whether a [`Writer`] exists. If not, either no job is handed in for `turn`, or the worker with this number is running
+    /// or woken, and becomes the writer.
     writing: bool,
     /// The jobs that have been handed in, by number. `None`: the ticket was dropped, and nothing is written for this number.
     ready: BTreeMap<u64, Option<J>>,
@@ -62,7 +62,7 @@ impl<J> State<J> {
 }
 
 impl<J> Order<J> {
-    /// Assigns the next number. Callers take numbers in the order of the disk.
+    /// Assigns the next number. Callers take numbers in the order of the guest offsets.
     pub(super) fn ticket(self: &Arc<Self>) -> Ticket<J> {
         let mut state = self.lock();
         let number = state.next;

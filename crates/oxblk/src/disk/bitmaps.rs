@@ -24,7 +24,7 @@ pub struct TakenRanges {
 }
 
 impl TakenRanges {
-    /// The byte ranges in the order of the disk.
+    /// The byte ranges, in ascending order.
     pub fn ranges(&self) -> &[Range<u64>] {
         &self.ranges
     }
@@ -77,8 +77,8 @@ impl Disk {
     ///
     /// # Errors
     /// If the disk is closed, if no bitmap has that name, if the ranges of the bitmap are taken, or if the bitmap is
-    /// inconsistent. A persistent bitmap is inconsistent if the image was not closed after its last use. Writes may be
-    /// missing in such a bitmap, so a backup must copy the complete disk.
+    /// inconsistent. A persistent bitmap is inconsistent if the image was not closed after it was last open for writing.
+    /// Writes may be missing in such a bitmap, so a backup must copy the complete disk.
     pub fn dirty_ranges(&self, name: &str) -> Result<Vec<Range<u64>>> {
         let bitmap = self.backend().node()?.bitmaps().find(name)?;
         bitmap.check(Checks::READ)?;

@@ -195,7 +195,7 @@ impl Job<'_> {
     }
 }
 
-/// Passes the progress of the copy to [`Progress`], and warns about salvaged ranges.
+/// Passes the progress of the copy to [`Progress`], and warns about ranges that could not be read (`--salvage`).
 struct ProgressObserver {
     program: Program,
     quiet: bool,

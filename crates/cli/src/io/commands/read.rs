@@ -68,7 +68,7 @@ pub(in crate::io) struct Reading {
     sub_range: bool,
 }
 
-/// The options of a read about checking and printing the data.
+/// The options that control how the data of a read is checked and printed.
 #[derive(Debug, Clone, Copy, Default)]
 pub(in crate::io) struct Shown {
     pub(super) for_machines: bool,

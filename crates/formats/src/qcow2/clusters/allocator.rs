@@ -117,7 +117,7 @@ impl Allocator {
         first..end
     }
 
-    /// Records that a range of the file contains metadata. Clusters of this range are not allocated.
+    /// Records that a range of the file contains metadata. An allocation of a cluster of this range fails (`Corrupt`).
     pub(super) fn note_metadata(&self, offset: u64, bytes: u64) {
         self.lock().metadata.insert_range(self.clusters(offset, bytes));
     }
@@ -222,7 +222,7 @@ impl Allocator {
         })
     }
 
-    /// Call this when the file was truncated in front of `cluster`. The clusters from `cluster` on read as zeroes again.
+    /// Call this when the file was truncated at the start of `cluster`. The clusters from `cluster` on read as zeroes again.
     pub(super) fn note_cut_off(&self, cluster: u64) {
         let mut map = self.lock();
         map.untouched = map.untouched.min(cluster);

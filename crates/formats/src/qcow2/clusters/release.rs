@@ -1,7 +1,7 @@
 //! Releasing references to host clusters, and freeing clusters after their quarantine.
 //!
-//! A dropped reference is first added to a list (see `dropped`). A write-back cycle lowers the refcount of the cluster when the
-//! disk no longer contains the reference. A cluster whose refcount reaches 0 is quarantined (see `allocator`).
+//! A dropped reference is first added to a list (see `dropped`). A write-back cycle lowers the refcount of the cluster when
+//! the reference is no longer in the image file. A cluster whose refcount reaches 0 is quarantined (see `allocator`).
 
 use std::collections::VecDeque;
 
@@ -45,10 +45,10 @@ impl Clusters {
         Ok(())
     }
 
-    /// Lowers the refcounts for the references in `dropped`, and removes these references from the list. The disk no longer
-    /// contains these references. If a refcount cannot be read, this reference and the following references stay in the list,
-    /// and the error is returned. A refcount that is already 0 is not an error: the guest's data is on the disk, and a repair
-    /// corrects such refcounts.
+    /// Lowers the refcounts for the references in `dropped`, and removes these references from the list. The caller ensures
+    /// that these references are no longer in the image file. If a refcount cannot be read, this reference and the following
+    /// references stay in the list, and the error is returned. A refcount that is already 0 is not an error: the guest's
+    /// data is on the disk, and a repair corrects such refcounts.
     ///
     /// `check_release` gets the byte offset of a cluster that was not freed as a table, and refuses to free protected
     /// metadata. If `check_release` refuses, the reference is removed from the list, and the error is returned.

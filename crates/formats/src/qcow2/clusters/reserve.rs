@@ -39,8 +39,8 @@ impl Clusters {
         Ok(false)
     }
 
-    /// Reserves host clusters with `take`. The reserved run must end in front of the cluster that is the argument of `take`. If
-    /// the file cannot grow, free runs that the search has skipped are reserved before clusters behind the end of the file.
+    /// Reserves host clusters with `take`. `take` gets a limit: the reserved run must end at or before this cluster. If the
+    /// file cannot grow, free runs that the search has skipped are reserved before clusters behind the end of the file.
     async fn reserve_with<'a>(
         &'a self,
         take: impl Fn(u64) -> Result<Option<Reserved<'a>>>,
@@ -84,7 +84,7 @@ impl Clusters {
         count: u64,
     ) -> Result<Reserved<'_>> {
         let limit = self.limit()?;
-        // `behind` comes from an L2 entry. A cluster far behind the end of the file is not used for data.
+        // `behind` comes from an L2 entry, which may be corrupt. So a cluster far beyond the end of the file is not used.
         let end = self.geometry.cluster_index(self.file()?.size()).saturating_add(1);
         if let Some(start) = behind.filter(|start| *start <= end) {
             let count = count.min(limit.saturating_sub(start));

@@ -1,5 +1,5 @@
-//! The state of an open image that all its owners share: geometry, children, header, runtime options, size, and whether the
-//! image accepts requests.
+//! The state of an open image that all its parts (`Clusters`, `Mapping`, `Metadata` and others) use: geometry, children,
+//! header, runtime options, size, and whether the image accepts requests.
 //!
 //! | file | concern |
 //! |---|---|
@@ -37,7 +37,7 @@ use stopped::ReplacedBy;
 /// The size of the disk that requests see is a multiple of this number of bytes.
 const SECTOR: u64 = 512;
 
-/// The state of an open image that all its owners share.
+/// The state of an open image that all its parts share.
 pub(super) struct Facts {
     geometry: Geometry,
     version: u32,
@@ -47,9 +47,9 @@ pub(super) struct Facts {
     read_only: AtomicBool,
     /// Size of the disk in bytes, as in the header.
     size: AtomicU64,
-    /// If set, reads and writes fail, and a flush fails if metadata in memory is not on disk. Examples of causes: a writable
-    /// image was found corrupt, the value of a header field on disk is unknown after an I/O error, a repair or an amend
-    /// replaces metadata, a reopen could not make the image writable.
+    /// If set, reads and writes fail, and a flush fails if changed L1 or L2 entries or dropped references are not on disk.
+    /// Examples of causes: a writable image was found corrupt, the value of a header field on disk is unknown after an I/O
+    /// error, a repair or an amend replaces metadata, a reopen could not make the image writable.
     disabled: AtomicBool,
     /// Why requests fail, if a repair or an amend is the cause.
     replaced: ReplacedBy,

@@ -43,7 +43,7 @@ pub(super) struct Mapping {
     l1: Radix<AtomicU64>,
     l1_offset: AtomicU64,
     l1_entries: AtomicU64,
-    /// Indices of the L1 entries that are not on disk yet.
+    /// Indices of the dirty L1 entries, without those that a running write-back cycle has taken.
     l1_dirty: Mutex<BTreeSet<u64>>,
     l2: Arc<SliceCache>,
     /// Number of 64-bit words in a slice of an L2 table; a power of two.
