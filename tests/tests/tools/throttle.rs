@@ -15,6 +15,9 @@ fn images() -> Differential {
     both.qemu(Io, &["-c", "write -P 1 0 300k", "a.qcow2"]);
     both.qemu(Img, &["create", "-q", "-f", "qcow2", "-b", "a.qcow2", "-F", "qcow2", "top.qcow2"]);
     both.qemu(Io, &["-c", "write -P 2 64k 64k", "top.qcow2"]);
+    let data = ["create", "-q", "-f", "qcow2", "-o", "data_file=data.raw", "data.qcow2", "1M"];
+    both.qemu(Img, &data);
+    both.qemu(Img, &["rebase", "-q", "-u", "-b", "a.qcow2", "-F", "qcow2", "data.qcow2"]);
     both
 }
 
@@ -62,6 +65,16 @@ fn a_throttled_disk_is_shown_as_in_qemu() {
         ] {
             let options = ["--object", GROUP, "--image-opts", disk];
             both.same(Img, &[command, &options].concat());
+        }
+    }
+    for image in ["top.qcow2", "data.qcow2"] {
+        for options in ["", ",file.backing=", ",file.backing.file.filename=a.qcow2"] {
+            for above in ["throttle,throttle-group=g", "raw"] {
+                let disk =
+                    format!("driver={above},file.driver=qcow2,file.file.filename={image}{options}");
+                let words = ["info", "--output=json", "--object", GROUP, "--image-opts", &disk];
+                both.same(Img, &words);
+            }
         }
     }
     both.same(

@@ -325,6 +325,7 @@ impl Graph {
         flags.unmap = true;
         flags.copy_on_read = false;
         flags.no_backing = false;
+        flags.no_io = false;
         let options = match target.options.take("file") {
             Some(Value::String(name)) => {
                 return self.node(&name).ok_or_else(|| {

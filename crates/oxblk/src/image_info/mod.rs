@@ -108,7 +108,11 @@ impl ImageInfo {
             snapshots: Vec::new(),
             specific: driver.specific,
             limits: node.limits(),
-            children: children.iter().map(child).collect(),
+            // QEMU shows the child that was opened last first.
+            children: SHOWN
+                .into_iter()
+                .filter_map(|slot| children.get(slot).map(|edge| child((slot, edge))))
+                .collect(),
             name,
         }
     }
@@ -118,6 +122,9 @@ impl ImageInfo {
         crate::qapi::image_info(self, with_limits)
     }
 }
+
+/// The children in the order in which they are shown.
+const SHOWN: [ChildIdx; 3] = [ChildIdx::BACKING, ChildIdx::DATA, ChildIdx::FILE];
 
 /// Whether the driver has more information on its image than the size. If the driver passes requests on, this is also true if a
 /// child has more information.

@@ -1,6 +1,6 @@
 //! The name with which a node can be opened again: its file name, or a `json:` name if the file name is not sufficient.
 
-use oxblk_core::{ChildIdx, DriverKind, Node};
+use oxblk_core::{ChildIdx, DriverKind, Node, relative_to};
 use serde_json::{Map, Value, json};
 
 use crate::qemu_json;
@@ -11,8 +11,9 @@ const STRONG: &[&str] =
 
 /// The file name of the node if this is sufficient to open the node again; otherwise the options as a `json:` name.
 pub(super) fn of_node(node: &Node) -> String {
-    let is_changed =
-        node.options().keys().any(|key| STRONG.contains(&key)) || key_secret_of(node).is_some();
+    let is_changed = node.options().keys().any(|key| STRONG.contains(&key))
+        || key_secret_of(node).is_some()
+        || leaves_backing_out(node);
     // A format on top of another format. If the file were opened by its name, probing would find only the lower format.
     let stacked =
         node.child(ChildIdx::FILE).is_some_and(|f| f.factory().kind() != DriverKind::Protocol);
@@ -27,6 +28,20 @@ fn key_secret_of(node: &Node) -> Option<String> {
     node.options().take_options("encrypt")?.get_str("key-secret").map(str::to_owned)
 }
 
+/// Whether the image refers to its open backing file by name. Then the image can be opened again without the option `backing`.
+fn is_named_in_image(node: &Node, backing: &Node) -> bool {
+    let Some(named) = node.driver().info().backing_filename else { return false };
+    let image = node.filename().unwrap_or_default();
+    backing.filename().is_some_and(|name| name == relative_to(&image, &named))
+}
+
+/// Whether the image refers to a backing file, but was opened without it (`backing=null`).
+fn leaves_backing_out(node: &Node) -> bool {
+    !node.children().has(ChildIdx::BACKING)
+        && !node.flags().no_backing
+        && node.driver().info().backing_filename.is_some()
+}
+
 fn options_of(node: &Node) -> Value {
     let mut map = Map::new();
     for (key, value) in node.options().iter() {
@@ -38,7 +53,13 @@ fn options_of(node: &Node) -> Value {
         map.insert("encrypt.key-secret".to_owned(), json!(secret));
     }
     map.insert("driver".to_owned(), json!(node.factory().name()));
+    if leaves_backing_out(node) {
+        map.insert(ChildIdx::BACKING.name().to_owned(), Value::Null);
+    }
     for (child, edge) in node.children().iter() {
+        if child == ChildIdx::BACKING && is_named_in_image(node, edge.node()) {
+            continue;
+        }
         map.insert(child.name().to_owned(), options_of(edge.node()));
     }
     Value::Object(map)
