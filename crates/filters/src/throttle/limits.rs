@@ -60,11 +60,21 @@ impl GroupLimits {
         Ok(limits)
     }
 
+    /// Takes the limits whose names have `prefix`. `shown` precedes the names in messages; it is empty for the second form.
     fn take_from(&mut self, options: &mut Options, prefix: &str, shown: &str) -> Result<()> {
         let mut take = |name: &str, to: &mut u64| -> Result<()> {
             let key = format!("{prefix}{name}");
             if let Some(value) = options.take(&key) {
-                *to = number(&value, &format!("{shown}{key}"))?;
+                let signed = number(&value, &format!("{shown}{key}"))?;
+                if signed < 0 && shown.is_empty() {
+                    return Err(Error::invalid("Property values cannot be negative"));
+                }
+                if name.ends_with("-max-length") && signed > i64::from(u32::MAX) {
+                    let text = format!("{key} value must be in the range [0, {}]", u32::MAX);
+                    return Err(Error::invalid(text));
+                }
+                // QEMU checks negative numbers of the first form only after a conversion to unsigned numbers.
+                *to = u64::try_from(signed).unwrap_or(u64::MAX);
             }
             Ok(())
         };
@@ -128,19 +138,14 @@ impl GroupLimits {
     }
 }
 
-/// Reads a number from an option value. A negative number is out of the range of all limits.
-fn number(value: &Value, key: &str) -> Result<u64> {
-    let signed = match value {
+/// Reads a number from an option value.
+fn number(value: &Value, key: &str) -> Result<i64> {
+    let number = match value {
         Value::Number(number) => number.as_i64(),
-        Value::String(text) => text.parse::<i64>().ok(),
+        Value::String(text) => text.parse().ok(),
         _ => None,
     };
-    match signed {
-        Some(signed) => u64::try_from(signed).map_err(|_| {
-            Error::invalid("bps/iops/max values must be within [0, 1000000000000000]")
-        }),
-        None => Err(Error::invalid(format!("Parameter '{key}' expects integer"))),
-    }
+    number.ok_or_else(|| Error::invalid(format!("Parameter '{key}' expects integer")))
 }
 
 #[cfg(test)]
@@ -168,6 +173,17 @@ mod tests {
     fn wrong_limits_get_the_messages_of_qemu() {
         for (text, message) in [
             ("limits.iops-total=-1", "bps/iops/max values must be within [0, 1000000000000000]"),
+            ("x-iops-total=-1", "Property values cannot be negative"),
+            ("limits.bps-total-max-length=-4", "burst length set without burst rate"),
+            (
+                "limits.bps-total=5,limits.bps-total-max=9,limits.bps-total-max-length=-4",
+                "burst length too high for this burst rate",
+            ),
+            (
+                "limits.bps-total=5,limits.bps-total-max-length=5000000000",
+                "bps-total-max-length value must be in the range [0, 4294967295]",
+            ),
+            ("limits.iops-size=-1", "iops size requires an iops value to be set"),
             (
                 "x-iops-total=100,x-iops-read=5",
                 "bps/iops/max total values and read/write values cannot be used at the same time",

@@ -60,7 +60,7 @@ async fn allocation(backend: &Backend, offset: u64, len: u64) -> Result<(u64, bo
     if len == 0 {
         return Ok((0, false));
     }
-    let top = backend.node()?;
+    let top = backend.node()?.skip_filters();
     let below: Option<std::sync::Arc<Node>> = top.child(ChildIdx::BACKING);
     let found = backend.status_above(below.as_ref(), offset, len, Want::Allocation).await?;
     let has_contents = found.status.flags.intersects(StatusFlags::DATA | StatusFlags::ZERO);
