@@ -13,9 +13,11 @@ pub(crate) fn reading() -> OpenOptions {
     Disk::options().discard(false).read_only(true)
 }
 
-/// Options for opening an image for reading and writing, as the commands do.
+/// Options for opening an image for reading and writing, as the commands do. Commands that change the size add
+/// [`OpenOptions::resizable`]. The others must not make a raw file longer, for example with a write to its last block and
+/// `O_DIRECT`.
 pub(crate) fn writing() -> OpenOptions {
-    Disk::options().discard(false).require_write(true)
+    Disk::options().discard(false).require_write(true).resizable(false)
 }
 
 /// The name of an image on the command line.

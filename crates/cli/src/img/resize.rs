@@ -73,7 +73,7 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     context.block_on(async {
         let backend = ImageName::file(&arguments.filename, arguments.format.as_deref())
             .options_if(arguments.image_options)
-            .open_or_report(&context.program, &graph(), writing())
+            .open_or_report(&context.program, &graph(), writing().resizable(true))
             .await?;
         let outcome = resize(context, &arguments, &backend).await;
         let closed = backend.close().await;

@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
-use oxblk_core::{Preallocation, WriteFlags, ZeroFlags, names, strerror};
+use oxblk_core::{
+    Backend, Error, Perm, Permissions, Preallocation, WriteFlags, ZeroFlags, names, strerror,
+};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::read::{SECTOR, length, total};
@@ -261,6 +263,15 @@ pub(in crate::io) async fn flush(session: &Session, _call: Call<'_>) -> Outcome 
     }
 }
 
+/// Resizes the disk. From the first resize on, the backend has the permission to do so, as in QEMU.
+async fn resize(backend: &Backend, size: u64, preallocation: Preallocation) -> Result<(), Error> {
+    let now = backend.root()?.permissions();
+    if now.taken.contains(Perm::WRITE) {
+        backend.set_permissions(Permissions { taken: now.taken | Perm::RESIZE, ..now })?;
+    }
+    backend.resize(size, preallocation).await
+}
+
 /// `truncate`.
 pub(in crate::io) async fn truncate(session: &Session, call: Call<'_>) -> Outcome {
     let mut preallocation = Preallocation::Off;
@@ -273,7 +284,7 @@ pub(in crate::io) async fn truncate(session: &Session, call: Call<'_>) -> Outcom
     let named = call.arguments.iter().find(is_option).copied().unwrap_or(size);
     let Some(size) = bytes_named(size, named) else { return Outcome::Failed };
     let Some(open) = session.current() else { return Outcome::Failed };
-    match open.backend.resize(size, preallocation).await {
+    match resize(&open.backend, size, preallocation).await {
         Ok(()) => Outcome::Done,
         Err(error) => {
             session.program.report(&error);
