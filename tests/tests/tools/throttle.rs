@@ -90,7 +90,7 @@ fn requests_pass_a_throttled_disk_as_in_qemu() {
         for commands in [
             &["write -P 3 100 70000", "read -P 3 100 70000", "flush"][..],
             &["write -z 0 64k", "write -zu 64k 64k", "discard 128k 64k", "map"],
-            &["write -c 0 64k", "alloc 0 1M", "length"],
+            &["write -c 768k 64k", "alloc 0 1M", "length"],
             &["truncate 2M", "length", "write -P 4 1M 64k"],
             &["reopen -o throttle-group=y", "reopen -o foo=1", "read 0 512"],
         ] {
