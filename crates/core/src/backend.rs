@@ -182,10 +182,7 @@ impl Backend {
     /// # Errors
     /// The errors of [`Self::new`]; `ENOMEDIUM` if the backend is closed. After an error, nothing has changed.
     pub fn set_permissions(&self, permissions: Permissions) -> Result<()> {
-        let root = self.root()?;
-        let mut change = Change::of(root.node());
-        change.set_permissions(&root, permissions);
-        change.commit().map(drop)
+        self.root()?.set_permissions(permissions)
     }
 
     pub(crate) fn downgrade(&self) -> WeakBackend {

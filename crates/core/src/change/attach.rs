@@ -7,23 +7,11 @@ use crate::perm::{Permissions, Roles};
 use crate::{ChildSpec, Children, Edge, Node, Result};
 
 impl Edge {
-    /// Makes a user of `node`. `user` is the user's name in messages (`node 'x'`, `block device 'y'`). `name` is the user's
-    /// name for the node (`file`, `root`).
+    /// Makes a user of `node`. `roles` are empty if the user is not a node. See [`Attachment::new`].
     ///
     /// # Errors
-    /// When the node is closed; when the user takes write permission on a read-only node; when the permissions conflict with
-    /// those of another user in this process, or (through file locks) in another process.
-    pub(crate) fn attach(
-        node: Arc<Node>,
-        user: impl Into<String>,
-        name: impl Into<String>,
-        permissions: Permissions,
-    ) -> Result<Arc<Self>> {
-        Self::attach_as(node, user, name, Roles::empty(), permissions)
-    }
-
-    /// Like [`Self::attach`], for a child with `roles` of a node.
-    fn attach_as(
+    /// The errors of [`Attachment::new`].
+    fn attach(
         node: Arc<Node>,
         user: impl Into<String>,
         name: impl Into<String>,
@@ -35,6 +23,16 @@ impl Edge {
         change.attach(&edge);
         change.commit()?;
         Ok(edge)
+    }
+
+    /// Changes the permissions of a user that is not a node.
+    ///
+    /// # Errors
+    /// The errors of [`Attachment::new`]; `ENOMEDIUM` if the edge no longer uses its node. After an error, nothing has changed.
+    pub(crate) fn set_permissions(self: &Arc<Self>, permissions: Permissions) -> Result<()> {
+        let mut change = Change::of(self.node());
+        change.set_permissions(self, permissions);
+        change.commit().map(drop)
     }
 
     /// Removes this edge from the users of the node and releases the edge's permissions. The node lives as long as
@@ -50,7 +48,7 @@ impl Children {
     /// Makes `node` a child of a node that is being opened.
     ///
     /// # Errors
-    /// The errors of [`Edge::attach`].
+    /// The errors of [`Attachment::new`].
     pub(crate) fn attach(
         &self,
         parent: &str,
@@ -59,7 +57,7 @@ impl Children {
         permissions: Permissions,
     ) -> Result<()> {
         let (user, name) = (format!("node '{parent}'"), spec.child.name());
-        let edge = Edge::attach_as(Arc::clone(node), user, name, spec.roles, permissions)?;
+        let edge = Edge::attach(Arc::clone(node), user, name, spec.roles, permissions)?;
         self.set(spec.child, Some(edge));
         Ok(())
     }
@@ -96,7 +94,7 @@ impl Attachment {
         name: impl Into<String>,
         permissions: Permissions,
     ) -> Result<Self> {
-        Edge::attach(Arc::clone(node), user, name, permissions).map(Self)
+        Edge::attach(Arc::clone(node), user, name, Roles::empty(), permissions).map(Self)
     }
 
     /// The edge through which the node is used. Its permissions end with this value.
@@ -109,9 +107,7 @@ impl Attachment {
     /// # Errors
     /// The errors of [`Self::new`]. After an error, nothing has changed.
     pub fn set_permissions(&self, permissions: Permissions) -> Result<()> {
-        let mut change = Change::of(self.0.node());
-        change.set_permissions(&self.0, permissions);
-        change.commit().map(drop)
+        self.0.set_permissions(permissions)
     }
 }
 

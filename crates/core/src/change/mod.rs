@@ -27,7 +27,7 @@ pub use attach::Attachment;
 use draft::Draft;
 pub use frozen::FrozenChain;
 
-use crate::perm::{Perm, Permissions, Roles};
+use crate::perm::{Perm, Permissions};
 use crate::{ChildIdx, Edge, Error, Node, Result};
 
 /// The lock that serialises changes in one graph. It is held during the calls of
@@ -43,11 +43,7 @@ pub(crate) struct Change {
 impl Change {
     /// A change without steps in the graph of `node`.
     pub(crate) fn of(node: &Node) -> Self {
-        Self::with(Arc::clone(node.change_lock()))
-    }
-
-    fn with(lock: ChangeLock) -> Self {
-        Self { lock, draft: Draft::default() }
+        Self { lock: Arc::clone(node.change_lock()), draft: Draft::default() }
     }
 
     /// Makes `edge` a user of its node.
@@ -84,22 +80,14 @@ impl Change {
         let old = self.draft.child(parent, child);
         let name = old.as_ref().map_or(child.name(), |old| old.name());
         let roles = old.as_ref().map_or_else(|| parent.roles_of(child), |old| old.roles());
-        let edge = new.map(|new| self.child_edge(parent, name, roles, new));
+        let edge = new.map(|new| {
+            let user = format!("node '{}'", parent.name());
+            Edge::unattached(Arc::clone(new), user, name, roles, Permissions::NONE)
+        });
+        if let Some(edge) = &edge {
+            self.draft.add(edge);
+        }
         self.draft.set_child(parent, child, edge);
-    }
-
-    /// The edge to a new child. Its permissions follow from those of the parents of `parent`.
-    fn child_edge(
-        &mut self,
-        parent: &Arc<Node>,
-        name: &str,
-        roles: Roles,
-        node: &Arc<Node>,
-    ) -> Arc<Edge> {
-        let user = format!("node '{}'", parent.name());
-        let edge = Edge::unattached(Arc::clone(node), user, name, roles, Permissions::NONE);
-        self.draft.add(&edge);
-        edge
     }
 
     /// Updates the permissions that `node` takes on its children.
@@ -116,9 +104,9 @@ impl Change {
     ///
     /// # Errors
     /// `ENOMEDIUM` when the permissions of an edge change that no longer uses its node. When a replaced child is a frozen link
-    /// ([`FrozenChain`]); when a node would be below itself; when a new user's node is closed; when a user takes write permission on a read-only
-    /// node; when the permissions conflict with those of another user in this process, or (through file locks) in another
-    /// process. After an error, nothing has changed.
+    /// ([`FrozenChain`]); when a node would be below itself; when a new user's node is closed; when a user takes write permission
+    /// on a read-only node; when the permissions conflict with those of another user in this process, or (through file locks) in
+    /// another process. After an error, nothing has changed.
     ///
     /// The caller holds back the requests that may use a replaced child.
     pub(crate) fn commit(mut self) -> Result<Vec<Arc<Node>>> {

@@ -87,15 +87,11 @@ impl Throttle {
         let member = self.member.load_full();
         member.admit(direction, bytes).await;
     }
+}
 
-    /// The node that compresses, if it can.
-    fn compressor(&self) -> Result<Arc<Edge>> {
-        let file = self.file()?;
-        match file.node().driver().compress() {
-            Some(_) => Ok(file),
-            None => Err(Error::from_errno(Errno::OPNOTSUPP)),
-        }
-    }
+/// The capability of the node below to compress.
+fn compressor(file: &Edge) -> Result<&dyn Compress> {
+    file.node().driver().compress().ok_or_else(|| Error::from_errno(Errno::OPNOTSUPP))
 }
 
 impl Driver for Throttle {
@@ -161,7 +157,7 @@ impl Driver for Throttle {
     }
 
     fn compress(&self) -> Option<&dyn Compress> {
-        self.compressor().is_ok().then_some(self)
+        self.file().is_ok_and(|file| compressor(&file).is_ok()).then_some(self)
     }
 }
 
@@ -174,13 +170,7 @@ impl Compress for Throttle {
     }
 
     fn compress(&self, data: IoBuf) -> BoxFuture<'_, Result<CompressedCluster>> {
-        Box::pin(async move {
-            let file = self.compressor()?;
-            match file.node().driver().compress() {
-                Some(below) => below.compress(data).await,
-                None => Err(Error::from_errno(Errno::OPNOTSUPP)),
-            }
-        })
+        Box::pin(async move { compressor(&*self.file()?)?.compress(data).await })
     }
 
     fn store(&self, offset: u64, cluster: CompressedCluster) -> BoxFuture<'_, Result<()>> {
@@ -191,13 +181,7 @@ impl Compress for Throttle {
     }
 
     fn end(&self) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move {
-            let file = self.compressor()?;
-            match file.node().driver().compress() {
-                Some(below) => below.end().await,
-                None => Ok(()),
-            }
-        })
+        Box::pin(async move { compressor(&*self.file()?)?.end().await })
     }
 }
 
