@@ -12,15 +12,13 @@ use oxblk_ring::{Shard, UntilSettled, keep_until_settled};
 use super::{Backend, Inner, RootEdge, no_medium};
 use crate::control::run_to_completion;
 use crate::epoch::{EpochGuard, EpochPlace};
-use crate::{Error, ErrorKind, Result};
+use crate::{Drained, Error, ErrorKind, Result};
 
 impl Backend {
     /// Holds back new requests and waits until the requests in flight have ended. New requests resume when the guard is
     /// dropped.
-    pub async fn quiesce(&self) -> Quiesced {
-        let guard = self.hold_back();
-        self.idle().await;
-        guard
+    pub async fn quiesce(&self) -> Drained {
+        self.0.graph.drain_backend(self).await
     }
 
     /// Holds back new requests.
@@ -80,7 +78,7 @@ impl Backend {
 
 /// A guard that holds back the requests of a backend until the guard is dropped.
 #[derive(Debug)]
-pub struct Quiesced(Backend);
+pub(crate) struct Quiesced(Backend);
 
 impl Quiesced {
     pub(crate) fn backend(&self) -> &Backend {

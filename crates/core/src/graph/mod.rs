@@ -7,16 +7,17 @@
 mod base;
 mod bitmaps;
 mod chain;
+mod change;
 mod create;
 mod data_file;
 mod drain;
 mod filename;
 mod generic;
-mod limits;
 mod open;
 mod probe;
 mod removal;
 mod reopen;
+mod walk;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{
@@ -26,11 +27,13 @@ use std::sync::atomic::{
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 pub use base::WritableBase;
+pub use change::GraphChange;
 pub use drain::Drained;
 pub use filename::relative_to;
 pub(crate) use filename::scheme;
 pub use open::{BackingFile, OpenContext, OpenFlags};
 pub use reopen::ReopenRequest;
+pub(crate) use walk::{is_below, nodes_below, nodes_from};
 
 use crate::backend::WeakBackend;
 use crate::change::ChangeLock;
@@ -65,8 +68,8 @@ struct Inner {
     objects: Objects,
     /// A node with copy-on-read has been opened: its reads may write.
     copies_on_read: AtomicBool,
-    /// The lock of operations on several nodes, such as a reopen.
-    reopening: ControlLock,
+    /// The lock of changes to several nodes: [`GraphChange`]s and reopens.
+    structure_lock: ControlLock,
     change_lock: ChangeLock,
 }
 
@@ -126,7 +129,7 @@ impl Graph {
             warner,
             objects,
             copies_on_read: AtomicBool::new(false),
-            reopening: ControlLock::default(),
+            structure_lock: ControlLock::default(),
             change_lock: ChangeLock::default(),
         };
         Self { inner: Arc::new(inner), gate }
@@ -176,8 +179,8 @@ impl Graph {
         &self.inner.epochs
     }
 
-    pub(crate) fn reopening(&self) -> &ControlLock {
-        &self.inner.reopening
+    pub(crate) fn structure_lock(&self) -> &ControlLock {
+        &self.inner.structure_lock
     }
 
     /// Warns the user about something that is dangerous but not an error.
@@ -230,9 +233,9 @@ impl Graph {
         let mut registry = self.registry();
         registry.backends.retain(WeakBackend::exists);
         registry.backends.push(backend.downgrade());
-        let looked_at = registry.extend_drains();
+        let rest = registry.extend_drains();
         drop(registry);
-        drop(looked_at);
+        rest.finish();
     }
 
     pub(crate) fn unregister_backend(&self, backend: &Backend) {
@@ -316,6 +319,15 @@ impl Graph {
         let name = node.name().to_owned();
         if let Err(error) = self.release(node).await {
             tracing::warn!(node = name, %error, "cannot close a node after another failure");
+        }
+    }
+
+    /// Like [`Self::release`], for a node that has lost a user by a change. The change is made already, so the log reports an
+    /// error.
+    async fn close_released(&self, node: Arc<Node>) {
+        let name = node.name().to_owned();
+        if let Err(error) = self.release(node).await {
+            tracing::error!("cannot close '{name}', which has no user any more: {error}");
         }
     }
 
