@@ -27,7 +27,11 @@ use oxblk_ring::{Event, Sharded};
 
 use crate::change::Change;
 use crate::control::run_to_completion;
+use crate::driver::DriverKind;
 use crate::edge::Owner;
+use crate::epoch::Epochs;
+use crate::graph::nodes_below;
+use crate::node::SlowPathFlags;
 use crate::perm::{Permissions, Roles};
 use crate::{ChildIdx, Edge, Errno, Error, ErrorKind, Graph, Node, Options, Preallocation, Result};
 pub(crate) use in_flight::Quiesced;
@@ -66,6 +70,30 @@ type Root = ArcSwapOption<RootEdge>;
 
 struct RootEdge {
     edge: Arc<Edge>,
+    below: Arc<BelowRoot>,
+}
+
+/// What a request must know about the nodes below the root edge.
+struct BelowRoot {
+    /// The epochs that each request enters. There is one for each set of nodes that were opened together.
+    epochs: Box<[Arc<Epochs>]>,
+    /// Reads may write (copy-on-read).
+    reads_write: bool,
+}
+
+impl BelowRoot {
+    fn of(root: &Arc<Node>) -> Self {
+        let (mut epochs, mut reads_write) = (vec![Arc::clone(root.epochs())], false);
+        for node in nodes_below(root) {
+            reads_write |= node.has_gate(SlowPathFlags::COPY_ON_READ);
+            // Only formats free clusters that other requests may still use.
+            let is_format = node.factory().kind() == DriverKind::Format;
+            if is_format && !epochs.iter().any(|other| Arc::ptr_eq(other, node.epochs())) {
+                epochs.push(Arc::clone(node.epochs()));
+            }
+        }
+        Self { epochs: epochs.into(), reads_write }
+    }
 }
 
 struct Inner {
@@ -241,8 +269,19 @@ impl Backend {
 
     /// Sets the root edge of all threads. Only a [`Change`] calls this, while no request is in flight.
     pub(crate) fn store_root(&self, edge: Option<&Arc<Edge>>) {
+        let below = edge.map(|edge| (edge, Arc::new(BelowRoot::of(edge.node()))));
         for root in self.0.roots.iter() {
-            root.store(edge.map(|edge| Arc::new(RootEdge { edge: Arc::clone(edge) })));
+            root.store(below.as_ref().map(|(edge, below)| {
+                let (edge, below) = (Arc::clone(edge), Arc::clone(below));
+                Arc::new(RootEdge { edge, below })
+            }));
+        }
+    }
+
+    /// Looks again at the nodes below the root node. The caller has changed these nodes, and holds back the requests.
+    pub(crate) fn update_root(&self) {
+        if let Ok(root) = self.root() {
+            self.store_root(Some(&root));
         }
     }
 

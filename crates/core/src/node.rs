@@ -170,7 +170,7 @@ impl Node {
     }
 
     /// The epochs in which requests to this node are counted.
-    pub fn epochs(&self) -> &Epochs {
+    pub fn epochs(&self) -> &Arc<Epochs> {
         &self.epochs
     }
 

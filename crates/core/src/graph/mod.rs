@@ -1,8 +1,7 @@
 //! The graph: all nodes and backends of one program, and operations on them.
 //!
 //! A [`Graph`] has a table of drivers, finds nodes by name, opens ([`open`]) and creates images, drains nodes, and
-//! closes nodes that have no user. Requests do not pass through the [`Graph`]: they use only the epochs and the
-//! copy-on-read flag of the [`Graph`].
+//! closes nodes that have no user. Requests do not pass through the [`Graph`].
 
 mod base;
 mod bitmaps;
@@ -20,10 +19,7 @@ mod reopen;
 mod walk;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{
-    AtomicBool, AtomicU64,
-    Ordering::{Acquire, Relaxed, Release},
-};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 pub use base::WritableBase;
@@ -39,7 +35,6 @@ use crate::backend::WeakBackend;
 use crate::change::ChangeLock;
 use crate::control::{ControlLock, Controls, in_background, run_to_completion};
 use crate::driver::{BoxFuture, Driver, DriverFactory, DriverTable};
-use crate::epoch::Epochs;
 use crate::gate::Gate;
 use crate::node::{NodeParts, Settings};
 use crate::{Backend, Children, Error, ErrorKind, Node, Objects, Result, Secrets};
@@ -61,13 +56,10 @@ struct Registry {
 
 struct Inner {
     drivers: DriverTable,
-    epochs: Arc<Epochs>,
     registry: Mutex<Registry>,
     next_name: AtomicU64,
     warner: fn(&str),
     objects: Objects,
-    /// A node with copy-on-read has been opened: its reads may write.
-    copies_on_read: AtomicBool,
     /// The lock of changes to several nodes: [`GraphChange`]s and reopens.
     structure_lock: ControlLock,
     change_lock: ChangeLock,
@@ -123,12 +115,10 @@ impl Graph {
     fn with_parts(drivers: DriverTable, gate: Gate, warner: fn(&str), objects: Objects) -> Self {
         let inner = Inner {
             drivers,
-            epochs: Arc::default(),
             registry: Mutex::default(),
             next_name: AtomicU64::new(0),
             warner,
             objects,
-            copies_on_read: AtomicBool::new(false),
             structure_lock: ControlLock::default(),
             change_lock: ChangeLock::default(),
         };
@@ -172,11 +162,6 @@ impl Graph {
     /// The objects to which options may refer.
     pub fn objects(&self) -> &Objects {
         &self.inner.objects
-    }
-
-    /// The epochs in which the requests of this graph are counted.
-    pub fn epochs(&self) -> &Arc<Epochs> {
-        &self.inner.epochs
     }
 
     pub(crate) fn structure_lock(&self) -> &ControlLock {
@@ -264,7 +249,7 @@ impl Graph {
             factory,
             driver,
             children: Arc::new(Children::default()),
-            epochs: Arc::clone(self.epochs()),
+            epochs: Arc::default(),
             settings: Settings { flags, ..Settings::default() },
             filename: None,
             change_lock: self.change_lock(),
@@ -293,16 +278,8 @@ impl Graph {
         Ok(ClaimedName { graph: self.clone(), name: name.to_owned() })
     }
 
-    /// Whether the graph has ever had a node whose reads may write (copy-on-read).
-    pub(crate) fn copies_on_read(&self) -> bool {
-        self.inner.copies_on_read.load(Acquire)
-    }
-
     /// Adds a node whose name is claimed.
     fn insert(&self, claimed: ClaimedName, parts: NodeParts) -> Arc<Node> {
-        if parts.settings.flags.copy_on_read {
-            self.inner.copies_on_read.store(true, Release);
-        }
         let node = Node::new(parts);
         let mut registry = self.registry();
         registry.nodes.retain(|_, other| other.strong_count() > 0);
