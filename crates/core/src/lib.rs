@@ -18,6 +18,7 @@ mod children;
 pub mod compact;
 mod compressed;
 mod control;
+mod counted;
 pub mod create;
 pub mod driver;
 mod edge;
@@ -42,10 +43,11 @@ mod under_loom;
 mod unflushed;
 mod users;
 pub mod vm_state;
+mod writes_in_flight;
 
 /// The atomics of the lock-free code. The loom models replace this module by a module with loom's types.
 mod atomics {
-    pub(crate) use std::sync::atomic::{AtomicBool, Ordering, fence};
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 }
 
 pub use backend::{Backend, SoleWriter, Statistics};

@@ -20,6 +20,7 @@ use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
 use crate::bitmap::{BitmapError, BitmapList, DirtyBitmap};
 use crate::change::ChangeLock;
 use crate::control::ControlLock;
+use crate::counted::AlignedWrites;
 use crate::driver::{Driver, DriverFactory, DriverKind};
 use crate::edge::Owner;
 use crate::epoch::Epochs;
@@ -66,7 +67,7 @@ pub struct Node {
     // The order of these locks is in docs/architecture.md, "Locks and their order". A holder of a range in `serialise`
     // waits for the writes that `aligned_writes` counts. Therefore a counted write never waits for a range.
     pub(crate) serialise: RangeLock,
-    pub(crate) aligned_writes: Epochs,
+    pub(crate) aligned_writes: AlignedWrites,
     pub(crate) unflushed: Unflushed,
     pub(crate) flushing: AsyncMutex<()>,
     read_only: AtomicBool,
@@ -121,7 +122,7 @@ impl Node {
             epochs: parts.epochs,
             slow_path: SlowPath::new(flags),
             serialise: RangeLock::new(),
-            aligned_writes: Epochs::default(),
+            aligned_writes: AlignedWrites::default(),
             unflushed: Unflushed::new(),
             flushing: AsyncMutex::new(()),
             read_only: AtomicBool::new(parts.settings.flags.read_only),

@@ -59,7 +59,7 @@ async fn read_and_keep(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Resu
     let lock = node.serialise.lock(start..end).await;
     let exclusive = align::Serialising::begin(node);
     oxblk_ring::perturb::point();
-    node.aligned_writes.grace().await;
+    node.aligned_writes.wait_for(start..end).await;
     let mut at = start;
     while at < end {
         let found = status::block_status(node, at, end - at, Want::Allocation).await?;
