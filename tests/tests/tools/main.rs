@@ -27,5 +27,6 @@ mod json_results;
 mod limits;
 mod misspelt;
 mod names;
+mod null;
 mod throttle;
 mod untrusted;

@@ -6,8 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::qemu_json;
 
 /// Options that change the contents of a disk. If one is set, the file name alone would open a different disk.
-const STRONG: &[&str] =
-    &["offset", "size", "read-zeroes", "latency-ns", "force_size_calc", "throttle-group"];
+const STRONG: &[&str] = &["offset", "size", "read-zeroes", "force_size_calc", "throttle-group"];
 
 /// The file name of the node if this is sufficient to open the node again; otherwise the options as a `json:` name.
 pub(super) fn of_node(node: &Node) -> String {
