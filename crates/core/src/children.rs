@@ -46,19 +46,21 @@ impl ChildIdx {
 pub struct ChildSpec {
     /// The child.
     pub child: ChildIdx,
+    /// The name of the option that describes the child, and the name of the edge.
+    pub name: &'static str,
     /// The purposes for which the node uses the child.
     pub roles: Roles,
 }
 
 impl ChildSpec {
     /// The file of a format.
-    pub const IMAGE: Self = Self { child: ChildIdx::FILE, roles: Roles::IMAGE };
+    pub const IMAGE: Self = Self { child: ChildIdx::FILE, name: "file", roles: Roles::IMAGE };
     /// The child of a filter.
-    pub const FILTERED: Self = Self { child: ChildIdx::FILE, roles: Roles::FILTER };
+    pub const FILTERED: Self = Self { child: ChildIdx::FILE, name: "file", roles: Roles::FILTER };
     /// The backing file of a format.
-    pub const BACKING: Self = Self { child: ChildIdx::BACKING, roles: Roles::COW };
+    pub const BACKING: Self = Self { child: ChildIdx::BACKING, name: "backing", roles: Roles::COW };
     /// The data file of a format.
-    pub const DATA: Self = Self { child: ChildIdx::DATA, roles: Roles::DATA };
+    pub const DATA: Self = Self { child: ChildIdx::DATA, name: "data-file", roles: Roles::DATA };
 }
 
 /// A child that has no slot.

@@ -13,8 +13,8 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use crate::perm::{Perm, Permissions, Roles, SECTOR};
 use crate::request;
 use crate::{
-    CompressedCluster, Error, ErrorKind, Node, Preallocation, Result, Status, Want, WriteFlags,
-    ZeroFlags,
+    CompressedCluster, DebugEvent, Error, ErrorKind, Node, Preallocation, Result, Status, Want,
+    WriteFlags, ZeroFlags,
 };
 
 /// The connection from a parent to a child node.
@@ -172,6 +172,12 @@ impl Edge {
             return Ok(());
         }
         Err(self.refused("resize"))
+    }
+
+    /// Reports a debug event of the parent: the step that begins after this call accesses the child. If the child receives no
+    /// debug events, this function only tests a flag.
+    pub async fn debug_event(&self, event: DebugEvent) {
+        self.node.debug_event(event).await;
     }
 
     /// Size of the node in bytes.

@@ -19,6 +19,7 @@ pub mod compact;
 mod compressed;
 mod control;
 pub mod create;
+mod debug_event;
 pub mod driver;
 mod edge;
 mod epoch;
@@ -52,6 +53,7 @@ pub use backend::{Backend, Quiesced, SoleWriter, Statistics};
 pub use change::{Attachment, FrozenChain};
 pub use children::{ChildIdx, ChildSpec, Children};
 pub use compressed::CompressedCluster;
+pub use debug_event::{Breakpoints, DebugEvent, DebugEvents};
 pub use driver::{
     BoxFuture, ChildrenRef, Driver, DriverFactory, DriverKind, DriverTable, HostFile, ImageInfo,
     MapOp, Preallocation, Step, Want,

@@ -24,7 +24,7 @@ use crate::driver::{Driver, DriverFactory, DriverKind};
 use crate::epoch::Epochs;
 use crate::unflushed::Unflushed;
 use crate::users::Users;
-use crate::{ChildIdx, Children, Edge, Limits, OpenFlags, Options, Result};
+use crate::{ChildIdx, Children, DebugEvent, Edge, Limits, OpenFlags, Options, Result};
 
 use slow_path::SlowPath;
 pub(crate) use slow_path::SlowPathFlags;
@@ -250,6 +250,11 @@ impl Node {
             let child = edge.node().limits();
             limits.mem_alignment = limits.mem_alignment.max(child.mem_alignment);
         }
+        if self.driver.debug_events().is_some() {
+            self.set_slow_path(SlowPathFlags::DEBUG_EVENTS);
+        } else {
+            self.clear_slow_path(SlowPathFlags::DEBUG_EVENTS);
+        }
         self.request_alignment.store(limits.request_alignment, Relaxed);
         self.mem_alignment.store(limits.mem_alignment.max(1), Relaxed);
         *self.limits.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(limits);
@@ -316,9 +321,9 @@ impl Node {
         if let Some(name) = &self.filename {
             return Some(name.clone());
         }
-        self.driver.filename().or_else(|| match self.factory.kind() {
-            DriverKind::Protocol => None,
-            DriverKind::Format | DriverKind::Filter => self.child(ChildIdx::FILE)?.filename(),
+        self.driver.filename().or_else(|| match self.factory.is_protocol() {
+            true => None,
+            false => self.child(ChildIdx::FILE)?.filename(),
         })
     }
 
@@ -328,6 +333,9 @@ impl Node {
         if let Some(bytes) = self.driver.allocated_size() {
             return Some(bytes);
         }
+        if self.factory.is_protocol() {
+            return None;
+        }
         let mut total: Option<u64> = None;
         for (child, edge) in self.children.iter() {
             if child != ChildIdx::BACKING {
@@ -336,6 +344,20 @@ impl Node {
             }
         }
         total
+    }
+
+    /// Whether the driver receives debug events.
+    pub fn takes_debug_events(&self) -> bool {
+        self.has_gate(SlowPathFlags::DEBUG_EVENTS)
+    }
+
+    /// Reports a debug event of this node. If the driver receives no debug events, this function only tests a flag.
+    pub(crate) async fn debug_event(&self, event: DebugEvent) {
+        if self.takes_debug_events()
+            && let Some(events) = self.driver.debug_events()
+        {
+            events.raise(event).await;
+        }
     }
 
     pub(crate) fn gated(&self) -> bool {

@@ -78,7 +78,7 @@ impl Change {
         new: Option<&Arc<Node>>,
     ) {
         let old = self.draft.child(parent, child);
-        let name = old.as_ref().map_or(child.name(), |old| old.name());
+        let name = old.as_ref().map_or(parent.child_name(child), |old| old.name());
         let roles = old.as_ref().map_or_else(|| parent.roles_of(child), |old| old.roles());
         let edge = new.map(|new| {
             let user = format!("node '{}'", parent.name());

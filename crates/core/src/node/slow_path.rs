@@ -19,6 +19,8 @@ bitflags::bitflags! {
         const BITMAPS = 8;
         /// Copy-on-read: data that a read gets from the backing file is written to this node.
         const COPY_ON_READ = 16;
+        /// The driver receives debug events, so the parents must report their accesses.
+        const DEBUG_EVENTS = 32;
     }
 }
 

@@ -122,7 +122,8 @@ fn walk<T>(
                     return then(End::Slow { node, offset: at });
                 }
                 let edge = node.children().peek(child);
-                if edge.is_none() {
+                // The driver of this node reports the access as a debug event.
+                if edge.as_ref().is_none_or(|edge| edge.node().takes_debug_events()) {
                     return then(End::Slow { node, offset: at });
                 }
                 at = below;
