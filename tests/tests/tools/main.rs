@@ -1,6 +1,7 @@
 //! Tests of `oxblk img` and `oxblk io`, most of them in comparison with the QEMU tools, and of copies through the library.
 
 mod abbreviations;
+mod blkdebug;
 mod convert_guest;
 mod copy;
 mod generated;
