@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 
 use crate::perm::Roles;
-use crate::{Edge, Errno, Error, Result};
+use crate::{DebugEvent, Edge, Errno, Error, Result};
 
 /// Identifies a child of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -104,6 +104,15 @@ impl Children {
         match self.slot(child) {
             Some(slot) => slot.load(),
             None => Guard::from_inner(self.get(child)),
+        }
+    }
+
+    /// Reports a debug event to a child. If the child receives no debug events, this function only tests a flag.
+    pub async fn debug_event(&self, child: ChildIdx, event: DebugEvent) {
+        let receives = |edge: &Arc<Edge>| edge.node().takes_debug_events();
+        let edge = self.peek(child).as_ref().filter(|edge| receives(edge)).map(Arc::clone);
+        if let Some(edge) = edge {
+            edge.debug_event(event).await;
         }
     }
 

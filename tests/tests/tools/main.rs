@@ -4,6 +4,7 @@ mod abbreviations;
 mod blkdebug;
 mod convert_guest;
 mod copy;
+mod debug_events;
 mod generated;
 mod img_amend;
 mod img_bitmap;

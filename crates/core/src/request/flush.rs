@@ -12,7 +12,7 @@ use crate::{ChildIdx, DebugEvent, Node, Result};
 /// ended, and there is nothing to do.
 pub(crate) async fn flush(node: &Arc<Node>) -> Result<()> {
     let _control = node.flushing.lock().await;
-    report(node, DebugEvent::FlushToOs).await;
+    node.children().debug_event(ChildIdx::FILE, DebugEvent::FlushToOs).await;
     if !node.unflushed.take() {
         return Ok(());
     }
@@ -42,7 +42,7 @@ async fn flush_driver(node: &Arc<Node>) -> Result<()> {
     if let Some(request) = node.driver().flush() {
         return request.await;
     }
-    report(node, DebugEvent::FlushToDisk).await;
+    node.children().debug_event(ChildIdx::FILE, DebugEvent::FlushToDisk).await;
     for (child, edge) in node.children().iter() {
         if child != ChildIdx::BACKING {
             let below: BoxFuture<'_, Result<()>> = Box::pin(flush(edge.node()));
@@ -50,11 +50,4 @@ async fn flush_driver(node: &Arc<Node>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Reports a debug event to the primary child.
-async fn report(node: &Node, event: DebugEvent) {
-    if let Some(file) = node.child(ChildIdx::FILE).filter(|file| file.takes_debug_events()) {
-        file.debug_event(event).await;
-    }
 }
