@@ -20,6 +20,7 @@ mod compressed;
 mod control;
 mod counted;
 pub mod create;
+mod debug_event;
 pub mod driver;
 mod edge;
 mod epoch;
@@ -54,6 +55,7 @@ pub use backend::{Backend, SoleWriter, Statistics};
 pub use change::{Attachment, FrozenChain};
 pub use children::{ChildIdx, ChildSpec, Children};
 pub use compressed::CompressedCluster;
+pub use debug_event::{Breakpoints, DebugEvent, DebugEvents};
 pub use driver::{
     BoxFuture, ChildrenRef, Driver, DriverFactory, DriverKind, DriverTable, HostFile, ImageInfo,
     MapOp, Preallocation, Step, Want,

@@ -22,7 +22,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::{as_u64, min_len, slow};
 use crate::node::SlowPathFlags;
-use crate::{Errno, Error, Node, Result};
+use crate::{DebugEvent, Errno, Error, Node, Result};
 
 impl Node {
     /// Whether memory at `address` has the alignment that the node's host file requires.
@@ -78,13 +78,23 @@ pub(super) async fn read_modify_write(node: &Arc<Node>, offset: u64, data: IoBuf
     let block = usize::try_from(node.request_alignment()).unwrap_or(usize::MAX).min(len);
     let skip = min_len(offset - start, len);
     let size = node.size();
-    if skip > 0 {
-        bounce = fill_block(node, start, bounce, 0, block).await?;
-    }
     let tail = skip.saturating_add(data.len());
     let last = len - block;
+    if skip > 0 {
+        node.debug_event(DebugEvent::PwritevRmwHead).await;
+        if last == 0 && tail < len {
+            node.debug_event(DebugEvent::PwritevRmwTail).await;
+        }
+        bounce = fill_block(node, start, bounce, 0, block).await?;
+        node.debug_event(DebugEvent::PwritevRmwAfterHead).await;
+        if last == 0 && tail < len {
+            node.debug_event(DebugEvent::PwritevRmwAfterTail).await;
+        }
+    }
     if tail < len && (last > 0 || skip == 0) && start.saturating_add(as_u64(last)) < size {
+        node.debug_event(DebugEvent::PwritevRmwTail).await;
         bounce = fill_block(node, start, bounce, last, block).await?;
+        node.debug_event(DebugEvent::PwritevRmwAfterTail).await;
     }
     let hole = bounce.get_mut(skip..tail).ok_or_else(|| slow::out_of_range(node, offset))?;
     hole.copy_from_slice(&data);
