@@ -103,16 +103,6 @@ struct Job<'a> {
 
 impl Job<'_> {
     async fn run(&self, sources: &[Backend]) -> Step {
-        match (self.arguments.bitmaps, sources) {
-            (Some(skip_broken), [source]) => {
-                bitmaps::check_source(self.context, source, skip_broken)?;
-            }
-            (Some(_), _) => {
-                let message = "Copying bitmaps only possible with single source";
-                return Err(self.context.failed(message));
-            }
-            (None, _) => {}
-        }
         let prepared =
             target::prepare(self.context, self.arguments, self.graph, sources, &self.stop).await;
         let target = match prepared {
