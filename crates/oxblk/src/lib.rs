@@ -135,6 +135,7 @@ mod request;
 mod sectors;
 mod serve;
 mod socket_file;
+mod stop;
 pub mod temporary;
 mod threads;
 pub mod workers;
