@@ -152,7 +152,7 @@ pub use format::{
 pub use image_info::{BackingName, ImageInfo, has_own_info};
 pub use map::{Extent, Extents};
 pub use measure::measure;
-pub use objects::{check_identifier, define_object};
+pub use objects::{check_identifier, define_object, object_help};
 pub use oxblk_core as core;
 pub use oxblk_core::bitmap::BitmapInfo;
 pub use oxblk_core::create::Measure;
