@@ -27,9 +27,14 @@ use oxblk_ring::{Event, Sharded};
 
 use crate::change::Change;
 use crate::control::run_to_completion;
+use crate::driver::DriverKind;
+use crate::edge::Owner;
+use crate::epoch::Epochs;
+use crate::graph::nodes_below;
+use crate::node::SlowPathFlags;
 use crate::perm::{Permissions, Roles};
 use crate::{ChildIdx, Edge, Errno, Error, ErrorKind, Graph, Node, Options, Preallocation, Result};
-pub use in_flight::Quiesced;
+pub(crate) use in_flight::Quiesced;
 use sole_writer::Lender;
 pub use sole_writer::SoleWriter;
 
@@ -65,6 +70,30 @@ type Root = ArcSwapOption<RootEdge>;
 
 struct RootEdge {
     edge: Arc<Edge>,
+    below: Arc<BelowRoot>,
+}
+
+/// What a request must know about the nodes below the root edge.
+struct BelowRoot {
+    /// The epochs that each request enters. There is one for each set of nodes that were opened together.
+    epochs: Box<[Arc<Epochs>]>,
+    /// Reads may write (copy-on-read).
+    reads_write: bool,
+}
+
+impl BelowRoot {
+    fn of(root: &Arc<Node>) -> Self {
+        let (mut epochs, mut reads_write) = (vec![Arc::clone(root.epochs())], false);
+        for node in nodes_below(root) {
+            reads_write |= node.has_gate(SlowPathFlags::COPY_ON_READ);
+            // Only formats free clusters that other requests may still use.
+            let is_format = node.factory().kind() == DriverKind::Format;
+            if is_format && !epochs.iter().any(|other| Arc::ptr_eq(other, node.epochs())) {
+                epochs.push(Arc::clone(node.epochs()));
+            }
+        }
+        Self { epochs: epochs.into(), reads_write }
+    }
 }
 
 struct Inner {
@@ -75,6 +104,13 @@ struct Inner {
     quiesced: AtomicUsize,
     changed: Event,
     write_through: AtomicBool,
+    /// The permissions that this backend takes on its root node.
+    permissions: Mutex<Permissions>,
+    /// The user of the root edge and the name of the edge, for messages.
+    user: String,
+    edge_name: &'static str,
+    /// The backend stays at its root node when other users of the node move to another node.
+    is_fixed: bool,
     /// For the backend of a job that is the only writer: the user that gets its permissions back.
     lender: Mutex<Option<Lender>>,
 }
@@ -100,20 +136,18 @@ impl Drop for Inner {
         }
         // Release the permissions, so that later users of the node do not conflict with them.
         if let Some(root) = &root {
-            release_permissions(&root.edge, lender);
+            let mut change = Change::of(root.edge.node());
+            change.detach(&root.edge);
+            if let Some(lender) = lender {
+                lender.give_back(&mut change, &root.edge);
+            }
+            change.release();
         }
     }
 }
 
-/// Ends the use of a node through `edge`.
-fn release_permissions(edge: &Edge, lender: Option<Lender>) {
-    match lender {
-        Some(lender) => lender.give_back(edge),
-        None => edge.detach(),
-    }
-}
-
 /// The graph's weak reference to a backend; it does not keep the backend alive.
+#[derive(Clone)]
 pub(crate) struct WeakBackend(Weak<Inner>);
 
 impl WeakBackend {
@@ -143,26 +177,41 @@ impl Backend {
         node: Arc<Node>,
         permissions: Permissions,
     ) -> Result<Self> {
-        let root = Self::root_edge(name, node, permissions);
-        let mut change = Change::of(root.node());
-        change.attach(&root);
-        change.commit()?;
-        Ok(Self::on_root(graph, name, &root))
+        let backend = Self::empty(graph, name, permissions);
+        let mut change = Change::of(&node);
+        change.set_root(&backend, node);
+        backend.join(change)?;
+        Ok(backend)
     }
 
-    /// The root edge of a backend with the name `name`. The edge does not use its node yet.
-    pub(crate) fn root_edge(name: &str, node: Arc<Node>, permissions: Permissions) -> Arc<Edge> {
+    /// A backend without a root node. The graph does not know the backend yet.
+    pub(crate) fn empty(graph: &Graph, name: &str, permissions: Permissions) -> Self {
         let user = if name.is_empty() {
             "an unnamed block device".to_owned()
         } else {
             format!("block device '{name}'")
         };
-        Edge::unattached(node, user, "root", Roles::empty(), permissions)
+        Self::with_user(graph, name, permissions, (user, "root"), false)
     }
 
-    /// A backend that uses its root node through `root`.
-    pub(crate) fn on_root(graph: &Graph, name: &str, root: &Arc<Edge>) -> Self {
-        let backend = Self(Arc::new(Inner {
+    /// Like [`Self::empty`], for a job that stays at its node.
+    pub(crate) fn of_job(
+        graph: &Graph,
+        permissions: Permissions,
+        job: &str,
+        edge_name: &'static str,
+    ) -> Self {
+        Self::with_user(graph, "", permissions, (job.to_owned(), edge_name), true)
+    }
+
+    fn with_user(
+        graph: &Graph,
+        name: &str,
+        permissions: Permissions,
+        (user, edge_name): (String, &'static str),
+        is_fixed: bool,
+    ) -> Self {
+        Self(Arc::new(Inner {
             name: name.to_owned(),
             graph: graph.clone(),
             roots: Sharded::default(),
@@ -170,11 +219,36 @@ impl Backend {
             quiesced: AtomicUsize::new(0),
             changed: Event::new(),
             write_through: AtomicBool::new(false),
+            permissions: Mutex::new(permissions),
+            user,
+            edge_name,
+            is_fixed,
             lender: Mutex::new(None),
-        }));
-        backend.set_root(Some(root));
-        graph.register_backend(&backend);
-        backend
+        }))
+    }
+
+    /// Makes the change that gives a new backend its root node, and adds the backend to the graph.
+    pub(crate) fn join(&self, change: Change) -> Result<()> {
+        change.commit()?;
+        self.0.graph.register_backend(self);
+        Ok(())
+    }
+
+    /// A root edge of this backend that does not use `node` yet.
+    pub(crate) fn new_root_edge(&self, node: &Arc<Node>, permissions: Permissions) -> Arc<Edge> {
+        let (user, name) = (self.0.user.as_str(), self.0.edge_name);
+        let edge = Edge::unattached(Arc::clone(node), user, name, Roles::empty(), permissions);
+        let weak = self.downgrade();
+        edge.owned_by(match self.0.is_fixed {
+            true => Owner::FixedBackend(weak),
+            false => Owner::Backend(weak),
+        });
+        edge
+    }
+
+    /// The permissions that this backend takes on a root node.
+    pub(crate) fn permissions(&self) -> Permissions {
+        *self.0.permissions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the permissions of this backend.
@@ -182,17 +256,32 @@ impl Backend {
     /// # Errors
     /// The errors of [`Self::new`]; `ENOMEDIUM` if the backend is closed. After an error, nothing has changed.
     pub fn set_permissions(&self, permissions: Permissions) -> Result<()> {
-        self.root()?.set_permissions(permissions)
+        let mut change = Change::of(&*self.node()?);
+        change.set_root_permissions(&self.downgrade(), move |_| permissions);
+        change.commit()?;
+        *self.0.permissions.lock().unwrap_or_else(PoisonError::into_inner) = permissions;
+        Ok(())
     }
 
     pub(crate) fn downgrade(&self) -> WeakBackend {
         WeakBackend(Arc::downgrade(&self.0))
     }
 
-    /// Sets the root edge of all threads. Call this only while no request is in flight.
-    fn set_root(&self, edge: Option<&Arc<Edge>>) {
+    /// Sets the root edge of all threads. Only a [`Change`] calls this, while no request is in flight.
+    pub(crate) fn store_root(&self, edge: Option<&Arc<Edge>>) {
+        let below = edge.map(|edge| (edge, Arc::new(BelowRoot::of(edge.node()))));
         for root in self.0.roots.iter() {
-            root.store(edge.map(|edge| Arc::new(RootEdge { edge: Arc::clone(edge) })));
+            root.store(below.as_ref().map(|(edge, below)| {
+                let (edge, below) = (Arc::clone(edge), Arc::clone(below));
+                Arc::new(RootEdge { edge, below })
+            }));
+        }
+    }
+
+    /// Looks again at the nodes below the root node. The caller has changed these nodes, and holds back the requests.
+    pub(crate) fn update_root(&self) {
+        if let Ok(root) = self.root() {
+            self.store_root(Some(&root));
         }
     }
 
@@ -256,15 +345,15 @@ impl Backend {
     /// driver cannot change the size; the errors of [`crate::check_length`]; `ENOMEDIUM` if the backend is closed;
     /// otherwise the errors of the driver and the host.
     pub async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
-        let root = self.root()?;
         // If a node passes its permissions to its `file` child, the child is resized.
-        let (mut lowest, mut above) = (Arc::clone(root.node()), Vec::new());
+        let (mut lowest, mut above) = (self.node()?, Vec::new());
         while lowest.factory().passes_permissions()
             && let Some(below) = lowest.child(ChildIdx::FILE)
         {
             above.push(std::mem::replace(&mut lowest, below));
         }
-        let resize = move |_| async move { root.resize(size, preallocation).await };
+        let backend = self.clone();
+        let resize = move |_| async move { backend.root()?.resize(size, preallocation).await };
         self.0.graph.run_exclusive_below(above, &lowest, self.while_open(resize)).await
     }
 
@@ -288,19 +377,28 @@ impl Backend {
         &self,
         last: impl FnOnce(Arc<Edge>) -> LocalBoxFuture<'static, Result<()>> + 'static,
     ) -> Result<()> {
-        let Ok(edge) = self.root() else { return Ok(()) };
-        let controls = self.0.graph.controls(edge.node()).await;
-        let drained = self.quiesce().await;
-        if self.root().is_err() {
-            // Another call has closed the backend while this call waited.
-            return Ok(());
-        }
+        let (edge, controls, drained) = loop {
+            let Ok(edge) = self.root() else { return Ok(()) };
+            let controls = self.0.graph.controls(edge.node()).await;
+            let drained = self.quiesce().await;
+            match self.root() {
+                Ok(now) if Arc::ptr_eq(&now, &edge) => break (edge, controls, drained),
+                // The backend got another root node while this call waited.
+                Ok(_) => {}
+                // Another call has closed the backend while this call waited.
+                Err(_) => return Ok(()),
+            }
+        };
         let backend = self.clone();
         run_to_completion(async move {
             let finished = last(Arc::clone(&edge)).await;
-            backend.set_root(None);
             let lender = backend.0.lender.lock().unwrap_or_else(PoisonError::into_inner).take();
-            release_permissions(&edge, lender);
+            let mut change = Change::of(edge.node());
+            change.set_root_edge(&backend, None);
+            if let Some(lender) = lender {
+                lender.give_back(&mut change, &edge);
+            }
+            change.release();
             let node = Arc::clone(edge.node());
             drop(edge);
             let closed = backend.0.graph.release_unused(node, &controls).await;

@@ -4,6 +4,7 @@
 //! path finds them quickly. All other children (the children of a quorum, the extents of an image) are in a list.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 
@@ -36,7 +37,7 @@ impl ChildIdx {
     }
 
     /// The child at a position of the list of further children.
-    pub fn further(at: u32) -> Self {
+    fn further(at: u32) -> Self {
         Self(at.saturating_add(3))
     }
 }
@@ -68,11 +69,17 @@ type Further = (ChildIdx, Arc<Edge>);
 pub struct Children {
     slots: [ArcSwapOption<Edge>; 3],
     further: ArcSwap<Vec<Further>>,
+    /// The number of further children that there have been. The identifier of a removed child is not used again.
+    further_count: AtomicU32,
 }
 
 impl Default for Children {
     fn default() -> Self {
-        Self { slots: Default::default(), further: ArcSwap::from_pointee(Vec::new()) }
+        Self {
+            slots: Default::default(),
+            further: ArcSwap::from_pointee(Vec::new()),
+            further_count: AtomicU32::new(0),
+        }
     }
 }
 
@@ -84,6 +91,11 @@ impl Children {
             children.set(child, Some(edge));
         }
         children
+    }
+
+    /// An identifier for a further child. No other child of this node has had it.
+    pub(crate) fn new_further(&self) -> ChildIdx {
+        ChildIdx::further(self.further_count.fetch_add(1, Relaxed))
     }
 
     fn slot(&self, child: ChildIdx) -> Option<&ArcSwapOption<Edge>> {

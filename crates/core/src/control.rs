@@ -9,7 +9,6 @@
 //! ([`lock_all`]), so two such operations never wait for each other. It holds back requests only after it has all locks. An
 //! operation that uses only one node never waits for the lock of another node.
 
-use std::collections::HashSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,6 +18,7 @@ use futures_util::future::LocalBoxFuture;
 use oxblk_ring::{Mutex, MutexGuardArc, Task, UntilSettled};
 
 use crate::backend::no_medium;
+use crate::graph::{is_below, nodes_below, nodes_from};
 use crate::{Backend, ChildIdx, Drained, Graph, Node, Result};
 
 /// The lock that a control operation holds on its node.
@@ -54,8 +54,7 @@ pub(crate) struct Exclusive {
 impl Graph {
     /// Takes the control locks of `top` and of all nodes below it.
     pub(crate) async fn controls(&self, top: &Arc<Node>) -> Controls {
-        let top = std::slice::from_ref(top);
-        lock_set(|| nodes_from(top, |_| true)).await
+        lock_set(|| nodes_below(top)).await
     }
 
     /// Takes the control locks of `nodes`, and of the nodes that a flush of `nodes` reaches.
@@ -139,21 +138,6 @@ async fn lock_set(find: impl Fn() -> Vec<Arc<Node>>) -> Controls {
     }
 }
 
-/// The nodes `tops`, and the nodes that can be reached from `tops` through slots that `follow` accepts. Each node is
-/// listed once.
-fn nodes_from(tops: &[Arc<Node>], follow: impl Fn(ChildIdx) -> bool) -> Vec<Arc<Node>> {
-    let (mut found, mut seen) = (Vec::new(), HashSet::new());
-    let mut next = tops.to_vec();
-    while let Some(node) = next.pop() {
-        if seen.insert(Arc::as_ptr(&node)) {
-            let children = node.children().iter().filter(|(child, _)| follow(*child));
-            next.extend(children.map(|(_, edge)| Arc::clone(edge.node())));
-            found.push(node);
-        }
-    }
-    found
-}
-
 fn mark_unflushed_below(node: &Arc<Node>) {
     let below = nodes_from(std::slice::from_ref(node), |child| child != ChildIdx::BACKING);
     for node in below.iter().skip(1).filter(|node| !node.is_read_only()) {
@@ -163,7 +147,7 @@ fn mark_unflushed_below(node: &Arc<Node>) {
 
 impl Backend {
     /// Wraps the work of a control operation that this backend requests. The operation fails if the backend was closed
-    /// before the operation got exclusive use of the node.
+    /// before the operation got exclusive use of the node, or if the node is no longer below the backend.
     pub(crate) fn while_open<T, W, F>(
         &self,
         work: W,
@@ -176,7 +160,9 @@ impl Backend {
         let backend = self.clone();
         move |node| {
             Box::pin(async move {
-                backend.root()?;
+                if !is_below(&backend.node()?, &node) {
+                    return Err(no_medium());
+                }
                 work(node).await
             })
         }

@@ -250,6 +250,11 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
+    /// The capability to let requests pass that wait in the driver, for a drain.
+    fn drain(&self) -> Option<&dyn Drain> {
+        None
+    }
+
     /// The capability to change the size.
     fn resize(&self) -> Option<&dyn Resize> {
         None
@@ -341,6 +346,15 @@ impl Preallocation {
             Self::Full => "full",
         }
     }
+}
+
+/// Lets requests pass that wait in the driver, for example for a rate limit, so that a drain does not wait for them. Several
+/// drains may be in progress at a time.
+pub trait Drain: Send + Sync {
+    /// A drain begins whose requests may wait in this driver. Until [`Self::end`], no request waits for anything but the host.
+    fn begin(&self);
+    /// The drain ends.
+    fn end(&self);
 }
 
 /// Changes the size of a node.

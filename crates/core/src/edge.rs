@@ -4,22 +4,39 @@
 //! [`Attachment`](crate::Attachment). The node of an edge never changes.
 //! To replace a child, the graph drains the parent and puts a new edge into the slot. Requests made through an edge
 //! take the complete request path of the child.
+//!
+//! An edge knows its [`Owner`]. So all users of a node can be found and moved to another node, and all nodes and backends above
+//! a node can be found.
 
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use oxblk_ring::{IoBuf, IoBufMut};
 
+use crate::backend::WeakBackend;
 use crate::perm::{Perm, Permissions, Roles, SECTOR};
 use crate::request;
 use crate::{
-    CompressedCluster, Error, ErrorKind, Node, Preallocation, Result, Status, Want, WriteFlags,
-    ZeroFlags,
+    ChildIdx, CompressedCluster, Error, ErrorKind, Node, Preallocation, Result, Status, Want,
+    WriteFlags, ZeroFlags,
 };
+
+/// The user to which an edge belongs.
+#[derive(Clone)]
+pub(crate) enum Owner {
+    /// A node.
+    Node(Weak<Node>, ChildIdx),
+    /// A backend that can get another root node.
+    Backend(WeakBackend),
+    /// A backend that stays at its node: a job's backend.
+    FixedBackend(WeakBackend),
+}
 
 /// The connection from a parent to a child node.
 pub struct Edge {
     node: Arc<Node>,
+    /// Unset for an [`Attachment`](crate::Attachment), and while the parent is being opened.
+    owner: OnceLock<Owner>,
     name: String,
     user: String,
     roles: Roles,
@@ -52,6 +69,7 @@ impl Edge {
     ) -> Arc<Self> {
         Arc::new(Self {
             node,
+            owner: OnceLock::new(),
             name: name.into(),
             user: user.into(),
             roles,
@@ -61,6 +79,16 @@ impl Edge {
             frozen: AtomicU32::new(0),
             yields_to: Mutex::default(),
         })
+    }
+
+    /// Records the owner. An owner that was recorded before stays.
+    pub(crate) fn owned_by(&self, owner: Owner) {
+        let _ = self.owner.set(owner);
+    }
+
+    /// The owner, if it is a node or a backend. `None` also while the parent is being opened.
+    pub(crate) fn owner(&self) -> Option<&Owner> {
+        self.owner.get()
     }
 
     /// The node, if this edge has the last reference to it.
@@ -119,6 +147,11 @@ impl Edge {
         self.frozen.fetch_sub(1, Relaxed);
     }
 
+    /// The job for whose duration this user has given its write permission away.
+    pub(crate) fn yields_to(&self) -> Option<Arc<str>> {
+        self.yields_to.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Records the name of the job that is now the only writer of the node, for messages. `None`: there is no such job.
     /// See [`crate::SoleWriter`].
     pub(crate) fn yield_to(&self, writer: Option<Arc<str>>) {
@@ -126,8 +159,7 @@ impl Edge {
     }
 
     fn refused(&self, operation: &str) -> Error {
-        let yields_to = self.yields_to.lock().unwrap_or_else(PoisonError::into_inner);
-        let text = match &*yields_to {
+        let text = match self.yields_to() {
             Some(writer) => format!("{} cannot {operation} during the {writer}", self.user),
             None => format!("{} did not ask to {operation}", self.user),
         };

@@ -11,24 +11,37 @@
 //! dropped. On an I/O thread, entering and leaving each cost one uncontended atomic read-modify-write, unless the epoch
 //! advances at the same time. All orderings are `SeqCst`, because entering is a store followed by a load of another
 //! location that the advancing thread writes.
+//!
+//! The counters are allocated by the first request. A request enters only after it has seen `is_used`. So a thread that finds
+//! `is_used` clear knows that no request of an earlier epoch is in progress.
 
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 use oxblk_ring::perturb::point;
 use oxblk_ring::{Shard, Sharded};
 
 const SLOTS: usize = 4;
 
-/// The epochs of one [`crate::Graph`]: the current epoch, and the numbers of requests in progress.
+type Counts = Sharded<[AtomicU64; SLOTS]>;
+
+/// The epochs of the nodes that were opened together: the current epoch, and the numbers of requests in progress. A request
+/// enters the epochs of all nodes that it may reach.
 #[derive(Debug)]
 pub struct Epochs {
     current: AtomicU64,
-    counts: Sharded<[AtomicU64; SLOTS]>,
+    /// Set before the first request enters.
+    is_used: AtomicBool,
+    counts: OnceLock<Counts>,
 }
 
 impl Default for Epochs {
     fn default() -> Self {
-        Self { current: AtomicU64::new(2), counts: Sharded::default() }
+        Self {
+            current: AtomicU64::new(2),
+            is_used: AtomicBool::new(false),
+            counts: OnceLock::new(),
+        }
     }
 }
 
@@ -53,10 +66,19 @@ impl Epochs {
         self.current.fetch_add(0, SeqCst)
     }
 
+    /// The counters, for a request that enters.
+    fn counts(&self) -> &Counts {
+        let counts = self.counts.get_or_init(Counts::default);
+        if !self.is_used.load(SeqCst) {
+            self.is_used.store(true, SeqCst);
+        }
+        counts
+    }
+
     /// Marks the start of a request.
     pub fn enter(&self) -> EpochGuard<'_> {
         let shard = Shard::mine();
-        let counts = self.counts.at(shard);
+        let counts = self.counts().at(shard);
         loop {
             let epoch = self.current.load(SeqCst);
             let count = slot(counts, epoch);
@@ -72,7 +94,7 @@ impl Epochs {
 
     /// Ends a request whose guard was detached.
     pub(crate) fn leave(&self, place: EpochPlace) {
-        slot(self.counts.at(place.shard), place.epoch).fetch_sub(1, SeqCst);
+        slot(self.counts().at(place.shard), place.epoch).fetch_sub(1, SeqCst);
     }
 
     /// Whether every request that entered the epoch `epoch` or an earlier one has ended. The call advances the epoch if
@@ -104,7 +126,9 @@ impl Epochs {
     fn try_advance(&self) -> bool {
         let epoch = self.current.load(SeqCst);
         let previous = epoch.wrapping_sub(1);
-        if self.counts.iter().any(|counts| slot(counts, previous).load(SeqCst) != 0) {
+        if self.is_used.load(SeqCst)
+            && self.counts().iter().any(|counts| slot(counts, previous).load(SeqCst) != 0)
+        {
             return false;
         }
         point();

@@ -48,7 +48,7 @@ mod atomics {
     pub(crate) use std::sync::atomic::{AtomicBool, Ordering, fence};
 }
 
-pub use backend::{Backend, Quiesced, SoleWriter, Statistics};
+pub use backend::{Backend, SoleWriter, Statistics};
 pub use change::{Attachment, FrozenChain};
 pub use children::{ChildIdx, ChildSpec, Children};
 pub use compressed::CompressedCluster;
@@ -63,7 +63,8 @@ pub use error::{Error, ErrorKind, Result, strerror};
 pub use flags::{WriteFlags, ZeroFlags};
 pub use gate::{Admitted, Directory, Gate, Purpose, RefusedName};
 pub use graph::{
-    BackingFile, Drained, Graph, OpenContext, OpenFlags, ReopenRequest, WritableBase, relative_to,
+    BackingFile, Drained, Graph, GraphChange, OpenContext, OpenFlags, ReopenRequest, WritableBase,
+    relative_to,
 };
 pub use limits::{Limits, MAX_LENGTH, check_length};
 pub use node::{DetectZeroes, Node};

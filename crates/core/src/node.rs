@@ -21,6 +21,7 @@ use crate::bitmap::{BitmapError, BitmapList, DirtyBitmap};
 use crate::change::ChangeLock;
 use crate::control::ControlLock;
 use crate::driver::{Driver, DriverFactory, DriverKind};
+use crate::edge::Owner;
 use crate::epoch::Epochs;
 use crate::unflushed::Unflushed;
 use crate::users::Users;
@@ -131,7 +132,11 @@ impl Node {
             change_lock: parts.change_lock,
         };
         node.refresh_limits();
-        Arc::new(node)
+        let node = Arc::new(node);
+        for (child, edge) in node.children.iter() {
+            edge.owned_by(Owner::Node(Arc::downgrade(&node), child));
+        }
+        node
     }
 
     /// The node-name.
@@ -165,7 +170,7 @@ impl Node {
     }
 
     /// The epochs in which requests to this node are counted.
-    pub fn epochs(&self) -> &Epochs {
+    pub fn epochs(&self) -> &Arc<Epochs> {
         &self.epochs
     }
 

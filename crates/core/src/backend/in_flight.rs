@@ -11,16 +11,14 @@ use oxblk_ring::{Shard, UntilSettled, keep_until_settled};
 
 use super::{Backend, Inner, RootEdge, no_medium};
 use crate::control::run_to_completion;
-use crate::epoch::{EpochGuard, EpochPlace};
-use crate::{Error, ErrorKind, Result};
+use crate::epoch::EpochPlace;
+use crate::{Drained, Error, ErrorKind, Result};
 
 impl Backend {
     /// Holds back new requests and waits until the requests in flight have ended. New requests resume when the guard is
     /// dropped.
-    pub async fn quiesce(&self) -> Quiesced {
-        let guard = self.hold_back();
-        self.idle().await;
-        guard
+    pub async fn quiesce(&self) -> Drained {
+        self.0.graph.drain_backend(self).await
     }
 
     /// Holds back new requests.
@@ -73,14 +71,49 @@ impl Backend {
             return Ok(None);
         }
         let root = self.0.roots.mine().load_full().ok_or_else(no_medium)?;
-        let epoch = self.0.graph.epochs().enter();
-        Ok(Some(Request { root, guards: Some((epoch, count)), backend: self }))
+        let epochs = root.enter();
+        Ok(Some(Request { root, guards: Some((epochs, count)), backend: self }))
+    }
+}
+
+/// The epochs that a request has entered, in the order of [`BelowRoot::epochs`](super::BelowRoot).
+enum Entered {
+    None,
+    One(EpochPlace),
+    Several(Vec<EpochPlace>),
+}
+
+impl RootEdge {
+    fn enter(&self) -> Entered {
+        match &*self.below.epochs {
+            [] => Entered::None,
+            [epochs] => Entered::One(epochs.enter().detach()),
+            several => {
+                Entered::Several(several.iter().map(|epochs| epochs.enter().detach()).collect())
+            }
+        }
+    }
+
+    fn leave(&self, entered: Entered) {
+        let places = match entered {
+            Entered::None => return,
+            Entered::One(place) => {
+                if let Some(epochs) = self.below.epochs.first() {
+                    epochs.leave(place);
+                }
+                return;
+            }
+            Entered::Several(places) => places,
+        };
+        for (epochs, place) in self.below.epochs.iter().zip(places) {
+            epochs.leave(place);
+        }
     }
 }
 
 /// A guard that holds back the requests of a backend until the guard is dropped.
 #[derive(Debug)]
-pub struct Quiesced(Backend);
+pub(crate) struct Quiesced(Backend);
 
 impl Quiesced {
     pub(crate) fn backend(&self) -> &Backend {
@@ -131,7 +164,7 @@ impl Drop for InFlight<'_> {
 /// reused.
 pub(super) struct Request<'a> {
     pub(super) root: Arc<RootEdge>,
-    guards: Option<(EpochGuard<'a>, InFlight<'a>)>,
+    guards: Option<(Entered, InFlight<'a>)>,
     backend: &'a Backend,
 }
 
@@ -147,28 +180,28 @@ impl Drop for Request<'_> {
 /// counts.
 pub(super) struct Place {
     backend: Backend,
-    epoch: EpochPlace,
+    root: Arc<RootEdge>,
+    epochs: Entered,
     shard: Shard,
-    /// The root edge, unless [`Place::done`] has been called. When this value is dropped with a root edge, the root
-    /// node is marked as unflushed, because the host may have written data after the last flush.
-    unfinished: Option<Arc<RootEdge>>,
+    /// Cleared by [`Place::done`]. If this value is dropped earlier, the root node is marked as unflushed, because the host may
+    /// have written data after the last flush.
+    is_unfinished: bool,
 }
 
 impl Place {
     /// Lowers the counts of a request that has succeeded. Such a request has already marked its nodes as unflushed.
     pub(super) fn done(mut self) {
-        self.unfinished = None;
+        self.is_unfinished = false;
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(root) = self.unfinished.take()
-            && !root.edge.node().is_read_only()
-        {
-            root.edge.node().mark_unflushed();
+        let node = self.root.edge.node();
+        if self.is_unfinished && !node.is_read_only() {
+            node.mark_unflushed();
         }
-        self.backend.0.graph.epochs().leave(self.epoch);
+        self.root.leave(std::mem::replace(&mut self.epochs, Entered::None));
         drop(InFlight { shard: self.shard, backend: &self.backend.0 });
     }
 }
@@ -176,10 +209,9 @@ impl Drop for Place {
 impl Request<'_> {
     /// Takes the counts out of the request and returns them. `None` if this was done before.
     pub(super) fn leave_behind(&mut self) -> Option<Place> {
-        let (epoch, count) = self.guards.take()?;
-        let (epoch, shard) = (epoch.detach(), count.detach());
-        let unfinished = Some(Arc::clone(&self.root));
-        Some(Place { backend: self.backend.clone(), epoch, shard, unfinished })
+        let (epochs, count) = self.guards.take()?;
+        let (backend, root) = (self.backend.clone(), Arc::clone(&self.root));
+        Some(Place { backend, root, epochs, shard: count.detach(), is_unfinished: true })
     }
 
     /// Runs the work of the request. Once begun, the work runs to its end even if the caller's future is dropped.
@@ -204,7 +236,10 @@ impl Request<'_> {
     /// Ends a request that has no host operation in flight: the request has succeeded, or it has started no operation.
     /// So the counts are lowered immediately, without waiting for other operations of the thread.
     pub(super) fn done(mut self) {
-        self.guards = None;
+        if let Some((epochs, count)) = self.guards.take() {
+            self.root.leave(epochs);
+            drop(count);
+        }
     }
 
     /// Returns the request if the range lies inside the disk. Otherwise, ends the request and returns `OutOfRange`.

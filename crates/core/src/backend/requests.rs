@@ -23,7 +23,7 @@ impl Backend {
     pub async fn read(&self, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
         let len = request::as_u64(buf.len());
         let request = self.begin().await?.check(offset, len)?;
-        let buf = if self.0.graph.copies_on_read() {
+        let buf = if request.root.below.reads_write {
             let root = Arc::clone(&request.root);
             let work = async move { request::read_padded(root.edge.node(), offset, buf).await };
             request.run_to_completion(work).await?

@@ -11,11 +11,11 @@ use std::sync::{Arc, PoisonError};
 
 use oxblk_ring::try_thread_index;
 
-use super::Backend;
+use super::{Backend, WeakBackend};
 use crate::change::Change;
 use crate::control::in_background;
-use crate::perm::{Perm, Permissions, Roles};
-use crate::{Edge, FrozenChain, Node, Result};
+use crate::perm::{Perm, Permissions};
+use crate::{Edge, Error, ErrorKind, FrozenChain, Node, Result};
 
 /// The permissions to change a node.
 const CHANGES: Perm = Perm::WRITE.union(Perm::WRITE_UNCHANGED).union(Perm::RESIZE);
@@ -27,30 +27,27 @@ pub struct SoleWriter {
     is_ended: bool,
 }
 
-/// The edge of the backend that has started the job. The backend of the job owns this value, so the permissions are given back
+/// The backend that has started the job. The backend of the job owns this value, so the permissions are given back
 /// at the latest when the last clone of that backend is dropped, for example because its thread ends.
 pub(super) struct Lender {
-    edge: Arc<Edge>,
-    /// The permissions of this edge before the job.
+    backend: WeakBackend,
+    /// The permissions of its root edge before the job.
     before: Permissions,
     /// The backing chain of the node.
     _frozen: FrozenChain,
 }
 
 impl Lender {
-    /// Ends the job's use of the node through `edge`, and gives its permissions back.
-    pub(super) fn give_back(self, edge: &Edge) {
-        // A reopen may have changed the permissions of the lender during the job.
-        let now = self.edge.permissions();
+    /// Adds a step to `change` that gives the permissions back. `change` ends the job's use of the node through `edge`. If the
+    /// backend that has started the job was closed during the job, the step has no effect.
+    pub(super) fn give_back(self, change: &mut Change, edge: &Arc<Edge>) {
         let lent = edge.permissions().taken & self.before.taken;
-        self.edge.yield_to(None);
-        let restored = Permissions { taken: now.taken | lent, shared: self.before.shared };
-        let mut change = Change::of(edge.node());
-        change.detach(edge);
-        // If the backend that has started the job was closed during the job, this has no effect.
-        change.set_permissions(&self.edge, restored);
-        change.release();
-        edge.replace_permissions(Permissions::NONE);
+        let shared = self.before.shared;
+        change.set_root_permissions(&self.backend, move |root| {
+            root.yield_to(None);
+            // A reopen may have changed the permissions of the backend during the job.
+            Permissions { taken: root.permissions().taken | lent, shared }
+        });
     }
 }
 
@@ -66,13 +63,17 @@ impl Backend {
     /// After an error, nothing has changed.
     pub async fn sole_writer(&self, job: &str) -> Result<SoleWriter> {
         let (backend, job) = (self.clone(), Arc::<str>::from(job));
-        let take = move |node: Arc<Node>| async move { backend.take_over(node, job) };
+        let take = move |node: Arc<Node>| async move { backend.take_over(&node, job) };
         self.graph().run_exclusive(&self.node()?, self.while_open(take)).await
     }
 
     /// The caller has exclusive use of the node.
-    fn take_over(&self, node: Arc<Node>, job: Arc<str>) -> Result<SoleWriter> {
+    fn take_over(&self, node: &Arc<Node>, job: Arc<str>) -> Result<SoleWriter> {
         let lender = self.root()?;
+        if !Arc::ptr_eq(lender.node(), node) {
+            let text = format!("'{}' is no longer the root node of the disk", node.name());
+            return Err(Error::new(ErrorKind::Busy, text));
+        }
         let before = lender.permissions();
         // The two edges together share no more than the edge of this backend shared before. So no user can be attached that
         // conflicts with the former permissions.
@@ -84,16 +85,15 @@ impl Backend {
             taken: before.taken & (before.shared - CHANGES),
             shared: before.shared | ours.taken,
         };
-        let frozen = self.graph().freeze(&node, None)?;
-        let edge = Edge::unattached(node, &*job, "main node", Roles::empty(), ours);
-        let mut change = Change::of(edge.node());
-        change.attach(&edge);
+        let frozen = self.graph().freeze(node, None)?;
+        let backend = Self::of_job(self.graph(), ours, &job, "main node");
+        let mut change = Change::of(node);
+        change.set_root(&backend, Arc::clone(node));
         change.set_permissions(&lender, left);
-        change.commit()?;
+        backend.join(change)?;
         lender.yield_to(Some(job));
-        let backend = Self::on_root(self.graph(), "", &edge);
         backend.set_write_through(self.0.write_through.load(Relaxed));
-        let lender = Lender { edge: lender, before, _frozen: frozen };
+        let lender = Lender { backend: self.downgrade(), before, _frozen: frozen };
         *backend.0.lender.lock().unwrap_or_else(PoisonError::into_inner) = Some(lender);
         Ok(SoleWriter { backend, is_ended: false })
     }

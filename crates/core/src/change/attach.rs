@@ -37,7 +37,7 @@ impl Edge {
 
     /// Removes this edge from the users of the node and releases the edge's permissions. The node lives as long as
     /// references to it exist.
-    pub(crate) fn detach(&self) {
+    pub(crate) fn detach(self: &Arc<Self>) {
         let mut change = Change::of(self.node());
         change.detach(self);
         change.release();

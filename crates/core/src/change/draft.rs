@@ -4,8 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::backend::no_medium;
-use crate::perm::{Perm, Permissions};
-use crate::{ChildIdx, Edge, Errno, Error, ErrorKind, Node, Result};
+use crate::edge::Owner;
+use crate::perm::{Perm, Permissions, Roles};
+use crate::{Backend, ChildIdx, Edge, Errno, Error, ErrorKind, Node, Result};
 
 /// The address of an edge, which identifies the edge while it exists.
 type EdgeKey = usize;
@@ -24,8 +25,9 @@ pub(super) fn node_key(node: &Arc<Node>) -> NodeKey {
 #[derive(Default)]
 pub(super) struct Draft {
     slots: Vec<NewChild>,
+    roots: Vec<NewRoot>,
     attached: Vec<Arc<Edge>>,
-    removed: HashSet<EdgeKey>,
+    removed: HashMap<EdgeKey, Arc<Edge>>,
     permissions: HashMap<EdgeKey, (Arc<Edge>, Permissions)>,
     also_shared: HashMap<EdgeKey, (Arc<Edge>, Perm)>,
     read_only: HashMap<NodeKey, (Arc<Node>, bool)>,
@@ -33,6 +35,14 @@ pub(super) struct Draft {
     chosen: Vec<Arc<Edge>>,
     /// The nodes where a difference begins, in the order of the steps.
     first: Vec<Arc<Node>>,
+    /// Backends that must not be dropped before the change lock is released.
+    backends: Vec<Backend>,
+}
+
+/// A backend that gets another root edge.
+struct NewRoot {
+    backend: Backend,
+    edge: Option<Arc<Edge>>,
 }
 
 /// A child that is replaced.
@@ -43,19 +53,20 @@ struct NewChild {
 }
 
 impl Draft {
-    /// Adds a user, or a child edge that a later step puts into its place.
-    pub(super) fn add(&mut self, edge: &Arc<Edge>) {
+    /// Makes `edge` a user of its node with permissions that the caller has chosen.
+    pub(super) fn attach(&mut self, edge: &Arc<Edge>) {
+        self.set_permissions(edge, edge.permissions());
         self.attached.push(Arc::clone(edge));
     }
 
     /// The edges that become users of their nodes.
     pub(super) fn attached(&self) -> Vec<Arc<Edge>> {
-        let kept = |edge: &&Arc<Edge>| !self.removed.contains(&edge_key(edge));
+        let kept = |edge: &&Arc<Edge>| !self.is_removed(edge);
         self.attached.iter().filter(kept).cloned().collect()
     }
 
-    pub(super) fn remove(&mut self, edge: &Edge) {
-        self.removed.insert(edge_key(edge));
+    pub(super) fn remove(&mut self, edge: &Arc<Edge>) {
+        self.removed.insert(edge_key(edge), Arc::clone(edge));
         self.first.push(Arc::clone(edge.node()));
     }
 
@@ -70,17 +81,135 @@ impl Draft {
         self.first.push(Arc::clone(parent));
     }
 
-    pub(super) fn set_child(
+    /// The root edge of `backend`. The backend lives at least as long as the draft.
+    pub(super) fn root_of(&mut self, backend: Backend) -> Option<Arc<Edge>> {
+        let root = self.root(&backend);
+        self.backends.push(backend);
+        root
+    }
+
+    fn root(&self, backend: &Backend) -> Option<Arc<Edge>> {
+        match self.roots.iter().rev().find(|new| new.backend == *backend) {
+            Some(new) => new.edge.clone(),
+            None => backend.root().ok(),
+        }
+    }
+
+    pub(super) fn set_root(&mut self, backend: Backend, edge: Option<Arc<Edge>>) {
+        if let Some(old) = self.root(&backend) {
+            self.remove(&old);
+        }
+        self.roots.push(NewRoot { backend, edge });
+    }
+
+    /// Makes `node` the root node of `backend`, with the permissions of the former root edge.
+    pub(super) fn move_root(&mut self, backend: Backend, node: &Arc<Node>) -> Result<()> {
+        let old = self.root(&backend);
+        let permissions = match &old {
+            Some(old) if Arc::ptr_eq(old.node(), node) => return Ok(()),
+            Some(old) => {
+                must_be_in_one_graph(old.node(), node)?;
+                self.permissions(old)
+            }
+            None => backend.permissions(),
+        };
+        let edge = backend.new_root_edge(node, permissions);
+        if let Some(old) = &old {
+            edge.yield_to(old.yields_to());
+        }
+        self.attach(&edge);
+        self.set_root(backend, Some(edge));
+        Ok(())
+    }
+
+    /// Replaces a child that `parent` has or can have.
+    pub(super) fn replace_child(
         &mut self,
         parent: &Arc<Node>,
         child: ChildIdx,
-        edge: Option<Arc<Edge>>,
-    ) {
+        new: Option<&Arc<Node>>,
+    ) -> Result<()> {
+        let old = self.child(parent, child);
+        let (name, roles) = match &old {
+            Some(old) => (old.name(), old.roles()),
+            None => (child.name(), parent.roles_of(child)),
+        };
+        if roles.is_empty() {
+            return Err(Error::invalid(format!(
+                "Node '{}' (driver '{}') has no child '{name}'",
+                parent.name(),
+                parent.factory().name()
+            )));
+        }
+        if new.is_none() && roles.contains(Roles::PRIMARY) {
+            let parent = parent.name();
+            return Err(Error::invalid(format!("Cannot remove the '{name}' child of '{parent}'")));
+        }
+        self.new_child(parent, child, name, roles, new)
+    }
+
+    /// Puts `new` into the place `child` of `parent`.
+    pub(super) fn new_child(
+        &mut self,
+        parent: &Arc<Node>,
+        child: ChildIdx,
+        name: &str,
+        roles: Roles,
+        new: Option<&Arc<Node>>,
+    ) -> Result<()> {
+        let user = format!("node '{}'", parent.name());
+        let edge = match new {
+            Some(new) => {
+                must_be_in_one_graph(parent, new)?;
+                let edge = Edge::unattached(Arc::clone(new), user, name, roles, Permissions::NONE);
+                edge.owned_by(Owner::Node(Arc::downgrade(parent), child));
+                Some(edge)
+            }
+            None => None,
+        };
+        self.attached.extend(edge.clone());
         if let Some(old) = self.child(parent, child) {
             self.remove(&old);
         }
         self.slots.push(NewChild { parent: Arc::clone(parent), child, edge });
         self.first.push(Arc::clone(parent));
+        Ok(())
+    }
+
+    /// Moves users of `old` to `new`; see [`super::Change::replace_node`].
+    pub(super) fn replace_node(
+        &mut self,
+        old: &Arc<Node>,
+        new: &Arc<Node>,
+        which: impl Fn(&Edge) -> bool,
+    ) -> Result<()> {
+        for edge in self.users(old) {
+            if !which(&edge) {
+                continue;
+            }
+            match edge.owner() {
+                Some(Owner::Node(parent, child)) => {
+                    let Some(parent) = parent.upgrade() else { continue };
+                    if !self.reaches(new, &parent) {
+                        self.replace_child(&parent, *child, Some(new))?;
+                    }
+                }
+                Some(Owner::Backend(backend)) => {
+                    if let Some(backend) = backend.upgrade() {
+                        self.move_root(backend, new)?;
+                    }
+                }
+                Some(Owner::FixedBackend(_)) => {}
+                // The edge of an attachment has no roles.
+                None if edge.roles().is_empty() => {}
+                None => {
+                    let text =
+                        format!("{}, which uses '{}', is being opened", edge.user(), old.name());
+                    return Err(Error::new(ErrorKind::Busy, text).errno(Errno::BUSY));
+                }
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn set_read_only(&mut self, node: &Arc<Node>, read_only: bool) {
@@ -108,6 +237,10 @@ impl Draft {
         self.chosen.iter().map(|edge| (edge, self.permissions(edge)))
     }
 
+    fn is_removed(&self, edge: &Edge) -> bool {
+        self.removed.contains_key(&edge_key(edge))
+    }
+
     fn is_user(&self, edge: &Arc<Edge>) -> bool {
         self.users(edge.node()).iter().any(|user| Arc::ptr_eq(user, edge))
     }
@@ -116,7 +249,10 @@ impl Draft {
     /// ignored.
     pub(super) fn check_users(&mut self) -> Result<()> {
         let chosen = std::mem::take(&mut self.chosen);
-        for edge in chosen.into_iter().filter(|edge| !self.removed.contains(&edge_key(edge))) {
+        for edge in chosen {
+            if self.is_removed(&edge) {
+                continue;
+            }
             if !self.is_user(&edge) {
                 return Err(no_medium().on_node(edge.node().name()));
             }
@@ -189,7 +325,7 @@ impl Draft {
                 users.push(Arc::clone(new));
             }
         }
-        users.retain(|edge| !self.removed.contains(&edge_key(edge)));
+        users.retain(|edge| !self.is_removed(edge));
         users
     }
 
@@ -199,8 +335,14 @@ impl Draft {
         users.iter().fold(Permissions::NONE, |all, edge| all.and(self.permissions(edge)))
     }
 
+    /// Refuses to replace frozen links, and links that would make a cycle.
+    pub(super) fn check_links(&self) -> Result<()> {
+        self.check_frozen()?;
+        self.check_cycles()
+    }
+
     /// Refuses to replace a child if the link to it is frozen.
-    pub(super) fn check_frozen(&self) -> Result<()> {
+    fn check_frozen(&self) -> Result<()> {
         for NewChild { parent, child, .. } in &self.slots {
             let old = parent.children().get(*child);
             if let Some(old) = old.filter(|old| old.is_frozen()) {
@@ -220,10 +362,10 @@ impl Draft {
     }
 
     /// Refuses a new child from which its parent can be reached.
-    pub(super) fn check_cycles(&self) -> Result<()> {
+    fn check_cycles(&self) -> Result<()> {
         for NewChild { parent, edge, .. } in &self.slots {
             if let Some(edge) = edge
-                && !self.removed.contains(&edge_key(edge))
+                && !self.is_removed(edge)
                 && self.reaches(edge.node(), parent)
             {
                 return Err(Error::invalid(format!(
@@ -251,26 +393,40 @@ impl Draft {
         false
     }
 
-    /// Makes the draft the graph. Returns the nodes that were replaced as children.
+    /// Makes the draft the graph. Returns the nodes that have lost a child edge or a root edge.
     pub(super) fn apply(&mut self) -> Vec<Arc<Node>> {
-        let mut replaced = Vec::new();
+        let mut released = Vec::new();
         // An edge that a later step replaces was never a user.
         let removed = &self.removed;
-        let is_final = |slot: &NewChild| {
-            slot.edge.as_ref().is_none_or(|edge| !removed.contains(&edge_key(edge)))
+        let is_final = |edge: &Option<Arc<Edge>>| {
+            edge.as_ref().is_none_or(|edge| !removed.contains_key(&edge_key(edge)))
         };
-        for NewChild { parent, child, edge } in self.slots.drain(..).filter(is_final) {
-            if let Some(old) = parent.children().set(child, edge) {
+        for NewChild { parent, child, edge } in self.slots.drain(..) {
+            if is_final(&edge)
+                && let Some(old) = parent.children().set(child, edge)
+            {
                 old.node().users().remove(&old);
                 old.replace_permissions(Permissions::NONE);
-                replaced.push(Arc::clone(old.node()));
+                released.push(Arc::clone(old.node()));
+            }
+        }
+        for NewRoot { backend, edge } in &self.roots {
+            if is_final(edge) {
+                let old = backend.root();
+                backend.store_root(edge.as_ref());
+                if let Ok(old) = old {
+                    old.replace_permissions(Permissions::NONE);
+                    released.push(Arc::clone(old.node()));
+                }
             }
         }
         for node in &self.first {
-            node.users().retain(|edge| !self.removed.contains(&edge_key(edge)));
+            node.users().retain(|edge| !self.is_removed(edge));
         }
         for (edge, permissions) in self.permissions.values() {
-            edge.replace_permissions(*permissions);
+            if !self.is_removed(edge) {
+                edge.replace_permissions(*permissions);
+            }
         }
         for (edge, shared) in self.also_shared.values() {
             edge.set_also_shared(*shared);
@@ -278,6 +434,15 @@ impl Draft {
         for (node, read_only) in self.read_only.values() {
             node.set_read_only(*read_only);
         }
-        replaced
+        released
     }
+}
+
+/// Refuses a link between nodes of different graphs.
+fn must_be_in_one_graph(one: &Node, other: &Node) -> Result<()> {
+    if Arc::ptr_eq(one.change_lock(), other.change_lock()) {
+        return Ok(());
+    }
+    let (one, other) = (one.name(), other.name());
+    Err(Error::invalid(format!("Nodes '{one}' and '{other}' belong to different graphs")))
 }

@@ -8,7 +8,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use super::{Attachment, Change};
 use crate::{
     BoxFuture, ChildIdx, ChildSpec, Driver, DriverFactory, DriverKind, Edge, Errno, Error, Gate,
-    Graph, Node, OpenContext, OpenFlags, Perm, Permissions, Result, WriteFlags,
+    Graph, Node, OpenContext, OpenFlags, Perm, Permissions, Result, Roles, WriteFlags,
 };
 
 /// What the driver of a node has received.
@@ -231,9 +231,9 @@ fn children_without_a_slot_are_added_and_removed() {
     let nodes = Nodes::new(5);
     let reader = nodes.attach(0, READ, Perm::all()).unwrap();
     let mut change = Change::of(nodes.node(0));
-    let [first, second, third] = [0, 1, 2].map(ChildIdx::further);
-    change.replace_child(nodes.node(0), first, Some(nodes.node(1)));
-    change.replace_child(nodes.node(0), second, Some(nodes.node(2)));
+    let [first, second, third] = [(); 3].map(|()| nodes.node(0).children().new_further());
+    change.add_child(nodes.node(0), first, "children.0", Roles::DATA, nodes.node(1));
+    change.add_child(nodes.node(0), second, "children.1", Roles::DATA, nodes.node(2));
     change.commit().unwrap();
     nodes.assert_sound();
     let names = || -> Vec<_> {
@@ -245,7 +245,7 @@ fn children_without_a_slot_are_added_and_removed() {
     let mut change = Change::of(nodes.node(0));
     change.replace_child(nodes.node(0), first, None);
     change.replace_child(nodes.node(0), second, Some(nodes.node(3)));
-    change.replace_child(nodes.node(0), third, Some(nodes.node(4)));
+    change.add_child(nodes.node(0), third, "children.2", Roles::DATA, nodes.node(4));
     change.commit().unwrap();
     assert_eq!(names(), ["n3", "n4"]);
     assert_eq!(nodes.node(0).child(third).unwrap().name(), "n4");

@@ -37,12 +37,12 @@ impl Reader {
         let writes = Perm::WRITE | Perm::RESIZE;
         let permissions =
             Permissions { taken: Perm::CONSISTENT_READ | writes, shared: Perm::all() - writes };
-        let root = Backend::root_edge("", Arc::clone(self.edge.node()), permissions);
+        let backend = Backend::of_job(graph, permissions, "an unnamed block device", "root");
         let mut change = Change::of(&self.above);
         change.also_share(&self.above, &self.edge, Perm::all());
-        change.attach(&root);
-        change.commit()?;
-        Ok(Backend::on_root(graph, "", &root))
+        change.set_root(&backend, Arc::clone(self.edge.node()));
+        backend.join(change)?;
+        Ok(backend)
     }
 
     /// Ends the additional sharing, after the backend has been closed.

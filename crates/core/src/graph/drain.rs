@@ -1,38 +1,84 @@
 //! Draining: while a part of the graph is drained, no request is in flight in this part, and no request begins.
 //!
+//! A drain holds back the backends above the drained node, and waits for their requests in flight. These requests may be
+//! anywhere below the backends. So drivers below the backends in which requests wait for something other than the host
+//! ([`Drain`]) let the requests pass until the drain ends.
+//!
 //! The graph keeps a list of the drains in progress. During a drain, the drained node may become reachable from another
 //! backend: the backend is new, or a node above gets another backing file. The requests of this backend are then held
 //! back too.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::walk::{Above, nodes_below};
 use super::{Graph, Registry};
 use crate::backend::{Quiesced, WeakBackend, no_medium};
+use crate::driver::Drain;
 use crate::{Backend, Node, Result};
 
-/// A drained section: the backends above a node are quiesced while this guard lives.
+/// A drained section: while this guard lives, the backends above a node (or one backend) begin no request.
 #[derive(Debug)]
 pub struct Drained {
     graph: Graph,
     id: u64,
 }
 
+/// What is drained.
+enum Target {
+    /// A node: all backends above it.
+    Node(Arc<Node>),
+    /// One backend.
+    Backend(WeakBackend),
+}
+
+impl Target {
+    fn backends(&self) -> Vec<Backend> {
+        match self {
+            Self::Node(node) => Above::of(std::slice::from_ref(node)).backends,
+            Self::Backend(backend) => backend.upgrade().into_iter().collect(),
+        }
+    }
+}
+
 /// A drain in progress.
 pub(super) struct Active {
     id: u64,
-    node: Arc<Node>,
+    target: Target,
     held: Vec<Quiesced>,
+    /// The nodes whose drivers let waiting requests pass ([`Drain`](crate::driver::Drain)).
+    passing: Vec<Arc<Node>>,
+}
+
+/// What must be done after the registry is unlocked.
+#[must_use]
+#[derive(Default)]
+pub(super) struct AfterUnlock {
+    /// Dropped late: a reference may be the last one, and dropping a backend may lock the registry.
+    backends: Vec<Backend>,
+    /// The nodes whose drivers begin to let requests pass. This wakes requests.
+    passing: Vec<Arc<Node>>,
+}
+
+impl AfterUnlock {
+    pub(super) fn finish(self) {
+        self.passing.iter().filter_map(|node| node.driver().drain()).for_each(Drain::begin);
+        drop(self.backends);
+    }
 }
 
 impl Graph {
     /// Holds back the requests of every backend that can reach `node`, and waits until their requests in flight have
     /// ended.
     pub async fn drain(&self, node: &Arc<Node>) -> Drained {
-        let (drained, backends) = self.hold_back(node);
-        for backend in backends {
-            backend.idle().await;
-        }
+        let (drained, backends) = self.hold_back(Target::Node(Arc::clone(node)));
+        idle(backends).await;
+        drained
+    }
+
+    /// Holds back the requests of one backend, and waits until its requests in flight have ended.
+    pub(crate) async fn drain_backend(&self, backend: &Backend) -> Drained {
+        let (drained, backends) = self.hold_back(Target::Backend(backend.downgrade()));
+        idle(backends).await;
         drained
     }
 
@@ -41,54 +87,67 @@ impl Graph {
         if nodes.iter().any(|node| node.users().is_closed()) {
             return Err(no_medium());
         }
-        let mut drained = Vec::new();
-        for node in nodes {
-            drained.push(self.drain(node).await);
+        let targets = nodes.iter().map(|node| Target::Node(Arc::clone(node)));
+        let (drained, backends): (Vec<_>, Vec<_>) =
+            targets.map(|target| self.hold_back(target)).unzip();
+        for backends in backends {
+            idle(backends).await;
         }
         Ok(drained)
     }
 
-    fn hold_back(&self, node: &Arc<Node>) -> (Drained, Vec<Backend>) {
+    fn hold_back(&self, target: Target) -> (Drained, Vec<Backend>) {
         let mut registry = self.registry();
         let id = registry.next_drain;
         registry.next_drain = id.wrapping_add(1);
-        registry.drains.push(Active { id, node: Arc::clone(node), held: Vec::new() });
-        let looked_at = registry.extend_drains();
+        registry.drains.push(Active { id, target, held: Vec::new(), passing: Vec::new() });
+        let rest = registry.extend_drains();
         let held = registry.drains.last().map(|drain| &drain.held);
         let backends = held.into_iter().flatten().map(|quiesced| quiesced.backend().clone());
         let backends = backends.collect();
         drop(registry);
-        drop(looked_at);
+        rest.finish();
         (Drained { graph: self.clone(), id }, backends)
     }
 
     /// Makes the drains in progress hold back the backends that can now reach a drained node. The caller has changed
     /// edges, and still holds back the backends above these edges.
     pub(super) fn extend_drains(&self) {
-        let looked_at = self.registry().extend_drains();
-        drop(looked_at);
+        let rest = self.registry().extend_drains();
+        rest.finish();
     }
 }
 
 impl Registry {
-    /// Makes each drain hold back the backends that can reach the drained node. Returns all backends, if there is a
-    /// drain. The caller must drop these backends after it has unlocked the registry: a returned reference may be the
-    /// last one, and dropping a backend may lock the registry.
-    #[must_use]
-    pub(super) fn extend_drains(&mut self) -> Vec<Backend> {
-        if self.drains.is_empty() {
-            return Vec::new();
-        }
-        let backends: Vec<_> = self.backends.iter().filter_map(WeakBackend::upgrade).collect();
+    /// Makes each drain hold back the backends that can reach the drained node. Drivers through which their requests pass let
+    /// waiting requests go, once the caller has called [`AfterUnlock::finish`].
+    pub(super) fn extend_drains(&mut self) -> AfterUnlock {
+        let mut rest = AfterUnlock::default();
         for drain in &mut self.drains {
-            for backend in &backends {
-                let is_held = drain.held.iter().any(|quiesced| quiesced.backend() == backend);
-                if !is_held && reaches(backend, &drain.node) {
-                    drain.held.push(backend.hold_back());
+            let above = drain.target.backends();
+            for backend in &above {
+                if drain.held.iter().any(|quiesced| quiesced.backend() == backend) {
+                    continue;
+                }
+                drain.held.push(backend.hold_back());
+                let Ok(root) = backend.node() else { continue };
+                for node in nodes_below(&root) {
+                    let is_new = !drain.passing.iter().any(|other| Arc::ptr_eq(other, &node));
+                    if is_new && node.driver().drain().is_some() {
+                        drain.passing.push(Arc::clone(&node));
+                        rest.passing.push(node);
+                    }
                 }
             }
+            rest.backends.extend(above);
         }
-        backends
+        rest
+    }
+}
+
+async fn idle(backends: Vec<Backend>) {
+    for backend in backends {
+        backend.idle().await;
     }
 }
 
@@ -98,8 +157,10 @@ impl Drop for Drained {
         let at = registry.drains.iter().position(|drain| drain.id == self.id);
         let ended = at.map(|at| registry.drains.swap_remove(at));
         drop(registry);
-        // Dropping the drain wakes requests. This must not happen while the registry is locked.
-        drop(ended);
+        // This wakes requests, which must not happen while the registry is locked.
+        if let Some(ended) = ended {
+            ended.passing.iter().filter_map(|node| node.driver().drain()).for_each(Drain::end);
+        }
     }
 }
 
@@ -107,23 +168,4 @@ impl std::fmt::Debug for Graph {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Graph").finish_non_exhaustive()
     }
-}
-
-fn reaches(backend: &Backend, node: &Arc<Node>) -> bool {
-    backend.node().is_ok_and(|root| is_below(&root, node))
-}
-
-/// Whether `node` is `top` or can be reached from it.
-pub(super) fn is_below(top: &Arc<Node>, node: &Arc<Node>) -> bool {
-    let (mut from, mut seen) = (vec![Arc::clone(top)], HashSet::new());
-    while let Some(next) = from.pop() {
-        if Arc::ptr_eq(&next, node) {
-            return true;
-        }
-        if !seen.insert(Arc::as_ptr(&next)) {
-            continue;
-        }
-        from.extend(next.children().iter().map(|(_, edge)| Arc::clone(edge.node())));
-    }
-    false
 }

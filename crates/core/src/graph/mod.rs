@@ -1,42 +1,40 @@
 //! The graph: all nodes and backends of one program, and operations on them.
 //!
 //! A [`Graph`] has a table of drivers, finds nodes by name, opens ([`open`]) and creates images, drains nodes, and
-//! closes nodes that have no user. Requests do not pass through the [`Graph`]: they use only the epochs and the
-//! copy-on-read flag of the [`Graph`].
+//! closes nodes that have no user. Requests do not pass through the [`Graph`].
 
 mod base;
 mod bitmaps;
 mod chain;
+mod change;
 mod create;
 mod data_file;
 mod drain;
 mod filename;
 mod generic;
-mod limits;
 mod open;
 mod probe;
 mod removal;
 mod reopen;
+mod walk;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{
-    AtomicBool, AtomicU64,
-    Ordering::{Acquire, Relaxed, Release},
-};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 pub use base::WritableBase;
+pub use change::GraphChange;
 pub use drain::Drained;
 pub use filename::relative_to;
 pub(crate) use filename::scheme;
 pub use open::{BackingFile, OpenContext, OpenFlags};
 pub use reopen::ReopenRequest;
+pub(crate) use walk::{is_below, nodes_below, nodes_from};
 
 use crate::backend::WeakBackend;
 use crate::change::ChangeLock;
 use crate::control::{ControlLock, Controls, in_background, run_to_completion};
 use crate::driver::{BoxFuture, Driver, DriverFactory, DriverTable};
-use crate::epoch::Epochs;
 use crate::gate::Gate;
 use crate::node::{NodeParts, Settings};
 use crate::{Backend, Children, Error, ErrorKind, Node, Objects, Result, Secrets};
@@ -58,15 +56,12 @@ struct Registry {
 
 struct Inner {
     drivers: DriverTable,
-    epochs: Arc<Epochs>,
     registry: Mutex<Registry>,
     next_name: AtomicU64,
     warner: fn(&str),
     objects: Objects,
-    /// A node with copy-on-read has been opened: its reads may write.
-    copies_on_read: AtomicBool,
-    /// The lock of operations on several nodes, such as a reopen.
-    reopening: ControlLock,
+    /// The lock of changes to several nodes: [`GraphChange`]s and reopens.
+    structure_lock: ControlLock,
     change_lock: ChangeLock,
 }
 
@@ -120,13 +115,11 @@ impl Graph {
     fn with_parts(drivers: DriverTable, gate: Gate, warner: fn(&str), objects: Objects) -> Self {
         let inner = Inner {
             drivers,
-            epochs: Arc::default(),
             registry: Mutex::default(),
             next_name: AtomicU64::new(0),
             warner,
             objects,
-            copies_on_read: AtomicBool::new(false),
-            reopening: ControlLock::default(),
+            structure_lock: ControlLock::default(),
             change_lock: ChangeLock::default(),
         };
         Self { inner: Arc::new(inner), gate }
@@ -171,13 +164,8 @@ impl Graph {
         &self.inner.objects
     }
 
-    /// The epochs in which the requests of this graph are counted.
-    pub fn epochs(&self) -> &Arc<Epochs> {
-        &self.inner.epochs
-    }
-
-    pub(crate) fn reopening(&self) -> &ControlLock {
-        &self.inner.reopening
+    pub(crate) fn structure_lock(&self) -> &ControlLock {
+        &self.inner.structure_lock
     }
 
     /// Warns the user about something that is dangerous but not an error.
@@ -230,9 +218,9 @@ impl Graph {
         let mut registry = self.registry();
         registry.backends.retain(WeakBackend::exists);
         registry.backends.push(backend.downgrade());
-        let looked_at = registry.extend_drains();
+        let rest = registry.extend_drains();
         drop(registry);
-        drop(looked_at);
+        rest.finish();
     }
 
     pub(crate) fn unregister_backend(&self, backend: &Backend) {
@@ -261,7 +249,7 @@ impl Graph {
             factory,
             driver,
             children: Arc::new(Children::default()),
-            epochs: Arc::clone(self.epochs()),
+            epochs: Arc::default(),
             settings: Settings { flags, ..Settings::default() },
             filename: None,
             change_lock: self.change_lock(),
@@ -290,16 +278,8 @@ impl Graph {
         Ok(ClaimedName { graph: self.clone(), name: name.to_owned() })
     }
 
-    /// Whether the graph has ever had a node whose reads may write (copy-on-read).
-    pub(crate) fn copies_on_read(&self) -> bool {
-        self.inner.copies_on_read.load(Acquire)
-    }
-
     /// Adds a node whose name is claimed.
     fn insert(&self, claimed: ClaimedName, parts: NodeParts) -> Arc<Node> {
-        if parts.settings.flags.copy_on_read {
-            self.inner.copies_on_read.store(true, Release);
-        }
         let node = Node::new(parts);
         let mut registry = self.registry();
         registry.nodes.retain(|_, other| other.strong_count() > 0);
@@ -316,6 +296,15 @@ impl Graph {
         let name = node.name().to_owned();
         if let Err(error) = self.release(node).await {
             tracing::warn!(node = name, %error, "cannot close a node after another failure");
+        }
+    }
+
+    /// Like [`Self::release`], for a node that has lost a user by a change. The change is made already, so the log reports an
+    /// error.
+    async fn close_released(&self, node: Arc<Node>) {
+        let name = node.name().to_owned();
+        if let Err(error) = self.release(node).await {
+            tracing::error!("cannot close '{name}', which has no user any more: {error}");
         }
     }
 

@@ -138,6 +138,8 @@ pub(super) struct Target {
     pub(super) depth: u32,
     /// Nesting depth: the number of nodes above this node that are connected to it by `file` edges.
     pub(super) nesting: u32,
+    /// The epochs of all nodes that are opened together.
+    epochs: Arc<Epochs>,
 }
 
 impl Graph {
@@ -356,6 +358,7 @@ impl Graph {
             named_above: false,
             depth: target.depth,
             nesting: target.nesting.saturating_add(1),
+            epochs: Arc::clone(&target.epochs),
         };
         // The caller that opens the image adds the name to the error.
         let node = Box::pin(self.open_chain(child)).await?;
@@ -402,7 +405,7 @@ impl Graph {
             return Err(Error::invalid("force-share=on can only be used with read-only images"));
         }
         let name = self.claim_name(generic.node_name.as_deref())?;
-        let Target { filename, options, named_above, depth, nesting, .. } = target;
+        let Target { filename, options, named_above, depth, nesting, epochs, .. } = target;
         let mut context = OpenContext {
             graph: self.clone(),
             node_name: name.name.clone(),
@@ -411,7 +414,7 @@ impl Graph {
             children: Arc::clone(children),
             filename: filename.clone(),
             backing: None,
-            epochs: Arc::clone(self.epochs()),
+            epochs,
         };
         let backing_option = take_backing(driver, &mut context)?;
         let opened_with = context.options.clone();
@@ -503,7 +506,9 @@ impl Graph {
                     Below::Nothing
                 } else {
                     let depth = depth.saturating_add(1);
-                    Below::Target(Target { options, flags, depth, nesting, ..Target::default() })
+                    let epochs = Arc::clone(&context.epochs);
+                    let rest = Target::default();
+                    Below::Target(Target { options, flags, depth, nesting, epochs, ..rest })
                 });
             };
             let path = match context.image_filename() {
@@ -526,6 +531,7 @@ impl Graph {
             named_above: true,
             depth: depth.saturating_add(1),
             nesting,
+            epochs: Arc::clone(&context.epochs),
         }))
     }
 }

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 use oxblk_core::{
-    BoxFuture, ChildIdx, Driver, DriverFactory, DriverKind, Errno, Error, Graph, Limits, MapOp,
-    Node, OpenContext, OpenFlags, Options, Permissions, Preallocation, Result, Status, Step, Want,
-    WriteFlags, ZeroFlags, driver::Resize,
+    BoxFuture, ChildIdx, Children, Driver, DriverFactory, DriverKind, Errno, Error, Graph, Limits,
+    MapOp, Node, OpenContext, OpenFlags, Options, Permissions, Preallocation, Result, Status, Step,
+    Want, WriteFlags, ZeroFlags, driver::Resize,
 };
 use oxblk_ring::{IoBuf, IoBufMut};
 
@@ -173,6 +173,7 @@ impl Driver for MemoryDriver {
 
     fn close(&self) -> Option<BoxFuture<'_, Result<()>>> {
         Some(Box::pin(async {
+            self.0.record("close", 0, 0);
             self.0.pause().await;
             Ok(())
         }))
@@ -300,7 +301,42 @@ impl DriverFactory for CheckeredFactory {
     }
 }
 
-pub static DRIVERS: &[&dyn DriverFactory] = &[&MemoryFactory, &CheckeredFactory];
+/// A filter that passes all requests on.
+struct Pass(Arc<Children>);
+
+impl Driver for Pass {
+    fn map(&self, _op: MapOp, offset: u64, len: u64) -> Step {
+        Step::Forward { child: ChildIdx::FILE, offset, len }
+    }
+    fn read(&self, offset: u64, buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>> {
+        Box::pin(async move { self.0.require(ChildIdx::FILE)?.read(offset, buf).await })
+    }
+    fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move { self.0.require(ChildIdx::FILE)?.write(offset, data, flags).await })
+    }
+    fn size(&self) -> u64 {
+        self.0.get(ChildIdx::FILE).map_or(0, |file| file.size())
+    }
+}
+
+pub struct PassFactory;
+
+impl DriverFactory for PassFactory {
+    fn name(&self) -> &'static str {
+        "pass"
+    }
+    fn kind(&self) -> DriverKind {
+        DriverKind::Filter
+    }
+    fn open<'a>(&'a self, context: &'a mut OpenContext) -> BoxFuture<'a, Result<Box<dyn Driver>>> {
+        Box::pin(async move {
+            let driver: Box<dyn Driver> = Box::new(Pass(Arc::clone(&context.children)));
+            Ok(driver)
+        })
+    }
+}
+
+pub static DRIVERS: &[&dyn DriverFactory] = &[&MemoryFactory, &CheckeredFactory, &PassFactory];
 
 pub fn graph() -> Graph {
     Graph::new(DRIVERS, oxblk_core::Gate::Anything)

@@ -51,7 +51,8 @@ fn poll_once(future: &mut Pin<Box<impl Future>>) -> bool {
 async fn is_idle(backend: &Backend) -> bool {
     let mut quiesce = Box::pin(backend.quiesce());
     let quiesced = std::future::poll_fn(|cx| Poll::Ready(quiesce.as_mut().poll(cx).is_ready()));
-    let epochs = backend.graph().epochs();
+    let node = backend.node().unwrap();
+    let epochs = node.epochs();
     quiesced.await && epochs.has_passed(epochs.current())
 }
 

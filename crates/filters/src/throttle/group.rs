@@ -3,10 +3,15 @@
 //! Requests that may not pass at once wait in a queue of their node, one queue for reads and one for writes. One waiting request
 //! of each direction has the turn: it waits until the buckets let it pass, pours its units, and gives the turn to the next node.
 //! So the nodes take turns, and the requests of a node keep their order. All I/O threads may use a group.
+//!
+//! While a node is drained, its requests do not wait. They pour their units too, so later requests wait longer.
 
 use std::collections::VecDeque;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicIsize, AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -141,14 +146,20 @@ impl State {
         if !wait.is_zero() {
             return Err(wait);
         }
+        self.pour(direction, bytes);
+        Ok(())
+    }
+
+    /// Pours the units of a request.
+    fn pour(&mut self, direction: Direction, bytes: u64) {
         let size = self.limits.iops_size;
         let requests = if size > 0 && bytes > size { as_f64(bytes) / as_f64(size) } else { 1.0 };
-        for (at, units) in own.into_iter().zip([requests, requests, as_f64(bytes), as_f64(bytes)]) {
+        let units = [requests, requests, as_f64(bytes), as_f64(bytes)];
+        for (at, units) in direction.buckets().into_iter().zip(units) {
             if let Some(bucket) = self.buckets.get_mut(at) {
                 bucket.pour(units);
             }
         }
-        Ok(())
     }
 
     fn queue(&mut self, direction: Direction) -> Option<&mut Queue> {
@@ -200,6 +211,20 @@ impl Group {
         self.changed.notify(usize::MAX);
     }
 
+    /// Wakes the waiting requests of a node, which is drained.
+    fn release(&self, member: MemberId) {
+        let state = self.lock();
+        let queues = state.queues.iter().flat_map(|queue| &queue.members);
+        let own = queues.filter(|(id, _)| *id == member);
+        let tickets: Vec<_> = own.flat_map(|(_, waiting)| waiting).cloned().collect();
+        drop(state);
+        for ticket in tickets {
+            ticket.turn.notify(usize::MAX);
+        }
+        // A request that has the turn may wait for the buckets.
+        self.changed.notify(usize::MAX);
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -210,13 +235,40 @@ impl Group {
 pub struct Member {
     group: Arc<Group>,
     id: MemberId,
+    /// The number of drains whose requests pass this node. During a drain, the limits do not hold for the node.
+    drains: Arc<AtomicIsize>,
 }
 
 impl Member {
     /// Adds a node to the group.
     pub fn new(group: Arc<Group>) -> Self {
+        Self::in_drains(group, Arc::default())
+    }
+
+    /// Moves a node to another group.
+    #[must_use]
+    pub fn moved_to(&self, group: Arc<Group>) -> Self {
+        Self::in_drains(group, Arc::clone(&self.drains))
+    }
+
+    fn in_drains(group: Arc<Group>, drains: Arc<AtomicIsize>) -> Self {
         let id = group.next_member.fetch_add(1, Relaxed);
-        Self { group, id }
+        Self { group, id, drains }
+    }
+
+    /// Lets the waiting requests of the node pass, and all its requests until [`Self::end_drain`].
+    pub fn begin_drain(&self) {
+        self.drains.fetch_add(1, SeqCst);
+        self.group.release(self.id);
+    }
+
+    /// Undoes [`Self::begin_drain`].
+    pub fn end_drain(&self) {
+        self.drains.fetch_sub(1, SeqCst);
+    }
+
+    fn is_drained(&self) -> bool {
+        self.drains.load(SeqCst) > 0
     }
 
     /// The group.
@@ -233,6 +285,10 @@ impl Member {
         waiting.turn().await;
         loop {
             let changed = self.group.changed.listen();
+            if self.is_drained() {
+                self.group.lock().pour(direction, bytes);
+                return;
+            }
             let passed = self.group.lock().pass(direction, bytes);
             match passed {
                 Ok(()) => return,
@@ -246,6 +302,10 @@ impl Member {
     /// Lets the request pass at once, or puts it into the queue.
     fn enter(&self, direction: Direction, bytes: u64) -> Option<Waiting<'_>> {
         let mut state = self.group.lock();
+        if self.is_drained() {
+            state.pour(direction, bytes);
+            return None;
+        }
         let is_first = state.queue(direction).is_none_or(|queue| !queue.is_taken);
         if is_first && state.pass(direction, bytes).is_ok() {
             return None;
@@ -274,7 +334,7 @@ impl Waiting<'_> {
     async fn turn(&self) {
         loop {
             let turn = self.ticket.turn.listen();
-            if self.ticket.has_turn.load(Relaxed) {
+            if self.ticket.has_turn.load(Relaxed) || self.member.is_drained() {
                 return;
             }
             turn.await;

@@ -17,7 +17,7 @@ mod limits;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
-use oxblk_core::driver::{Compress, Reopen, Resize};
+use oxblk_core::driver::{Compress, Drain, Reopen, Resize};
 use oxblk_core::{
     BoxFuture, ChildIdx, ChildrenRef, CompressedCluster, Driver, DriverFactory, DriverKind, Edge,
     Errno, Error, Limits, MapOp, Objects, OpenContext, OpenFlags, Options, Preallocation, Result,
@@ -148,6 +148,10 @@ impl Driver for Throttle {
         })
     }
 
+    fn drain(&self) -> Option<&dyn Drain> {
+        Some(self)
+    }
+
     fn resize(&self) -> Option<&dyn Resize> {
         Some(self)
     }
@@ -158,6 +162,16 @@ impl Driver for Throttle {
 
     fn compress(&self) -> Option<&dyn Compress> {
         self.file().is_ok_and(|file| compressor(&file).is_ok()).then_some(self)
+    }
+}
+
+impl Drain for Throttle {
+    fn begin(&self) {
+        self.member.load().begin_drain();
+    }
+
+    fn end(&self) {
+        self.member.load().end_drain();
     }
 }
 
@@ -214,7 +228,7 @@ impl Reopen for Throttle {
             if let Some(group) =
                 group.filter(|group| !std::ptr::eq(&raw const **group, current.group()))
             {
-                self.member.store(Arc::new(Member::new(group)));
+                self.member.store(Arc::new(current.moved_to(group)));
             }
         })
     }

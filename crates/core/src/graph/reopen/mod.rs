@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::change::refresh;
 use super::generic::take_generic;
 use super::{Graph, OpenFlags};
 use crate::backend::no_medium;
@@ -74,14 +75,14 @@ impl Graph {
     /// When an option cannot change, when the driver, the host or another user refuses the new state, when a flush
     /// fails, or when a node is closed.
     pub async fn reopen(&self, requests: Vec<ReopenRequest>) -> Result<()> {
-        let control = self.reopening().acquire().await;
+        let control = self.structure_lock().acquire().await;
         self.reopen_planned(control, requests, None).await
     }
 
     /// Reopens the root node of `backend`. If the node becomes read-only, the backend releases its write and resize
     /// permission. If the node becomes writable, the backend takes both permissions.
     pub(crate) async fn reopen_root(&self, backend: &Backend, options: Options) -> Result<()> {
-        let control = self.reopening().acquire().await;
+        let control = self.structure_lock().acquire().await;
         let root = backend.root()?;
         let request = ReopenRequest { node: Arc::clone(root.node()), options, keep: true };
         let user = RootUser { backend: backend.clone(), root };
@@ -112,13 +113,13 @@ impl Graph {
         let graph = self.clone();
         run_to_completion(async move {
             let unused = change(nodes, &replacements, user).await?;
-            graph.refresh_limits(&planned);
+            refresh(&planned).await;
             graph.extend_drains();
             // Requests resume before the next control operation gets a lock.
             drop(drained);
             drop(controls);
             for node in unused {
-                close_unused(&graph, node).await;
+                graph.close_released(node).await;
             }
             drop(control);
             Ok(())
@@ -396,14 +397,5 @@ async fn abort(plan: &[Planned]) {
         if let Some(driver) = planned.node.driver().reopen() {
             driver.abort().await;
         }
-    }
-}
-
-/// Closes a node that has lost a user, if it has no other user. The change is made already, so the log reports an error.
-async fn close_unused(graph: &Graph, node: Arc<Node>) {
-    let name = node.name().to_owned();
-    let controls = graph.controls(&node).await;
-    if let Err(error) = graph.release_unused(node, &controls).await {
-        tracing::error!("cannot close '{name}', which has no user any more: {error}");
     }
 }

@@ -1,0 +1,218 @@
+//! [`GraphChange`]: changes of the links between nodes, and of the root nodes of backends, while requests are made.
+//!
+//! 1. The lock of changes to several nodes is taken, so that there is only one such change at a time. Then the control locks of
+//!    the nodes whose users or children change, and of the nodes that a flush of them reaches.
+//! 2. These nodes are drained and flushed: afterwards, a flush may no longer reach the nodes below.
+//! 3. A [`Change`] of the graph is made: all steps take effect or none.
+//! 4. Limits and sizes of all nodes above are updated, from the lowest node up.
+//! 5. Requests resume. Nodes that have lost their last user are closed.
+//!
+//! From step 3 on, the change runs to its end even if its future is dropped.
+
+use std::sync::Arc;
+
+use super::Graph;
+use super::walk::Above;
+use crate::change::Change;
+use crate::control::run_to_completion;
+use crate::perm::Roles;
+use crate::{Backend, ChildIdx, Edge, Error, Node, Result, request};
+
+/// The steps of a change of the graph. Nothing changes before [`GraphChange::run`].
+///
+/// ```no_run
+/// # async fn example(graph: oxblk_core::Graph, node: std::sync::Arc<oxblk_core::Node>,
+/// #     filter: std::sync::Arc<oxblk_core::Node>) -> oxblk_core::Result<()> {
+/// // `filter` was opened with `node` as its `file`. Afterwards, all users of `node` use `filter`.
+/// let mut change = graph.change();
+/// change.replace_node(&node, &filter, |_| true);
+/// change.run().await?;
+/// # Ok(())
+/// # }
+/// ```
+#[must_use]
+pub struct GraphChange {
+    graph: Graph,
+    steps: Vec<Step>,
+}
+
+/// Accepts the users of a node that are moved.
+type Which = Box<dyn Fn(&Edge) -> bool + Send>;
+
+enum Step {
+    Child { parent: Arc<Node>, child: ChildIdx, new: Option<Arc<Node>> },
+    NewChild { parent: Arc<Node>, child: ChildIdx, name: String, roles: Roles, node: Arc<Node> },
+    Node { old: Arc<Node>, new: Arc<Node>, which: Which },
+    Root { backend: Backend, node: Arc<Node> },
+}
+
+impl Graph {
+    /// A change without steps.
+    pub fn change(&self) -> GraphChange {
+        GraphChange { graph: self.clone(), steps: Vec::new() }
+    }
+}
+
+impl GraphChange {
+    /// Replaces a child of `parent`. `None` removes the child.
+    pub fn replace_child(&mut self, parent: &Arc<Node>, child: ChildIdx, new: Option<&Arc<Node>>) {
+        let (parent, new) = (Arc::clone(parent), new.cloned());
+        self.steps.push(Step::Child { parent, child, new });
+    }
+
+    /// Adds a child that has no slot. `name` is the parent's name for the child (`children.2`).
+    pub fn add_child(
+        &mut self,
+        parent: &Arc<Node>,
+        name: &str,
+        roles: Roles,
+        node: &Arc<Node>,
+    ) -> ChildIdx {
+        let child = parent.children().new_further();
+        let (parent, node, name) = (Arc::clone(parent), Arc::clone(node), name.to_owned());
+        self.steps.push(Step::NewChild { parent, child, name, roles, node });
+        child
+    }
+
+    /// Moves the users of `old` that `which` accepts to `new`. The users that exist when the change is made are moved, also if
+    /// they are new. `new` and the nodes below `new` stay users of `old`, so `new` may be a filter above `old`. Users that need
+    /// this node stay: jobs, and images that are being created.
+    pub fn replace_node(
+        &mut self,
+        old: &Arc<Node>,
+        new: &Arc<Node>,
+        which: impl Fn(&Edge) -> bool + Send + 'static,
+    ) {
+        let (old, new, which) = (Arc::clone(old), Arc::clone(new), Box::new(which));
+        self.steps.push(Step::Node { old, new, which });
+    }
+
+    /// Moves all users of a filter to the node that the filter shows. The filter has no user then, and is closed.
+    ///
+    /// # Errors
+    /// When the node is no filter.
+    pub fn remove_filter(&mut self, filter: &Arc<Node>) -> Result<()> {
+        let Some(below) = filter.filtered_child() else {
+            return Err(Error::invalid(format!("Node '{}' is no filter", filter.name())));
+        };
+        self.replace_node(filter, below.node(), |_| true);
+        Ok(())
+    }
+
+    /// Makes `node` the root node of `backend`. The backend keeps its permissions.
+    pub fn set_root(&mut self, backend: &Backend, node: &Arc<Node>) {
+        self.steps.push(Step::Root { backend: backend.clone(), node: Arc::clone(node) });
+    }
+
+    /// Makes the change. Nodes that have no user afterwards are closed; the log reports an error of such a close.
+    ///
+    /// # Errors
+    /// When a node is closed or belongs to another graph, when a node of the change is just being opened, when a link is frozen
+    /// by a job, when a node would be below itself, when permissions conflict, or when a flush fails. After an error, nothing
+    /// has changed.
+    pub async fn run(self) -> Result<()> {
+        let Self { graph, steps } = self;
+        let structure = graph.structure_lock().acquire().await;
+        let touched = touched(&steps);
+        let controls = graph.controls_for_flush(&touched).await;
+        let drained = graph.drain_all(&touched).await?;
+        for node in touched.iter().filter(|node| !node.is_read_only()) {
+            request::flush(node).await?;
+        }
+        run_to_completion(async move {
+            let changed: Vec<_> = steps.iter().filter_map(Step::changed).collect();
+            let Some(change) = change(steps) else { return Ok(()) };
+            let released = change.commit()?;
+            for node in refresh(&changed).await.iter().filter(|node| !node.is_read_only()) {
+                // The children are others now and may have data to flush.
+                node.mark_unflushed();
+            }
+            graph.extend_drains();
+            // Requests resume before the next control operation gets a lock.
+            drop(drained);
+            drop(controls);
+            for node in released {
+                graph.close_released(node).await;
+            }
+            drop(structure);
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl Step {
+    /// The node that is drained and flushed for this step.
+    fn drained(&self) -> Option<Arc<Node>> {
+        match self {
+            Self::Child { parent, .. } | Self::NewChild { parent, .. } => Some(Arc::clone(parent)),
+            Self::Node { old, .. } => Some(Arc::clone(old)),
+            Self::Root { backend, .. } => backend.node().ok(),
+        }
+    }
+
+    /// The node whose users see other children after this step.
+    fn changed(&self) -> Option<Arc<Node>> {
+        match self {
+            Self::Child { parent, .. } | Self::NewChild { parent, .. } => Some(Arc::clone(parent)),
+            Self::Node { new, .. } => Some(Arc::clone(new)),
+            Self::Root { .. } => None,
+        }
+    }
+}
+
+/// The nodes that are drained, each once.
+fn touched(steps: &[Step]) -> Vec<Arc<Node>> {
+    let mut nodes: Vec<Arc<Node>> = Vec::new();
+    for node in steps.iter().filter_map(Step::drained) {
+        if !nodes.iter().any(|other| Arc::ptr_eq(other, &node)) {
+            nodes.push(node);
+        }
+    }
+    nodes
+}
+
+/// The change of the graph. `None` without steps.
+fn change(steps: Vec<Step>) -> Option<Change> {
+    let lock = match steps.first()? {
+        Step::Child { parent, .. } | Step::NewChild { parent, .. } => parent.change_lock(),
+        Step::Node { old, .. } => old.change_lock(),
+        Step::Root { node, .. } => node.change_lock(),
+    };
+    let mut change = Change::new(lock);
+    for step in steps {
+        match step {
+            Step::Child { parent, child, new } => {
+                change.replace_child(&parent, child, new.as_ref());
+            }
+            Step::NewChild { parent, child, name, roles, node } => {
+                change.add_child(&parent, child, &name, roles, &node);
+            }
+            Step::Node { old, new, which } => change.replace_node(&old, &new, which),
+            Step::Root { backend, node } => change.set_root(&backend, node),
+        }
+    }
+    Some(change)
+}
+
+/// Updates the limits and sizes of the nodes `changed` and of all nodes above them, the children of a node before the node.
+/// Returns these nodes. The caller holds back the requests.
+pub(super) async fn refresh(changed: &[Arc<Node>]) -> Vec<Arc<Node>> {
+    let above = Above::of(changed);
+    above.backends.iter().for_each(Backend::update_root);
+    let nodes = above.bottom_up();
+    for node in &nodes {
+        node.refresh_limits();
+        let size = match node.driver().refresh_size() {
+            Some(size) => size.await,
+            None => Ok(node.driver().size()),
+        };
+        match size {
+            Ok(size) => node.set_size(size),
+            Err(error) => {
+                tracing::error!(node = node.name(), %error, "cannot get the size of a block node");
+            }
+        }
+    }
+    nodes
+}

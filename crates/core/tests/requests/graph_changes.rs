@@ -1,0 +1,319 @@
+//! Tests of changes of the graph while requests are made: filters inserted and removed, roots and children replaced.
+
+use std::pin::pin;
+use std::sync::Arc;
+
+use futures_util::future::{Either, join, select};
+use futures_util::poll;
+use oxblk_core::{
+    Backend, ChildIdx, ErrorKind, Graph, Limits, Node, OpenFlags, Perm, Permissions, WriteFlags,
+};
+use oxblk_ring::{IoBuf, IoBufMut, block_on, spawn, yield_now};
+
+use crate::memory::{Memory, graph, node, options};
+
+const NONE: WriteFlags = WriteFlags::empty();
+
+async fn open(graph: &Graph, dotted: &str) -> Arc<Node> {
+    graph.open(options(dotted), OpenFlags::default()).await.unwrap()
+}
+
+/// The filter `f` above the node `m`.
+async fn filter(graph: &Graph) -> Arc<Node> {
+    open(graph, "driver=pass,node-name=f,file=m").await
+}
+
+async fn replace(graph: &Graph, old: &Arc<Node>, new: &Arc<Node>) -> oxblk_core::Result<()> {
+    let mut change = graph.change();
+    change.replace_node(old, new, |_| true);
+    change.run().await
+}
+
+fn taken(memory: &Memory) -> Perm {
+    memory.permissions.lock().unwrap().map_or(Perm::empty(), |permissions| permissions.taken)
+}
+
+#[test]
+fn a_filter_is_inserted_above_a_node_and_removed_again() {
+    block_on(async {
+        let graph = graph();
+        let memory = Memory::new(4096, Limits::default());
+        let below = node(&graph, "m", &memory);
+        let disk = Backend::new(&graph, "", Arc::clone(&below), super::all()).unwrap();
+        disk.write(0, vec![1; 512].into(), NONE).await.unwrap();
+        let filter = filter(&graph).await;
+        replace(&graph, &below, &filter).await.unwrap();
+        assert_eq!(memory.take_log(), ["write 0+512", "flush 0+0"]);
+        assert_eq!(disk.node().unwrap().name(), "f");
+        assert!(taken(&memory).contains(Perm::WRITE | Perm::CONSISTENT_READ));
+        disk.write(512, vec![2; 512].into(), NONE).await.unwrap();
+        let mut change = graph.change();
+        change.remove_filter(&filter).unwrap();
+        change.run().await.unwrap();
+        drop(filter);
+        assert!(graph.node("f").is_none());
+        assert_eq!(disk.node().unwrap().name(), "m");
+        let read = disk.read(0, IoBufMut::new(1024)).await.unwrap();
+        assert!(read[..512].iter().all(|byte| *byte == 1) && read[512..].iter().all(|b| *b == 2));
+        disk.close().await.unwrap();
+        assert!(graph.nodes().is_empty() || Arc::strong_count(&below) == 1);
+        assert_eq!(memory.take_log().last().unwrap(), "close 0+0");
+    });
+}
+
+#[test]
+fn requests_that_are_made_during_a_change_use_the_new_node() {
+    block_on(async {
+        let graph = graph();
+        let memory = Arc::new(Memory { yields: 5, ..Memory::default() });
+        memory.bytes.lock().unwrap().resize(4096, 0);
+        let below = node(&graph, "m", &memory);
+        let disk = Backend::new(&graph, "", Arc::clone(&below), super::all()).unwrap();
+        let filter = filter(&graph).await;
+        let (first, second) = {
+            let (one, two) = (disk.clone(), disk.clone());
+            let first = spawn(async move { one.write(0, vec![1; 512].into(), NONE).await });
+            yield_now().await;
+            let graph = graph.clone();
+            let change = spawn(async move { replace(&graph, &below, &filter).await });
+            yield_now().await;
+            let second = spawn(async move {
+                two.write(512, vec![2; 512].into(), NONE).await.unwrap();
+                two.node().unwrap().name().to_owned()
+            });
+            change.await.unwrap();
+            (first.await, second.await)
+        };
+        first.unwrap();
+        assert_eq!(second, "f");
+        disk.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_close_that_waits_while_its_root_moves_closes_the_new_root() {
+    block_on(async {
+        let graph = graph();
+        let memory = Arc::new(Memory { yields: 3, ..Memory::default() });
+        memory.bytes.lock().unwrap().resize(4096, 0);
+        let below = node(&graph, "m", &memory);
+        let disk = Backend::new(&graph, "", Arc::clone(&below), super::all()).unwrap();
+        let filter = filter(&graph).await;
+        let mut write = pin!(disk.write(0, vec![1; 512].into(), NONE));
+        assert!(poll!(&mut write).is_pending());
+        let mut change = pin!(replace(&graph, &below, &filter));
+        assert!(poll!(&mut change).is_pending());
+        let mut close = pin!(disk.close());
+        assert!(poll!(&mut close).is_pending());
+        let (written, (changed, closed)) = join(write, join(change, close)).await;
+        written.and(changed).and(closed).unwrap();
+        let log = memory.take_log();
+        assert_eq!(log.first().unwrap(), "write 0+512");
+        assert_eq!(log.last().unwrap(), "close 0+0");
+        assert_eq!(log.iter().filter(|entry| *entry == "close 0+0").count(), 1);
+        assert_eq!(taken(&memory), Perm::empty());
+        assert!(!below.has_parents() && !filter.has_parents());
+    });
+}
+
+#[test]
+fn a_node_that_loses_its_last_user_is_flushed_and_closed() {
+    block_on(async {
+        let graph = graph();
+        let (old, new) =
+            (Memory::new(4096, Limits::default()), Memory::new(8192, Limits::default()));
+        let disk = Backend::new(&graph, "", node(&graph, "old", &old), super::all()).unwrap();
+        let medium = node(&graph, "new", &new);
+        disk.write(0, vec![1; 512].into(), NONE).await.unwrap();
+        let mut change = graph.change();
+        change.set_root(&disk, &medium);
+        change.run().await.unwrap();
+        assert_eq!(old.take_log(), ["write 0+512", "flush 0+0", "close 0+0"]);
+        assert!(graph.node("old").is_none());
+        assert_eq!(taken(&old), Perm::empty());
+        assert_eq!(disk.size(), 8192);
+        disk.write(4096, vec![1; 512].into(), NONE).await.unwrap();
+        disk.close().await.unwrap();
+        assert_eq!(new.take_log(), ["write 4096+512", "flush 0+0", "close 0+0"]);
+    });
+}
+
+#[test]
+fn the_user_gets_its_permission_back_if_its_root_moved_during_a_job() {
+    block_on(async {
+        let graph = graph();
+        let memory = Memory::new(4096, Limits::default());
+        let below = node(&graph, "m", &memory);
+        let disk = Backend::new(&graph, "", Arc::clone(&below), super::all()).unwrap();
+        let job = disk.sole_writer("test job").await.unwrap();
+        let filter = filter(&graph).await;
+        replace(&graph, &below, &filter).await.unwrap();
+        assert_eq!(disk.node().unwrap().name(), "f");
+        // The job stays at its node.
+        assert_eq!(job.backend().node().unwrap().name(), "m");
+        job.backend().write(0, vec![1; 512].into(), NONE).await.unwrap();
+        let error = disk.write(0, vec![1; 512].into(), NONE).await.unwrap_err();
+        assert!(error.to_string().contains("cannot write during the test job"), "{error}");
+        job.end().await.unwrap();
+        disk.write(0, vec![2; 512].into(), NONE).await.unwrap();
+        disk.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_backend_that_is_attached_during_a_change_moves_too() {
+    block_on(async {
+        let graph = graph();
+        let memory = Arc::new(Memory { yields: 5, ..Memory::default() });
+        memory.bytes.lock().unwrap().resize(4096, 0);
+        let below = node(&graph, "m", &memory);
+        let first = Backend::new(&graph, "", Arc::clone(&below), super::all()).unwrap();
+        let filter = filter(&graph).await;
+        let mut write = pin!(first.write(0, vec![1; 512].into(), NONE));
+        assert!(poll!(&mut write).is_pending());
+        // The write is at the driver.
+        yield_now().await;
+        let mut change = pin!(replace(&graph, &below, &filter));
+        assert!(poll!(&mut change).is_pending());
+        let second = Backend::new(&graph, "", Arc::clone(&below), super::all()).unwrap();
+        first.set_permissions(Permissions::sharing_all(Perm::CONSISTENT_READ)).unwrap();
+        let (written, changed) = join(write, change).await;
+        written.and(changed).unwrap();
+        assert_eq!(second.node().unwrap().name(), "f");
+        // The change keeps the permissions that the backend has when the change is made.
+        assert_eq!(first.root().unwrap().permissions().taken, Perm::CONSISTENT_READ);
+        first.close().await.unwrap();
+        second.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_flush_through_a_node_above_covers_the_data_of_a_new_child() {
+    block_on(async {
+        let graph = graph();
+        let (one, two) =
+            (Memory::new(4096, Limits::default()), Memory::new(4096, Limits::default()));
+        let (_one, new) = (node(&graph, "m", &one), node(&graph, "n", &two));
+        let filter = filter(&graph).await;
+        let top = open(&graph, "driver=pass,node-name=top,file=f").await;
+        let disk = Backend::new(&graph, "", top, super::all()).unwrap();
+        let other = Backend::new(&graph, "", Arc::clone(&new), super::all()).unwrap();
+        other.write(0, vec![7; 512].into(), NONE).await.unwrap();
+        let mut change = graph.change();
+        change.replace_child(&filter, ChildIdx::FILE, Some(&new));
+        change.run().await.unwrap();
+        two.take_log();
+        disk.flush().await.unwrap();
+        assert_eq!(two.take_log(), ["flush 0+0"]);
+        assert_eq!(one.take_log(), ["close 0+0"]);
+        disk.close().await.unwrap();
+        other.close().await.unwrap();
+    });
+}
+
+#[test]
+fn the_sizes_of_the_nodes_above_follow_a_new_child() {
+    block_on(async {
+        let graph = graph();
+        let (one, two) =
+            (Memory::new(4096, Limits::default()), Memory::new(8192, Limits::default()));
+        let (_one, new) = (node(&graph, "m", &one), node(&graph, "n", &two));
+        let filter = filter(&graph).await;
+        let top = open(&graph, "driver=pass,node-name=top,file=f").await;
+        let disk = Backend::new(&graph, "", top, super::all()).unwrap();
+        let mut change = graph.change();
+        change.replace_child(&filter, ChildIdx::FILE, Some(&new));
+        change.run().await.unwrap();
+        assert_eq!(disk.size(), 8192);
+        disk.write(8191, IoBuf::zeroes(1), NONE).await.unwrap();
+        disk.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_control_operation_fails_if_its_node_has_left_the_disk() {
+    block_on(async {
+        let graph = graph();
+        let old = Arc::new(Memory { yields: 3, ..Memory::default() });
+        old.bytes.lock().unwrap().resize(4096, 0);
+        let new = Memory::new(4096, Limits::default());
+        let (first, second) = (node(&graph, "old", &old), node(&graph, "new", &new));
+        let disk = Backend::new(&graph, "", Arc::clone(&first), super::all()).unwrap();
+        let mut write = pin!(disk.write(0, vec![1; 512].into(), NONE));
+        assert!(poll!(&mut write).is_pending());
+        let mut change = pin!(replace(&graph, &first, &second));
+        assert!(poll!(&mut change).is_pending());
+        let mut resize = pin!(disk.resize(1024, oxblk_core::Preallocation::Off));
+        assert!(poll!(&mut resize).is_pending());
+        let (written, (changed, resized)) = join(write, join(change, resize)).await;
+        written.and(changed).unwrap();
+        assert_eq!(resized.unwrap_err().raw_errno(), oxblk_core::Errno::NOMEDIUM);
+        assert_eq!(disk.size(), 4096);
+        disk.close().await.unwrap();
+    });
+}
+
+#[test]
+fn impossible_changes_are_refused_and_change_nothing() {
+    block_on(async {
+        let graph = graph();
+        let memory = Memory::new(4096, Limits::default());
+        let below = node(&graph, "m", &memory);
+        let filter = filter(&graph).await;
+        let disk = Backend::new(&graph, "", Arc::clone(&filter), super::all()).unwrap();
+        let refused = async |parent: &Arc<Node>, child, new: Option<&Arc<Node>>| {
+            let mut change = graph.change();
+            change.replace_child(parent, child, new);
+            change.run().await.unwrap_err().to_string()
+        };
+        assert_eq!(
+            refused(&filter, ChildIdx::BACKING, Some(&below)).await,
+            "Node 'f' (driver 'pass') has no child 'backing'"
+        );
+        assert_eq!(
+            refused(&filter, ChildIdx::FILE, None).await,
+            "Cannot remove the 'file' child of 'f'"
+        );
+        assert_eq!(
+            refused(&filter, ChildIdx::FILE, Some(&filter)).await,
+            "Making 'f' a file child of 'f' would create a cycle"
+        );
+        let stranger = crate::memory::graph();
+        let other = node(&stranger, "x", &Memory::new(4096, Limits::default()));
+        assert_eq!(
+            refused(&filter, ChildIdx::FILE, Some(&other)).await,
+            "Nodes 'f' and 'x' belong to different graphs"
+        );
+        assert_eq!(filter.child(ChildIdx::FILE).unwrap().name(), "m");
+        disk.close().await.unwrap();
+        let error = replace(&graph, &filter, &below).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+    });
+}
+
+#[test]
+fn a_change_waits_for_requests_in_flight() {
+    block_on(async {
+        let graph = graph();
+        let memory = Arc::new(Memory { yields: 50, ..Memory::default() });
+        memory.bytes.lock().unwrap().resize(4096, 0);
+        let below = node(&graph, "m", &memory);
+        let disk = Backend::new(&graph, "", Arc::clone(&below), super::all()).unwrap();
+        let filter = filter(&graph).await;
+        let mut write = pin!(disk.write(0, vec![1; 512].into(), NONE));
+        assert!(poll!(&mut write).is_pending());
+        let change = pin!(replace(&graph, &below, &filter));
+        let pause = pin!(async {
+            for _ in 0..20 {
+                yield_now().await;
+            }
+        });
+        let Either::Right(((), change)) = select(change, pause).await else {
+            panic!("the change did not wait");
+        };
+        assert_eq!(disk.node().unwrap().name(), "m");
+        let (written, changed) = join(write, change).await;
+        written.and(changed).unwrap();
+        disk.close().await.unwrap();
+    });
+}
