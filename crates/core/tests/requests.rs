@@ -388,10 +388,7 @@ fn a_cancelled_request_is_counted_until_the_host_has_completed_it() {
             spawn(async move { backend.read(0, IoBufMut::new(512)).await.map(drop) })
         };
         oxblk_ring::yield_now().await;
-        assert!(
-            !epochs.has_passed(epoch),
-            "the epoch passed while a request was in progress"
-        );
+        assert!(!epochs.has_passed(epoch), "the epoch passed while a request was in progress");
         drop(task);
         drop(backend.quiesce().await);
         assert!(epochs.has_passed(epoch), "a completed request is still counted");
