@@ -271,6 +271,21 @@ fn other_commands_answer_as_those_of_qemu_io() {
 }
 
 #[test]
+fn info_prints_the_name_of_a_protocol_twice_as_qemu_io() {
+    let both = Differential::new();
+    both.file("b.raw", &[7; 4096]);
+    for disk in [
+        "driver=file,filename=b.raw",
+        "driver=null-co",
+        "driver=null-aio",
+        "driver=raw,file.filename=b.raw",
+        "driver=raw,file.driver=null-co",
+    ] {
+        both.same(Io, &["-c", "info", "--image-opts", disk]);
+    }
+}
+
+#[test]
 fn a_map_counts_whole_sectors_at_the_end_of_a_file() {
     let both = Differential::new();
     both.file("odd", &[7; 66_001]);
