@@ -45,9 +45,13 @@ pub(crate) type Delivery = SignalDelivery<UnixStream, SignalOnly>;
 /// A flag that the signals of `ENDING` set.
 pub(crate) fn stop_flag() -> Arc<AtomicBool> {
     let stop = Arc::new(AtomicBool::new(false));
-    // A signal that cannot be caught keeps its default action.
-    drop(catch(&stop, &[]));
+    catch_stop(&stop);
     stop
+}
+
+/// Makes the signals of `ENDING` set `stop`. A signal that cannot be caught keeps its default action.
+pub(crate) fn catch_stop(stop: &Arc<AtomicBool>) {
+    drop(catch(stop, &[]));
 }
 
 /// Makes the signals of `ENDING`, and those of `more`, set `stop`. Works without free descriptors.

@@ -77,7 +77,7 @@ pub use options::{
     ListItem, Options, SizeError, number_fault, parse_bool, parse_json, parse_number, parse_size,
     size_fault, split_list,
 };
-pub use perm::{Perm, Permissions, Roles};
+pub use perm::{NodeAccess, Perm, Permissions, Roles};
 pub use request::{ChainStatus, run_all};
 pub use secret::Secrets;
 pub use status::{Status, StatusFlags};

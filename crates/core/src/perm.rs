@@ -69,17 +69,18 @@ impl Permissions {
     ///
     /// - A filter passes the permissions of its parents to its child.
     /// - A backing file is only read, and may change only if the parents share write permission on the overlay.
-    /// - A writable format takes write and resize permission on a file with metadata even if no parent writes yet. The format
-    ///   shares neither of these two permissions.
+    /// - A format takes read permission on a file with metadata, unless the node only looks at its header (`no_io`). A writable
+    ///   format takes write and resize permission too, even if no parent writes yet. The format shares neither of these two
+    ///   permissions.
     /// - A file with guest data only is used as the parents use the node. A parent that writes may make the file grow, a parent
     ///   that changes the size may have to write zeroes, and nobody else may change the size.
-    pub fn for_child(roles: Roles, parents: Self, writable: bool) -> Self {
+    pub fn for_child(roles: Roles, parents: Self, access: NodeAccess) -> Self {
         if roles.contains(Roles::FILTERED) {
             parents
         } else if roles.contains(Roles::COW) {
             Self::for_backing(parents)
         } else if roles.contains(Roles::METADATA) {
-            Self::for_metadata(parents, writable)
+            Self::for_metadata(parents, access)
         } else {
             Self::for_data(parents)
         }
@@ -121,15 +122,25 @@ impl Permissions {
         Self { taken, shared: parents.shared - Perm::RESIZE }
     }
 
-    fn for_metadata(parents: Self, writable: bool) -> Self {
-        let mut taken = Perm::CONSISTENT_READ | parents.taken;
-        if writable {
+    fn for_metadata(parents: Self, access: NodeAccess) -> Self {
+        let mut taken = parents.taken;
+        taken.set(Perm::CONSISTENT_READ, !access.no_io || taken.contains(Perm::CONSISTENT_READ));
+        if access.writable {
             taken |= Perm::WRITE | Perm::RESIZE;
         }
         let shared = (parents.shared | Perm::WRITE_UNCHANGED | Perm::CONSISTENT_READ)
             - (Perm::WRITE | Perm::RESIZE);
         Self { taken, shared }
     }
+}
+
+/// How a node was opened, as far as the permissions on its children depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NodeAccess {
+    /// The node is writable.
+    pub writable: bool,
+    /// The node was opened only to look at its header and metadata ([`OpenFlags::no_io`](crate::OpenFlags::no_io)).
+    pub no_io: bool,
 }
 
 bitflags::bitflags! {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use oxblk_core::{Backend, DriverTable, Gate, Graph, Objects, OpenFlags, Options};
-use oxblk_filters::throttle::{Group, GroupLimits, THROTTLE};
+use oxblk_filters::throttle::{Group, GroupLimits, Notation, THROTTLE};
 use oxblk_protocols::null::NULL_CO;
 use oxblk_ring::{IoBuf, IoBufMut, now, sim, sleep, spawn};
 
@@ -19,7 +19,7 @@ fn options(text: &str) -> Options {
 }
 
 fn limits(text: &str) -> GroupLimits {
-    GroupLimits::take(&mut options(text)).unwrap()
+    GroupLimits::take(&mut options(text), Notation::KeyValue).unwrap()
 }
 
 /// A graph with the throttle group `g`.

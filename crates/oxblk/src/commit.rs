@@ -36,7 +36,7 @@ pub struct Commit {
     pub rate: Option<u64>,
     /// Receives the progress.
     pub observer: Arc<dyn Observer>,
-    /// Any thread may set this flag to stop the copy before its next chunk. The overlay is not emptied then.
+    /// Any thread may set this flag to stop the copy. The overlay is not emptied then.
     pub stop: Arc<AtomicBool>,
 }
 

@@ -16,7 +16,7 @@ use oxblk_ring::{IoBuf, IoThread, TaskGone};
 use crate::buffer::buffer;
 use crate::first_by_offset::FirstByOffset;
 use crate::progress::{InOrder, Piece};
-use crate::workers;
+use crate::workers::Workers;
 
 /// Longest piece that is read, in bytes. Progress is reported in these steps, as in QEMU.
 const PIECE: u64 = 2 << 20;
@@ -46,7 +46,7 @@ pub struct Compare {
     pub parallel: usize,
     /// Is called with the number of compared bytes, in the order of the disk, from several threads.
     pub progress: Arc<dyn Fn(u64) + Send + Sync>,
-    /// Any thread may set this flag to stop the comparison before its next piece.
+    /// Any thread may set this flag to stop the comparison. The comparison then ends soon, also if its requests wait.
     pub stop: Arc<AtomicBool>,
 }
 
@@ -132,7 +132,7 @@ pub async fn compare(
     job: Compare,
     helpers: &[IoThread],
 ) -> Result<Option<Difference>, CompareError> {
-    let parallel = job.parallel;
+    let (count, stop) = (job.parallel, Arc::clone(&job.stop));
     let (from, to) = (job.from, job.to);
     let shared = Arc::new(Shared {
         job,
@@ -144,9 +144,8 @@ pub async fn compare(
     });
     let in_place = usize::try_from(STEP).ok();
     let work = |shared: Arc<Shared>| async move { shared.work().await };
-    if let Err(TaskGone) =
-        workers::run(&shared, parallel, in_place, helpers, work, Shared::stopped).await
-    {
+    let workers = Workers { count, in_place, helpers, stop: Some(&stop) };
+    if let Err(TaskGone) = workers.run(&shared, work, Shared::stopped).await {
         shared.stopped();
     }
     let found = shared.found.take();

@@ -3,7 +3,7 @@
 //! Only secrets and throttle groups have an effect. For objects of other types, only the type and the identifier are checked.
 
 use oxblk_core::{Error, Objects, Options, Result};
-use oxblk_filters::throttle::{Group, GroupLimits};
+use oxblk_filters::throttle::{Group, GroupLimits, KINDS, Notation};
 
 /// The object types of QEMU's tools.
 const TYPES: &[&str] = &[
@@ -21,6 +21,17 @@ const TYPES: &[&str] = &[
     "tls-creds-x509",
 ];
 
+/// The option that contains the type of an object.
+const TYPE: &str = "qom-type";
+
+const SECRET_PROPERTIES: &[&str] = &[
+    "data=<string>",
+    "file=<string>",
+    "format=<QCryptoSecretFormat>",
+    "iv=<string>",
+    "keyid=<string>",
+];
+
 /// The hint in an error about an identifier.
 const IDENTIFIER_HINT: &str =
     "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.";
@@ -31,13 +42,13 @@ const IDENTIFIER_HINT: &str =
 /// # Errors
 /// If the definition is invalid, or if the secret cannot be read.
 pub fn define_object(objects: &Objects, definition: &str) -> Result<()> {
-    let mut options = if definition.starts_with('{') {
-        Options::from_json(definition)?
+    let (mut options, notation) = if is_json(definition) {
+        (Options::from_json(definition)?, Notation::Json)
     } else {
-        Options::from_keyval(definition, "qom-type")?
+        (Options::from_keyval(definition, TYPE)?, Notation::KeyValue)
     };
     let text = |key: &str, options: &mut Options| options.take_str(key).ok().flatten();
-    let Some(kind) = text("qom-type", &mut options) else {
+    let Some(kind) = text(TYPE, &mut options) else {
         return Err(Error::invalid("Parameter 'qom-type' is missing"));
     };
     if !TYPES.contains(&kind.as_str()) {
@@ -52,7 +63,7 @@ pub fn define_object(objects: &Objects, definition: &str) -> Result<()> {
         "secret" if objects.contains(&id) => Err(Objects::duplicate(&id)),
         "secret" => objects.secrets().define(&id, options),
         "throttle-group" => {
-            let limits = GroupLimits::take(&mut options)?;
+            let limits = GroupLimits::take(&mut options, notation)?;
             if let Some(key) = options.first_key() {
                 return Err(Error::invalid(format!("Parameter '{key}' is unexpected")));
             }
@@ -60,6 +71,47 @@ pub fn define_object(objects: &Objects, definition: &str) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// The list that a definition requests with the word `help`, for example `help` or `secret,help`: the properties of the type, or
+/// the types that have an effect. `None`: the definition requests no list.
+///
+/// # Errors
+/// If the definition is malformed.
+pub fn object_help(definition: &str) -> Result<Option<String>> {
+    if is_json(definition) {
+        return Ok(None);
+    }
+    let (options, true) = Options::from_keyval_or_help(definition, TYPE)? else {
+        return Ok(None);
+    };
+    let list = |title: &str, lines: &[String]| {
+        let lines: String = lines.iter().map(|line| format!("  {line}\n")).collect();
+        Ok(Some(format!("{title}:\n{lines}")))
+    };
+    let properties: Vec<String> = match options.get_str(TYPE) {
+        Some("secret") => SECRET_PROPERTIES.iter().map(ToString::to_string).collect(),
+        Some("throttle-group") => throttle_group_properties(),
+        _ => {
+            let types = ["secret", "throttle-group"].map(str::to_owned);
+            return list("List of user creatable objects", &types);
+        }
+    };
+    let kind = options.get_str(TYPE).unwrap_or_default();
+    list(&format!("{kind} options"), &properties)
+}
+
+fn throttle_group_properties() -> Vec<String> {
+    let ends = ["", "-max", "-max-length"];
+    let limits = KINDS.iter().flat_map(|kind| ends.map(|end| format!("x-{kind}{end}=<int>")));
+    let mut properties: Vec<String> = limits.chain(["x-iops-size=<int>".to_owned()]).collect();
+    properties.sort();
+    properties.insert(0, "limits=<ThrottleLimits>".to_owned());
+    properties
+}
+
+fn is_json(definition: &str) -> bool {
+    definition.starts_with('{')
 }
 
 /// Checks whether a text is a valid identifier of an object.
@@ -92,6 +144,36 @@ mod tests {
             "Parameter 'qom-type' does not accept value 'bogus'"
         );
         assert_eq!(define("secret,data=abc").unwrap_err(), "Parameter 'id' is missing");
+    }
+
+    #[test]
+    fn help_lists_the_types_or_the_properties_of_a_type() {
+        let help = |definition| object_help(definition).unwrap();
+        let types = "List of user creatable objects:\n  secret\n  throttle-group\n";
+        for definition in ["help", "?", "bogus,help", "main-loop,help"] {
+            assert_eq!(help(definition).as_deref(), Some(types));
+        }
+        let secret = help("secret,id=s,help").unwrap();
+        assert!(secret.starts_with("secret options:\n  data=<string>\n"), "{secret}");
+        assert_eq!(help("throttle-group,?").unwrap().lines().count(), 21);
+        assert!(object_help("secret,help,x").is_err());
+        for definition in ["secret,id=help,data=x", r#"{"qom-type":"help"}"#] {
+            assert_eq!(help(definition), None, "{definition}");
+        }
+    }
+
+    #[test]
+    fn numbers_in_json_are_not_text() {
+        let json = |limits: &str| {
+            format!(r#"{{"qom-type":"throttle-group","id":"g","limits":{{{limits}}}}}"#)
+        };
+        assert_eq!(define(&json(r#""iops-total":10"#)), Ok(()));
+        for value in ["\"10\"", "10.0", "true", "null", "18446744073709551615"] {
+            assert_eq!(
+                define(&json(&format!("\"iops-total\":{value}"))).unwrap_err(),
+                "Invalid parameter type for 'limits.iops-total', expected: integer"
+            );
+        }
     }
 
     #[test]

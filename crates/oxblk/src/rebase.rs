@@ -26,7 +26,7 @@ use crate::buffer::buffer;
 use crate::copy::Observer;
 use crate::first_by_offset::FirstByOffset;
 use crate::progress::{InOrder, Piece};
-use crate::workers;
+use crate::workers::Workers;
 
 /// Length in bytes of the pieces that workers take; if clusters are larger, a piece is one cluster. Progress is reported in
 /// these steps, as in QEMU.
@@ -51,7 +51,7 @@ pub struct Rebase {
     pub parallel: usize,
     /// Receives the progress.
     pub observer: Arc<dyn Observer>,
-    /// Any thread may set this flag. The work then stops before the next extent of the overlay.
+    /// Any thread may set this flag. The work then stops soon, also if its requests wait.
     pub stop: Arc<AtomicBool>,
 }
 
@@ -120,7 +120,8 @@ struct Shared {
 /// overlay is not flushed.
 ///
 /// # Errors
-/// The failure at the lowest offset, as if the pieces had been processed in order. No request is in flight when this returns.
+/// The failure at the lowest offset, as if the pieces had been processed in order. No request is in flight when this returns, unless the
+/// rebase was stopped.
 pub async fn run(job: Rebase, helpers: &[IoThread]) -> Outcome {
     let attaching = failed(RebaseStage::Attaching, 0);
     let writer = job.disk.sole_writer("rebase job").await.map_err(&attaching)?;
@@ -130,7 +131,7 @@ pub async fn run(job: Rebase, helpers: &[IoThread]) -> Outcome {
 
 /// Runs a rebase whose `disk` is the only writer of the overlay.
 async fn run_alone(job: Rebase, helpers: &[IoThread]) -> Outcome {
-    let parallel = job.parallel;
+    let (count, stop) = (job.parallel, Arc::clone(&job.stop));
     let cluster = job.disk.node().map_or(0, |node| node.driver().info().cluster_size).max(512);
     let shared = Arc::new(Shared {
         size: job.disk.size(),
@@ -142,11 +143,9 @@ async fn run_alone(job: Rebase, helpers: &[IoThread]) -> Outcome {
     });
     let in_place = usize::try_from(STEP).ok();
     let work = |shared: Arc<Shared>| async move { shared.work().await };
-    if let Err(TaskGone) = workers::run(&shared, parallel, in_place, helpers, work, |shared| {
-        shared.fail(stopped(0, "Cancelled"));
-    })
-    .await
-    {
+    let workers = Workers { count, in_place, helpers, stop: Some(&stop) };
+    let cancel = |shared: &Shared| shared.fail(stopped(0, "Cancelled"));
+    if let Err(TaskGone) = workers.run(&shared, work, cancel).await {
         shared.fail(stopped(0, "An I/O thread ended early"));
     }
     shared.failure.take().map_or(Ok(()), Err)

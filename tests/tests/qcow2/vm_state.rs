@@ -36,6 +36,8 @@ fn io_reads_and_writes_vm_state_as_qemu_io() {
         "write -b -P 5 0 1M",
         "write -b 5632 512",
         "read -b -P 5 0 4k",
+        "read -b -r 0 4k",
+        "read -b -r 0 100",
         "read -b -P 0xcd 5632 512",
         "read -b -P 0 1M 64k",
         "read -b -P 0 2G 64k",

@@ -47,6 +47,40 @@ fn a_stopped_copy_removes_its_target_and_does_not_wait_for_its_rate() {
 }
 
 #[test]
+fn a_stop_does_not_wait_for_requests_in_a_throttle_group() {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let directory = scratch.path();
+    fs::write(directory.join("source"), vec![7; 4 << 20]).expect("a file");
+    fs::write(directory.join("same"), vec![7; 4 << 20]).expect("a file");
+    // At this rate, the requests would wait for more than an hour.
+    let group = "throttle-group,id=g,x-bps-total=1000";
+    let source = "driver=throttle,throttle-group=g,file.driver=raw,file.file.filename=source";
+    for options in [&["-O", "raw"][..], &["-O", "qcow2", "-c"], &["-W", "-O", "qcow2"], &["-p"]] {
+        let copy = ["convert", "--object", group, "--image-opts", source, "target"];
+        stop(directory, &[&copy, options].concat(), "TERM");
+    }
+    let input = format!("if={source}");
+    stop(directory, &["dd", "--object", group, "--image-opts", &input, "of=target"], "INT");
+    let same = "driver=raw,file.filename=same";
+    let mut compare = Program::oxblk()
+        .args(["img", "compare", "-p", "--object", group, "--image-opts", source, same])
+        .directory(directory)
+        .start();
+    let pid = compare.pid();
+    compare.wait_for("the signal handlers", || catches_term(pid));
+    compare.signal("TERM");
+    assert_eq!(compare.wait().code(), Some(130));
+}
+
+/// Whether a process has a handler for SIGTERM.
+fn catches_term(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & (1 << 14) != 0)
+}
+
+#[test]
 fn a_stopped_creation_removes_its_files() {
     let scratch = tempfile::tempdir().expect("a scratch directory");
     let directory = scratch.path();

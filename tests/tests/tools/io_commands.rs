@@ -138,6 +138,11 @@ fn writes_report_and_fail_as_with_qemu_io() {
         "write 0 5G",
         "write -z 0 5G",
         "write -s empty 0 512",
+        "write -r 0 64k",
+        "write -r -z 0 64k",
+        "write -r -z 0 x",
+        "write -r -z -P 3 0 64k",
+        "write -r -z -c 1 64k",
         "writev 0 512 512",
         "writev -P 5 0 1k 1k",
         "writev 0 x",
@@ -197,6 +202,8 @@ fn aio_requests_report_the_same_as_qemu_io() {
         "aio_write -i 0 64k",
         "aio_write -f 0 64k",
         "aio_write -z 0 1k 1k",
+        "aio_write -r -z 0 1k 1k",
+        "aio_write -r -z 0 x",
         "aio_flush",
         "aio_flush x",
     ]);
@@ -261,6 +268,21 @@ fn other_commands_answer_as_those_of_qemu_io() {
         "help foo",
         "help length",
     ]);
+}
+
+#[test]
+fn info_prints_the_name_of_a_protocol_twice_as_qemu_io() {
+    let both = Differential::new();
+    both.file("b.raw", &[7; 4096]);
+    for disk in [
+        "driver=file,filename=b.raw",
+        "driver=null-co",
+        "driver=null-aio",
+        "driver=raw,file.filename=b.raw",
+        "driver=raw,file.driver=null-co",
+    ] {
+        both.same(Io, &["-c", "info", "--image-opts", disk]);
+    }
 }
 
 #[test]

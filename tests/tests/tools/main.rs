@@ -27,6 +27,7 @@ mod io_commands;
 mod json_names;
 mod json_results;
 mod limits;
+mod locks;
 mod misspelt;
 mod names;
 mod null;

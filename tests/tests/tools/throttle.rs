@@ -33,10 +33,30 @@ fn objects_and_options_are_accepted_and_refused_as_in_qemu() {
         "throttle-group,id=g,x-iops-total=1k",
         "throttle-group,id=g,x-iops-total=-1",
         "throttle-group,id=g,x-iops-total=5,x-iops-read=5",
+        "throttle-group,id=g,x-iops-total=0x100",
+        "throttle-group,id=g,x-iops-total=0100,x-iops-total-max=200",
+        "throttle-group,id=g,limits.iops-total= +100",
+        "throttle-group,id=g,limits.iops-total.x=5",
+        "throttle-group,id=g,limits=5",
+        "throttle-group,id=g,limits.iops-total-max-length=4294967296",
+        "throttle-group,foo,help",
+        "throttle-group,help,foo",
+        "qom-type=help",
+        r#"{"qom-type":"throttle-group","id":"g","limits":{"iops-total":10}}"#,
+        r#"{"qom-type":"throttle-group","id":"g","limits":{"iops-total":"10"}}"#,
+        r#"{"qom-type":"throttle-group","id":"g","limits":{"iops-total":10.5}}"#,
+        r#"{"qom-type":"throttle-group","id":"g","limits":null}"#,
+        r#"{"qom-type":"throttle-group","id":"g","x-iops-total":"10"}"#,
+        r#"{"qom-type":"throttle-group","id":"g","x-iops-total":-1}"#,
+        r#"{"qom-type":"help","id":"g"}"#,
         "throttle-group,id=other",
         "secret,id=g,data=x",
     ] {
         both.same(Io, &["--object", object, "--image-opts", FILE, "-c", "read -P 7 0 512"]);
+    }
+    for object in ["throttle-group,help", "throttle-group,id=1,x-iops-total=x,?", "secret,help"] {
+        both.same(Io, &["--object", object, "--image-opts", FILE]);
+        both.same(Img, &["compare", "--object", object]);
     }
     let twice = ["--object", GROUP, "--object", "throttle-group,id=g"];
     both.same(Io, &[&twice[..], &["--image-opts", FILE, "-c", "read 0 512"]].concat());

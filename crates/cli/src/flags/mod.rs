@@ -138,7 +138,10 @@ impl<A> Flag<A> {
             Store::Help => return Err(Stop::Help),
             Store::Version => return Err(Stop::Version),
         };
-        stored.map_err(|refusal| Stop::Refused(refusal, self.code))
+        stored.map_err(|refusal| {
+            let code = if refusal.answered { 0 } else { self.code };
+            Stop::Refused(refusal, code)
+        })
     }
 }
 
@@ -164,7 +167,7 @@ pub(crate) enum Stop {
     Version,
     /// An option is unknown or ambiguous, a required value is missing, or an option that takes no value has one.
     Invalid(Fault),
-    /// The value of an option is refused. The command ends with this exit code.
+    /// The value of an option is refused, or has been answered with a list. The command ends with this exit code.
     Refused(Refusal, u8),
 }
 

@@ -11,12 +11,19 @@ pub(crate) struct Refusal {
     pub(crate) hint: Option<String>,
     /// Whether the line `Try '… --help' for more info` is printed at the end.
     pub(crate) misused: bool,
+    /// The value was a request for a list, which has been printed. The command ends with success.
+    pub(crate) answered: bool,
 }
 
 impl Refusal {
     /// A refusal whose messages have been printed already.
     pub(crate) fn printed() -> Self {
         Self::default()
+    }
+
+    /// No refusal: the value was a request for a list, which has been printed.
+    pub(crate) fn answered() -> Self {
+        Self { answered: true, ..Self::default() }
     }
 
     /// A refusal with one message.

@@ -16,12 +16,17 @@ pub(crate) const STOPPABLE_EXIT_CODES: &[(u8, &str)] =
 
 /// `--object`: defines a secret or another object.
 pub(crate) const fn object<A>() -> Flag<A> {
-    let about = "define a secret or another object that images refer to, \
-                 for example secret,id=NAME,file=PATH";
-    Flag::value(long("object").common(), Value::text("DEFINITION"), about, |_, definition| {
+    Flag::value(long("object").common(), Value::text("DEFINITION"), OBJECT, |_, definition| {
+        if objects::print_help(&definition)? {
+            return Err(Refusal::answered());
+        }
         Ok(objects::define(&definition)?)
     })
 }
+
+/// The help of `--object`.
+pub(crate) const OBJECT: &str = "define a secret or a throttle group that images refer to, for example secret,id=NAME,file=PATH; 'help' lists \
+     the types, and 'TYPE,help' the properties of a type";
 
 /// `--untrusted`: refuses images that refer to other files.
 pub(crate) const fn untrusted<A>() -> Flag<A> {

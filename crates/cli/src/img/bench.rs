@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use oxblk::{Cache, workers};
+use oxblk::Cache;
+use oxblk::workers::Workers;
 use oxblk_core::{Backend, Error, ErrorKind, WriteFlags, strerror};
 use oxblk_ring::{Aio, IoBufMut, IoThread, TaskGone};
 
@@ -344,7 +345,8 @@ async fn run_batch(run: &Arc<Run>, depth: u64, helpers: &[IoThread]) -> Result<(
     let depth = usize::try_from(depth.min(left)).unwrap_or(usize::MAX);
     let work = |run: Arc<Run>| async move { run.work_until_failure().await };
     let cancel = |run: &Run| run.end.store(0, Relaxed);
-    if let Err(TaskGone) = workers::run(run, depth, None, helpers, work, cancel).await {
+    let workers = Workers { count: depth, in_place: None, helpers, stop: None };
+    if let Err(TaskGone) = workers.run(run, work, cancel).await {
         return Err(Error::new(ErrorKind::Cancelled, "An I/O thread ended early"));
     }
     run.failure.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)

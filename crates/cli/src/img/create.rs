@@ -78,20 +78,23 @@ struct Arguments {
     backing: Option<String>,
     backing_format: Option<String>,
     backing_unsafe: bool,
-    filename: Option<String>,
+    filename: String,
     size: Option<u64>,
 }
 
 /// Runs the command.
 pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
-    let arguments = read(context, arguments)?;
     let graph = graph();
-    if arguments.options.as_deref().is_some_and(asks_for_help) {
-        let format = arguments.format.as_deref().unwrap_or("raw");
-        return print_options(context, &graph, format, arguments.filename.as_deref());
+    let mut read = Arguments::default();
+    let operands = context.parse(FLAGS, arguments, &mut read)?;
+    if read.options.as_deref().is_some_and(asks_for_help) {
+        // The operands after the file name are not read.
+        let format = read.format.as_deref().unwrap_or("raw");
+        return print_options(context, &graph, format, operands.first().map(String::as_str));
     }
+    let arguments = with_operands(context, read, operands)?;
     context.block_on(async {
-        let name = arguments.filename.as_deref().unwrap_or_default();
+        let name = arguments.filename.as_str();
         match create(&graph, &arguments, name).await {
             Ok(Creation::Complete(_)) => Ok(()),
             Ok(Creation::Stopped(created)) => {
@@ -105,12 +108,12 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     })
 }
 
-fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
-    let mut read = Arguments::default();
-    let mut operands = context.parse(FLAGS, words, &mut read)?.into_iter();
-    read.filename = operands.next();
-    if read.filename.is_none() && !read.options.as_deref().is_some_and(asks_for_help) {
-        return Err(context.misused("Expecting image file name"));
+/// Adds the operands to the options.
+fn with_operands(context: &Context, mut read: Arguments, operands: Vec<String>) -> Step<Arguments> {
+    let mut operands = operands.into_iter();
+    match operands.next() {
+        Some(filename) => read.filename = filename,
+        None => return Err(context.misused("Expecting image file name")),
     }
     if let Some(size) = operands.next() {
         read.size = Some(context.bytes("image size", &size)?);

@@ -47,6 +47,7 @@ pub(crate) fn run(arguments: Vec<String>) -> ExitCode {
             out(format_args!("{}", help::text(&options::PAGE, "oxblk serve", &[])));
             return ExitCode::SUCCESS;
         }
+        Ok(Parsed::Answered) => return ExitCode::SUCCESS,
         Ok(Parsed::Serve(options)) => options,
         Err(message) => return fail(format_args!("{message}\nTry 'oxblk serve --help'.")),
     };

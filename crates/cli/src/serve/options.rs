@@ -3,8 +3,10 @@
 use super::Result;
 use super::address::{self, Listen};
 use crate::flags::page::{Example, Note, Page};
+use crate::flags::refusal::Refusal;
 use crate::flags::spec::{Alias, Value, both, long};
-use crate::flags::{self, Flag, Line, Stop};
+use crate::flags::{self, Flag, Line, Stop, shared};
+use crate::objects;
 use oxblk_core::{Gate, names, parse_size};
 use oxblk_nbd::proto::MAX_STRING;
 
@@ -84,9 +86,11 @@ const FLAGS: &[Flag<Options>] = &[
     Flag::value(
         long("object").common(),
         Value::text("DEFINITION"),
-        "define a secret that the image refers to (secret,id=NAME,file=PATH); needs --image-opts with \
-         encrypt.key-secret=NAME",
+        shared::OBJECT,
         |a, definition| {
+            if objects::print_help(&definition)? {
+                return Err(Refusal::answered());
+            }
             a.objects.push(definition);
             Ok(())
         },
@@ -181,6 +185,8 @@ impl Options {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Parsed {
     Help,
+    /// A list that an option requests has been printed.
+    Answered,
     Serve(Box<Options>),
 }
 
@@ -208,6 +214,7 @@ pub(super) fn parse(arguments: Vec<String>) -> Result<Parsed> {
         Ok(operands) => operands,
         Err(Stop::Help | Stop::Version) => return Ok(Parsed::Help),
         Err(Stop::Invalid(fault)) => return Err(fault.message),
+        Err(Stop::Refused(refusal, _)) if refusal.answered => return Ok(Parsed::Answered),
         Err(Stop::Refused(refusal, _)) => return Err(refusal.messages.join("; ")),
     };
     let mut operands = operands.into_iter();

@@ -8,7 +8,7 @@ use oxblk_ring::perturb::point;
 use super::draft::{Draft, node_key};
 use super::read_only;
 use crate::node::SlowPathFlags;
-use crate::perm::{Perm, Permissions};
+use crate::perm::{NodeAccess, Perm, Permissions};
 use crate::{Edge, Error, ErrorKind, Node, Result};
 
 /// Computes the permissions of all edges below the nodes where the draft begins to differ from the graph. Returns the affected
@@ -34,7 +34,9 @@ pub(super) fn compute(draft: &mut Draft) -> Vec<Arc<Node>> {
         }
         for (child, edge) in draft.children(&node) {
             let mut wanted = node.driver().child_permissions(child, ours).unwrap_or_else(|| {
-                Permissions::for_child(edge.roles(), ours, !draft.is_read_only(&node))
+                let writable = !draft.is_read_only(&node);
+                let access = NodeAccess { writable, no_io: node.flags().no_io };
+                Permissions::for_child(edge.roles(), ours, access)
             });
             wanted.shared |= draft.also_shared(&edge);
             if wanted != draft.permissions(&edge) {
@@ -162,8 +164,14 @@ impl Drop for Prepared {
     }
 }
 
-/// The new permissions of the affected nodes, last found first, without the nodes with `force-share=on`.
+/// The new permissions of the affected nodes, last found first. Nodes with `force-share=on` allow other processes everything.
 fn wanted(draft: &Draft, affected: Vec<Arc<Node>>) -> Vec<(Arc<Node>, Permissions)> {
-    let locked = affected.into_iter().rev().filter(|node| node.takes_locks());
-    locked.map(|node| (Arc::clone(&node), draft.cumulative(&node))).collect()
+    let wanted = affected.into_iter().rev().map(|node| {
+        let mut permissions = draft.cumulative(&node);
+        if node.is_force_shared() {
+            permissions.shared = Perm::all();
+        }
+        (node, permissions)
+    });
+    wanted.collect()
 }

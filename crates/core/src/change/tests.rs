@@ -8,7 +8,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use super::{Attachment, Change};
 use crate::{
     BoxFuture, ChildIdx, ChildSpec, Driver, DriverFactory, DriverKind, Edge, Errno, Error, Gate,
-    Graph, Node, OpenContext, OpenFlags, Perm, Permissions, Result, Roles, WriteFlags,
+    Graph, Node, NodeAccess, OpenContext, OpenFlags, Perm, Permissions, Result, Roles, WriteFlags,
 };
 
 /// What the driver of a node has received.
@@ -152,7 +152,8 @@ impl Nodes {
                 }
             }
             for (child, edge) in node.children().iter() {
-                let wanted = Permissions::for_child(edge.roles(), ours, !node.is_read_only());
+                let access = NodeAccess { writable: !node.is_read_only(), no_io: false };
+                let wanted = Permissions::for_child(edge.roles(), ours, access);
                 assert_eq!(edge.permissions(), wanted, "{child:?} of {}", node.name());
             }
         }

@@ -14,7 +14,7 @@ use crate::bitmap::DirtyBitmap;
 use crate::change::Change;
 use crate::driver::{Driver, DriverFactory};
 use crate::node::{NodeParts, Settings};
-use crate::perm::{Permissions, Roles};
+use crate::perm::{NodeAccess, Permissions, Roles};
 use crate::{ChildIdx, ChildSpec, DetectZeroes, Error, ErrorKind, Node, Options, Perm, Result};
 
 /// Maximum number of backing files in a chain. A longer chain is probably a loop, or an attack on memory and file
@@ -265,7 +265,8 @@ impl Context {
 /// Attaches the backing file to its slot.
 fn attach_backing(backing: &Arc<Node>, context: &OpenContext) -> Result<()> {
     let parents = Permissions::sharing_all(Perm::CONSISTENT_READ);
-    let permissions = Permissions::for_child(Roles::COW, parents, false);
+    let access = NodeAccess { writable: false, no_io: false };
+    let permissions = Permissions::for_child(Roles::COW, parents, access);
     context.children.attach(&context.node_name, ChildSpec::BACKING, backing, permissions)
 }
 

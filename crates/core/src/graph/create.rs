@@ -164,10 +164,9 @@ impl NewImage {
         // A format without metadata in the file only sets the size, so other users may write at the same time.
         let passes = self.driver.passes_permissions();
         let alone = if passes { Perm::RESIZE } else { Perm::WRITE | Perm::RESIZE };
-        let permissions = Permissions {
-            taken: Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE,
-            shared: Perm::all() - alone,
-        };
+        let reads = if passes { Perm::empty() } else { Perm::CONSISTENT_READ };
+        let taken = reads | Perm::WRITE | Perm::RESIZE;
+        let permissions = Permissions { taken, shared: Perm::all() - alone };
         let user = format!("creation of '{}'", self.filename);
         match Attachment::new(&node, user, ChildIdx::FILE.name(), permissions) {
             Ok(image) => Ok(image),

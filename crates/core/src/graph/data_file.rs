@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{Graph, OpenContext, OpenFlags};
 use crate::create::Created;
 use crate::gate::Purpose;
-use crate::perm::{Perm, Permissions, Roles};
+use crate::perm::{NodeAccess, Perm, Permissions, Roles};
 use crate::{Attachment, ChildIdx, ChildSpec, Error, Options, Result};
 
 impl OpenContext {
@@ -41,7 +41,8 @@ impl OpenContext {
             }
         };
         // The driver reads and changes the data file while it opens the image.
-        let mut permissions = Permissions::for_child(Roles::DATA, Permissions::NONE, true);
+        let access = NodeAccess { writable: true, no_io: false };
+        let mut permissions = Permissions::for_child(Roles::DATA, Permissions::NONE, access);
         permissions.taken = Perm::CONSISTENT_READ;
         if !self.flags.read_only {
             permissions.taken |= Perm::WRITE | Perm::RESIZE;

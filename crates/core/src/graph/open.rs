@@ -18,7 +18,7 @@ use crate::control::run_to_completion;
 use crate::driver::{BoxFuture, Driver, DriverFactory};
 use crate::epoch::Epochs;
 use crate::gate::Purpose;
-use crate::perm::Permissions;
+use crate::perm::{NodeAccess, Permissions};
 use crate::{
     Backend, ChildIdx, ChildSpec, Children, Edge, Errno, Error, ErrorKind, MAX_LENGTH, Node,
     Options, Perm, Result,
@@ -46,7 +46,7 @@ pub struct OpenFlags {
     pub aio: Option<oxblk_ring::Aio>,
     /// Pass discards to the host (`discard=unmap`).
     pub unmap: bool,
-    /// Take no file locks (`force-share`).
+    /// Allow other processes everything (`force-share`). The file locks protect only the reads of the node.
     pub force_share: bool,
     /// Do not open the backing file of the image.
     pub no_backing: bool,
@@ -608,9 +608,10 @@ pub(super) async fn close_unused(opened: &dyn Driver) {
 
 /// Puts the `file` child into its slot, with the default permissions of a node without users.
 fn attach_file(driver: &dyn DriverFactory, file: &Arc<Node>, context: &OpenContext) -> Result<()> {
-    let writable = !context.flags.read_only;
+    let OpenFlags { read_only, no_io, .. } = context.flags;
+    let access = NodeAccess { writable: !read_only, no_io };
     let spec = driver.children().iter().find(|spec| spec.child == ChildIdx::FILE);
     let spec = spec.copied().unwrap_or(ChildSpec::IMAGE);
-    let permissions = Permissions::for_child(spec.roles, Permissions::NONE, writable);
+    let permissions = Permissions::for_child(spec.roles, Permissions::NONE, access);
     context.children.attach(&context.node_name, spec, file, permissions)
 }

@@ -34,8 +34,8 @@ impl Node {
         self.users.close()
     }
 
-    /// Whether the driver takes file locks. It takes none with `force-share=on`.
-    pub(crate) fn takes_locks(&self) -> bool {
-        !self.settings.load().flags.force_share
+    /// Whether the node was opened with `force-share=on`.
+    pub(crate) fn is_force_shared(&self) -> bool {
+        self.settings.load().flags.force_share
     }
 }

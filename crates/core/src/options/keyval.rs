@@ -13,16 +13,38 @@ impl Options {
     /// # Errors
     /// When a key is malformed, has no value, or has both a plain value and nested values.
     pub fn from_keyval(text: &str, implied: &str) -> Result<Self> {
+        Self::parse_keyval(text, implied, None)
+    }
+
+    /// Like [`Self::from_keyval`], but elements `help` and `?` without a value are accepted. The second result is whether the
+    /// definition has such an element.
+    ///
+    /// # Errors
+    /// Like [`Self::from_keyval`].
+    pub fn from_keyval_or_help(text: &str, implied: &str) -> Result<(Self, bool)> {
+        let mut help = false;
+        Ok((Self::parse_keyval(text, implied, Some(&mut help))?, help))
+    }
+
+    fn parse_keyval(text: &str, implied: &str, mut help: Option<&mut bool>) -> Result<Self> {
         let mut options = Self::new();
         let mut rest = text;
+        let mut is_first = true;
         while !rest.is_empty() {
             let end = rest.find(['=', ',']).unwrap_or(rest.len());
             let (word, after) = rest.split_at(end);
-            let (key, value) = match after.strip_prefix('=') {
-                Some(after) => (word, after),
-                None if options.is_empty() && !word.is_empty() => (implied, rest),
-                None if word.is_empty() => return Err(invalid(word)),
-                None => {
+            let is_implied = is_first;
+            is_first = false;
+            let (key, value) = match (after.strip_prefix('='), &mut help) {
+                (None, Some(help)) if matches!(word, "help" | "?") => {
+                    **help = true;
+                    rest = after.strip_prefix(',').unwrap_or(after);
+                    continue;
+                }
+                (Some(after), _) => (word, after),
+                (None, _) if is_implied && !word.is_empty() => (implied, rest),
+                (None, _) if word.is_empty() => return Err(invalid(word)),
+                (None, _) => {
                     return Err(Error::invalid(format!("Expected '=' after parameter '{word}'")));
                 }
             };
@@ -86,5 +108,25 @@ mod tests {
         assert_eq!(message("secret,data.x=1,data=y"), "Parameters 'data.*' used inconsistently");
         let options = Options::from_keyval("secret,id=s,data=a,,b,data=c,", "qom-type").unwrap();
         assert_eq!(options.get_str("data"), Some("c"));
+    }
+
+    #[test]
+    fn help_is_accepted_in_any_place_if_the_caller_allows_it() {
+        let parse = |text| {
+            let parsed = Options::from_keyval_or_help(text, "qom-type");
+            parsed.map(|(options, help)| (options.get_str("qom-type").map(str::to_owned), help))
+        };
+        let of = |kind: Option<&str>, help| (kind.map(str::to_owned), help);
+        for text in ["help", "?", "help,id=x", "id=x,help"] {
+            assert_eq!(parse(text).unwrap(), of(None, true), "{text}");
+        }
+        for text in ["secret,help", "secret,?,data=x", "qom-type=secret,help,help"] {
+            assert_eq!(parse(text).unwrap(), of(Some("secret"), true), "{text}");
+        }
+        assert_eq!(parse("secret,help=x").unwrap(), of(Some("secret"), false));
+        for text in ["help,secret", "secret,x,help", ",help"] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+        assert!(Options::from_keyval("secret,help", "qom-type").is_err());
     }
 }

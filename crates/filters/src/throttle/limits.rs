@@ -1,6 +1,6 @@
 //! The limits of a throttle group, and the options that set them.
 
-use oxblk_core::{Error, Options, Result};
+use oxblk_core::{Error, Options, Result, parse_number};
 use serde_json::Value;
 
 /// The largest limit.
@@ -9,6 +9,15 @@ const MAX: u64 = 1_000_000_000_000_000;
 /// The kinds of limits, as the options name them. The order is the order of [`GroupLimits::buckets`].
 pub const KINDS: [&str; 6] =
     ["iops-total", "iops-read", "iops-write", "bps-total", "bps-read", "bps-write"];
+
+/// The notation in which options were given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notation {
+    /// `key=value,…`: numbers are text.
+    KeyValue,
+    /// JSON: numbers are JSON numbers.
+    Json,
+}
 
 /// One limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +52,7 @@ impl GroupLimits {
     /// # Errors
     /// When a property is not a number, or is unknown, and when [`Self::check`] refuses the limits. The messages are those of
     /// QEMU.
-    pub fn take(options: &mut Options) -> Result<Self> {
+    pub fn take(options: &mut Options, notation: Notation) -> Result<Self> {
         let mut limits = Self::default();
         if options.contains("limits")
             && options.get("limits").is_none_or(|value| !value.is_object())
@@ -51,21 +60,27 @@ impl GroupLimits {
             return Err(Error::invalid("Invalid parameter type for 'limits', expected: object"));
         }
         let mut nested = options.take_options("limits").unwrap_or_default();
-        limits.take_from(&mut nested, "", "limits.")?;
+        limits.take_from(&mut nested, notation, "", "limits.")?;
         if let Some(key) = nested.first_key() {
             return Err(Error::invalid(format!("Parameter 'limits.{key}' is unexpected")));
         }
-        limits.take_from(options, "x-", "")?;
+        limits.take_from(options, notation, "x-", "")?;
         limits.check()?;
         Ok(limits)
     }
 
     /// Takes the limits whose names have `prefix`. `shown` precedes the names in messages; it is empty for the second form.
-    fn take_from(&mut self, options: &mut Options, prefix: &str, shown: &str) -> Result<()> {
+    fn take_from(
+        &mut self,
+        options: &mut Options,
+        notation: Notation,
+        prefix: &str,
+        shown: &str,
+    ) -> Result<()> {
         let mut take = |name: &str, to: &mut u64| -> Result<()> {
             let key = format!("{prefix}{name}");
             if let Some(value) = options.take(&key) {
-                let signed = number(&value, &format!("{shown}{key}"))?;
+                let signed = number(&value, notation, &format!("{shown}{key}"))?;
                 if signed < 0 && shown.is_empty() {
                     return Err(Error::invalid("Property values cannot be negative"));
                 }
@@ -139,13 +154,30 @@ impl GroupLimits {
 }
 
 /// Reads a number from an option value.
-fn number(value: &Value, key: &str) -> Result<i64> {
-    let number = match value {
-        Value::Number(number) => number.as_i64(),
-        Value::String(text) => text.parse().ok(),
-        _ => None,
+fn number(value: &Value, notation: Notation, key: &str) -> Result<i64> {
+    let refused = match (notation, value) {
+        (Notation::Json, Value::Number(number)) if number.is_i64() => {
+            return Ok(number.as_i64().unwrap_or_default());
+        }
+        (Notation::Json, _) => format!("Invalid parameter type for '{key}', expected: integer"),
+        (Notation::KeyValue, Value::Object(_)) => format!("Parameters '{key}.*' are unexpected"),
+        (Notation::KeyValue, value) => {
+            if let Some(number) = value.as_str().and_then(parse_signed) {
+                return Ok(number);
+            }
+            format!("Parameter '{key}' expects integer")
+        }
     };
-    number.ok_or_else(|| Error::invalid(format!("Parameter '{key}' expects integer")))
+    Err(Error::invalid(refused))
+}
+
+/// Parses a signed number in C's notations: decimal, hexadecimal or octal.
+fn parse_signed(text: &str) -> Option<i64> {
+    let number = parse_number(text).ok()?;
+    if text.trim_start().starts_with('-') {
+        return 0_i64.checked_sub_unsigned(number.wrapping_neg());
+    }
+    i64::try_from(number).ok()
 }
 
 #[cfg(test)]
@@ -154,7 +186,7 @@ mod tests {
 
     fn take(text: &str) -> Result<GroupLimits, String> {
         let mut options = Options::from_dotted(text, None).unwrap();
-        GroupLimits::take(&mut options).map_err(|error| error.to_string())
+        GroupLimits::take(&mut options, Notation::KeyValue).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -167,6 +199,8 @@ mod tests {
         assert!(limits.is_limited());
         assert_eq!(take("limits.iops-total=10,x-iops-total=20").unwrap().buckets[0].average, 20);
         assert!(!take("x-iops-total=0").unwrap().is_limited());
+        assert_eq!(take("x-iops-total=0x10").unwrap().buckets[0].average, 16);
+        assert_eq!(take("limits.iops-total=+010").unwrap().buckets[0].average, 8);
     }
 
     #[test]
@@ -209,6 +243,8 @@ mod tests {
             ),
             ("x-iops-total=abc", "Parameter 'x-iops-total' expects integer"),
             ("x-iops-total=1k", "Parameter 'x-iops-total' expects integer"),
+            ("x-iops-total=9223372036854775808", "Parameter 'x-iops-total' expects integer"),
+            ("limits.iops-total.x=1", "Parameters 'limits.iops-total.*' are unexpected"),
             ("limits.foo=1", "Parameter 'limits.foo' is unexpected"),
             ("limits.iops-total=a", "Parameter 'limits.iops-total' expects integer"),
         ] {

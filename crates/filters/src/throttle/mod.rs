@@ -26,7 +26,7 @@ use oxblk_core::{
 use oxblk_ring::{IoBuf, IoBufMut};
 
 pub use group::{Direction, Group, Member};
-pub use limits::{BucketLimits, GroupLimits, KINDS};
+pub use limits::{BucketLimits, GroupLimits, KINDS, Notation};
 
 /// The driver `throttle`.
 pub static THROTTLE: ThrottleFactory = ThrottleFactory;

@@ -110,7 +110,7 @@ pub struct Copy {
     pub options: CopyOptions,
     /// Receives progress and salvaged ranges.
     pub observer: Arc<dyn Observer>,
-    /// Any thread may set this flag to stop the copy before its next chunk.
+    /// Any thread may set this flag to stop the copy. The copy then ends soon, also if its requests wait.
     pub stop: Arc<AtomicBool>,
 }
 

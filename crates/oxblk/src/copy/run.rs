@@ -20,7 +20,8 @@ use super::write::{Job, Part, Parts};
 use super::{Copy, CopyError, CopyOptions, Stage};
 use crate::first_by_offset::FirstByOffset;
 use crate::progress::{InOrder, Piece};
-use crate::workers;
+use crate::stop::unless_stopped;
+use crate::workers::Workers;
 
 /// Longest transfer of a tmpfs file that an I/O thread executes inline, instead of in a kernel worker, in bytes.
 const LONGEST_IN_PLACE: usize = 1 << 20;
@@ -53,15 +54,19 @@ pub(super) struct Shared {
 /// Runs a copy on the current I/O thread and on `helpers`.
 ///
 /// # Errors
-/// The failure at the lowest offset, as if the chunks had been copied in order. No request is in flight when this returns.
+/// The failure at the lowest offset, as if the chunks had been copied in order. No request is in flight when this returns, unless
+/// the copy was stopped: then the copy waits for no request, and writes may be in flight. A close of the target waits for them.
 pub async fn run(copy: Copy, helpers: &[IoThread]) -> Result<(), CopyError> {
-    let parallel = copy.options.parallel;
-    let shared = Arc::new(Shared::new(copy).await?);
-    let in_place = Some(shared.copy.options.chunk.min(LONGEST_IN_PLACE));
+    let CopyOptions { parallel: count, chunk, .. } = copy.options;
+    let stop = Arc::clone(&copy.stop);
+    let Some(shared) = unless_stopped(&stop, Shared::new(copy)).await else {
+        return Err(CopyError::stopped(0, "Interrupted"));
+    };
+    let shared = Arc::new(shared?);
+    let in_place = Some(chunk.min(LONGEST_IN_PLACE));
     let work = |shared: Arc<Shared>| async move { shared.work().await };
-    if let Err(TaskGone) =
-        workers::run(&shared, parallel, in_place, helpers, work, Shared::cancel).await
-    {
+    let workers = Workers { count, in_place, helpers, stop: Some(&stop) };
+    if let Err(TaskGone) = workers.run(&shared, work, Shared::cancel).await {
         shared.fail(CopyError::stopped(0, "An I/O thread ended early"));
     }
     shared.failure.take().map_or(Ok(()), Err)
@@ -104,7 +109,7 @@ impl Shared {
         })
     }
 
-    /// Makes the workers end, because the future of the copy was dropped.
+    /// Makes the workers end, because a stop was requested, or the future of the copy was dropped.
     fn cancel(&self) {
         self.fail(CopyError::stopped(0, "Cancelled"));
     }

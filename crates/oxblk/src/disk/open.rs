@@ -340,7 +340,8 @@ impl OpenOptions {
 
     /// The permissions to take and to share on a node.
     fn permissions(&self, node: &Node) -> Result<Permissions> {
-        let mut taken = Perm::CONSISTENT_READ;
+        let mut taken = Perm::empty();
+        taken.set(Perm::CONSISTENT_READ, !self.flags.no_io);
         if !self.flags.read_only {
             if !node.is_read_only() {
                 taken |= Perm::WRITE;

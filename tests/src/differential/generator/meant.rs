@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use regex_lite::Regex;
 
 use super::Case;
-use crate::program::Tool;
+use crate::program::{Reply, Tool};
 
 static PATTERNS: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
     let regex = |pattern| Regex::new(pattern).expect("a constant pattern");
@@ -41,9 +41,41 @@ pub(super) fn normalise(text: &str) -> String {
     }
 }
 
+/// Whether both tools fail to make an image, QEMU because it cannot create the file. oxblk checks the options before it creates
+/// the file, so the last line of its error output may name an option instead of the file.
+pub(super) fn creation_fails(case: &Case, theirs: &Reply, ours: &Reply) -> bool {
+    makes_an_image(case)
+        && (theirs.code(), ours.code()) == (1, 1)
+        && theirs.err().lines().last().is_some_and(|line| line.contains("Could not create '"))
+}
+
+/// Returns a text without its last line.
+pub(super) fn without_last_line(text: &str) -> &str {
+    let end = text.trim_end_matches('\n');
+    end.rfind('\n').and_then(|at| text.get(..=at)).unwrap_or_default()
+}
+
+fn makes_an_image(case: &Case) -> bool {
+    let makes = ["create", "convert", "dd"];
+    case.tool == Tool::Img
+        && case.arguments.first().is_some_and(|name| makes.contains(&name.as_str()))
+}
+
 /// Whether the order of the output lines is undefined: concurrent requests end in any order.
 pub(super) fn is_unordered(case: &Case) -> bool {
     case.tool == Tool::Io && case.arguments.iter().any(|word| word.starts_with("aio_"))
+}
+
+/// Whether a failed command of oxblk leaves all files as they were before. QEMU may have made a part of the changes.
+pub(super) fn changes_all_or_nothing(case: &Case) -> bool {
+    case.tool == Tool::Img && case.arguments.first().is_some_and(|name| name == "amend")
+}
+
+/// Whether the contents of files may differ: after a failed request, both programs end, and have sent different requests by then.
+pub(super) fn contents_may_differ(case: &Case, code: i32) -> bool {
+    code != 0
+        && case.tool == Tool::Img
+        && case.arguments.first().is_some_and(|name| name == "bench")
 }
 
 /// Whether the bytes of files may differ although a guest reads the same contents.
@@ -74,6 +106,7 @@ pub(super) fn bytes_may_differ(case: &Case) -> bool {
         // Discarded clusters are reused later.
         (Tool::Io, _) => {
             begins(&["-C", "--cop"])
+                || writes_compressed(case)
                 || has("open -")
                 || has("discard")
                 || count(case, "truncate") > 1
@@ -134,7 +167,11 @@ pub(super) fn is_meant(case: &Case) -> bool {
     let has = |part: &str| case.arguments.iter().any(|word| word.contains(part));
     match (case.tool, case.arguments.first().map_or("", String::as_str)) {
         // Version 2 cannot store bitmaps; QEMU leaks their clusters.
-        (Tool::Img, "amend") => has("m.qcow2") && (has("compat=0.10") || has("compat=v2")),
+        // QEMU ignores an amend to the value of the runtime option.
+        (Tool::Img, "amend") => {
+            has("m.qcow2") && (has("compat=0.10") || has("compat=v2"))
+                || has("lazy_refcounts") && has("lazy-refcounts=")
+        }
         // oxblk also applies a snapshot to a disk with bitmaps.
         (Tool::Img, "snapshot") => has("m.qcow2"),
         // oxblk checks the options before it creates the file; QEMU fails because it cannot create the file.
@@ -156,9 +193,39 @@ pub(super) fn is_meant(case: &Case) -> bool {
     }
 }
 
+/// Whether the two tools are intended to give different results because QEMU's tool refused something.
+pub(super) fn is_meant_refusal(case: &Case, theirs: &Reply) -> bool {
+    let (out, err) = (theirs.out(), theirs.err());
+    match (case.tool, case.arguments.first().map_or("", String::as_str)) {
+        // oxblk first checks whether the image can have backing files. A name below `json:` is relative to the image's file.
+        (Tool::Img, "rebase") => {
+            err.contains("could not get block driver info")
+                || err.contains("Cannot use relative backing file names for 'json:")
+        }
+        // oxblk replaces allocated clusters by compressed clusters.
+        (Tool::Io, _) => {
+            writes_compressed(case) && out.contains("write failed: Input/output error")
+        }
+        _ => false,
+    }
+}
+
+/// Whether a command of `io` writes compressed clusters.
+fn writes_compressed(case: &Case) -> bool {
+    let writes = |word: &String| word.starts_with("write ") && word.contains(" -c");
+    case.tool == Tool::Io && case.arguments.iter().any(writes)
+}
+
+/// Whether a failed command has removed the target that it had created. oxblk removes a target that it cannot open.
+pub(super) fn target_is_removed(case: &Case, ours: &Reply) -> bool {
+    let refusals = ["Could not open ", "Invalid cache option"];
+    makes_an_image(case)
+        && ours.code() != 0
+        && refusals.iter().any(|refusal| ours.err().contains(refusal))
+}
+
 /// Whether a failed command may leave its old target in place. oxblk checks the options before it creates the file. QEMU
 /// removes the file in which it could not create an image.
 pub(super) fn target_may_survive(case: &Case, code: i32) -> bool {
-    let makes = ["create", "convert", "dd"];
-    code != 0 && case.arguments.first().is_some_and(|name| makes.contains(&name.as_str()))
+    code != 0 && makes_an_image(case)
 }

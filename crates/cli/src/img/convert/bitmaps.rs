@@ -6,6 +6,7 @@ use oxblk_core::bitmap::DirtyBitmap;
 use oxblk_core::{Backend, Error};
 
 use super::super::{Context, Exit, Step};
+use super::arguments::Arguments;
 
 fn supports_bitmaps(image: &Backend) -> Result<bool, Error> {
     let node = image.node()?;
@@ -18,8 +19,16 @@ fn persistent(image: &Backend) -> Result<Vec<Arc<DirtyBitmap>>, Error> {
     Ok(all.iter().rev().filter(|bitmap| bitmap.is_persistent()).cloned().collect())
 }
 
-/// Checks whether the source's bitmaps can be copied. Called before the target is created.
-pub(super) fn check_source(context: &Context, source: &Backend, skip_broken: bool) -> Step {
+/// With `--bitmaps`, checks whether the bitmaps of the source can be copied. Called before the target is created.
+pub(super) fn check_sources(context: &Context, arguments: &Arguments, sources: &[Backend]) -> Step {
+    match (arguments.bitmaps, sources) {
+        (None, _) => Ok(()),
+        (Some(skip_broken), [source]) => check_source(context, source, skip_broken),
+        (Some(_), _) => Err(context.failed("Copying bitmaps only possible with single source")),
+    }
+}
+
+fn check_source(context: &Context, source: &Backend, skip_broken: bool) -> Step {
     if !supports_bitmaps(source).map_err(|error| context.error(&error))? {
         return Err(context.failed("Source lacks bitmap support"));
     }

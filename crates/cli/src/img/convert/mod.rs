@@ -20,7 +20,7 @@ use super::stopped::report_stop;
 use super::{Context, Exit, Step, graph, threads};
 use crate::image::{ImageName, reading};
 use crate::program::Program;
-use crate::signals::stop_flag;
+use crate::signals::catch_stop;
 use crate::text::progress::{Progress, step};
 use arguments::Arguments;
 pub(super) use arguments::PAGE;
@@ -74,7 +74,8 @@ async fn convert(
         outcome = load_snapshot(context, snapshot, &sources).await;
     }
     if outcome.is_ok() {
-        let job = Job { context, arguments, graph, helpers, progress, stop: stop_flag() };
+        let stop = Arc::default();
+        let job = Job { context, arguments, graph, helpers, progress, stop };
         outcome = job.run(&sources).await;
     }
     for source in sources {
@@ -97,21 +98,14 @@ struct Job<'a> {
     graph: &'a Graph,
     helpers: &'a [IoThread],
     progress: &'a Arc<Progress>,
-    /// Set by a signal. The signals are caught before the target is created.
+    /// Set by a signal. The signals are caught before the target is created, or after an existing target was opened.
     stop: Arc<AtomicBool>,
 }
 
 impl Job<'_> {
     async fn run(&self, sources: &[Backend]) -> Step {
-        match (self.arguments.bitmaps, sources) {
-            (Some(skip_broken), [source]) => {
-                bitmaps::check_source(self.context, source, skip_broken)?;
-            }
-            (Some(_), _) => {
-                let message = "Copying bitmaps only possible with single source";
-                return Err(self.context.failed(message));
-            }
-            (None, _) => {}
+        if self.arguments.create {
+            catch_stop(&self.stop);
         }
         let prepared =
             target::prepare(self.context, self.arguments, self.graph, sources, &self.stop).await;
@@ -120,6 +114,9 @@ impl Job<'_> {
             Err(Unprepared::Failed(exit)) => return Err(exit),
             Err(Unprepared::Stopped(created)) => return Err(self.report_stop(Some(created)).await),
         };
+        if !self.arguments.create {
+            catch_stop(&self.stop);
+        }
         let copied = self.copy_all(sources, &target).await;
         let closed = target.backend.close().await;
         if let Err(Exit::INTERRUPTED) = copied {

@@ -12,6 +12,7 @@ use oxblk_core::{
 use super::super::create_options::CreateOptions;
 use super::super::{Context, Exit, Step};
 use super::arguments::Arguments;
+use super::bitmaps;
 use crate::image::{ImageName, writing};
 
 /// The open target.
@@ -59,6 +60,7 @@ pub(super) async fn prepare(
         if arguments.backing.is_some() {
             check_relied_on(context, arguments, sources)?;
         }
+        bitmaps::check_sources(context, arguments, sources)?;
         let has_backing = arguments.backing.is_some();
         Made { has_backing, opening: Ok(Options::default()), created: None }
     };
@@ -169,6 +171,7 @@ async fn create(
             return Err(context.failed(message).into());
         }
     }
+    bitmaps::check_sources(context, arguments, sources)?;
     let target = &arguments.target;
     let made = graph.create_image_until(target, format, &options.to_options(), stop).await;
     let creation = made.map_err(|error| {

@@ -4,7 +4,7 @@ use oxblk_core::{Backend, Error, WriteFlags, ZeroFlags, strerror};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::read::{Shown, total};
-use super::write::DEFAULT_PATTERN;
+use super::write::{DEFAULT_PATTERN, REGISTERED_ZEROES};
 use super::{Call, letters};
 use crate::flags::refusal::Refusal;
 use crate::flags::spec::short;
@@ -44,7 +44,7 @@ pub(in crate::io) const WRITE: &[Flag<Writing>] = &[
         Ok(())
     }),
     letters::quiet(|a| &mut a.quiet),
-    Flag::ignored(short('r'), None),
+    letters::registered(|a| &mut a.registered),
     letters::unmap(|a| &mut a.unmap),
     letters::zeroes(|a| &mut a.zeroes),
 ];
@@ -102,6 +102,7 @@ pub(in crate::io) struct Writing {
     fua: bool,
     pattern: Option<u8>,
     quiet: bool,
+    registered: bool,
     unmap: bool,
     zeroes: bool,
     /// `-i` was given.
@@ -123,6 +124,10 @@ pub(in crate::io) async fn write(session: &Session, call: Call<'_>) -> Outcome {
     }
     if options.zeroes && lengths.len() > 1 {
         out(format_args!("-z supports only a single length parameter\n"));
+        return Outcome::Failed;
+    }
+    if options.zeroes && options.registered {
+        out(format_args!("{REGISTERED_ZEROES}\n"));
         return Outcome::Failed;
     }
     if options.unmap && !options.zeroes {

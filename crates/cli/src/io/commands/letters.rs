@@ -35,6 +35,12 @@ pub(super) const fn zeroes<A>(field: fn(&mut A) -> &mut bool) -> Flag<A> {
     Flag::switch(short('z'), "write zeroes", field)
 }
 
+/// `-r`: the buffer of the request is registered with the I/O engine. Accepted without effect, because every buffer is used in the
+/// same way; the flag matters only for options with which it cannot be combined.
+pub(super) const fn registered<A>(field: fn(&mut A) -> &mut bool) -> Flag<A> {
+    Flag::switch(short('r'), "accepted without effect", field)
+}
+
 /// `-P` of a read: the expected value of every byte of the data.
 pub(super) const fn expected<A>(store: fn(&mut A, String) -> Stored) -> Flag<A> {
     Flag::value(

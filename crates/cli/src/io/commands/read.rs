@@ -33,7 +33,7 @@ pub(in crate::io) const READ: &[Flag<Reading>] = &[
         Ok(())
     }),
     letters::quiet(|a| &mut a.shown.quiet),
-    Flag::ignored(short('r'), None),
+    letters::registered(|a| &mut a.registered),
     Flag::value(
         short('s'),
         Value::size("OFFSET"),
@@ -64,6 +64,8 @@ pub(in crate::io) const READV: &[Flag<Shown>] = &[
 pub(in crate::io) struct Reading {
     shown: Shown,
     vm_state: bool,
+    /// `-r` was given.
+    registered: bool,
     /// `-l` or `-s` was given.
     sub_range: bool,
 }
@@ -121,7 +123,7 @@ impl Shown {
 pub(in crate::io) async fn read(session: &Session, call: Call<'_>) -> Outcome {
     let mut reading = Reading::default();
     let operands = call.parse(session, READ, &mut reading);
-    let Reading { shown, vm_state, sub_range } = reading;
+    let Reading { shown, vm_state, registered, sub_range } = reading;
     let Some(operands) = operands else { return Outcome::Failed };
     let [offset, count] = operands.as_slice() else { return call.misused() };
     let Some(offset) = bytes(offset) else { return Outcome::Failed };
@@ -140,6 +142,12 @@ pub(in crate::io) async fn read(session: &Session, call: Call<'_>) -> Outcome {
                 out(format_args!("{number} is not a sector-aligned value for '{what}'\n"));
                 return Outcome::Failed;
             }
+        }
+        if registered {
+            out(format_args!(
+                "I/O buffer registration is not supported when reading from vmstate\n"
+            ));
+            return Outcome::Failed;
         }
         return read_vm_state(session, offset, len, shown).await;
     }

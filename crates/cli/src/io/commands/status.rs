@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use oxblk::in_sectors;
-use oxblk_core::{Backend, ChildIdx, Error, ImageInfo, Node, StatusFlags, Want};
+use oxblk_core::{Backend, ChildIdx, DriverKind, Error, ImageInfo, Node, StatusFlags, Want};
 
 use super::Call;
 use crate::io::Outcome;
@@ -28,7 +28,12 @@ pub(in crate::io) async fn info(session: &Session, _call: Call<'_>) -> Outcome {
     let Some(Ok(node)) = session.current().map(|open| open.backend.node()) else {
         return Outcome::Failed;
     };
-    out(format_args!("format name: {}\n", node.factory().name()));
+    let driver = node.factory();
+    out(format_args!("format name: {}\n", driver.name()));
+    if driver.kind() == DriverKind::Protocol {
+        // The name of the protocol, which has the same title in QEMU.
+        out(format_args!("format name: {}\n", driver.name()));
+    }
     if !oxblk::has_own_info(&node) {
         return Outcome::Failed;
     }

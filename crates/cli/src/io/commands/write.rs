@@ -36,7 +36,7 @@ pub(in crate::io) const WRITE: &[Flag<Options>] = &[
         Ok(())
     }),
     letters::quiet(|a| &mut a.quiet),
-    Flag::ignored(short('r'), None),
+    letters::registered(|a| &mut a.registered),
     Flag::text(short('s'), Value::file("FILE"), "file whose bytes are written repeatedly", |a| {
         &mut a.source
     }),
@@ -75,6 +75,9 @@ pub(in crate::io) const TRUNCATE: &[Flag<Preallocation>] = &[Flag::value(
 /// The byte that is written if `-P` is not given.
 pub(super) const DEFAULT_PATTERN: u8 = 0xcd;
 
+/// The message if `-z` and `-r` are combined.
+pub(super) const REGISTERED_ZEROES: &str = "cannot combine zero write with registered I/O buffer";
+
 /// The options of one `write`, `writev` or `discard`.
 #[derive(Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "one for each letter")]
@@ -86,6 +89,7 @@ pub(in crate::io) struct Options {
     no_fallback: bool,
     pattern: Option<u8>,
     quiet: bool,
+    registered: bool,
     source: Option<String>,
     unmap: bool,
     zeroes: bool,
@@ -136,6 +140,10 @@ pub(in crate::io) async fn write(session: &Session, call: Call<'_>) -> Outcome {
                 return Outcome::Failed;
             }
         }
+    }
+    if options.zeroes && options.registered {
+        out(format_args!("{REGISTERED_ZEROES}\n"));
+        return Outcome::Failed;
     }
     carry_out(session, &options, offset, len).await
 }
