@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::OpenContext;
 use super::open::{PLAIN_AND_NESTED, Target};
-use crate::perm::Permissions;
+use crate::perm::{NodeAccess, Permissions};
 use crate::{ChildSpec, Error, Node, Options, Result};
 
 impl OpenContext {
@@ -24,8 +24,8 @@ impl OpenContext {
         is_image: bool,
     ) -> Result<()> {
         let node = self.child_node(spec.name, named, is_image).await?;
-        let permissions =
-            Permissions::for_child(spec.roles, Permissions::NONE, !self.flags.read_only);
+        let access = NodeAccess { writable: !self.flags.read_only, no_io: self.flags.no_io };
+        let permissions = Permissions::for_child(spec.roles, Permissions::NONE, access);
         let attached = match node.is_read_only() && !self.flags.read_only {
             true => self.fall_back_to_read_only("Block node is read-only"),
             false => Ok(()),

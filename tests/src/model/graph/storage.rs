@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use oxblk_core::{Backend, DriverTable, Graph, Node, OpenFlags, Options, Result};
-use oxblk_filters::throttle::{Group, GroupLimits};
+use oxblk_filters::throttle::{Group, GroupLimits, Notation};
 use oxblk_ring::sim;
 use tempfile::TempDir;
 
@@ -115,7 +115,7 @@ fn flags() -> OpenFlags {
 pub(super) fn add_groups(graph: &Graph) {
     for (id, limits) in [("free", ""), ("limited", "x-iops-total=2000,x-iops-total-max=4000")] {
         let mut options = Options::from_dotted(limits, None).expect("limits");
-        let limits = GroupLimits::take(&mut options).expect("limits");
+        let limits = GroupLimits::take(&mut options, Notation::Text).expect("limits");
         graph.objects().add(id, Group::new(id, limits)).expect("a new group");
     }
 }
