@@ -235,6 +235,11 @@ impl Graph {
             // An image that is opened halfway must be closed. So the opening runs to its end even if the caller's
             // future is dropped. In this case the new node is closed.
             let opening = async move {
+                // The requests of the opening are in no drain. So no node to which the image refers changes meanwhile.
+                let _structure = match graph.may_refer_to_nodes(&target) {
+                    true => Some(graph.share_structure().await),
+                    false => None,
+                };
                 let node = Some(graph.open_chain(target).await?);
                 Ok(Opened { graph, node })
             };
@@ -247,6 +252,21 @@ impl Graph {
                 None => error,
             })
         })
+    }
+
+    /// Whether an option may be the name of a node that exists.
+    fn may_refer_to_nodes(&self, target: &Target) -> bool {
+        let is_json = target.filename.as_deref().is_some_and(|name| name.starts_with("json:"));
+        let mut values: Vec<_> = target.options.iter().map(|(_, value)| value).collect();
+        while let Some(value) = values.pop() {
+            match value {
+                Value::String(name) if self.node(name).is_some() => return true,
+                Value::Object(map) => values.extend(map.values()),
+                Value::Array(list) => values.extend(list),
+                _ => {}
+            }
+        }
+        is_json
     }
 
     /// Opens an image and its storage, but not its backing file.
