@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 
 use crate::perm::Roles;
-use crate::{Edge, Errno, Error, Result};
+use crate::{DebugEvent, Edge, Errno, Error, Result};
 
 /// Identifies a child of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,19 +47,21 @@ impl ChildIdx {
 pub struct ChildSpec {
     /// The child.
     pub child: ChildIdx,
+    /// The name of the option that describes the child, and the name of the edge.
+    pub name: &'static str,
     /// The purposes for which the node uses the child.
     pub roles: Roles,
 }
 
 impl ChildSpec {
     /// The file of a format.
-    pub const IMAGE: Self = Self { child: ChildIdx::FILE, roles: Roles::IMAGE };
+    pub const IMAGE: Self = Self { child: ChildIdx::FILE, name: "file", roles: Roles::IMAGE };
     /// The child of a filter.
-    pub const FILTERED: Self = Self { child: ChildIdx::FILE, roles: Roles::FILTER };
+    pub const FILTERED: Self = Self { child: ChildIdx::FILE, name: "file", roles: Roles::FILTER };
     /// The backing file of a format.
-    pub const BACKING: Self = Self { child: ChildIdx::BACKING, roles: Roles::COW };
+    pub const BACKING: Self = Self { child: ChildIdx::BACKING, name: "backing", roles: Roles::COW };
     /// The data file of a format.
-    pub const DATA: Self = Self { child: ChildIdx::DATA, roles: Roles::DATA };
+    pub const DATA: Self = Self { child: ChildIdx::DATA, name: "data-file", roles: Roles::DATA };
 }
 
 /// A child that has no slot.
@@ -114,6 +116,15 @@ impl Children {
         match self.slot(child) {
             Some(slot) => slot.load(),
             None => Guard::from_inner(self.get(child)),
+        }
+    }
+
+    /// Reports a debug event to a child. If the child receives no debug events, this function only tests a flag.
+    pub async fn debug_event(&self, child: ChildIdx, event: DebugEvent) {
+        let receives = |edge: &Arc<Edge>| edge.node().takes_debug_events();
+        let edge = self.peek(child).as_ref().filter(|edge| receives(edge)).map(Arc::clone);
+        if let Some(edge) = edge {
+            edge.debug_event(event).await;
         }
     }
 

@@ -305,6 +305,16 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
+    /// The capability to react to debug events. The node queries the capability when it queries the limits.
+    fn debug_events(&self) -> Option<&dyn crate::DebugEvents> {
+        None
+    }
+
+    /// The capability to suspend requests at debug events.
+    fn breakpoints(&self) -> Option<&dyn crate::Breakpoints> {
+        None
+    }
+
     /// The capability to check the consistency of the image.
     fn check(&self) -> Option<&dyn Check> {
         None
@@ -438,6 +448,12 @@ pub trait DriverFactory: Send + Sync + 'static {
 
     /// The category of the driver.
     fn kind(&self) -> DriverKind;
+
+    /// Whether the driver opens its storage itself, as protocols do. A file name can select such a driver. Core opens no `file`
+    /// child for it; the driver opens its children with [`OpenContext::open_child`].
+    fn is_protocol(&self) -> bool {
+        self.kind() == DriverKind::Protocol
+    }
 
     /// How likely it is that an image starting with `head` has the driver's format, 0 (not) to 100 (certain).
     fn probe(&self, head: &[u8], filename: Option<&str>) -> u32 {

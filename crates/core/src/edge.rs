@@ -17,8 +17,8 @@ use crate::backend::WeakBackend;
 use crate::perm::{Perm, Permissions, Roles, SECTOR};
 use crate::request;
 use crate::{
-    ChildIdx, CompressedCluster, Error, ErrorKind, Node, Preallocation, Result, Status, Want,
-    WriteFlags, ZeroFlags,
+    ChildIdx, CompressedCluster, DebugEvent, Error, ErrorKind, Node, Preallocation, Result, Status,
+    Want, WriteFlags, ZeroFlags,
 };
 
 /// The user to which an edge belongs.
@@ -204,6 +204,12 @@ impl Edge {
             return Ok(());
         }
         Err(self.refused("resize"))
+    }
+
+    /// Reports a debug event of the parent: the step that begins after this call accesses the child. If the child receives no
+    /// debug events, this function only tests a flag.
+    pub async fn debug_event(&self, event: DebugEvent) {
+        self.node.debug_event(event).await;
     }
 
     /// Size of the node in bytes.

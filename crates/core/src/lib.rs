@@ -18,7 +18,9 @@ mod children;
 pub mod compact;
 mod compressed;
 mod control;
+mod counted;
 pub mod create;
+mod debug_event;
 pub mod driver;
 mod edge;
 mod epoch;
@@ -42,16 +44,18 @@ mod under_loom;
 mod unflushed;
 mod users;
 pub mod vm_state;
+mod writes_in_flight;
 
 /// The atomics of the lock-free code. The loom models replace this module by a module with loom's types.
 mod atomics {
-    pub(crate) use std::sync::atomic::{AtomicBool, Ordering, fence};
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 }
 
 pub use backend::{Backend, SoleWriter, Statistics};
 pub use change::{Attachment, FrozenChain};
 pub use children::{ChildIdx, ChildSpec, Children};
 pub use compressed::CompressedCluster;
+pub use debug_event::{Breakpoints, DebugEvent, DebugEvents};
 pub use driver::{
     BoxFuture, ChildrenRef, Driver, DriverFactory, DriverKind, DriverTable, HostFile, ImageInfo,
     MapOp, Preallocation, Step, Want,

@@ -20,12 +20,13 @@ use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
 use crate::bitmap::{BitmapError, BitmapList, DirtyBitmap};
 use crate::change::ChangeLock;
 use crate::control::ControlLock;
+use crate::counted::AlignedWrites;
 use crate::driver::{Driver, DriverFactory, DriverKind};
 use crate::edge::Owner;
 use crate::epoch::Epochs;
 use crate::unflushed::Unflushed;
 use crate::users::Users;
-use crate::{ChildIdx, Children, Edge, Limits, OpenFlags, Options, Result};
+use crate::{ChildIdx, Children, DebugEvent, Edge, Limits, OpenFlags, Options, Result};
 
 use slow_path::SlowPath;
 pub(crate) use slow_path::SlowPathFlags;
@@ -66,7 +67,7 @@ pub struct Node {
     // The order of these locks is in docs/architecture.md, "Locks and their order". A holder of a range in `serialise`
     // waits for the writes that `aligned_writes` counts. Therefore a counted write never waits for a range.
     pub(crate) serialise: RangeLock,
-    pub(crate) aligned_writes: Epochs,
+    pub(crate) aligned_writes: AlignedWrites,
     pub(crate) unflushed: Unflushed,
     pub(crate) flushing: AsyncMutex<()>,
     read_only: AtomicBool,
@@ -121,7 +122,7 @@ impl Node {
             epochs: parts.epochs,
             slow_path: SlowPath::new(flags),
             serialise: RangeLock::new(),
-            aligned_writes: Epochs::default(),
+            aligned_writes: AlignedWrites::default(),
             unflushed: Unflushed::new(),
             flushing: AsyncMutex::new(()),
             read_only: AtomicBool::new(parts.settings.flags.read_only),
@@ -255,6 +256,10 @@ impl Node {
             let child = edge.node().limits();
             limits.mem_alignment = limits.mem_alignment.max(child.mem_alignment);
         }
+        let primary = self.children.peek(ChildIdx::FILE);
+        let reports = primary.as_ref().is_some_and(|edge| edge.node().takes_debug_events());
+        self.slow_path.assign(SlowPathFlags::REPORTS_EVENTS, reports);
+        self.slow_path.assign(SlowPathFlags::DEBUG_EVENTS, self.driver.debug_events().is_some());
         self.request_alignment.store(limits.request_alignment, Relaxed);
         self.mem_alignment.store(limits.mem_alignment.max(1), Relaxed);
         *self.limits.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(limits);
@@ -321,9 +326,9 @@ impl Node {
         if let Some(name) = &self.filename {
             return Some(name.clone());
         }
-        self.driver.filename().or_else(|| match self.factory.kind() {
-            DriverKind::Protocol => None,
-            DriverKind::Format | DriverKind::Filter => self.child(ChildIdx::FILE)?.filename(),
+        self.driver.filename().or_else(|| match self.factory.is_protocol() {
+            true => None,
+            false => self.child(ChildIdx::FILE)?.filename(),
         })
     }
 
@@ -333,6 +338,9 @@ impl Node {
         if let Some(bytes) = self.driver.allocated_size() {
             return Some(bytes);
         }
+        if self.factory.is_protocol() {
+            return None;
+        }
         let mut total: Option<u64> = None;
         for (child, edge) in self.children.iter() {
             if child != ChildIdx::BACKING {
@@ -341,6 +349,20 @@ impl Node {
             }
         }
         total
+    }
+
+    /// Whether the driver receives debug events.
+    pub fn takes_debug_events(&self) -> bool {
+        self.has_gate(SlowPathFlags::DEBUG_EVENTS)
+    }
+
+    /// Reports a debug event of this node. If the driver receives no debug events, this function only tests a flag.
+    pub(crate) async fn debug_event(&self, event: DebugEvent) {
+        if self.takes_debug_events()
+            && let Some(events) = self.driver.debug_events()
+        {
+            events.raise(event).await;
+        }
     }
 
     pub(crate) fn gated(&self) -> bool {

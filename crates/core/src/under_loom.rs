@@ -6,16 +6,20 @@
 #![allow(clippy::unwrap_used, reason = "a model may fail by panicking, in its helpers too")]
 
 mod atomics {
-    pub(crate) use loom::sync::atomic::{AtomicBool, Ordering, fence};
+    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 }
 
 #[path = "unflushed.rs"]
 mod unflushed;
+#[path = "writes_in_flight.rs"]
+mod writes_in_flight;
 
+use loom::cell::UnsafeCell;
 use loom::sync::Arc;
-use loom::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use loom::sync::atomic::{AtomicUsize, Ordering, Ordering::Relaxed, fence};
 use loom::thread;
 use unflushed::Unflushed;
+use writes_in_flight::Slots;
 
 /// A host with one block, in the page cache and on the medium. `cached` is the contents of the page cache. Accesses to
 /// `cached` are relaxed, so that only the flag orders them.
@@ -54,5 +58,80 @@ fn a_flush_that_starts_after_a_write_puts_it_on_the_medium() {
         let medium = flusher.join().unwrap();
         // Flushes of one node run one after the other.
         assert_eq!(host.flush(medium), 2);
+    });
+}
+
+/// A block that writers of one thread and a serialising request of another thread change. `block` detects accesses at the same
+/// time.
+struct Block {
+    slots: Slots,
+    serialising: AtomicUsize,
+    block: UnsafeCell<u32>,
+}
+
+impl Block {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            slots: Slots::new(1),
+            serialising: AtomicUsize::new(0),
+            block: UnsafeCell::new(0),
+        })
+    }
+
+    fn change(&self) {
+        self.block.with_mut(|_| ());
+    }
+
+    /// Writes bytes 0 to 8 if no serialising request is in progress.
+    fn write(&self) {
+        let entered = self.slots.enter(&(0..8)).unwrap();
+        if self.serialising.load(Ordering::SeqCst) == 0 {
+            self.change();
+        }
+        self.slots.leave(entered);
+    }
+
+    /// Uses the slot for another range, whose write changes another block.
+    fn write_elsewhere(&self) {
+        let entered = self.slots.enter(&(64..72)).unwrap();
+        self.slots.leave(entered);
+    }
+
+    fn serialise(&self) {
+        self.serialising.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        for write in self.slots.overlapping(&(4..12)) {
+            while self.slots.is_in_flight(write) {
+                thread::yield_now();
+            }
+        }
+        self.change();
+    }
+}
+
+#[test]
+fn a_serialising_request_and_an_overlapping_write_never_run_at_the_same_time() {
+    loom::model(|| {
+        let block = Block::new();
+        let writer = {
+            let block = Arc::clone(&block);
+            thread::spawn(move || {
+                block.write();
+                block.write_elsewhere();
+            })
+        };
+        block.serialise();
+        writer.join().unwrap();
+    });
+}
+
+#[test]
+fn a_serialising_request_waits_for_no_write_elsewhere() {
+    loom::model(|| {
+        let block = Block::new();
+        let entered = block.slots.enter(&(12..64)).unwrap();
+        // This call would wait forever for the write.
+        block.serialise();
+        block.slots.leave(entered);
     });
 }

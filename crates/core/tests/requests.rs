@@ -394,3 +394,30 @@ fn a_cancelled_request_is_counted_until_the_host_has_completed_it() {
         assert!(epochs.has_passed(epoch), "a completed request is still counted");
     });
 }
+
+#[test]
+fn a_misaligned_write_waits_only_for_writes_that_overlap_it() {
+    block_on(async {
+        let graph = graph();
+        let memory = Memory::new(16384, aligned(4096));
+        let backend = Backend::new(&graph, "b", node(&graph, "m", &memory), all()).unwrap();
+        memory.landing.store(100_000, std::sync::atomic::Ordering::SeqCst);
+        let aligned_write = {
+            let backend = backend.clone();
+            let data = IoBuf::from(vec![1; 4096]);
+            spawn(async move { backend.write(4096, data, WriteFlags::empty()).await })
+        };
+        while memory.take_log().is_empty() {
+            oxblk_ring::yield_now().await;
+        }
+        memory.landing.store(0, std::sync::atomic::Ordering::SeqCst);
+        backend.write(9000, vec![2; 100].into(), WriteFlags::empty()).await.unwrap();
+        let elsewhere = memory.bytes.lock().unwrap()[4096];
+        assert_eq!(elsewhere, 0, "the misaligned write has waited for another block");
+        backend.write(5000, vec![3; 100].into(), WriteFlags::empty()).await.unwrap();
+        let bytes = memory.bytes.lock().unwrap()[4096..8192].to_vec();
+        assert!(bytes[..904].iter().all(|byte| *byte == 1), "the aligned write was lost");
+        assert!(bytes[904..1004].iter().all(|byte| *byte == 3), "the misaligned write was lost");
+        aligned_write.await.unwrap();
+    });
+}

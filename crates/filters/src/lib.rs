@@ -2,7 +2,9 @@
 //!
 //! | folder | filter |
 //! |---|---|
+//! | `blkdebug` | fails and suspends requests at chosen steps of the driver above |
 //! | `throttle` | limits the rate of requests, alone or together with other nodes |
 #![forbid(unsafe_code)]
 
+pub mod blkdebug;
 pub mod throttle;

@@ -1,7 +1,7 @@
 //! The table of all drivers. A new driver must be added to this table.
 
 use oxblk_core::{DriverFactory, DriverTable, Error};
-use oxblk_filters::throttle;
+use oxblk_filters::{blkdebug, throttle};
 use oxblk_formats::{absent, parallels, qcow2, qed, raw, vdi, vpc};
 use oxblk_protocols::{file, null};
 
@@ -17,6 +17,7 @@ static DRIVERS: DriverTable = &[
     qed::QED,
     &raw::RAW,
     &throttle::THROTTLE,
+    &blkdebug::BLKDEBUG,
     &absent::VMDK,
     &absent::VHDX,
     &absent::QCOW,

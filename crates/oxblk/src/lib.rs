@@ -149,6 +149,7 @@ pub use format::{
     Compression, Format, NewFormat, ParallelsOptions, Qcow2Options, Qcow2Version, QedOptions,
     RawOptions, VdiOptions, VpcOptions,
 };
+pub use image_info::name::of_node as name_of_node;
 pub use image_info::{BackingName, ImageInfo, has_own_info};
 pub use map::{Extent, Extents};
 pub use measure::measure;

@@ -12,6 +12,7 @@ pub mod bitmaps;
 pub mod cancel;
 pub mod chain;
 mod files;
+pub mod graph;
 pub mod mixed;
 pub mod ops;
 pub mod oracle;

@@ -2,4 +2,5 @@
 
 mod cancelled_requests;
 mod concurrent_control;
+mod graph_changes;
 mod random;

@@ -119,10 +119,13 @@ fn discarded_clusters_stay_allocated_if_the_options_say_so() {
     both.same(Io, &["-c", "discard 64k 512k", "-c", "read -P 0 64k 512k", "--image-opts", image]);
     both.same_content("a.qcow2");
     both.same(Img, &words("map --output=json a.qcow2"));
-    both.same(Io, &["-c", "write -P 3 100k 100k", "-c", "read -P 3 100k 100k", "a.qcow2"]);
+    both.same(Io, &["-c", "write -P 3 128k 128k", "-c", "read -P 3 128k 128k", "a.qcow2"]);
     both.same_content("a.qcow2");
     // The write has used the clusters that were kept.
     both.same(Img, &words("map --output=json a.qcow2"));
+    // QEMU leaves holes in the file where such a cluster is written in part, so the maps would differ.
+    both.same(Io, &["-c", "write -P 4 300k 100k", "-c", "read -P 4 300k 100k", "a.qcow2"]);
+    both.same_content("a.qcow2");
     both.same(Img, &words("check a.qcow2"));
 }
 

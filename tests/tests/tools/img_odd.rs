@@ -223,7 +223,7 @@ fn only_the_first_wrong_number_of_a_command_is_reported() {
 
 #[test]
 fn the_error_for_an_unavailable_io_command_names_it() {
-    for name in ["break", "zone_report", "zrp"] {
+    for name in ["zone_open", "zone_report", "zrp"] {
         let reply = Program::oxblk().args(["io", "-c", name]).run();
         assert_eq!(reply.code(), 1);
         assert_eq!(reply.err(), format!("oxblk io: The command '{name}' is not supported yet\n"));

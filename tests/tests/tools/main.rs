@@ -1,8 +1,10 @@
 //! Tests of `oxblk img` and `oxblk io`, most of them in comparison with the QEMU tools, and of copies through the library.
 
 mod abbreviations;
+mod blkdebug;
 mod convert_guest;
 mod copy;
+mod debug_events;
 mod generated;
 mod img_amend;
 mod img_bitmap;
@@ -28,5 +30,6 @@ mod limits;
 mod locks;
 mod misspelt;
 mod names;
+mod null;
 mod throttle;
 mod untrusted;

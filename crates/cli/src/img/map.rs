@@ -179,7 +179,7 @@ impl Output<'_> {
         }
         match &extent.place {
             Some((offset, node)) if !extent.compressed => {
-                let file = node.filename().unwrap_or_default();
+                let file = oxblk::name_of_node(node);
                 let hex = |n: u64| if n == 0 { "0".to_owned() } else { format!("{n:#x}") };
                 let (start, length) = (hex(extent.offset), hex(extent.len));
                 self.add(format_args!("{start:<16}{length:<16}{:<16}{file}\n", hex(*offset)));

@@ -161,6 +161,17 @@ pub(super) static COMMANDS: &[Command] = &[
         &[]
     ),
     command!(
+        "break",
+        None,
+        "event tag",
+        "sets a breakpoint on event and tags the stopped request as tag",
+        (2, Some(2)),
+        Image,
+        commands::breakpoints::set,
+        NO_FLAGS,
+        &[]
+    ),
+    command!(
         "close",
         Some("c"),
         "",
@@ -282,6 +293,17 @@ pub(super) static COMMANDS: &[Command] = &[
         &[Note::Text("Several lengths make a scattered read."),]
     ),
     command!(
+        "remove_break",
+        None,
+        "tag",
+        "remove a breakpoint by tag",
+        (1, Some(1)),
+        Image,
+        commands::breakpoints::remove,
+        NO_FLAGS,
+        &[]
+    ),
+    command!(
         "reopen",
         None,
         "[(-r|-w)] [-c cache] [-o options]",
@@ -290,6 +312,17 @@ pub(super) static COMMANDS: &[Command] = &[
         Image,
         commands::open::reopen,
         commands::open::REOPEN,
+        &[]
+    ),
+    command!(
+        "resume",
+        None,
+        "tag",
+        "resumes the request tagged as tag",
+        (1, Some(1)),
+        Image,
+        commands::breakpoints::resume,
+        NO_FLAGS,
         &[]
     ),
     command!(
@@ -323,6 +356,17 @@ pub(super) static COMMANDS: &[Command] = &[
         WritableImage,
         commands::write::truncate,
         commands::write::TRUNCATE,
+        &[]
+    ),
+    command!(
+        "wait_break",
+        None,
+        "tag",
+        "waits for the suspension of a request",
+        (1, Some(1)),
+        Image,
+        commands::breakpoints::wait,
+        NO_FLAGS,
         &[]
     ),
     command!(

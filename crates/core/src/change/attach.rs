@@ -56,7 +56,7 @@ impl Children {
         node: &Arc<Node>,
         permissions: Permissions,
     ) -> Result<()> {
-        let (user, name) = (format!("node '{parent}'"), spec.child.name());
+        let (user, name) = (format!("node '{parent}'"), spec.name);
         let edge = Edge::attach(Arc::clone(node), user, name, spec.roles, permissions)?;
         self.set(spec.child, Some(edge));
         Ok(())

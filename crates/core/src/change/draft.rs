@@ -132,7 +132,7 @@ impl Draft {
         let old = self.child(parent, child);
         let (name, roles) = match &old {
             Some(old) => (old.name(), old.roles()),
-            None => (child.name(), parent.roles_of(child)),
+            None => (parent.child_name(child), parent.roles_of(child)),
         };
         if roles.is_empty() {
             return Err(Error::invalid(format!(

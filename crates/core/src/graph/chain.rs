@@ -283,11 +283,8 @@ mod tests {
     use super::*;
 
     fn backing(name: &str, depth: u32) -> Target {
-        let mut target = Target::default();
-        target.filename = Some(name.to_owned());
-        target.named_above = true;
-        target.depth = depth;
-        target
+        let filename = Some(name.to_owned());
+        Target { filename, named_above: true, depth, ..Target::default() }
     }
 
     #[test]

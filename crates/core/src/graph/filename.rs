@@ -3,7 +3,7 @@
 use serde_json::Map;
 
 use super::Graph;
-use crate::driver::{DriverFactory, DriverKind};
+use crate::driver::DriverFactory;
 use crate::{Error, Options, Result};
 
 /// The scheme of a file name: the part before the first colon, if that part is not empty and contains no slash.
@@ -14,7 +14,6 @@ pub(crate) fn scheme(filename: &str) -> Option<&str> {
 
 /// Protocols and filters of QEMU that this library does not support yet.
 const ABSENT: &[&str] = &[
-    "blkdebug",
     "blklogwrites",
     "blkverify",
     "ftp",
@@ -53,7 +52,7 @@ impl Graph {
     /// # Errors
     /// When the scheme is unknown or the name is malformed.
     pub fn protocol_for(&self, filename: &str) -> Result<(&'static dyn DriverFactory, Options)> {
-        let protocols = || self.drivers().iter().filter(|d| d.kind() == DriverKind::Protocol);
+        let protocols = || self.drivers().iter().filter(|d| d.is_protocol());
         if let Some(scheme) = scheme(filename) {
             let bare = scheme.split('+').next().unwrap_or(scheme);
             let found =
@@ -82,7 +81,7 @@ impl Graph {
                 let (protocol, mut file) = self.protocol_for(filename)?;
                 file.insert("driver", protocol.name());
                 let is_format = match format {
-                    Some(format) => self.driver(format)?.kind() != DriverKind::Protocol,
+                    Some(format) => !self.driver(format)?.is_protocol(),
                     None => true,
                 };
                 if is_format {

@@ -7,6 +7,7 @@ mod base;
 mod bitmaps;
 mod chain;
 mod change;
+mod child;
 mod create;
 mod data_file;
 mod drain;

@@ -15,7 +15,7 @@ use super::generic::{Generic, take_generic};
 use super::{Graph, Opened, filename};
 use crate::backend::no_medium;
 use crate::control::run_to_completion;
-use crate::driver::{BoxFuture, Driver, DriverFactory, DriverKind};
+use crate::driver::{BoxFuture, Driver, DriverFactory};
 use crate::epoch::Epochs;
 use crate::gate::Purpose;
 use crate::perm::{NodeAccess, Permissions};
@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// The error for options that give a child both a node-name and further options.
-const PLAIN_AND_NESTED: &str =
+pub(super) const PLAIN_AND_NESTED: &str =
     "Cannot reference an existing block device with additional options or a new filename";
 
 const NO_FILE: &str = "A block device must be specified for \"file\"";
@@ -92,6 +92,8 @@ pub struct OpenContext {
     pub backing: Option<BackingFile>,
     /// The epochs in which the node's requests are counted.
     pub epochs: Arc<Epochs>,
+    /// Nesting depth of the node; see [`Target::nesting`].
+    pub(super) nesting: u32,
 }
 
 impl OpenContext {
@@ -128,10 +130,10 @@ impl OpenContext {
 #[derive(Default)]
 pub(super) struct Target {
     pub(super) filename: Option<String>,
-    options: Options,
-    flags: OpenFlags,
+    pub(super) options: Options,
+    pub(super) flags: OpenFlags,
     /// Open only the node of the protocol: the file is not probed for a format.
-    protocol: bool,
+    pub(super) protocol: bool,
     /// The image is opened as a backing file, by a name or by `file` options.
     pub(super) named_above: bool,
     /// Number of images above this image.
@@ -139,7 +141,7 @@ pub(super) struct Target {
     /// Nesting depth: the number of nodes above this node that are connected to it by `file` edges.
     pub(super) nesting: u32,
     /// The epochs of all nodes that are opened together.
-    epochs: Arc<Epochs>,
+    pub(super) epochs: Arc<Epochs>,
 }
 
 impl Graph {
@@ -287,7 +289,7 @@ impl Graph {
             None => None,
         };
         let protocol = match (named, &target.filename) {
-            (Some(driver), _) if driver.kind() == DriverKind::Protocol => Some(driver),
+            (Some(driver), _) if driver.is_protocol() => Some(driver),
             (None, Some(name)) if target.protocol => Some(self.protocol_for(name)?.0),
             (None, None) if target.protocol || !describes_file(&target.options) => {
                 return Err(Error::invalid("Must specify either driver or file"));
@@ -415,9 +417,13 @@ impl Graph {
             filename: filename.clone(),
             backing: None,
             epochs,
+            nesting,
         };
         let backing_option = take_backing(driver, &mut context)?;
-        let opened_with = context.options.clone();
+        let mut opened_with = context.options.clone();
+        if driver.is_protocol() {
+            driver.children().iter().for_each(|spec| drop(opened_with.take(spec.name)));
+        }
         if let Some(file) = &file {
             context.flags.read_only |= file.is_read_only() && context.flags.auto_read_only;
             if file.is_read_only() && !context.flags.read_only {
@@ -573,9 +579,9 @@ fn take_backing(driver: &dyn DriverFactory, context: &mut OpenContext) -> Result
 }
 
 fn unsupported_option(driver: &dyn DriverFactory, key: &str) -> Error {
-    let (what, does_not) = match driver.kind() {
-        DriverKind::Protocol => ("protocol", "doesn't"),
-        DriverKind::Format | DriverKind::Filter => ("format", "does not"),
+    let (what, does_not) = match driver.is_protocol() {
+        true => ("protocol", "doesn't"),
+        false => ("format", "does not"),
     };
     let name = driver.name();
     Error::invalid(format!("Block {what} '{name}' {does_not} support the option '{key}'"))

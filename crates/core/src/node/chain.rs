@@ -29,6 +29,12 @@ impl Node {
         spec.map_or(Roles::empty(), |spec| spec.roles)
     }
 
+    /// The name of the option that describes a child with a slot.
+    pub fn child_name(&self, child: ChildIdx) -> &'static str {
+        let spec = self.factory.children().iter().find(|spec| spec.child == child);
+        spec.map_or(child.name(), |spec| spec.name)
+    }
+
     /// The first node that is no filter, from this node down.
     pub fn skip_filters(self: &Arc<Self>) -> Arc<Self> {
         let mut node = Arc::clone(self);

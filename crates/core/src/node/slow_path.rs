@@ -19,6 +19,10 @@ bitflags::bitflags! {
         const BITMAPS = 8;
         /// Copy-on-read: data that a read gets from the backing file is written to this node.
         const COPY_ON_READ = 16;
+        /// The driver receives debug events.
+        const DEBUG_EVENTS = 32;
+        /// The primary child receives debug events, so the driver must report its accesses.
+        const REPORTS_EVENTS = 64;
     }
 }
 
@@ -41,12 +45,18 @@ impl SlowPath {
         self.0.load(SeqCst) != 0
     }
 
+    /// Whether one of these flags is set.
     pub(crate) fn has(&self, flag: SlowPathFlags) -> bool {
         self.0.load(Acquire) & u64::from(flag.bits()) != 0
     }
 
     pub(crate) fn set(&self, flag: SlowPathFlags) {
         self.0.fetch_or(flag.bits().into(), AcqRel);
+    }
+
+    /// Sets or clears a flag.
+    pub(crate) fn assign(&self, flag: SlowPathFlags, on: bool) {
+        if on { self.set(flag) } else { self.clear(flag) }
     }
 
     pub(crate) fn clear(&self, flag: SlowPathFlags) {

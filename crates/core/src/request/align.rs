@@ -6,8 +6,8 @@
 //!
 //! - A read-modify-write holds the node's `serialise` range lock on the blocks, and is counted as a serialising
 //!   request. So writes that start later go through [`write_counted`] and wait for the lock.
-//! - Writes that started earlier are counted in `aligned_writes`, and the read-modify-write waits for these writes to
-//!   end. Therefore a counted write never waits for the lock: a write leaves the count before it waits.
+//! - Writes that started earlier are counted in `aligned_writes`, and the read-modify-write waits for those that overlap it.
+//!   Therefore a counted write never waits for the lock: a write leaves the count before it waits.
 //! - The node's size grows before the lock is released or a counted write leaves the count. So a later writer reads the
 //!   data that was written, not zeroes past the old end of the node.
 //!
@@ -22,7 +22,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::{as_u64, min_len, slow};
 use crate::node::SlowPathFlags;
-use crate::{Errno, Error, Node, Result};
+use crate::{DebugEvent, Errno, Error, Node, Result};
 
 impl Node {
     /// Whether memory at `address` has the alignment that the node's host file requires.
@@ -72,19 +72,29 @@ pub(super) async fn read_modify_write(node: &Arc<Node>, offset: u64, data: IoBuf
     let _lock = node.serialise.lock(start..end).await;
     let _gate = Serialising::begin(node);
     oxblk_ring::perturb::point();
-    node.aligned_writes.grace().await;
+    node.aligned_writes.wait_for(start..end).await;
 
     let mut bounce = IoBufMut::zeroed(len);
     let block = usize::try_from(node.request_alignment()).unwrap_or(usize::MAX).min(len);
     let skip = min_len(offset - start, len);
     let size = node.size();
-    if skip > 0 {
-        bounce = fill_block(node, start, bounce, 0, block).await?;
-    }
     let tail = skip.saturating_add(data.len());
     let last = len - block;
+    if skip > 0 {
+        node.debug_event(DebugEvent::PwritevRmwHead).await;
+        if last == 0 && tail < len {
+            node.debug_event(DebugEvent::PwritevRmwTail).await;
+        }
+        bounce = fill_block(node, start, bounce, 0, block).await?;
+        node.debug_event(DebugEvent::PwritevRmwAfterHead).await;
+        if last == 0 && tail < len {
+            node.debug_event(DebugEvent::PwritevRmwAfterTail).await;
+        }
+    }
     if tail < len && (last > 0 || skip == 0) && start.saturating_add(as_u64(last)) < size {
+        node.debug_event(DebugEvent::PwritevRmwTail).await;
         bounce = fill_block(node, start, bounce, last, block).await?;
+        node.debug_event(DebugEvent::PwritevRmwAfterTail).await;
     }
     let hole = bounce.get_mut(skip..tail).ok_or_else(|| slow::out_of_range(node, offset))?;
     hole.copy_from_slice(&data);
@@ -120,11 +130,11 @@ pub(super) async fn write_counted(node: &Arc<Node>, offset: u64, data: IoBuf) ->
     in_turn(node, offset, len, slow::write_pieces(node, offset, data)).await
 }
 
-/// Carries out a change of a range. The change is counted in `aligned_writes`. While a read-modify-write or a
+/// Carries out a change of a range. The change is counted ([`Node::count_write`]). While a read-modify-write or a
 /// copy-on-read is in progress, the change takes the range lock instead. A node with an alignment of one byte and
 /// without copy-on-read needs neither.
 pub(super) async fn in_turn<T>(
-    node: &Node,
+    node: &Arc<Node>,
     offset: u64,
     len: u64,
     change: impl Future<Output = T>,
@@ -132,16 +142,13 @@ pub(super) async fn in_turn<T>(
     if node.request_alignment() <= 1 && !node.has_gate(SlowPathFlags::COPY_ON_READ) {
         return change.await;
     }
-    let guard = node.aligned_writes.enter();
-    oxblk_ring::perturb::point();
-    if node.is_serialising() {
-        drop(guard);
-        let _lock = node.serialise.lock(offset..offset.saturating_add(len)).await;
-        return change.await;
+    if let Some(counted) = node.count_write(offset, len) {
+        let outcome = change.await;
+        drop(counted);
+        return outcome;
     }
-    let outcome = change.await;
-    drop(guard);
-    outcome
+    let _lock = node.serialise.lock(offset..offset.saturating_add(len)).await;
+    change.await
 }
 
 /// Counts a read-modify-write or copy-on-read as a serialising request of the node, until this value is dropped.

@@ -17,7 +17,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::{align, as_u64, min_len, slow, status};
 use crate::driver::Want;
-use crate::{ErrorKind, Node, Result, ZeroFlags};
+use crate::{DebugEvent, ErrorKind, Node, Result, ZeroFlags};
 
 /// Maximum number of requested bytes in one step. A step reads whole blocks, so it may read more bytes.
 const AT_ONCE: u64 = 2 << 20;
@@ -59,7 +59,7 @@ async fn read_and_keep(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Resu
     let lock = node.serialise.lock(start..end).await;
     let exclusive = align::Serialising::begin(node);
     oxblk_ring::perturb::point();
-    node.aligned_writes.grace().await;
+    node.aligned_writes.wait_for(start..end).await;
     let mut at = start;
     while at < end {
         let found = status::block_status(node, at, end - at, Want::Allocation).await?;
@@ -106,6 +106,7 @@ fn copy(buf: &mut IoBufMut, from: u64, to: u64, data: &[u8]) {
 
 async fn keep(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     let len = as_u64(data.len());
+    node.debug_event(DebugEvent::CorWrite).await;
     if oxblk_ring::is_zero(&data)
         && let Some(request) = node.driver().write_zeroes(offset, len, ZeroFlags::empty())
     {

@@ -136,11 +136,14 @@ fn walk<T>(
     }
 }
 
+/// The reasons why a read must take the slow path.
+const SLOW_READS: SlowPathFlags = SlowPathFlags::COPY_ON_READ.union(SlowPathFlags::REPORTS_EVENTS);
+
 impl Node {
     /// Whether a request must take the slow path at this node, regardless of the driver's `map`.
     fn must_go_slow(&self, op: MapOp, offset: u64, len: usize) -> bool {
         let gated = match op {
-            MapOp::Read => self.has_gate(SlowPathFlags::COPY_ON_READ),
+            MapOp::Read => self.has_gate(SLOW_READS),
             MapOp::Write => self.gated() || self.is_read_only(),
         };
         if gated {

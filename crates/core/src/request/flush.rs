@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::driver::BoxFuture;
-use crate::{ChildIdx, Node, Result};
+use crate::{ChildIdx, DebugEvent, Node, Result};
 
 /// Flushes every write that has completed through `node` to stable storage.
 ///
@@ -12,6 +12,7 @@ use crate::{ChildIdx, Node, Result};
 /// ended, and there is nothing to do.
 pub(crate) async fn flush(node: &Arc<Node>) -> Result<()> {
     let _control = node.flushing.lock().await;
+    node.children().debug_event(ChildIdx::FILE, DebugEvent::FlushToOs).await;
     if !node.unflushed.take() {
         return Ok(());
     }
@@ -41,6 +42,7 @@ async fn flush_driver(node: &Arc<Node>) -> Result<()> {
     if let Some(request) = node.driver().flush() {
         return request.await;
     }
+    node.children().debug_event(ChildIdx::FILE, DebugEvent::FlushToDisk).await;
     for (child, edge) in node.children().iter() {
         if child != ChildIdx::BACKING {
             let below: BoxFuture<'_, Result<()>> = Box::pin(flush(edge.node()));

@@ -25,9 +25,10 @@ mod zero;
 use std::sync::Arc;
 
 use futures_util::future::try_join_all;
-use oxblk_ring::{IoBuf, IoBufMut, WriteAt};
+use oxblk_ring::{IoBuf, IoBufMut, UntilSettled, WriteAt};
 
 use crate::compressed::cannot_compress;
+use crate::counted::CountedWrite;
 use crate::driver::{BoxFuture, Preallocation};
 use crate::{CompressedCluster, Errno, Error, ErrorKind, Node, Result, WriteFlags, check_length};
 
@@ -156,6 +157,8 @@ async fn read_split(
 pub(crate) struct InPlace {
     operation: WriteAt,
     data: IoBuf,
+    /// If the leaf requires alignment. The write counts until the host has completed it, even if this value is dropped.
+    counted: Option<UntilSettled<CountedWrite>>,
 }
 
 /// Submits a write if it consists of one operation on a host file; otherwise returns the data.
@@ -165,11 +168,27 @@ pub(crate) fn start_in_place(
     data: IoBuf,
 ) -> std::result::Result<InPlace, IoBuf> {
     match fast::start_write(node, offset, data) {
-        WriteStart::InFlight { op, data, .. } => Ok(InPlace { operation: op, data }),
-        WriteStart::Tracked { data, .. }
-        | WriteStart::Slow { data, .. }
-        | WriteStart::Split { data, .. } => Err(data),
+        WriteStart::InFlight { op, data, .. } => Ok(InPlace { operation: op, data, counted: None }),
+        WriteStart::Tracked { leaf, offset, data } => start_counted(&leaf, offset, data),
+        WriteStart::Slow { data, .. } | WriteStart::Split { data, .. } => Err(data),
     }
+}
+
+/// Submits a write to a leaf whose requests must be aligned. The write is counted, so that a read-modify-write can wait for the
+/// write to end. If a serialising request is in progress, or if a flag sends writes to the slow path, returns the data.
+fn start_counted(
+    leaf: &Arc<Node>,
+    offset: u64,
+    data: IoBuf,
+) -> std::result::Result<InPlace, IoBuf> {
+    let counted = leaf.count_write(offset, as_u64(data.len()));
+    let file = leaf.driver().host_file();
+    let (Some(counted), Some(file), false) = (counted, file, leaf.gated()) else {
+        return Err(data);
+    };
+    leaf.unflushed.expect();
+    let operation = file.write_at(data.clone(), offset, false);
+    Ok(InPlace { operation, data, counted: Some(UntilSettled::new(counted)) })
 }
 
 impl InPlace {
@@ -177,6 +196,9 @@ impl InPlace {
     /// [finish](finish_in_place) the write.
     pub(crate) async fn done(self, node: &Node) -> std::result::Result<(), Unfinished> {
         let outcome = self.operation.await;
+        // The host may have written only a part of the data. The rest may have to wait for a range lock whose holder waits
+        // for the counted writes.
+        drop(self.counted.and_then(UntilSettled::release));
         node.mark_unflushed();
         match outcome {
             Ok(done) if done == self.data.len() => Ok(()),
@@ -275,37 +297,17 @@ async fn write_plain(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
             Ok(done) if done == len => Ok(()),
             outcome => Box::pin(slow::finish_write(node, offset, data, outcome)).await,
         },
-        WriteStart::Tracked { leaf, offset: at, data } => tracked(&leaf, at, data).await,
+        WriteStart::Tracked { leaf, offset: at, data } => match start_counted(&leaf, at, data) {
+            Ok(operation) => match operation.done(&leaf).await {
+                Ok(()) => Ok(()),
+                Err(rest) => Box::pin(finish_in_place(&leaf, at, rest)).await,
+            },
+            Err(data) => Box::pin(slow::write(leaf, at, data)).await,
+        },
         WriteStart::Slow { node, offset, data } => Box::pin(slow::write(node, offset, data)).await,
         WriteStart::Split { first, data } => Box::pin(write_split(node, offset, data, first)).await,
     };
     node.mark_unflushed();
-    outcome
-}
-
-/// Writes to a leaf whose requests must be aligned. The write is counted, so that a read-modify-write can wait for the
-/// write to end. If a serialising request is in progress, or if a flag sends writes to the slow path, this write takes
-/// the slow path. If the host writes only a part of the data, this write leaves the count before the rest of the data
-/// is written. The reason is that the rest may have to wait for a range lock, and the holder of the lock waits for the
-/// count.
-async fn tracked(leaf: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
-    let guard = leaf.aligned_writes.enter();
-    oxblk_ring::perturb::point();
-    let file = leaf.driver().host_file();
-    let (Some(file), false) = (file, leaf.gated()) else {
-        drop(guard);
-        return Box::pin(slow::write(Arc::clone(leaf), offset, data)).await;
-    };
-    let len = data.len();
-    let operation = file.write_at(data.clone(), offset, false);
-    drop(file);
-    let outcome = operation.await;
-    drop(guard);
-    let outcome = match outcome {
-        Ok(done) if done == len => Ok(()),
-        outcome => Box::pin(slow::finish_write(leaf, offset, data, outcome)).await,
-    };
-    leaf.mark_unflushed();
     outcome
 }
 

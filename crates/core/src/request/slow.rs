@@ -14,7 +14,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use super::changed::Changing;
 use super::{align, as_u64, copy_on_read, min_len, run_all, zero};
 use crate::node::{DetectZeroes, SlowPathFlags};
-use crate::{Errno, Error, ErrorKind, Node, Result, WriteFlags, ZeroFlags};
+use crate::{DebugEvent, Errno, Error, ErrorKind, Node, Result, WriteFlags, ZeroFlags};
 
 /// Maximum length of a transfer passed to a driver in one call: the limit of one Linux system call (almost 2 GiB),
 /// rounded down to a power of two.
@@ -188,7 +188,10 @@ pub(super) async fn write_pieces(node: &Node, offset: u64, data: IoBuf) -> Resul
         node.guard_write(offset, &data)?;
     }
     let end = offset.saturating_add(as_u64(data.len()));
-    write_cut(node, offset, data).await?;
+    node.debug_event(DebugEvent::Pwritev).await;
+    let outcome = write_cut(node, offset, data).await;
+    node.debug_event(DebugEvent::PwritevDone).await;
+    outcome?;
     oxblk_ring::perturb::point();
     node.grow_to(end);
     Ok(())

@@ -6,7 +6,7 @@ use oxblk_ring::IoBuf;
 
 use super::changed::Changing;
 use super::{align, flush, min_len, run_all, slow};
-use crate::{Errno, Error, ErrorKind, Node, Result, ZeroFlags};
+use crate::{DebugEvent, Errno, Error, ErrorKind, Node, Result, ZeroFlags};
 
 /// Maximum number of zero bytes written as data in one call.
 const MAX_ZERO_DATA: u64 = 1 << 20;
@@ -83,7 +83,10 @@ async fn zero_one(node: &Arc<Node>, offset: u64, len: u64, flags: ZeroFlags) -> 
         && let Some(request) = node.driver().write_zeroes(offset, len, flags)
     {
         let grow = async {
-            request.await?;
+            node.debug_event(DebugEvent::PwritevZero).await;
+            let outcome = request.await;
+            node.debug_event(DebugEvent::PwritevDone).await;
+            outcome?;
             node.grow_to(offset.saturating_add(len));
             Ok::<(), Error>(())
         };

@@ -14,7 +14,7 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 
-use oxblk_core::{Edge, Preallocation, Result, WriteFlags, run_all};
+use oxblk_core::{DebugEvent, Edge, Preallocation, Result, WriteFlags, run_all};
 use oxblk_ring::IoBuf;
 use oxblk_ring::perturb::point;
 
@@ -35,6 +35,7 @@ impl Parallels {
         let freed = self.freed.take();
         let sectors = self.dirty.take();
         if sectors.is_empty() && freed.blocks.is_empty() {
+            file.debug_event(DebugEvent::FlushToDisk).await;
             return file.flush().await;
         }
         point();
@@ -72,6 +73,7 @@ impl Parallels {
         file.flush().await?;
         let write = |(offset, bytes)| file.write(offset, bytes, WriteFlags::empty());
         run_all(copies.into_iter().map(write)).await?;
+        file.debug_event(DebugEvent::FlushToDisk).await;
         file.flush().await
     }
 

@@ -4,7 +4,7 @@
 //! freed. A crash between these two steps only leaks clusters.
 
 use oxblk_core::driver::Backing;
-use oxblk_core::{BoxFuture, Errno, Error, Result};
+use oxblk_core::{BoxFuture, DebugEvent, Errno, Error, Result};
 
 use super::Qcow2;
 use super::layout::{Autoclear, L1Entry};
@@ -34,6 +34,7 @@ impl Qcow2 {
     /// entries. A crash before or after this write leaks clusters at worst.
     async fn give_up_contents(&self) -> Result<()> {
         self.facts.check_writable()?;
+        self.facts.event(DebugEvent::EmptyImagePrepare).await;
         self.metadata.write_back(true).await?;
         let l1: Vec<L1Entry> =
             (0..self.mapping.l1_entries()).map(|index| self.mapping.l1_entry(index)).collect();

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use futures_util::stream::{self, StreamExt as _};
-use oxblk_core::{CompressedCluster, Errno, Error, Preallocation, Result, WriteFlags};
+use oxblk_core::{CompressedCluster, DebugEvent, Errno, Error, Preallocation, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::layout::L2Entry;
@@ -73,6 +73,8 @@ impl Qcow2 {
         let entry = L2Entry::compressed(self.geometry, host, len).ok_or_else(|| {
             Error::from_errno(Errno::FBIG).prefix("compressed cluster out of reach")
         })?;
+        self.facts.event(DebugEvent::L2UpdateCompressed).await;
+        self.facts.event(DebugEvent::WriteCompressed).await;
         Arc::clone(&file).write(host, stream, WriteFlags::empty()).await?;
         self.metadata.link(offset, 1, None, |_| entry).await?;
         placed.keep();

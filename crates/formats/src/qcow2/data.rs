@@ -12,7 +12,7 @@
 
 use std::sync::Arc;
 
-use oxblk_core::{ChildIdx, Result, WriteFlags, ZeroFlags};
+use oxblk_core::{ChildIdx, DebugEvent, Result, WriteFlags, ZeroFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::clusters::ReleaseReason;
@@ -106,6 +106,7 @@ impl Data {
 
     /// Reads the data of the guest offset `guest` from the host offset `host` into `buf`.
     pub(super) async fn read_data(&self, guest: u64, host: u64, buf: IoBufMut) -> Result<IoBufMut> {
+        self.facts.event(DebugEvent::ReadAio).await;
         let child = self.facts.children().require(self.facts.data_child())?;
         match &self.encryption {
             None => child.read(host, buf).await,
@@ -115,6 +116,7 @@ impl Data {
 
     /// Writes `data` of the guest offset `guest` to the host offset `host`.
     pub(super) async fn write_data(&self, guest: u64, host: u64, data: IoBuf) -> Result<()> {
+        self.facts.event(DebugEvent::WriteAio).await;
         let child = self.facts.children().require(self.facts.data_child())?;
         match &self.encryption {
             None => child.write(host, data, WriteFlags::empty()).await,

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use futures_util::future::try_join;
-use oxblk_core::{ChildIdx, Result, run_all};
+use oxblk_core::{ChildIdx, DebugEvent, Result, run_all};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
@@ -40,6 +40,7 @@ impl Qcow2 {
         if head.is_none() && tail.is_none() {
             return self.data.write_data(offset, at, data).await;
         }
+        self.facts.event(DebugEvent::CowWrite).await;
         let total = head.as_ref().map_or(0, |head| head.len()).saturating_add(data.len());
         let total = total.saturating_add(tail.as_ref().map_or(0, |tail| tail.len()));
         let (guest, start) = if head.is_some() { (first, host) } else { (offset, at) };
@@ -79,6 +80,7 @@ impl Qcow2 {
         if self.reads_as_zero(from, to).await? {
             return Ok(if untouched { None } else { Some(IoBuf::zeroes(len)) });
         }
+        self.facts.event(DebugEvent::CowRead).await;
         let old = self.read_guest(from, IoBufMut::new(len)).await?.freeze();
         Ok(if untouched && oxblk_ring::is_zero(&old) { None } else { Some(old) })
     }

@@ -2,7 +2,7 @@
 //! is compressed or encrypted.
 
 use futures_util::future::try_join_all;
-use oxblk_core::{BoxFuture, ChildIdx, Errno, Error, Result};
+use oxblk_core::{BoxFuture, ChildIdx, DebugEvent, Errno, Error, Result};
 use oxblk_ring::IoBufMut;
 
 use super::mapping::Extent;
@@ -41,6 +41,7 @@ impl Qcow2 {
             Extent::Unallocated { .. } => match self.facts.children().get(ChildIdx::BACKING) {
                 // VM state is never read from the backing file, even if the backing file is longer than this disk.
                 Some(backing) if offset < self.facts.vm_state_offset() => {
+                    self.facts.event(DebugEvent::ReadBackingAio).await;
                     backing.read(offset, buf).await
                 }
                 _ => {
@@ -78,6 +79,7 @@ impl Qcow2 {
         // The length is at most two clusters, because an L2 entry cannot store a larger length.
         let len = usize::try_from(stored).map_err(|_| Error::from_errno(Errno::IO))?;
         let file = self.facts.file()?;
+        self.facts.event(DebugEvent::ReadCompressed).await;
         let data = file.read(host, IoBufMut::new(len)).await?;
         let method = self.compression;
         let cluster = oxblk_ring::offload(move || {

@@ -14,7 +14,9 @@
 
 use std::collections::BTreeMap;
 
-use oxblk_core::{ChildIdx, Errno, Error, ErrorKind, Preallocation, Result, WriteFlags};
+use oxblk_core::{
+    ChildIdx, DebugEvent, Errno, Error, ErrorKind, Preallocation, Result, WriteFlags,
+};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
@@ -63,7 +65,10 @@ impl Qcow2 {
         let bytes: Vec<u8> = new.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
         let offset = match bytes.is_empty() {
             true => l1_offset,
-            false => self.metadata.store_table(bytes).await?,
+            false => {
+                self.facts.event(DebugEvent::L1ShrinkWriteTable).await;
+                self.metadata.store_table(bytes).await?
+            }
         };
         let entries = u32::try_from(l1.len()).map_err(|_| Error::from_errno(Errno::FBIG))?;
         let before = self.facts.active_fields(self.facts.size_in_header(), entries, l1_offset);
@@ -202,6 +207,7 @@ impl Qcow2 {
         gone: &[L1Entry],
         size: u64,
     ) -> Result<()> {
+        self.facts.event(DebugEvent::L1ShrinkFreeL2Clusters).await;
         let file = self.facts.file()?;
         let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
         let entry_size = usize::try_from(self.geometry.l2_entry_size()).unwrap_or(8);

@@ -6,7 +6,7 @@
 //! move this start, so a resize frees the VM state.
 
 use oxblk_core::vm_state::VmState;
-use oxblk_core::{BoxFuture, Errno, Error, Result};
+use oxblk_core::{BoxFuture, DebugEvent, Errno, Error, Result};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
@@ -32,6 +32,7 @@ impl Qcow2 {
             // VM state would make the data file longer than the disk.
             return Err(Error::from_errno(Errno::OPNOTSUPP));
         }
+        self.facts.event(DebugEvent::VmstateSave).await;
         let place = self.vm_state_place(offset, data.len())?;
         let Some(last) = u64::try_from(data.len()).unwrap_or(u64::MAX).checked_sub(1) else {
             return Ok(());
@@ -42,6 +43,7 @@ impl Qcow2 {
     }
 
     async fn load_vm_state(&self, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
+        self.facts.event(DebugEvent::VmstateLoad).await;
         let place = self.vm_state_place(offset, buf.len())?;
         self.read_guest(place, buf).await
     }

@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Acquire};
 
-use oxblk_core::{Errno, Error, Result};
+use oxblk_core::{DebugEvent, Errno, Error, Result};
 use oxblk_ring::IoBufMut;
 use oxblk_ring::perturb::point;
 
@@ -203,7 +203,9 @@ impl Qed {
             self.slice_place(slice)?.ok_or_else(|| Error::corrupt("an L2 table is gone"))?;
         let bytes = self.slice_words.saturating_mul(ENTRY_BYTES);
         let buf = IoBufMut::new(usize::try_from(bytes).unwrap_or(0));
-        let read = self.file()?.read(place, buf).await;
+        let file = self.file()?;
+        file.debug_event(DebugEvent::L2Load).await;
+        let read = file.read(place, buf).await;
         read.map_err(|error| error.prefix("Could not read an L2 table"))
     }
 

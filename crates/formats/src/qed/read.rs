@@ -1,7 +1,7 @@
 //! Reads that the fast path (`map`) cannot forward, and block status.
 
 use futures_util::future::try_join_all;
-use oxblk_core::{BoxFuture, ChildIdx, Errno, Error, Result, Status, StatusFlags};
+use oxblk_core::{BoxFuture, ChildIdx, DebugEvent, Errno, Error, Result, Status, StatusFlags};
 use oxblk_ring::IoBufMut;
 
 use super::Qed;
@@ -38,8 +38,15 @@ impl Qed {
         mut buf: IoBufMut,
     ) -> Result<IoBufMut> {
         match (extent, self.children.get(ChildIdx::BACKING)) {
-            (Extent::Data { host, .. }, _) => self.file()?.read(host, buf).await,
-            (Extent::Unallocated { .. }, Some(backing)) => backing.read(offset, buf).await,
+            (Extent::Data { host, .. }, _) => {
+                let file = self.file()?;
+                file.debug_event(DebugEvent::ReadAio).await;
+                file.read(host, buf).await
+            }
+            (Extent::Unallocated { .. }, Some(backing)) => {
+                self.children.debug_event(ChildIdx::FILE, DebugEvent::ReadBackingAio).await;
+                backing.read(offset, buf).await
+            }
             (Extent::Unallocated { .. } | Extent::Zero { .. }, _) => {
                 buf.fill(0);
                 Ok(buf)

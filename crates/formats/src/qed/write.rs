@@ -12,7 +12,7 @@
 //! The entries of a run lie in one slice, so that either all of them are set or none.
 
 use futures_util::future::try_join;
-use oxblk_core::{BoxFuture, ChildIdx, Result, WriteFlags, ZeroFlags, run_all};
+use oxblk_core::{BoxFuture, ChildIdx, DebugEvent, Result, WriteFlags, ZeroFlags, run_all};
 use oxblk_ring::perturb::point;
 use oxblk_ring::{IoBuf, IoBufMut};
 
@@ -42,7 +42,9 @@ impl Qed {
     }
 
     pub(super) async fn write_file(&self, host: u64, data: IoBuf) -> Result<()> {
-        self.file()?.write(host, data, WriteFlags::empty()).await
+        let file = self.file()?;
+        file.debug_event(DebugEvent::WriteAio).await;
+        file.write(host, data, WriteFlags::empty()).await
     }
 
     /// The same as [`Self::write_guest`], for callers that hold the range lock.
@@ -127,6 +129,7 @@ impl Qed {
             return self.write_file(place(offset), data).await;
         }
         let start = if head.is_some() { first } else { offset };
+        self.children.debug_event(ChildIdx::FILE, DebugEvent::CowWrite).await;
         let parts = [head.as_deref(), Some(&*data), tail.as_deref()];
         let total = parts.iter().flatten().map(|part| part.len()).sum();
         let mut whole = IoBufMut::new(total);
@@ -156,6 +159,7 @@ impl Qed {
         while at < to {
             let end = at.saturating_add(STEP).min(to);
             if let Some(old) = self.old_contents(at, end, fresh).await? {
+                self.children.debug_event(ChildIdx::FILE, DebugEvent::CowWrite).await;
                 self.write_file(host.saturating_add(at - from), old).await?;
             }
             at = end;

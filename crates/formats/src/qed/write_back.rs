@@ -17,7 +17,7 @@
 
 use std::collections::BTreeMap;
 
-use oxblk_core::{Edge, Result, WriteFlags, run_all};
+use oxblk_core::{DebugEvent, Edge, Result, WriteFlags, run_all};
 use oxblk_ring::IoBuf;
 use oxblk_ring::perturb::point;
 
@@ -69,7 +69,7 @@ impl Qed {
         point();
         let cycle = Cycle::begin(self);
         if cycle.is_empty() && freed.blocks.is_empty() {
-            return if durable { file.flush().await } else { Ok(()) };
+            return if durable { flush(&file).await } else { Ok(()) };
         }
         self.check_running()?;
         let writing = self.barrier.pass().await;
@@ -94,7 +94,7 @@ impl Qed {
             }
             self.write_l1(file, &cycle.l1).await?;
         }
-        if last_flush { file.flush().await } else { Ok(()) }
+        if last_flush { flush(file).await } else { Ok(()) }
     }
 
     async fn write_slices(&self, file: &Edge, copies: &[DirtyCopy<'_>]) -> Result<()> {
@@ -106,11 +106,15 @@ impl Qed {
                 writes.push(file.write(place, bytes, WriteFlags::empty()));
             }
         }
+        if !writes.is_empty() {
+            file.debug_event(DebugEvent::L2Update).await;
+        }
         run_all(writes).await
     }
 
     async fn write_l1(&self, file: &Edge, entries: &BTreeMap<u64, u64>) -> Result<()> {
         let table = self.header().header.l1_offset;
+        file.debug_event(DebugEvent::L1Update).await;
         let writes = entries.iter().map(|(index, entry)| {
             let place = table.saturating_add(index.saturating_mul(ENTRY_BYTES));
             let bytes = IoBuf::from(entry.to_le_bytes().to_vec());
@@ -118,4 +122,10 @@ impl Qed {
         });
         run_all(writes).await
     }
+}
+
+/// Ends a write-back with a flush.
+async fn flush(file: &Edge) -> Result<()> {
+    file.debug_event(DebugEvent::FlushToDisk).await;
+    file.flush().await
 }

@@ -15,9 +15,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use oxblk_core::create::{CreateOption, CreateRequest, Measure, MeasureRequest};
 use oxblk_core::driver::{Reopen, Resize};
 use oxblk_core::{
-    BoxFuture, ChildIdx, ChildSpec, Children, Driver, DriverFactory, DriverKind, Edge, Error,
-    Graph, Limits, MapOp, OpenContext, OpenFlags, Options, Preallocation, Result, Status, Step,
-    Want, WriteFlags, ZeroFlags,
+    BoxFuture, ChildIdx, ChildSpec, Children, DebugEvent, DebugEvents, Driver, DriverFactory,
+    DriverKind, Edge, Error, Graph, Limits, MapOp, OpenContext, OpenFlags, Options, Preallocation,
+    Result, Status, Step, Want, WriteFlags, ZeroFlags,
 };
 use oxblk_ring::{IoBuf, IoBufMut};
 use serde::{Deserialize, Serialize};
@@ -114,13 +114,19 @@ impl Driver for Raw {
     }
 
     fn read(&self, offset: u64, buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>> {
-        Box::pin(async move { self.file()?.read(self.below(offset), buf).await })
+        Box::pin(async move {
+            let file = self.file()?;
+            file.debug_event(DebugEvent::ReadAio).await;
+            file.read(self.below(offset), buf).await
+        })
     }
 
     fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             let end = offset.saturating_add(u64::try_from(data.len()).unwrap_or(u64::MAX));
-            self.file()?.write(self.below(offset), data, flags).await?;
+            let file = self.file()?;
+            file.debug_event(DebugEvent::WriteAio).await;
+            file.write(self.below(offset), data, flags).await?;
             self.grow_to(end);
             Ok(())
         })
@@ -193,6 +199,21 @@ impl Driver for Raw {
 
     fn reopen(&self) -> Option<&dyn Reopen> {
         Some(self)
+    }
+
+    fn debug_events(&self) -> Option<&dyn DebugEvents> {
+        self.file().is_ok_and(|file| file.node().takes_debug_events()).then_some(self)
+    }
+}
+
+/// Events go to the file.
+impl DebugEvents for Raw {
+    fn raise(&self, event: DebugEvent) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            if let Ok(file) = self.file() {
+                file.debug_event(event).await;
+            }
+        })
     }
 }
 

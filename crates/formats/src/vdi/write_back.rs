@@ -13,7 +13,7 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
-use oxblk_core::{Edge, Result, WriteFlags, run_all};
+use oxblk_core::{DebugEvent, Edge, Result, WriteFlags, run_all};
 use oxblk_ring::IoBuf;
 use oxblk_ring::perturb::point;
 
@@ -33,6 +33,7 @@ impl Vdi {
         let freed = self.freed.take();
         let sectors = self.dirty.take();
         if sectors.is_empty() && freed.blocks.is_empty() {
+            file.debug_event(DebugEvent::FlushToDisk).await;
             return file.flush().await;
         }
         point();
@@ -59,6 +60,7 @@ impl Vdi {
         file.flush().await?;
         let write = |(offset, bytes)| file.write(offset, bytes, WriteFlags::empty());
         run_all(copies.into_iter().map(write)).await?;
+        file.debug_event(DebugEvent::FlushToDisk).await;
         file.flush().await
     }
 

@@ -11,7 +11,7 @@
 
 use std::ops::Range;
 
-use oxblk_core::{Edge, Result, WriteFlags, run_all};
+use oxblk_core::{DebugEvent, Edge, Result, WriteFlags, run_all};
 use oxblk_ring::IoBuf;
 use oxblk_ring::perturb::point;
 
@@ -26,6 +26,7 @@ impl Vpc {
         let freed = self.freed.take();
         let sectors = self.dirty.take();
         if sectors.is_empty() && freed.blocks.is_empty() {
+            file.debug_event(DebugEvent::FlushToDisk).await;
             return file.flush().await;
         }
         point();
@@ -49,5 +50,6 @@ async fn write_ordered(file: &Edge, copies: Vec<(u64, IoBuf)>) -> Result<()> {
     file.flush().await?;
     let write = |(offset, bytes)| file.write(offset, bytes, WriteFlags::empty());
     run_all(copies.into_iter().map(write)).await?;
+    file.debug_event(DebugEvent::FlushToDisk).await;
     file.flush().await
 }

@@ -6,7 +6,7 @@
 //! | `limits` | the limits of requests as QAPI's `BlockLimitsInfo` |
 
 pub(crate) mod limits;
-mod name;
+pub(crate) mod name;
 
 use std::sync::Arc;
 
@@ -76,7 +76,7 @@ impl ImageInfo {
             };
             for (name, below) in &mut info.children {
                 let mut children = node.children().iter();
-                if let Some((_, edge)) = children.find(|(child, _)| child.name() == *name) {
+                if let Some((_, edge)) = children.find(|(_, edge)| edge.name() == *name) {
                     rest.push((Arc::clone(edge.node()), below));
                 }
             }
@@ -95,7 +95,7 @@ impl ImageInfo {
         });
         let children = node.children();
         let child = |(child, edge): (ChildIdx, Arc<oxblk_core::Edge>)| {
-            (child.name(), Self::of_node(edge.node()))
+            (node.child_name(child), Self::of_node(edge.node()))
         };
         Self {
             format: node.factory().name().to_owned(),

@@ -1,26 +1,47 @@
 //! The name with which a node can be opened again: its file name, or a `json:` name if the file name is not sufficient.
 
-use oxblk_core::{ChildIdx, DriverKind, Node, relative_to};
+use oxblk_core::{ChildIdx, Node, relative_to};
 use serde_json::{Map, Value, json};
 
 use crate::qemu_json;
 
 /// Options that change the contents of a disk. If one is set, the file name alone would open a different disk.
-const STRONG: &[&str] =
-    &["offset", "size", "read-zeroes", "latency-ns", "force_size_calc", "throttle-group"];
+const STRONG: &[&str] = &[
+    "offset",
+    "size",
+    "read-zeroes",
+    "force_size_calc",
+    "throttle-group",
+    "inject-error",
+    "set-state",
+    "align",
+    "max-transfer",
+    "opt-write-zero",
+    "max-write-zero",
+    "opt-discard",
+    "max-discard",
+];
+
+/// Options that are parts of a file name. A `json:` name contains these options instead.
+const IN_FILE_NAMES: &[&str] = &["filename", "config"];
 
 /// The file name of the node if this is sufficient to open the node again; otherwise the options as a `json:` name.
-pub(super) fn of_node(node: &Node) -> String {
-    let is_changed = node.options().keys().any(|key| STRONG.contains(&key))
-        || key_secret_of(node).is_some()
-        || leaves_backing_out(node);
+pub fn of_node(node: &Node) -> String {
     // A format on top of another format. If the file were opened by its name, probing would find only the lower format.
-    let stacked =
-        node.child(ChildIdx::FILE).is_some_and(|f| f.factory().kind() != DriverKind::Protocol);
+    let stacked = node.child(ChildIdx::FILE).is_some_and(|file| !file.factory().is_protocol())
+        && !node.factory().is_protocol();
     match node.filename() {
-        Some(name) if !is_changed && !stacked => name,
+        Some(name) if !is_changed(node) && !stacked => name,
         _ => format!("json:{}", qemu_json::compact(&options_of(node))),
     }
+}
+
+/// Whether the node, or a protocol below it, was opened with options that are not in the file name.
+fn is_changed(node: &Node) -> bool {
+    node.options().keys().any(|key| STRONG.contains(&key))
+        || key_secret_of(node).is_some()
+        || leaves_backing_out(node)
+        || node.child(ChildIdx::FILE).is_some_and(|file| is_changed(&file))
 }
 
 /// The ID of the secret that the node was opened with. If there is such a secret, the file name is not sufficient.
@@ -45,8 +66,8 @@ fn leaves_backing_out(node: &Node) -> bool {
 fn options_of(node: &Node) -> Value {
     let mut map = Map::new();
     for (key, value) in node.options().iter() {
-        if key == "filename" || STRONG.contains(&key) {
-            map.insert(key.to_owned(), value.clone());
+        if IN_FILE_NAMES.contains(&key) || STRONG.contains(&key) {
+            flatten(&mut map, key, value);
         }
     }
     if let Some(secret) = key_secret_of(node) {
@@ -60,7 +81,19 @@ fn options_of(node: &Node) -> Value {
         if child == ChildIdx::BACKING && is_named_in_image(node, edge.node()) {
             continue;
         }
-        map.insert(child.name().to_owned(), options_of(edge.node()));
+        map.insert(edge.name().to_owned(), options_of(edge.node()));
     }
     Value::Object(map)
+}
+
+/// Inserts a value; a nested value under dotted keys.
+fn flatten(map: &mut Map<String, Value>, key: &str, value: &Value) {
+    match value {
+        Value::Object(inner) => {
+            for (part, value) in inner {
+                flatten(map, &format!("{key}.{part}"), value);
+            }
+        }
+        value => drop(map.insert(key.to_owned(), value.clone())),
+    }
 }

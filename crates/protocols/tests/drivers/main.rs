@@ -7,5 +7,6 @@ mod common;
 mod devices;
 mod file;
 mod locking;
+mod null;
 mod shared_blocks;
 mod simulated;

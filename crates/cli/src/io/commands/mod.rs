@@ -1,6 +1,7 @@
 //! The commands of `io`: one function each, grouped by topic.
 
 pub(super) mod aio;
+pub(super) mod breakpoints;
 pub(super) mod control;
 mod letters;
 pub(super) mod open;
@@ -23,12 +24,8 @@ pub(super) struct Call<'a> {
     arguments: &'a [&'a str],
 }
 
-/// Commands of qemu-io that are not implemented (breakpoints and zones), with their aliases.
+/// Commands of qemu-io that are not implemented (zones), with their aliases.
 const ABSENT: &[&str] = &[
-    "break",
-    "remove_break",
-    "resume",
-    "wait_break",
     "zone_append",
     "zone_close",
     "zone_finish",

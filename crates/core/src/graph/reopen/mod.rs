@@ -25,7 +25,6 @@ use super::{Graph, OpenFlags};
 use crate::backend::no_medium;
 use crate::change::Change;
 use crate::control::{ControlGuard, run_to_completion};
-use crate::driver::DriverKind;
 use crate::node::Settings;
 use crate::perm::{Perm, Permissions};
 use crate::{Backend, ChildIdx, Edge, Error, Node, Options, Result, request};
@@ -335,7 +334,7 @@ fn take_child(options: &mut Options, node: &Node, child: ChildIdx) -> Option<Val
     if child == ChildIdx::BACKING && !node.factory().supports_backing() {
         return None;
     }
-    options.take(child.name())
+    options.take(node.child_name(child))
 }
 
 /// Whether a node has a backing file, or its image refers to a backing file.
@@ -377,9 +376,9 @@ fn must_be(given: Option<String>, is: &str, option: &str) -> Result<()> {
 async fn prepare(planned: &Planned) -> Result<()> {
     let node = &planned.node;
     let Some(driver) = node.driver().reopen() else {
-        let what = match node.factory().kind() {
-            DriverKind::Protocol => "protocol",
-            _ => "format",
+        let what = match node.factory().is_protocol() {
+            true => "protocol",
+            false => "format",
         };
         return Err(Error::unsupported(format!(
             "Block {what} '{}' used by node '{}' does not support reopening files",

@@ -1,6 +1,6 @@
 //! Reserving host clusters for other modules, and recording which clusters contain metadata or are cut off.
 
-use oxblk_core::Result;
+use oxblk_core::{DebugEvent, Result};
 
 use super::Clusters;
 use super::allocator::Reserved;
@@ -11,6 +11,7 @@ const MANY_DROPPED: usize = 8192;
 impl Clusters {
     /// Reserves up to `count` contiguous host clusters, and at least one.
     pub(in crate::qcow2) async fn reserve(&self, count: u64) -> Result<Reserved<'_>> {
+        self.facts.event(DebugEvent::ClusterAlloc).await;
         if self.allocator.has_resting() {
             self.recycle().await?;
         }
@@ -39,6 +40,7 @@ impl Clusters {
         behind: Option<u64>,
         count: u64,
     ) -> Result<Reserved<'_>> {
+        self.facts.event(DebugEvent::ClusterAlloc).await;
         loop {
             if self.allocator.has_resting() {
                 self.recycle().await?;

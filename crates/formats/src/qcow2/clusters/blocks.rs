@@ -5,7 +5,7 @@
 
 use std::sync::atomic::Ordering::Acquire;
 
-use oxblk_core::{Result, WriteFlags};
+use oxblk_core::{DebugEvent, Result, WriteFlags};
 use oxblk_ring::IoBufMut;
 
 use super::Clusters;
@@ -85,6 +85,7 @@ impl Clusters {
         let offset = self.host(cluster);
         let place = self.table_entry_place(block)?;
         let (before, after) = (0_u64.to_be_bytes(), offset.to_be_bytes());
+        self.facts.event(DebugEvent::RefblockAllocHookup).await;
         exchange(&*self.file()?, place, &before, &after, self.facts.disabled()).await?;
         self.adopt_block(block, offset);
         Ok(())
@@ -98,6 +99,7 @@ impl Clusters {
             self.set_in(&mut bytes, index, 1)?;
         }
         let file = self.file()?;
+        self.facts.event(DebugEvent::RefblockAllocWrite).await;
         file.write(self.host(cluster), bytes.freeze(), WriteFlags::empty()).await?;
         file.flush().await
     }

@@ -1,6 +1,6 @@
 //! Raising refcounts. Missing refcount blocks are created.
 
-use oxblk_core::Result;
+use oxblk_core::{DebugEvent, Result};
 use oxblk_ring::perturb::point;
 
 use super::Clusters;
@@ -46,6 +46,7 @@ impl Clusters {
         run: Reserved<'a>,
         was: ReleaseReason,
     ) -> Result<Counted<'a>> {
+        self.facts.event(DebugEvent::RefblockAlloc).await;
         let mut counting = Counting::new(self, run, was);
         let counted = self.add_up_to(&mut counting.at, counting.end, 1).await;
         counting.finish(counted)

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::Acquire;
 
-use oxblk_core::{Errno, Error, Result};
+use oxblk_core::{DebugEvent, Errno, Error, Result};
 use oxblk_ring::perturb::point;
 
 use super::Clusters;
@@ -72,6 +72,7 @@ impl Clusters {
 
     /// Reserves exactly `count` contiguous host clusters.
     pub(in crate::qcow2) async fn reserve_contiguous(&self, count: u64) -> Result<Reserved<'_>> {
+        self.facts.event(DebugEvent::ClusterAlloc).await;
         self.reserve_with(|limit| self.allocator.take_contiguous(count, limit)).await
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire};
 
-use oxblk_core::{Errno, Error, Result, WriteFlags, run_all};
+use oxblk_core::{DebugEvent, Errno, Error, Result, WriteFlags, run_all};
 use oxblk_ring::perturb::point;
 use oxblk_ring::{IoBuf, IoBufMut};
 
@@ -69,7 +69,10 @@ impl Clusters {
         loop {
             let load = || {
                 let file = Arc::clone(&file);
-                async move { file.read(offset, IoBufMut::new(len)).await }
+                async move {
+                    self.facts.event(DebugEvent::RefblockLoad).await;
+                    file.read(offset, IoBufMut::new(len)).await
+                }
             };
             if let Some(pinned) = self.cache.get(position.slice, load).await? {
                 return Ok(Some(pinned));
@@ -201,6 +204,7 @@ impl Clusters {
                 WriteFlags::empty(),
             )
         });
+        self.facts.event(DebugEvent::RefblockUpdatePart).await;
         let writing = self.barrier.pass().await;
         let outcome = run_all(writes).await;
         writing.done();

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
-use oxblk_core::{Edge, Error, Result, WriteFlags};
+use oxblk_core::{DebugEvent, Edge, Error, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut, MutexGuard};
 
 use super::{Clusters, RefcountTable};
@@ -100,6 +100,7 @@ impl Clusters {
     pub(super) async fn read_table(&self, file: &Edge, offset: u64, bytes: u64) -> Result<()> {
         self.allocator.note_metadata(offset, bytes);
         let len = usize::try_from(bytes).map_err(|_| Error::invalid("refcount table too large"))?;
+        self.facts.event(DebugEvent::ReftableLoad).await;
         let table = file.read(offset, IoBufMut::new(len)).await?;
         for (index, word) in (0_u64..).zip(table.chunks_exact(8)) {
             let entry = word.try_into().map_or(0, u64::from_be_bytes);

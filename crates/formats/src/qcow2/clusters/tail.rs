@@ -11,7 +11,7 @@ use std::sync::atomic::{
     Ordering::{AcqRel, Acquire, Release},
 };
 
-use oxblk_core::Result;
+use oxblk_core::{DebugEvent, Result};
 use oxblk_ring::Mutex as AsyncMutex;
 use oxblk_ring::perturb::point;
 
@@ -75,6 +75,7 @@ impl Clusters {
         len: u64,
         before_reserving: impl AsyncFnOnce() -> Result<()>,
     ) -> Result<Placed<'_>> {
+        self.facts.event(DebugEvent::ClusterAllocBytes).await;
         let bits = self.geometry.cluster_bits;
         let _turn = self.tail.turn.lock().await;
         let next = self.tail.next.load(Acquire);

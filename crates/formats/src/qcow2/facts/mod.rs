@@ -27,7 +27,7 @@ use std::sync::atomic::{
     Ordering::{Acquire, Relaxed, Release},
 };
 
-use oxblk_core::{ChildIdx, Children, ChildrenRef, Edge, Epochs, Result};
+use oxblk_core::{ChildIdx, Children, ChildrenRef, DebugEvent, Edge, Epochs, Result};
 
 use super::layout::{Geometry, Header};
 use header::HeaderState;
@@ -104,6 +104,11 @@ impl Facts {
     /// The child that is the image file.
     pub(super) fn file(&self) -> Result<Arc<Edge>> {
         self.children.require(ChildIdx::FILE)
+    }
+
+    /// Reports a debug event to the image file.
+    pub(super) async fn event(&self, event: DebugEvent) {
+        self.children.debug_event(ChildIdx::FILE, event).await;
     }
 
     /// The epochs of the node's requests.

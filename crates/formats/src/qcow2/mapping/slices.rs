@@ -1,6 +1,6 @@
 //! Slices of L2 tables: their numbers, their offsets in the file, and their cache.
 
-use oxblk_core::{Error, Result};
+use oxblk_core::{DebugEvent, Error, Result};
 use oxblk_ring::IoBufMut;
 use oxblk_ring::perturb::point;
 
@@ -44,6 +44,7 @@ impl Mapping {
         let place = place.ok_or_else(|| Error::corrupt("the L2 table is gone").at(offset))?;
         point();
         let len = usize::try_from(self.slice_words.saturating_mul(8)).unwrap_or(0);
+        self.facts.event(DebugEvent::L2Load).await;
         self.facts.file()?.read(place, IoBufMut::new(len)).await
     }
 

@@ -3,7 +3,7 @@
 //! The new table and its refcounts are written and flushed. Then one write to the header makes the new table the active one. So
 //! a crash leaves the old table or the new one, and leaks clusters at worst.
 
-use oxblk_core::{Errno, Error, Result, WriteFlags};
+use oxblk_core::{DebugEvent, Errno, Error, Result, WriteFlags};
 use oxblk_ring::IoBufMut;
 
 use super::Metadata;
@@ -39,6 +39,7 @@ impl Metadata {
         let old_offset = self.mapping.l1_offset();
         let bytes = needed.saturating_mul(8);
         let clusters = self.geometry.clusters_for(bytes);
+        self.facts.event(DebugEvent::L1GrowAllocTable).await;
         let mut run = self.clusters.reserve_contiguous(clusters).await?;
         run.begin_write();
         let offset = run.start() << self.geometry.cluster_bits;
@@ -57,12 +58,14 @@ impl Metadata {
             word.copy_from_slice(&self.mapping.l1_entry(index).0.to_be_bytes());
         }
         let file = self.facts.file()?;
+        self.facts.event(DebugEvent::L1GrowWriteTable).await;
         file.write(offset, table.freeze(), WriteFlags::empty()).await?;
         let counted = self.clusters.count(run, ReleaseReason::Table).await?;
         self.clusters.write_back_refcounts().await?;
         file.flush().await?;
         let before = l1_fields(old_entries, old_offset)?;
         let after = l1_fields(needed, offset)?;
+        self.facts.event(DebugEvent::L1GrowActivateTable).await;
         self.facts.exchange_header_field(field_offsets::L1_SIZE, &before, &after).await?;
         counted.keep();
         self.mapping.set_l1_place(offset, needed);

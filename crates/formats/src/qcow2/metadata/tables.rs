@@ -4,7 +4,7 @@
 //! A new L2 table is written to the file before the L1 entry in memory refers to it. So the slices of the table can be
 //! loaded from the file. The next write-back cycle writes the L1 entry, after the contents and the refcount of the table.
 
-use oxblk_core::{Errno, Error, Result, WriteFlags};
+use oxblk_core::{DebugEvent, Errno, Error, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Metadata;
@@ -44,12 +44,16 @@ impl Metadata {
         let size = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
         let file = self.facts.file()?;
         let contents = match shared {
-            Some(table) => file.read(table, IoBufMut::new(size)).await?.freeze(),
+            Some(table) => {
+                self.facts.event(DebugEvent::L2AllocCowRead).await;
+                file.read(table, IoBufMut::new(size)).await?.freeze()
+            }
             None => IoBuf::zeroes(size),
         };
         let mut run = self.reserve_to_use(1).await?;
         run.begin_write();
         let offset = run.start() << self.geometry.cluster_bits;
+        self.facts.event(DebugEvent::L2AllocWrite).await;
         file.write(offset, contents, WriteFlags::empty()).await?;
         let counted = self.clusters.count(run, ReleaseReason::Table).await?;
         self.clusters.note_metadata(offset, self.geometry.cluster_size());

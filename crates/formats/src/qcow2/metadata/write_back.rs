@@ -20,7 +20,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use oxblk_core::{Edge, ErrorKind, Result, WriteFlags, run_all};
+use oxblk_core::{DebugEvent, Edge, ErrorKind, Result, WriteFlags, run_all};
 use oxblk_ring::IoBuf;
 use oxblk_ring::perturb::point;
 
@@ -72,6 +72,9 @@ impl Metadata {
         outcome?;
         cycle.written();
         point();
+        if drops {
+            self.facts.event(DebugEvent::ClusterFree).await;
+        }
         match self
             .clusters
             .lower(&mut cycle.dropped, async |offset| self.check_release(offset).await)
@@ -117,6 +120,7 @@ impl Metadata {
             self.write_l1(file, l1).await?;
         }
         if durable {
+            self.facts.event(DebugEvent::FlushToDisk).await;
             self.facts.flush_data().await?;
         }
         if drops || durable {
@@ -143,6 +147,9 @@ impl Metadata {
                 ));
             }
         }
+        if !writes.is_empty() {
+            self.facts.event(DebugEvent::L2Update).await;
+        }
         run_all(writes).await
     }
 
@@ -155,6 +162,7 @@ impl Metadata {
             let entry = entry.0.to_be_bytes().to_vec();
             file.write(place, IoBuf::from(entry), WriteFlags::empty())
         });
+        self.facts.event(DebugEvent::L1Update).await;
         run_all(writes).await
     }
 
