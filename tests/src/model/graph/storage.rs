@@ -115,7 +115,7 @@ fn flags() -> OpenFlags {
 pub(super) fn add_groups(graph: &Graph) {
     for (id, limits) in [("free", ""), ("limited", "x-iops-total=2000,x-iops-total-max=4000")] {
         let mut options = Options::from_dotted(limits, None).expect("limits");
-        let limits = GroupLimits::take(&mut options, Notation::Text).expect("limits");
+        let limits = GroupLimits::take(&mut options, Notation::KeyValue).expect("limits");
         graph.objects().add(id, Group::new(id, limits)).expect("a new group");
     }
 }
