@@ -212,6 +212,9 @@ pub(super) fn is_meant_refusal(case: &Case, theirs: &Reply) -> bool {
                 || err.contains("Cannot use relative backing file names for 'json:")
         }
         // oxblk replaces allocated clusters by compressed clusters.
+        (Tool::Img, "convert") => {
+            err.contains("error while writing at byte") && err.contains("Input/output error")
+        }
         (Tool::Io, _) => {
             writes_compressed(case) && out.contains("write failed: Input/output error")
         }
