@@ -29,6 +29,7 @@ mod error;
 mod flags;
 mod gate;
 mod graph;
+mod keeper;
 mod limits;
 pub mod names;
 mod node;
