@@ -180,17 +180,24 @@ impl Edge {
     }
 
     pub(crate) fn may_write(&self) -> Result<()> {
-        if self.takes(Perm::WRITE | Perm::WRITE_UNCHANGED) {
-            return Ok(());
-        }
-        Err(self.refused("write"))
+        self.may_write_with(WriteFlags::empty())
+    }
+
+    /// Refuses a write if this user has no write permission. For a write that changes no data ([`WriteFlags::UNCHANGED`]),
+    /// [`Perm::WRITE_UNCHANGED`] is enough.
+    pub(crate) fn may_write_with(&self, flags: WriteFlags) -> Result<()> {
+        let enough = match flags.contains(WriteFlags::UNCHANGED) {
+            true => Perm::WRITE | Perm::WRITE_UNCHANGED,
+            false => Perm::WRITE,
+        };
+        if self.takes(enough) { Ok(()) } else { Err(self.refused("write")) }
     }
 
     /// Refuses a write if this user has no write permission, or if the write makes the node grow and the user has no
     /// resize permission. A write within the last sector needs no resize permission, even if the node ends within this
     /// sector.
-    fn may_write_to(&self, offset: u64, len: u64) -> Result<()> {
-        self.may_write()?;
+    fn may_write_to(&self, offset: u64, len: u64, flags: WriteFlags) -> Result<()> {
+        self.may_write_with(flags)?;
         let size = self.node.size();
         let end = offset.saturating_add(len);
         if end > size.checked_next_multiple_of(SECTOR).unwrap_or(size) {
@@ -254,7 +261,7 @@ impl Edge {
     /// [`ErrorKind::OutOfRange`] past 2^63 - 1; [`ErrorKind::Unsupported`] for [`WriteFlags::COMPRESSED`] if the format
     /// has no compression; otherwise the errors of the driver and the host.
     pub async fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> Result<()> {
-        self.may_write_to(offset, request::as_u64(data.len()))?;
+        self.may_write_to(offset, request::as_u64(data.len()), flags)?;
         request::write(&self.node, offset, data, flags).await
     }
 
@@ -268,7 +275,7 @@ impl Edge {
         cluster: CompressedCluster,
         flags: WriteFlags,
     ) -> Result<()> {
-        self.may_write_to(offset, request::as_u64(cluster.plain.len()))?;
+        self.may_write_to(offset, request::as_u64(cluster.plain.len()), flags)?;
         request::store_compressed(&self.node, offset, cluster, flags).await
     }
 
@@ -278,7 +285,7 @@ impl Edge {
     /// The errors of [`Self::write`]; `ENOTSUP` with [`ZeroFlags::NO_FALLBACK`] if the zeroes would have to be written
     /// as data.
     pub async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
-        self.may_write_to(offset, len)?;
+        self.may_write_to(offset, len, WriteFlags::empty())?;
         request::write_zeroes(&self.node, offset, len, flags).await
     }
 
@@ -340,7 +347,7 @@ impl Edge {
         target_offset: u64,
         len: u64,
     ) -> Result<()> {
-        target.may_write_to(target_offset, len)?;
+        target.may_write_to(target_offset, len, WriteFlags::empty())?;
         request::copy_range(&self.node, offset, &target.node, target_offset, len).await
     }
 }

@@ -104,6 +104,10 @@ impl Draft {
 
     /// Makes `node` the root node of `backend`, with the permissions of the former root edge.
     pub(super) fn move_root(&mut self, backend: Backend, node: &Arc<Node>) -> Result<()> {
+        if backend.is_closed() {
+            self.backends.push(backend);
+            return Err(no_medium());
+        }
         let old = self.root(&backend);
         let permissions = match &old {
             Some(old) if Arc::ptr_eq(old.node(), node) => return Ok(()),
@@ -120,6 +124,16 @@ impl Draft {
         self.attach(&edge);
         self.set_root(backend, Some(edge));
         Ok(())
+    }
+
+    /// Like [`Self::move_root`], for a backend that must have no root node.
+    pub(super) fn insert_root(&mut self, backend: Backend, node: &Arc<Node>) -> Result<()> {
+        if self.root(&backend).is_some() {
+            let text = format!("There already is a medium in device '{}'", backend.name());
+            self.backends.push(backend);
+            return Err(Error::new(ErrorKind::Busy, text));
+        }
+        self.move_root(backend, node)
     }
 
     /// Replaces a child that `parent` has or can have.

@@ -97,6 +97,12 @@ impl Change {
         self.step(move |draft| draft.move_root(backend, &node));
     }
 
+    /// Makes `node` the root node of `backend`, which must have none.
+    pub(crate) fn insert_root(&mut self, backend: &Backend, node: Arc<Node>) {
+        let backend = backend.clone();
+        self.step(move |draft| draft.insert_root(backend, &node));
+    }
+
     /// Changes the permissions of `edge`, which is the edge of a backend, a job or another user that is not a node. The
     /// permissions of child edges follow from those of the parents of the node. [`Self::release`] ignores an edge that no longer
     /// uses its node.

@@ -43,7 +43,8 @@ enum Step {
     Child { parent: Arc<Node>, child: ChildIdx, new: Option<Arc<Node>> },
     NewChild { parent: Arc<Node>, child: ChildIdx, name: String, roles: Roles, node: Arc<Node> },
     Node { old: Arc<Node>, new: Arc<Node>, which: Which },
-    Root { backend: Backend, node: Arc<Node> },
+    Root { backend: Backend, node: Option<Arc<Node>> },
+    Insert { backend: Backend, node: Arc<Node> },
 }
 
 impl Graph {
@@ -101,7 +102,17 @@ impl GraphChange {
 
     /// Makes `node` the root node of `backend`. The backend keeps its permissions.
     pub fn set_root(&mut self, backend: &Backend, node: &Arc<Node>) {
-        self.steps.push(Step::Root { backend: backend.clone(), node: Arc::clone(node) });
+        self.steps.push(Step::Root { backend: backend.clone(), node: Some(Arc::clone(node)) });
+    }
+
+    /// Gives `backend` a root node. The change fails if the backend has a root node then.
+    pub(crate) fn insert_root(&mut self, backend: &Backend, node: &Arc<Node>) {
+        self.steps.push(Step::Insert { backend: backend.clone(), node: Arc::clone(node) });
+    }
+
+    /// Takes the root node of `backend` away. The backend is empty afterwards ([`Backend::empty`]).
+    pub fn remove_root(&mut self, backend: &Backend) {
+        self.steps.push(Step::Root { backend: backend.clone(), node: None });
     }
 
     /// Makes the change. Nodes that have no user afterwards are closed; the log reports an error of such a close.
@@ -121,8 +132,7 @@ impl GraphChange {
         }
         run_to_completion(async move {
             let changed: Vec<_> = steps.iter().filter_map(Step::changed).collect();
-            let Some(change) = change(steps) else { return Ok(()) };
-            let released = change.commit()?;
+            let released = change(&graph, steps).commit()?;
             for node in refresh(&changed).await.iter().filter(|node| !node.is_read_only()) {
                 // The children are others now and may have data to flush.
                 node.mark_unflushed();
@@ -148,6 +158,7 @@ impl Step {
             Self::Child { parent, .. } | Self::NewChild { parent, .. } => Some(Arc::clone(parent)),
             Self::Node { old, .. } => Some(Arc::clone(old)),
             Self::Root { backend, .. } => backend.node().ok(),
+            Self::Insert { .. } => None,
         }
     }
 
@@ -156,7 +167,7 @@ impl Step {
         match self {
             Self::Child { parent, .. } | Self::NewChild { parent, .. } => Some(Arc::clone(parent)),
             Self::Node { new, .. } => Some(Arc::clone(new)),
-            Self::Root { .. } => None,
+            Self::Root { .. } | Self::Insert { .. } => None,
         }
     }
 }
@@ -172,14 +183,9 @@ fn touched(steps: &[Step]) -> Vec<Arc<Node>> {
     nodes
 }
 
-/// The change of the graph. `None` without steps.
-fn change(steps: Vec<Step>) -> Option<Change> {
-    let lock = match steps.first()? {
-        Step::Child { parent, .. } | Step::NewChild { parent, .. } => parent.change_lock(),
-        Step::Node { old, .. } => old.change_lock(),
-        Step::Root { node, .. } => node.change_lock(),
-    };
-    let mut change = Change::new(lock);
+/// The change of the graph.
+fn change(graph: &Graph, steps: Vec<Step>) -> Change {
+    let mut change = Change::new(graph.change_lock());
     for step in steps {
         match step {
             Step::Child { parent, child, new } => {
@@ -189,10 +195,12 @@ fn change(steps: Vec<Step>) -> Option<Change> {
                 change.add_child(&parent, child, &name, roles, &node);
             }
             Step::Node { old, new, which } => change.replace_node(&old, &new, which),
-            Step::Root { backend, node } => change.set_root(&backend, node),
+            Step::Root { backend, node: Some(node) } => change.set_root(&backend, node),
+            Step::Insert { backend, node } => change.insert_root(&backend, node),
+            Step::Root { backend, node: None } => change.set_root_edge(&backend, None),
         }
     }
-    Some(change)
+    change
 }
 
 /// Updates the limits and sizes of the nodes `changed` and of all nodes above them, the children of a node before the node.

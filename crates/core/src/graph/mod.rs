@@ -253,13 +253,13 @@ impl Graph {
             epochs: Arc::default(),
             settings: Settings { flags, ..Settings::default() },
             filename: None,
-            change_lock: self.change_lock(),
+            change_lock: Arc::clone(self.change_lock()),
         };
         Ok(self.insert(claimed, parts))
     }
 
-    fn change_lock(&self) -> ChangeLock {
-        Arc::clone(&self.inner.change_lock)
+    fn change_lock(&self) -> &ChangeLock {
+        &self.inner.change_lock
     }
 
     /// Reserves a name for a node that is being opened. Without `name`, a name is generated.

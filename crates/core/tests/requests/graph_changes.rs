@@ -317,3 +317,33 @@ fn a_change_waits_for_requests_in_flight() {
         disk.close().await.unwrap();
     });
 }
+
+#[test]
+fn a_medium_is_inserted_and_removed() {
+    block_on(async {
+        let graph = graph();
+        let (one, two) =
+            (Memory::new(4096, Limits::default()), Memory::new(8192, Limits::default()));
+        let disk = Backend::empty(&graph, "cd0", super::all());
+        let nomedium = |error: oxblk_core::Error| assert_eq!(error.raw_errno(), 123);
+        nomedium(disk.read(0, IoBufMut::new(512)).await.unwrap_err());
+        nomedium(disk.flush().await.unwrap_err());
+        assert_eq!(disk.size(), 0);
+        let first = node(&graph, "one", &one);
+        disk.insert(&first).await.unwrap();
+        disk.write(0, vec![1; 512].into(), NONE).await.unwrap();
+        let second = node(&graph, "two", &two);
+        let refused = disk.insert(&second).await.unwrap_err();
+        assert_eq!(refused.to_string(), "There already is a medium in device 'cd0'");
+        disk.remove().await.unwrap();
+        assert_eq!(one.take_log(), ["write 0+512", "flush 0+0", "close 0+0"]);
+        nomedium(disk.write(0, vec![1; 512].into(), NONE).await.unwrap_err());
+        disk.remove().await.unwrap();
+        disk.insert(&second).await.unwrap();
+        assert_eq!(disk.size(), 8192);
+        disk.close().await.unwrap();
+        assert_eq!(two.take_log(), ["close 0+0"]);
+        nomedium(disk.insert(&first).await.unwrap_err());
+        assert!(disk.is_closed() && graph.backends().is_empty());
+    });
+}

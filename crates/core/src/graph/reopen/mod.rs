@@ -4,9 +4,9 @@
 //!    opened node follows the parent's cache mode and, unless the node is a backing file, the parent's writability.
 //!    Parents come before their children.
 //! 2. Take the control locks of all these nodes (see [`crate::control`]), and of the other nodes that a flush of these nodes
-//!    reaches. Drain all backends that reach the planned nodes. Flush the nodes that become read-only.
+//!    reaches. Drain all backends that reach the planned nodes. Flush the nodes that become read-only or get another child.
 //! 3. Every driver prepares.
-//! 4. One [`Change`] of the graph: the backing files that the options replace, the nodes that become read-only or writable,
+//! 4. One [`Change`] of the graph: the children that the options replace, the nodes that become read-only or writable,
 //!    and the permissions of the backend that reopens its root.
 //! 5. Every driver commits, children first, so that a parent that writes during its commit finds its file writable. Then the
 //!    limits of all nodes above are updated.
@@ -49,10 +49,11 @@ struct Plan<'a> {
     below: Vec<ToPlan>,
 }
 
-/// A backing file to replace.
+/// A child to replace.
 struct Replacement {
     parent: Arc<Node>,
-    /// The new backing file. `None`: the parent has no backing file after the reopen.
+    child: ChildIdx,
+    /// The new child. `None`: the parent has no backing file after the reopen.
     new: Option<Arc<Node>>,
 }
 
@@ -168,8 +169,12 @@ async fn change(
     replacements: &[Replacement],
     user: Option<NewPermissions>,
 ) -> Result<Vec<Arc<Node>>> {
-    for planned in &nodes {
-        if planned.settings.flags.read_only && !planned.node.is_read_only() {
+    for planned in nodes.iter().filter(|planned| !planned.node.is_read_only()) {
+        // A later flush no longer reaches a child that is replaced, unless the child is a backing file.
+        let loses_child = replacements.iter().any(|replaced| {
+            replaced.child != ChildIdx::BACKING && Arc::ptr_eq(&replaced.parent, &planned.node)
+        });
+        if planned.settings.flags.read_only || loses_child {
             let flushed = request::flush(&planned.node).await;
             flushed.map_err(|error| error.prefix("Error flushing drive"))?;
         }
@@ -204,8 +209,8 @@ fn change_graph(
 ) -> Result<Vec<Arc<Node>>> {
     let Some(first) = nodes.first() else { return Ok(Vec::new()) };
     let mut change = Change::of(&first.node);
-    for Replacement { parent, new } in replacements {
-        change.replace_child(parent, ChildIdx::BACKING, new.as_ref());
+    for Replacement { parent, child, new } in replacements {
+        change.replace_child(parent, *child, new.as_ref());
     }
     for planned in nodes {
         change.set_read_only(&planned.node, planned.settings.flags.read_only);
@@ -320,10 +325,11 @@ impl Plan<'_> {
             })
         };
         let new = named.map(find).transpose()?;
-        if child != ChildIdx::BACKING {
+        // Only a backing file can be removed.
+        if child != ChildIdx::BACKING && new.is_none() {
             return Err(cannot_replace(child));
         }
-        self.replacements.push(Replacement { parent: Arc::clone(parent), new });
+        self.replacements.push(Replacement { parent: Arc::clone(parent), child, new });
         Ok(())
     }
 }
