@@ -90,7 +90,8 @@ impl BelowRoot {
     fn of(root: &Arc<Node>) -> Self {
         let (mut epochs, mut reads_write) = (Vec::new(), false);
         for node in nodes_below(root) {
-            reads_write |= node.has_gate(SlowPathFlags::COPY_ON_READ);
+            reads_write |=
+                node.has_gate(SlowPathFlags::COPY_ON_READ) || node.driver().reads_write();
             // Only formats free clusters that other requests may still use.
             let is_format = node.factory().kind() == DriverKind::Format;
             if is_format && !epochs.iter().any(|other| Arc::ptr_eq(other, node.epochs())) {

@@ -188,6 +188,11 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
+    /// Whether reads may write to a child (copy-on-read). Such reads run to their end even if their future is dropped.
+    fn reads_write(&self) -> bool {
+        false
+    }
+
     /// Virtual size in bytes. This function does not query the host.
     fn size(&self) -> u64;
 

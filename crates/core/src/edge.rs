@@ -17,8 +17,8 @@ use crate::backend::WeakBackend;
 use crate::perm::{Perm, Permissions, Roles, SECTOR};
 use crate::request;
 use crate::{
-    ChildIdx, CompressedCluster, DebugEvent, Error, ErrorKind, Node, Preallocation, Result, Status,
-    Want, WriteFlags, ZeroFlags,
+    ChildIdx, CompressedCluster, CopyOnRead, DebugEvent, Error, ErrorKind, Node, Preallocation,
+    Result, Status, Want, WriteFlags, ZeroFlags,
 };
 
 /// The user to which an edge belongs.
@@ -230,6 +230,27 @@ impl Edge {
     /// The errors of the driver and the host.
     pub async fn read(&self, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
         request::read_padded(&self.node, offset, buf).await
+    }
+
+    /// Reads like [`Self::read`], and copies data of the backing chain to the node. The parent holds a [`CopyOnRead`]
+    /// ([`Self::begin_copy_on_read`]), and implements [`Driver::reads_write`](crate::Driver::reads_write). With `bottom`, a node
+    /// of the chain that is no filter, only data that an image down to this node has allocated is copied.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Denied`] without permission to write unchanged data; the errors of the driver and the host.
+    pub async fn read_copying(
+        &self,
+        offset: u64,
+        buf: IoBufMut,
+        bottom: Option<&Arc<Node>>,
+    ) -> Result<IoBufMut> {
+        self.may_write()?;
+        request::read_copying(&self.node, offset, buf, bottom).await
+    }
+
+    /// Orders changes of the node and copying reads until the value is dropped.
+    pub fn begin_copy_on_read(&self) -> CopyOnRead {
+        CopyOnRead::begin(&self.node)
     }
 
     /// Writes `data` at `offset`. A write past the end makes the node grow, if its driver allows this.

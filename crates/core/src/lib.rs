@@ -79,6 +79,6 @@ pub use options::{
     size_fault, split_list,
 };
 pub use perm::{NodeAccess, Perm, Permissions, Roles};
-pub use request::{ChainStatus, run_all};
+pub use request::{ChainStatus, CopyOnRead, run_all};
 pub use secret::Secrets;
 pub use status::{Status, StatusFlags};

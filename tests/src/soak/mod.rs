@@ -153,10 +153,10 @@ const REPORT_EVERY: Duration = Duration::from_secs(600);
 const CUTS: usize = 20;
 
 /// The size of one job on real files.
-const THREADS: Extent = Extent { phases: 3, operations: 3000 };
+const THREADS: Extent = Extent { phases: 3, operations: 3000, filters: false };
 
 /// The size of one job with cancelled requests.
-const CANCEL: Extent = Extent { phases: 3, operations: 1000 };
+const CANCEL: Extent = Extent { phases: 3, operations: 1000, filters: true };
 
 /// The number of changes of the graph in one job.
 const CHANGES: u64 = 1000;

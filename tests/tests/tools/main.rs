@@ -5,6 +5,7 @@ mod blkdebug;
 mod convert_guest;
 mod copy;
 mod debug_events;
+mod filters;
 mod generated;
 mod img_amend;
 mod img_bitmap;
