@@ -3,6 +3,7 @@
 //! A [`Graph`] has a table of drivers, finds nodes by name, opens ([`open`]) and creates images, drains nodes, and
 //! closes nodes that have no user. Requests do not pass through the [`Graph`].
 
+mod backing;
 mod base;
 mod bitmaps;
 mod chain;
