@@ -11,7 +11,7 @@ use oxblk_ring::{Shard, UntilSettled, keep_until_settled};
 
 use super::{Backend, Inner, RootEdge, no_medium};
 use crate::control::run_to_completion;
-use crate::epoch::EpochPlace;
+use crate::epoch::{EpochPlace, Epochs};
 use crate::{Drained, Error, ErrorKind, Result};
 
 impl Backend {
@@ -76,48 +76,35 @@ impl Backend {
     }
 }
 
-/// The most sets of epochs that a request enters without an allocation.
-const FEW: usize = 4;
-
 /// The epochs that a request has entered, in the order of [`BelowRoot::epochs`](super::BelowRoot).
 enum Entered {
     None,
     One(EpochPlace),
-    Few([Option<EpochPlace>; FEW]),
+    /// For example, an overlay and its backing file were opened separately.
+    Two([EpochPlace; 2]),
     Many(Vec<EpochPlace>),
 }
 
 impl RootEdge {
     fn enter(&self) -> Entered {
+        let enter = |epochs: &Arc<Epochs>| epochs.enter().detach();
         match &*self.below.epochs {
             [] => Entered::None,
-            [epochs] => Entered::One(epochs.enter().detach()),
-            few if few.len() <= FEW => {
-                let mut places = [None; FEW];
-                for (place, epochs) in places.iter_mut().zip(few) {
-                    *place = Some(epochs.enter().detach());
-                }
-                Entered::Few(places)
-            }
-            many => Entered::Many(many.iter().map(|epochs| epochs.enter().detach()).collect()),
+            [epochs] => Entered::One(enter(epochs)),
+            [one, two] => Entered::Two([enter(one), enter(two)]),
+            many => Entered::Many(many.iter().map(enter).collect()),
         }
     }
 
     fn leave(&self, entered: Entered) {
-        let leave = |places: &mut dyn Iterator<Item = EpochPlace>| {
-            for (epochs, place) in self.below.epochs.iter().zip(places) {
-                epochs.leave(place);
-            }
+        let places: &[EpochPlace] = match &entered {
+            Entered::None => &[],
+            Entered::One(place) => std::slice::from_ref(place),
+            Entered::Two(places) => places,
+            Entered::Many(places) => places,
         };
-        match entered {
-            Entered::None => {}
-            Entered::One(place) => {
-                if let Some(epochs) = self.below.epochs.first() {
-                    epochs.leave(place);
-                }
-            }
-            Entered::Few(places) => leave(&mut places.into_iter().flatten()),
-            Entered::Many(places) => leave(&mut places.into_iter()),
+        for (epochs, place) in self.below.epochs.iter().zip(places) {
+            epochs.leave(*place);
         }
     }
 }
