@@ -96,8 +96,8 @@ impl RootEdge {
         }
     }
 
-    fn leave(&self, entered: Entered) {
-        let places: &[EpochPlace] = match &entered {
+    fn leave(&self, entered: &Entered) {
+        let places: &[EpochPlace] = match entered {
             Entered::None => &[],
             Entered::One(place) => std::slice::from_ref(place),
             Entered::Two(places) => places,
@@ -199,7 +199,7 @@ impl Drop for Place {
         if self.is_unfinished && !node.is_read_only() {
             node.mark_unflushed();
         }
-        self.root.leave(std::mem::replace(&mut self.epochs, Entered::None));
+        self.root.leave(&self.epochs);
         drop(InFlight { shard: self.shard, backend: &self.backend.0 });
     }
 }
@@ -235,7 +235,7 @@ impl Request<'_> {
     /// So the counts are lowered immediately, without waiting for other operations of the thread.
     pub(super) fn done(mut self) {
         if let Some((epochs, count)) = self.guards.take() {
-            self.root.leave(epochs);
+            self.root.leave(&epochs);
             drop(count);
         }
     }
