@@ -71,6 +71,8 @@ pub struct Statistics {
 /// threads do not contend for one cache line.
 type Root = ArcSwapOption<RootEdge>;
 
+// The alignment keeps the reference counts of different threads in different cache lines.
+#[repr(align(128))]
 struct RootEdge {
     edge: Arc<Edge>,
     below: Arc<BelowRoot>,
@@ -86,7 +88,7 @@ struct BelowRoot {
 
 impl BelowRoot {
     fn of(root: &Arc<Node>) -> Self {
-        let (mut epochs, mut reads_write) = (vec![Arc::clone(root.epochs())], false);
+        let (mut epochs, mut reads_write) = (Vec::new(), false);
         for node in nodes_below(root) {
             reads_write |=
                 node.has_gate(SlowPathFlags::COPY_ON_READ) || node.driver().reads_write();
@@ -95,6 +97,9 @@ impl BelowRoot {
             if is_format && !epochs.iter().any(|other| Arc::ptr_eq(other, node.epochs())) {
                 epochs.push(Arc::clone(node.epochs()));
             }
+        }
+        if epochs.is_empty() {
+            epochs.push(Arc::clone(root.epochs()));
         }
         Self { epochs: epochs.into(), reads_write }
     }
@@ -142,14 +147,28 @@ impl Drop for Inner {
         }
         // Release the permissions, so that later users of the node do not conflict with them.
         if let Some(root) = &root {
-            let mut change = Change::of(root.edge.node());
-            change.detach(&root.edge);
-            if let Some(lender) = lender {
-                lender.give_back(&mut change, &root.edge);
-            }
-            change.release();
+            let edge = Arc::clone(&root.edge);
+            end_use_of(&root.edge, lender, move |change| change.detach(&edge));
         }
     }
+}
+
+/// Ends the use of a node through `edge`. `detach` adds the step that does this. A lender gets its permissions back.
+fn end_use_of(edge: &Arc<Edge>, lender: Option<Lender>, detach: impl Fn(&mut Change)) {
+    if let Some(lender) = lender {
+        let mut change = Change::of(edge.node());
+        detach(&mut change);
+        lender.give_back(&mut change, edge);
+        match change.commit() {
+            Ok(_) => return,
+            Err(error) => {
+                tracing::error!(%error, "a block device does not get its permissions back after a job");
+            }
+        }
+    }
+    let mut change = Change::of(edge.node());
+    detach(&mut change);
+    change.release();
 }
 
 /// The graph's weak reference to a backend; it does not keep the backend alive.
@@ -266,16 +285,21 @@ impl Backend {
         *self.0.permissions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the permissions of this backend.
+    /// Changes the permissions of this backend. If the backend gives permissions up, waits for the requests in flight first.
     ///
     /// # Errors
-    /// The errors of [`Self::new`]; `ENOMEDIUM` if the backend is closed. After an error, nothing has changed.
-    pub fn set_permissions(&self, permissions: Permissions) -> Result<()> {
-        let mut change = Change::of(&*self.node()?);
-        change.set_root_permissions(&self.downgrade(), move |_| permissions);
-        change.commit()?;
+    /// The errors of [`Self::new`]; `ENOMEDIUM` if the backend has no root node. After an error, nothing has changed.
+    pub async fn set_permissions(&self, permissions: Permissions) -> Result<()> {
+        let gives_up = !(self.root()?.permissions().taken - permissions.taken).is_empty();
+        let _drained = if gives_up { Some(self.quiesce().await) } else { None };
+        let mut change = Change::new(self.0.graph.change_lock());
+        change.set_backend_permissions(self, move |_| permissions);
+        change.commit().map(drop)
+    }
+
+    /// Records the permissions that this backend wants on a root node. Only a [`Change`] calls this.
+    pub(crate) fn want(&self, permissions: Permissions) {
         *self.0.permissions.lock().unwrap_or_else(PoisonError::into_inner) = permissions;
-        Ok(())
     }
 
     pub(crate) fn downgrade(&self) -> WeakBackend {
@@ -415,12 +439,8 @@ impl Backend {
             let finished = last(Arc::clone(&edge)).await;
             let lender = backend.0.lender.lock().unwrap_or_else(PoisonError::into_inner).take();
             backend.mark_closed();
-            let mut change = Change::of(edge.node());
-            change.set_root_edge(&backend, None);
-            if let Some(lender) = lender {
-                lender.give_back(&mut change, &edge);
-            }
-            change.release();
+            let closing = backend.clone();
+            end_use_of(&edge, lender, move |change| change.set_root_edge(&closing, None));
             let node = Arc::clone(edge.node());
             drop(edge);
             let closed = backend.0.graph.release_unused(node, &controls).await;

@@ -29,6 +29,7 @@ mod error;
 mod flags;
 mod gate;
 mod graph;
+mod keeper;
 mod limits;
 pub mod names;
 mod node;
@@ -48,7 +49,7 @@ mod writes_in_flight;
 
 /// The atomics of the lock-free code. The loom models replace this module by a module with loom's types.
 mod atomics {
-    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 }
 
 pub use backend::{Backend, SoleWriter, Statistics};

@@ -17,6 +17,7 @@
 
 use std::sync::Arc;
 
+use oxblk_ring::RwLockWriteGuardArc;
 use serde_json::Value;
 
 use super::change::refresh;
@@ -24,7 +25,7 @@ use super::generic::take_generic;
 use super::{Graph, OpenFlags};
 use crate::backend::no_medium;
 use crate::change::Change;
-use crate::control::{ControlGuard, run_to_completion};
+use crate::control::run_to_completion;
 use crate::driver::DriverKind;
 use crate::node::Settings;
 use crate::perm::{Perm, Permissions};
@@ -76,23 +77,23 @@ impl Graph {
     /// When an option cannot change, when the driver, the host or another user refuses the new state, when a flush
     /// fails, or when a node is closed.
     pub async fn reopen(&self, requests: Vec<ReopenRequest>) -> Result<()> {
-        let control = self.structure_lock().acquire().await;
-        self.reopen_planned(control, requests, None).await
+        let structure = self.lock_structure().await;
+        self.reopen_planned(structure, requests, None).await
     }
 
     /// Reopens the root node of `backend`. If the node becomes read-only, the backend releases its write and resize
     /// permission. If the node becomes writable, the backend takes both permissions.
     pub(crate) async fn reopen_root(&self, backend: &Backend, options: Options) -> Result<()> {
-        let control = self.structure_lock().acquire().await;
+        let structure = self.lock_structure().await;
         let root = backend.root()?;
         let request = ReopenRequest { node: Arc::clone(root.node()), options, keep: true };
         let user = RootUser { backend: backend.clone(), root };
-        self.reopen_planned(control, vec![request], Some(user)).await
+        self.reopen_planned(structure, vec![request], Some(user)).await
     }
 
     async fn reopen_planned(
         &self,
-        control: ControlGuard,
+        structure: RwLockWriteGuardArc<()>,
         requests: Vec<ReopenRequest>,
         user: Option<RootUser>,
     ) -> Result<()> {
@@ -108,21 +109,21 @@ impl Graph {
         }
         let Plan { nodes, replacements, .. } = plan;
         let planned: Vec<_> = nodes.iter().map(|planned| Arc::clone(&planned.node)).collect();
-        let controls = self.controls_for_flush(&planned).await;
+        let controls = self.controls_for_change(&planned).await;
         let drained = self.drain_all(&planned).await?;
         let user = user.map(|user| user.plan(&nodes)).transpose()?;
         let graph = self.clone();
         run_to_completion(async move {
             let unused = change(nodes, &replacements, user).await?;
-            refresh(&planned).await;
             graph.extend_drains();
+            refresh(&planned).await;
             // Requests resume before the next control operation gets a lock.
             drop(drained);
             drop(controls);
             for node in unused {
                 graph.close_released(node).await;
             }
-            drop(control);
+            drop(structure);
             Ok(())
         })
         .await
@@ -136,7 +137,7 @@ struct RootUser {
 }
 
 impl RootUser {
-    /// Plans the permissions of the root edge. The caller has exclusive use of the nodes.
+    /// Plans the permissions of the backend. The caller has exclusive use of the nodes.
     ///
     /// # Errors
     /// When the backend was closed while the reopen waited for the nodes.
@@ -145,23 +146,23 @@ impl RootUser {
         if !Arc::ptr_eq(&root, &self.root) {
             return Err(no_medium());
         }
-        let writing = Perm::WRITE | Perm::RESIZE;
-        let mut wanted = root.permissions();
+        let (mut taken, mut dropped) = (Perm::empty(), Perm::empty());
         for planned in nodes.iter().filter(|planned| Arc::ptr_eq(&planned.node, root.node())) {
             match (planned.node.is_read_only(), planned.settings.flags.read_only) {
-                (_, true) => wanted.taken -= writing,
-                (true, false) => wanted.taken |= writing,
+                (_, true) => dropped = Perm::WRITE | Perm::RESIZE,
+                (true, false) => taken = Perm::WRITE | Perm::RESIZE,
                 (false, false) => {}
             }
         }
-        Ok(NewPermissions { edge: root, wanted })
+        Ok(NewPermissions { backend: self.backend, taken, dropped })
     }
 }
 
-/// An edge of a backend, and its permissions after the reopen.
+/// A backend, and the permissions that it takes or drops in the reopen.
 struct NewPermissions {
-    edge: Arc<Edge>,
-    wanted: Permissions,
+    backend: Backend,
+    taken: Perm,
+    dropped: Perm,
 }
 
 /// Carries out a plan. The caller holds back the requests. Returns the nodes that have lost a user.
@@ -216,8 +217,11 @@ fn change_graph(
     for planned in nodes {
         change.set_read_only(&planned.node, planned.settings.flags.read_only);
     }
-    if let Some(NewPermissions { edge, wanted }) = user {
-        change.set_permissions(&edge, wanted);
+    if let Some(NewPermissions { backend, taken, dropped }) = user {
+        change.set_backend_permissions(&backend, move |now| Permissions {
+            taken: (now.taken | taken) - dropped,
+            ..now
+        });
     }
     change.commit()
 }
