@@ -2,5 +2,6 @@
 
 mod cancelled_requests;
 mod concurrent_control;
+mod copy_on_read;
 mod graph_changes;
 mod random;

@@ -1,4 +1,6 @@
-//! The filters `copy-on-read`, `compress` and `preallocate` on the command line, in comparison with QEMU.
+//! The filters `copy-on-read`, `compress`, `preallocate` and `blkverify` on the command line, in comparison with QEMU.
+
+use std::path::Path;
 
 use oxblk_tests::differential::Differential;
 use oxblk_tests::program::Tool::{Img, Io};
@@ -124,7 +126,7 @@ fn preallocate_checks_its_options_and_leaves_the_file_as_qemu_does() {
         let commands =
             ["write 0 64k", "write 512k 256k", "write -z 128k 64k", "read -P 0 128k 64k", "map"];
         io(&both, &format!("{PREALLOCATE},file.{option}"), &commands);
-        both.same(Img, &["info", "a.qcow2"]);
+        same_length(&both, "a.qcow2");
         both.same_content("a.qcow2");
     }
     let both = images();
@@ -149,7 +151,17 @@ fn preallocate_checks_its_options_and_leaves_the_file_as_qemu_does() {
         ],
     );
     both.same(Io, &["-r", "--image-opts", file, "-c", "read 0 4k"]);
-    both.same(Img, &["info", "-f", "raw", "b.raw"]);
+    same_length(&both, "b.raw");
+}
+
+fn length(directory: &Path, name: &str) -> u64 {
+    std::fs::metadata(directory.join(name)).expect("a file").len()
+}
+
+/// Compares the lengths of a file.
+fn same_length(both: &Differential, name: &str) {
+    let expected = length(&both.qemu_directory(), name);
+    assert_eq!(both.our_directories().map(|ours| length(&ours, name)), [expected; 2]);
 }
 
 /// The length of a file while an image is open, and after the image was closed.
@@ -159,17 +171,66 @@ fn preallocated_space_exists_only_while_the_image_is_open() {
     let disk = format!("{PREALLOCATE},file.prealloc-size=10M,file.prealloc-align=4M");
     let words = ["--image-opts", &disk, "-c", "write 64k 64k", "-c", "abort"];
     both.same_exit_code(Io, &words);
-    let length = |directory: &std::path::Path| {
-        std::fs::metadata(directory.join("a.qcow2")).expect("an image").len()
-    };
-    assert_eq!(length(&both.qemu_directory()), 12 << 20);
-    for ours in both.our_directories() {
-        assert_eq!(length(&ours), 12 << 20);
-    }
+    assert_eq!(length(&both.qemu_directory(), "a.qcow2"), 12 << 20);
+    same_length(&both, "a.qcow2");
     let both = images();
     io(&both, &disk, &["write 64k 64k", "reopen -r", "read 64k 64k"]);
-    let expected = length(&both.qemu_directory());
-    for ours in both.our_directories() {
-        assert_eq!(length(&ours), expected);
+    same_length(&both, "a.qcow2");
+}
+
+#[test]
+fn blkverify_compares_as_qemu_does() {
+    let both = images();
+    both.qemu(Img, &["convert", "-O", "raw", "a.qcow2", "copy.raw"]);
+    for name in [
+        "blkverify:copy.raw:a.qcow2",
+        "blkverify:copy.raw",
+        "blkverify:",
+        "blkverify:absent:a.qcow2",
+        "blkverify:copy.raw:absent",
+    ] {
+        both.same(Img, &["info", name]);
+        both.same(Img, &["info", "--output=json", name]);
     }
+    for disk in [
+        "driver=blkverify,raw.filename=copy.raw,test.driver=qcow2,test.file.filename=a.qcow2",
+        "driver=blkverify,raw.filename=copy.raw,test.filename=a.qcow2",
+        "driver=raw,file.driver=blkverify,file.raw.filename=copy.raw,file.test.driver=qcow2,\
+         file.test.file.filename=a.qcow2",
+        "driver=blkverify",
+        "driver=blkverify,raw.filename=copy.raw",
+        "driver=blkverify,test.filename=a.qcow2",
+        "driver=blkverify,foo=1,raw.filename=copy.raw,test.driver=qcow2,\
+         test.file.filename=a.qcow2",
+    ] {
+        both.same(Img, &["info", "--image-opts", disk]);
+        both.same(Img, &["map", "--image-opts", disk]);
+    }
+    let name = "blkverify:copy.raw:a.qcow2";
+    let commands = [
+        "-c",
+        "read -P 1 0 64k",
+        "-c",
+        "write -P 3 64k 64k",
+        "-c",
+        "read -P 3 64k 64k",
+        "-c",
+        "write 100 100",
+        "-c",
+        "discard 0 64k",
+        "-c",
+        "read 0 64k",
+        "-c",
+        "flush",
+        "-c",
+        "map",
+        "-c",
+        "length",
+    ];
+    both.same(Io, &[&["-f", "raw", name], &commands[..]].concat());
+    both.same_content("a.qcow2");
+    both.same(Img, &["compare", "copy.raw", "a.qcow2"]);
+    // After a difference, QEMU's tools end without another line.
+    both.qemu(Io, &["-f", "raw", "-c", "write -P 9 128k 512", "copy.raw"]);
+    both.same_exit_code(Io, &["-f", "raw", name, "-c", "read 100k 100k"]);
 }

@@ -42,7 +42,12 @@ fn is_changed(node: &Node) -> bool {
     node.options().keys().any(|key| STRONG.contains(&key))
         || key_secret_of(node).is_some()
         || leaves_backing_out(node)
-        || node.child(ChildIdx::FILE).is_some_and(|file| is_changed(&file))
+        || node.children().iter().any(|(child, edge)| {
+            child == ChildIdx::FILE && is_changed(edge.node())
+                || child == ChildIdx::DATA
+                    && node.factory().is_protocol()
+                    && is_changed(edge.node())
+        })
 }
 
 /// The ID of the secret that the node was opened with. If there is such a secret, the file name is not sufficient.

@@ -26,6 +26,7 @@ use super::{Graph, OpenFlags};
 use crate::backend::no_medium;
 use crate::change::Change;
 use crate::control::run_to_completion;
+use crate::driver::DriverKind;
 use crate::node::Settings;
 use crate::perm::{Perm, Permissions};
 use crate::{Backend, ChildIdx, Edge, Error, Node, Options, Result, request};
@@ -386,9 +387,9 @@ fn must_be(given: Option<String>, is: &str, option: &str) -> Result<()> {
 async fn prepare(planned: &Planned) -> Result<()> {
     let node = &planned.node;
     let Some(driver) = node.driver().reopen() else {
-        let what = match node.factory().is_protocol() {
-            true => "protocol",
-            false => "format",
+        let what = match node.factory().kind() {
+            DriverKind::Protocol => "protocol",
+            DriverKind::Format | DriverKind::Filter => "format",
         };
         return Err(Error::unsupported(format!(
             "Block {what} '{}' used by node '{}' does not support reopening files",
