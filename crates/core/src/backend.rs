@@ -77,7 +77,7 @@ struct RootEdge {
 struct BelowRoot {
     /// The epochs that each request enters. There is one for each set of nodes that were opened together.
     epochs: Box<[Arc<Epochs>]>,
-    /// Reads may write (copy-on-read).
+    /// Reads may write (copy-on-read, for example).
     reads_write: bool,
 }
 
@@ -85,7 +85,8 @@ impl BelowRoot {
     fn of(root: &Arc<Node>) -> Self {
         let (mut epochs, mut reads_write) = (vec![Arc::clone(root.epochs())], false);
         for node in nodes_below(root) {
-            reads_write |= node.has_gate(SlowPathFlags::COPY_ON_READ);
+            reads_write |=
+                node.has_gate(SlowPathFlags::COPY_ON_READ) || node.driver().reads_write();
             // Only formats free clusters that other requests may still use.
             let is_format = node.factory().kind() == DriverKind::Format;
             if is_format && !epochs.iter().any(|other| Arc::ptr_eq(other, node.epochs())) {

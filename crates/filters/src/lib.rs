@@ -3,8 +3,10 @@
 //! | folder | filter |
 //! |---|---|
 //! | `blkdebug` | fails and suspends requests at chosen steps of the driver above |
+//! | `quorum` | stores the same data in several children, and reads the data on which they agree |
 //! | `throttle` | limits the rate of requests, alone or together with other nodes |
 #![forbid(unsafe_code)]
 
 pub mod blkdebug;
+pub mod quorum;
 pub mod throttle;

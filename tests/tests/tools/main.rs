@@ -31,5 +31,6 @@ mod locks;
 mod misspelt;
 mod names;
 mod null;
+mod quorum;
 mod throttle;
 mod untrusted;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use super::Graph;
 use super::walk::Above;
 use crate::change::Change;
-use crate::control::run_to_completion;
+use crate::control::{ControlGuard, run_to_completion};
 use crate::perm::Roles;
 use crate::{Backend, ChildIdx, Edge, Error, Node, Result, request};
 
@@ -111,8 +111,18 @@ impl GraphChange {
     /// by a job, when a node would be below itself, when permissions conflict, or when a flush fails. After an error, nothing
     /// has changed.
     pub async fn run(self) -> Result<()> {
+        let structure = self.graph.structure_lock().acquire().await;
+        self.run_locked(structure, || {}).await
+    }
+
+    /// Like [`Self::run`], for a caller that holds the lock of changes to several nodes. `made` is called when the change has been
+    /// made, before requests resume.
+    pub(super) async fn run_locked(
+        self,
+        structure: ControlGuard,
+        made: impl FnOnce() + 'static,
+    ) -> Result<()> {
         let Self { graph, steps } = self;
-        let structure = graph.structure_lock().acquire().await;
         let touched = touched(&steps);
         let controls = graph.controls_for_flush(&touched).await;
         let drained = graph.drain_all(&touched).await?;
@@ -123,6 +133,7 @@ impl GraphChange {
             let changed: Vec<_> = steps.iter().filter_map(Step::changed).collect();
             let Some(change) = change(steps) else { return Ok(()) };
             let released = change.commit()?;
+            made();
             for node in refresh(&changed).await.iter().filter(|node| !node.is_read_only()) {
                 // The children are others now and may have data to flush.
                 node.mark_unflushed();

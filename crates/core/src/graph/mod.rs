@@ -13,6 +13,7 @@ mod data_file;
 mod drain;
 mod filename;
 mod generic;
+mod live_children;
 mod open;
 mod probe;
 mod removal;
@@ -38,7 +39,7 @@ use crate::control::{ControlLock, Controls, in_background, run_to_completion};
 use crate::driver::{BoxFuture, Driver, DriverFactory, DriverTable};
 use crate::gate::Gate;
 use crate::node::{NodeParts, Settings};
-use crate::{Backend, Children, Error, ErrorKind, Node, Objects, Result, Secrets};
+use crate::{Backend, Children, Error, ErrorKind, Events, Node, Objects, Result, Secrets};
 
 #[derive(Default)]
 struct Registry {
@@ -61,6 +62,7 @@ struct Inner {
     next_name: AtomicU64,
     warner: fn(&str),
     objects: Objects,
+    events: Events,
     /// The lock of changes to several nodes: [`GraphChange`]s and reopens.
     structure_lock: ControlLock,
     change_lock: ChangeLock,
@@ -120,6 +122,7 @@ impl Graph {
             next_name: AtomicU64::new(0),
             warner,
             objects,
+            events: Events::default(),
             structure_lock: ControlLock::default(),
             change_lock: ChangeLock::default(),
         };
@@ -163,6 +166,11 @@ impl Graph {
     /// The objects to which options may refer.
     pub fn objects(&self) -> &Objects {
         &self.inner.objects
+    }
+
+    /// The events that the nodes of this graph report.
+    pub fn events(&self) -> &Events {
+        &self.inner.events
     }
 
     pub(crate) fn structure_lock(&self) -> &ControlLock {

@@ -20,6 +20,10 @@ const STRONG: &[&str] = &[
     "max-write-zero",
     "opt-discard",
     "max-discard",
+    "vote-threshold",
+    "blkverify",
+    "rewrite-corrupted",
+    "read-pattern",
 ];
 
 /// Options that are parts of a file name. A `json:` name contains these options instead.
@@ -41,7 +45,9 @@ fn is_changed(node: &Node) -> bool {
     node.options().keys().any(|key| STRONG.contains(&key))
         || key_secret_of(node).is_some()
         || leaves_backing_out(node)
-        || node.child(ChildIdx::FILE).is_some_and(|file| is_changed(&file))
+        || node.children().iter().any(|(child, edge)| {
+            !matches!(child, ChildIdx::BACKING | ChildIdx::DATA) && is_changed(edge.node())
+        })
 }
 
 /// The ID of the secret that the node was opened with. If there is such a secret, the file name is not sufficient.
@@ -81,7 +87,17 @@ fn options_of(node: &Node) -> Value {
         if child == ChildIdx::BACKING && is_named_in_image(node, edge.node()) {
             continue;
         }
-        map.insert(edge.name().to_owned(), options_of(edge.node()));
+        let options = options_of(edge.node());
+        // The names of the elements of a list are `children.0`, `children.1`, and so on.
+        match edge.name().split_once('.') {
+            None => drop(map.insert(edge.name().to_owned(), options)),
+            Some((list, _)) => {
+                let list = map.entry(list).or_insert_with(|| Value::Array(Vec::new()));
+                if let Value::Array(list) = list {
+                    list.push(options);
+                }
+            }
+        }
     }
     Value::Object(map)
 }

@@ -376,12 +376,8 @@ fn must_be(given: Option<String>, is: &str, option: &str) -> Result<()> {
 async fn prepare(planned: &Planned) -> Result<()> {
     let node = &planned.node;
     let Some(driver) = node.driver().reopen() else {
-        let what = match node.factory().is_protocol() {
-            true => "protocol",
-            false => "format",
-        };
         return Err(Error::unsupported(format!(
-            "Block {what} '{}' used by node '{}' does not support reopening files",
+            "Block format '{}' used by node '{}' does not support reopening files",
             node.factory().name(),
             node.name()
         )));
