@@ -2,6 +2,7 @@
 
 mod abbreviations;
 mod blkdebug;
+mod blkverify;
 mod convert_guest;
 mod copy;
 mod debug_events;

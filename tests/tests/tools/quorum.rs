@@ -112,7 +112,7 @@ fn options_are_accepted_refused_and_shown_as_in_qemu() {
          'children':{'0':{'driver':'null-co'},'1':{'driver':'null-co'}}}",
         "json:{'driver':'quorum','vote-threshold':1,'rewrite-corrupted':true,\
          'children':[{'driver':'raw','file':{'driver':'file','filename':'a.raw'}}]}",
-"json:{'driver':'raw','file':{'driver':'quorum','vote-threshold':1,\
+        "json:{'driver':'raw','file':{'driver':'quorum','vote-threshold':1,\
          'children':[{'driver':'quorum','vote-threshold':1,\
          'children':[{'driver':'qcow2','file':{'driver':'file','filename':'a.qcow2'}}]}]}}",
         "quorum:a.raw",

@@ -32,7 +32,8 @@ impl OpenContext {
     }
 
     /// Opens a child that has no slot, and attaches it. `name` is the name of the child (`children.0`). `option` refers to a node
-    /// or describes the child, which is opened as an image. If the option gives neither a driver nor a file name, `named` is the
+    /// or describes the child. Of a child with the role [`Roles::METADATA`], only the protocol is opened, unless the options choose
+    /// a format. Other children are opened as images. If the option gives neither a driver nor a file name, `named` is the
     /// file name. The driver gives the permissions that it takes while no parent uses the node.
     ///
     /// # Errors
@@ -45,7 +46,7 @@ impl OpenContext {
         roles: Roles,
         permissions: Permissions,
     ) -> Result<ChildIdx> {
-        let node = self.child_node(name, option, named, true).await?;
+        let node = self.child_node(name, option, named, !roles.contains(Roles::METADATA)).await?;
         let child = self.children.new_further();
         self.attach(child, name, roles, node, permissions).await?;
         Ok(child)

@@ -15,7 +15,6 @@ pub(crate) fn scheme(filename: &str) -> Option<&str> {
 /// Protocols and filters of QEMU that this library does not support yet.
 const ABSENT: &[&str] = &[
     "blklogwrites",
-    "blkverify",
     "ftp",
     "ftps",
     "gluster",
