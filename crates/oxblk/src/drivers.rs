@@ -1,7 +1,7 @@
 //! The table of all drivers. A new driver must be added to this table.
 
 use oxblk_core::{DriverFactory, DriverTable, Error};
-use oxblk_filters::{blkdebug, blkverify, quorum, throttle};
+use oxblk_filters::{blkdebug, blklogwrites, blkverify, quorum, throttle};
 use oxblk_formats::{absent, parallels, qcow2, qed, raw, vdi, vpc};
 use oxblk_protocols::{file, null};
 
@@ -18,6 +18,7 @@ static DRIVERS: DriverTable = &[
     &raw::RAW,
     &throttle::THROTTLE,
     &blkdebug::BLKDEBUG,
+    &blklogwrites::BLKLOGWRITES,
     &blkverify::BLKVERIFY,
     &quorum::QUORUM,
     &absent::VMDK,

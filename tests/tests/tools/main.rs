@@ -2,6 +2,7 @@
 
 mod abbreviations;
 mod blkdebug;
+mod blklogwrites;
 mod blkverify;
 mod convert_guest;
 mod copy;

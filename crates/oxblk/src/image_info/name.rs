@@ -24,6 +24,8 @@ const STRONG: &[&str] = &[
     "blkverify",
     "rewrite-corrupted",
     "read-pattern",
+    "log-append",
+    "log-sector-size",
 ];
 
 /// Options that are parts of a file name. A `json:` name contains these options instead.
@@ -45,6 +47,7 @@ fn is_changed(node: &Node) -> bool {
     node.options().keys().any(|key| STRONG.contains(&key))
         || key_secret_of(node).is_some()
         || leaves_backing_out(node)
+        || leaves_children_out(node)
         || node.children().iter().any(|(child, edge)| {
             !matches!(child, ChildIdx::BACKING | ChildIdx::DATA) && is_changed(edge.node())
         })
@@ -67,6 +70,13 @@ fn leaves_backing_out(node: &Node) -> bool {
     !node.children().has(ChildIdx::BACKING)
         && !node.flags().no_backing
         && node.driver().info().backing_filename.is_some()
+}
+
+/// Whether the node has children that a file name cannot describe, for example a log.
+fn leaves_children_out(node: &Node) -> bool {
+    let slots = [ChildIdx::FILE, ChildIdx::BACKING, ChildIdx::DATA];
+    let has_further = node.children().iter().any(|(child, _)| !slots.contains(&child));
+    has_further && node.driver().filename().is_none()
 }
 
 fn options_of(node: &Node) -> Value {
