@@ -255,3 +255,29 @@ fn failures_of_children_are_counted_as_in_qemu() {
         }
     }
 }
+
+#[test]
+fn an_image_in_a_quorum_of_files_grows_as_in_qemu() {
+    let both = Differential::new();
+    for name in ["a.qcow2", "b.qcow2"] {
+        both.qemu(Img, &["create", "-q", "-f", "qcow2", name, "1M"]);
+    }
+    for name in ["blkverify", "quorum"] {
+        let children = match name {
+            "quorum" => {
+                "file.vote-threshold=2,file.children.0.driver=file,\
+                 file.children.0.filename=a.qcow2,file.children.1.driver=file,\
+                 file.children.1.filename=b.qcow2"
+            }
+            _ => {
+                "file.raw.driver=file,file.raw.filename=a.qcow2,\
+                 file.test.driver=file,file.test.filename=b.qcow2"
+            }
+        };
+        let disk = format!("driver=qcow2,file.driver={name},{children}");
+        io(&both, &disk, &["write -P 3 0 200k", "write -P 4 512k 64k", "read -P 3 0 200k"]);
+        both.same(Img, &["check", "--image-opts", &disk]);
+        both.same(Img, &["compare", "-f", "qcow2", "-F", "qcow2", "a.qcow2", "b.qcow2"]);
+        both.same_content("a.qcow2");
+    }
+}

@@ -123,7 +123,6 @@ impl Driver for Blklogwrites {
             write_zeroes_alignment: 1,
             discard_alignment: 1,
             zero_flags: below.zero_flags & ZeroFlags::MAY_UNMAP,
-            grows: false,
             ..Limits::clone(&below)
         })
     }

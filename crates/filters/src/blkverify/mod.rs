@@ -116,11 +116,14 @@ impl Driver for Blkverify {
     }
 
     fn limits(&self) -> Limits {
-        let mut zero_flags = ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK;
+        let zero_flags = ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK;
+        let mut limits = Limits { zero_flags, grows: true, ..Limits::default() };
         for (_, edge) in self.children.iter() {
-            zero_flags &= edge.node().limits().zero_flags;
+            let child = edge.node().limits();
+            limits.zero_flags &= child.zero_flags;
+            limits.grows &= child.grows;
         }
-        Limits { zero_flags, ..Limits::default() }
+        limits
     }
 
     /// `blkverify:RAW:TEST`.

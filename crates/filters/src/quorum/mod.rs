@@ -141,6 +141,7 @@ impl Driver for Quorum {
         let mut limits = Limits {
             zero_flags: ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK,
             has_zero_init: true,
+            grows: true,
             ..Limits::default()
         };
         for (_, edge) in self.children.iter() {
@@ -149,6 +150,7 @@ impl Driver for Quorum {
             limits.max_transfer = stricter(limits.max_transfer, child.max_transfer);
             limits.zero_flags &= child.zero_flags;
             limits.has_zero_init &= child.has_zero_init;
+            limits.grows &= child.grows;
         }
         limits
     }
