@@ -320,6 +320,11 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
+    /// The capability to add and remove children while the node is used.
+    fn child_list(&self) -> Option<&dyn crate::ChildList> {
+        None
+    }
+
     /// The capability to check the consistency of the image.
     fn check(&self) -> Option<&dyn Check> {
         None
@@ -454,10 +459,16 @@ pub trait DriverFactory: Send + Sync + 'static {
     /// The category of the driver.
     fn kind(&self) -> DriverKind;
 
-    /// Whether the driver opens its storage itself, as protocols do. A file name can select such a driver. Core opens no `file`
-    /// child for it; the driver opens its children with [`OpenContext::open_child`].
+    /// Whether a file name can select the driver, as it selects a protocol. Such a driver [opens its children
+    /// itself](Self::opens_children).
     fn is_protocol(&self) -> bool {
         self.kind() == DriverKind::Protocol
+    }
+
+    /// Whether the driver opens all its children itself, with [`OpenContext::open_child`] or [`OpenContext::open_further`]. Core
+    /// then opens no `file` child.
+    fn opens_children(&self) -> bool {
+        self.is_protocol()
     }
 
     /// How likely it is that an image starting with `head` has the driver's format, 0 (not) to 100 (certain).

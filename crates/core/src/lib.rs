@@ -14,6 +14,7 @@ mod backing;
 pub mod bitmap;
 mod change;
 pub mod check;
+mod child_list;
 mod children;
 pub mod compact;
 mod compressed;
@@ -26,6 +27,7 @@ mod edge;
 mod epoch;
 mod errno;
 mod error;
+mod events;
 mod flags;
 mod gate;
 mod graph;
@@ -54,6 +56,7 @@ mod atomics {
 
 pub use backend::{Backend, SoleWriter, Statistics};
 pub use change::{Attachment, FrozenChain};
+pub use child_list::ChildList;
 pub use children::{ChildIdx, ChildSpec, Children};
 pub use compressed::CompressedCluster;
 pub use debug_event::{Breakpoints, DebugEvent, DebugEvents};
@@ -65,6 +68,7 @@ pub use edge::Edge;
 pub use epoch::{EpochGuard, Epochs};
 pub use errno::Errno;
 pub use error::{Error, ErrorKind, Result, strerror};
+pub use events::{BlockEvent, Events, Listening, QuorumOperation};
 pub use flags::{WriteFlags, ZeroFlags};
 pub use gate::{Admitted, Directory, Gate, Purpose, RefusedName};
 pub use graph::{

@@ -342,8 +342,10 @@ impl Node {
             return None;
         }
         let mut total: Option<u64> = None;
+        // The other children of a filter, a log for example, store no data of the image.
+        let is_filter = self.factory.kind() == DriverKind::Filter;
         for (child, edge) in self.children.iter() {
-            if child != ChildIdx::BACKING {
+            if child == ChildIdx::FILE || !is_filter && child != ChildIdx::BACKING {
                 let bytes = edge.node().allocated_size()?;
                 total = Some(total.unwrap_or(0).saturating_add(bytes));
             }

@@ -1,7 +1,9 @@
 //! The table of all drivers. A new driver must be added to this table.
 
 use oxblk_core::{DriverFactory, DriverTable, Error};
-use oxblk_filters::{blkdebug, blkverify, compress, copy_on_read, preallocate, throttle};
+use oxblk_filters::{
+    blkdebug, blklogwrites, blkverify, compress, copy_on_read, preallocate, quorum, throttle,
+};
 use oxblk_formats::{absent, parallels, qcow2, qed, raw, vdi, vpc};
 use oxblk_protocols::{file, null};
 
@@ -18,10 +20,12 @@ static DRIVERS: DriverTable = &[
     &raw::RAW,
     &throttle::THROTTLE,
     &blkdebug::BLKDEBUG,
+    &blklogwrites::BLKLOGWRITES,
     &blkverify::BLKVERIFY,
     &copy_on_read::COPY_ON_READ,
     &compress::COMPRESS,
     &preallocate::PREALLOCATE,
+    &quorum::QUORUM,
     &absent::VMDK,
     &absent::VHDX,
     &absent::QCOW,

@@ -42,7 +42,7 @@ pub fn image_info(info: &ImageInfo, with_limits: bool) -> Value {
     if with_limits {
         insert("limits", limits::to_json(&info.limits));
     }
-    let child = |(name, info): &(&str, ImageInfo)| json!({"name": name, "info": image_info(info, with_limits)});
+    let child = |(name, info): &(String, ImageInfo)| json!({"name": name, "info": image_info(info, with_limits)});
     insert("children", info.children.iter().map(child).collect());
     if !info.snapshots.is_empty() {
         insert("snapshots", info.snapshots.iter().map(snapshot_info).collect());

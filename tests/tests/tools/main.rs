@@ -2,6 +2,8 @@
 
 mod abbreviations;
 mod blkdebug;
+mod blklogwrites;
+mod blkverify;
 mod convert_guest;
 mod copy;
 mod debug_events;
@@ -32,5 +34,6 @@ mod locks;
 mod misspelt;
 mod names;
 mod null;
+mod quorum;
 mod throttle;
 mod untrusted;

@@ -149,7 +149,7 @@ mod tests {
             cluster_size: Some(65536),
             is_dirty: Some(false),
             backing: Some(backing),
-            children: vec![("file", file)],
+            children: vec![("file".to_owned(), file)],
             ..info("sub/top.q", "qcow2", 1 << 20)
         };
         let expected = "image: sub/top.q\nfile format: qcow2\nvirtual size: 1 MiB (1048576 bytes)\ndisk size: 196 KiB\ncluster_size: 65536\nbacking file: base.raw (actual path: sub/base.raw)\nbacking file format: raw\nChild node '/file':\n    filename: sub/top.q\n    protocol type: file\n    file length: 192 KiB (197120 bytes)\n    disk size: 196 KiB\n";

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Change;
 use crate::perm::{Permissions, Roles};
-use crate::{ChildSpec, Children, Edge, Node, Result};
+use crate::{ChildIdx, ChildSpec, Children, Edge, Node, Result};
 
 impl Edge {
     /// Makes a user of `node`. `roles` are empty if the user is not a node. See [`Attachment::new`].
@@ -56,9 +56,25 @@ impl Children {
         node: &Arc<Node>,
         permissions: Permissions,
     ) -> Result<()> {
-        let (user, name) = (format!("node '{parent}'"), spec.name);
-        let edge = Edge::attach(Arc::clone(node), user, name, spec.roles, permissions)?;
-        self.set(spec.child, Some(edge));
+        self.attach_as(parent, spec.child, spec.name, spec.roles, node, permissions)
+    }
+
+    /// Like [`Self::attach`], for any child.
+    ///
+    /// # Errors
+    /// The errors of [`Attachment::new`].
+    pub(crate) fn attach_as(
+        &self,
+        parent: &str,
+        child: ChildIdx,
+        name: &str,
+        roles: Roles,
+        node: &Arc<Node>,
+        permissions: Permissions,
+    ) -> Result<()> {
+        let user = format!("node '{parent}'");
+        let edge = Edge::attach(Arc::clone(node), user, name, roles, permissions)?;
+        self.set(child, Some(edge));
         Ok(())
     }
 

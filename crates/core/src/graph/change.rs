@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use oxblk_ring::UntilSettled;
+use oxblk_ring::{RwLockWriteGuardArc, UntilSettled};
 
 use super::Graph;
 use super::walk::{Above, nodes_above};
@@ -119,8 +119,18 @@ impl GraphChange {
     /// by a job, when a node would be below itself, when permissions conflict, or when a flush fails. After an error, nothing
     /// has changed.
     pub async fn run(self) -> Result<()> {
+        let structure = self.graph.lock_structure().await;
+        self.run_locked(structure, || {}).await
+    }
+
+    /// Like [`Self::run`], for a caller that holds the lock of changes to several nodes. `made` is called when the change has been
+    /// made, before requests resume.
+    pub(super) async fn run_locked(
+        self,
+        structure: RwLockWriteGuardArc<()>,
+        made: impl FnOnce() + 'static,
+    ) -> Result<()> {
         let Self { graph, steps } = self;
-        let structure = graph.lock_structure().await;
         let touched = graph.touched(&steps)?;
         let controls = graph.controls_for_change(&touched).await;
         let drained = graph.drain_all(&touched).await?;
@@ -142,6 +152,7 @@ impl GraphChange {
                     return Err(error);
                 }
             };
+            made();
             for node in nodes_above(&changed).iter().filter(|node| !node.is_read_only()) {
                 // The children are others now and may have data to flush.
                 node.mark_unflushed();

@@ -1,4 +1,5 @@
-//! Opens a child for a driver that opens its storage itself ([`DriverFactory::is_protocol`](crate::DriverFactory::is_protocol)).
+//! Opens children for drivers that open their children themselves
+//! ([`DriverFactory::opens_children`](crate::DriverFactory::opens_children)), and further children of other drivers.
 
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use serde_json::Value;
 use super::OpenContext;
 use super::open::{PLAIN_AND_NESTED, Target};
 use crate::perm::{NodeAccess, Permissions};
-use crate::{ChildSpec, Error, Node, Options, Result};
+use crate::{ChildIdx, ChildSpec, Error, Node, Options, Result, Roles};
 
 impl OpenContext {
     /// Opens the child `spec` and attaches it. The option with the name of the child refers to a node or describes the child. If
@@ -23,15 +24,49 @@ impl OpenContext {
         named: Option<String>,
         is_image: bool,
     ) -> Result<()> {
-        let node = self.child_node(spec.name, named, is_image).await?;
+        let option = self.options.take(spec.name);
+        let node = self.child_node(spec.name, option, named, is_image).await?;
         let access = NodeAccess { writable: !self.flags.read_only, no_io: self.flags.no_io };
         let permissions = Permissions::for_child(spec.roles, Permissions::NONE, access);
+        self.attach(spec.child, spec.name, spec.roles, node, permissions).await
+    }
+
+    /// Opens a child that has no slot, and attaches it. `name` is the name of the child (`children.0`). `option` refers to a node
+    /// or describes the child. Of a child with the role [`Roles::METADATA`], only the protocol is opened, unless the options choose
+    /// a format. Other children are opened as images. If the option gives neither a driver nor a file name, `named` is the
+    /// file name. The driver gives the permissions that it takes while no parent uses the node.
+    ///
+    /// # Errors
+    /// The errors of [`Self::open_child`].
+    pub async fn open_further(
+        &mut self,
+        name: &str,
+        option: Option<Value>,
+        named: Option<String>,
+        roles: Roles,
+        permissions: Permissions,
+    ) -> Result<ChildIdx> {
+        let node = self.child_node(name, option, named, !roles.contains(Roles::METADATA)).await?;
+        let child = self.children.new_further();
+        self.attach(child, name, roles, node, permissions).await?;
+        Ok(child)
+    }
+
+    async fn attach(
+        &mut self,
+        child: ChildIdx,
+        name: &str,
+        roles: Roles,
+        node: Arc<Node>,
+        permissions: Permissions,
+    ) -> Result<()> {
         let attached = match node.is_read_only() && !self.flags.read_only {
             true => self.fall_back_to_read_only("Block node is read-only"),
             false => Ok(()),
         };
-        let attached =
-            attached.and_then(|()| self.children.attach(&self.node_name, spec, &node, permissions));
+        let parent = &self.node_name;
+        let attached = attached
+            .and_then(|()| self.children.attach_as(parent, child, name, roles, &node, permissions));
         if let Err(error) = attached {
             self.graph.release_after_failure(node).await;
             return Err(error);
@@ -40,13 +75,14 @@ impl OpenContext {
     }
 
     async fn child_node(
-        &mut self,
+        &self,
         key: &str,
+        option: Option<Value>,
         named: Option<String>,
         is_image: bool,
     ) -> Result<Arc<Node>> {
         let missing = || Error::invalid(format!("A block device must be specified for \"{key}\""));
-        let options = match self.options.take(key) {
+        let options = match option {
             Some(Value::String(name)) => {
                 return self.graph.node(&name).ok_or_else(|| {
                     Error::invalid(format!("Cannot find device='{name}' nor node-name='{name}'"))

@@ -14,19 +14,7 @@ pub(crate) fn scheme(filename: &str) -> Option<&str> {
 
 /// Protocols and filters of QEMU that this library does not support yet.
 const ABSENT: &[&str] = &[
-    "blklogwrites",
-    "ftp",
-    "ftps",
-    "gluster",
-    "http",
-    "https",
-    "iscsi",
-    "nbd",
-    "nfs",
-    "nvme",
-    "rbd",
-    "ssh",
-    "vvfat",
+    "ftp", "ftps", "gluster", "http", "https", "iscsi", "nbd", "nfs", "nvme", "rbd", "ssh", "vvfat",
 ];
 
 /// The error for a protocol that is unknown or not supported yet.

@@ -14,6 +14,7 @@ mod data_file;
 mod drain;
 mod filename;
 mod generic;
+mod live_children;
 mod open;
 mod probe;
 mod removal;
@@ -41,7 +42,7 @@ use crate::control::{Controls, in_background, run_to_completion};
 use crate::driver::{BoxFuture, Driver, DriverFactory, DriverTable};
 use crate::gate::Gate;
 use crate::node::{NodeParts, Settings};
-use crate::{Backend, Children, Error, ErrorKind, Node, Objects, Result, Secrets};
+use crate::{Backend, Children, Error, ErrorKind, Events, Node, Objects, Result, Secrets};
 
 #[derive(Default)]
 struct Registry {
@@ -64,6 +65,7 @@ struct Inner {
     next_name: AtomicU64,
     warner: fn(&str),
     objects: Objects,
+    events: Events,
     /// Held by changes to several nodes ([`GraphChange`], reopen), one at a time, and shared by opens that refer to nodes.
     structure_lock: Arc<RwLock<()>>,
     change_lock: ChangeLock,
@@ -123,6 +125,7 @@ impl Graph {
             next_name: AtomicU64::new(0),
             warner,
             objects,
+            events: Events::default(),
             structure_lock: Arc::default(),
             change_lock: ChangeLock::default(),
         };
@@ -166,6 +169,11 @@ impl Graph {
     /// The objects to which options may refer.
     pub fn objects(&self) -> &Objects {
         &self.inner.objects
+    }
+
+    /// The events that the nodes of this graph report.
+    pub fn events(&self) -> &Events {
+        &self.inner.events
     }
 
     /// Waits until no other change to several nodes is in progress, and no image is being opened that refers to a node.

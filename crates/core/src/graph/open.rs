@@ -308,7 +308,7 @@ impl Graph {
             None => None,
         };
         let protocol = match (named, &target.filename) {
-            (Some(driver), _) if driver.is_protocol() => Some(driver),
+            (Some(driver), _) if driver.opens_children() => Some(driver),
             (None, Some(name)) if target.protocol => Some(self.protocol_for(name)?.0),
             (None, None) if target.protocol || !describes_file(&target.options) => {
                 return Err(Error::invalid("Must specify either driver or file"));

@@ -1,159 +1,152 @@
-//! The filter `blkverify`: compares an image with a raw copy. Each write goes to both, and each read reads both.
+//! The filter `blkverify`: sends each request to an image under test and to a raw copy of it, and compares the results. It tests
+//! drivers.
 //!
-//! If the data or the results differ, the request fails, and the log contains the place of the difference. Zero writes become
-//! writes of data, so that both files see the same requests.
+//! | file | concern |
+//! |---|---|
+//! | this file | the driver |
+//! | `factory` | opening a node: options and file names |
+//! | `compare` | comparing the results |
+//!
+//! A request whose results differ fails, and the log reports the difference. (QEMU ends the process.)
+//!
+//! A write locks its range, so that writes that overlap reach both children in the same order. Reads take no lock. If the data
+//! differs, a read locks the range and reads again, because a write may have reached only one of the children.
+
+mod compare;
+mod factory;
 
 use std::sync::Arc;
 
 use futures_util::future::join;
+use oxblk_core::driver::Resize;
 use oxblk_core::{
-    BoxFuture, ChildIdx, ChildSpec, ChildrenRef, Driver, DriverFactory, DriverKind, Edge, Errno,
-    Error, OpenContext, Options, Perm, Permissions, Result, Roles, WriteFlags,
+    BoxFuture, ChildIdx, ChildrenRef, Driver, Edge, Limits, Preallocation, Result, WriteFlags,
+    ZeroFlags,
 };
-use oxblk_ring::{IoBuf, IoBufMut};
+use oxblk_ring::{IoBuf, IoBufMut, RangeLock};
 
-/// The driver `blkverify`.
-pub static BLKVERIFY: BlkverifyFactory = BlkverifyFactory;
+pub use factory::{BLKVERIFY, BlkverifyFactory};
 
-/// Opens blkverify nodes.
-#[derive(Debug)]
-pub struct BlkverifyFactory;
-
-/// The raw copy.
-const RAW: ChildSpec = ChildSpec { child: ChildIdx::FILE, name: "raw", roles: Roles::FILTER };
-/// The image that is tested.
-const TEST: ChildSpec = ChildSpec { child: ChildIdx::DATA, name: "test", roles: Roles::DATA };
-
-/// The options for the file names, from the file name of the node.
-const RAW_NAME: &str = "x-raw";
-const TEST_NAME: &str = "x-image";
-
-impl DriverFactory for BlkverifyFactory {
-    fn name(&self) -> &'static str {
-        "blkverify"
-    }
-
-    fn kind(&self) -> DriverKind {
-        DriverKind::Filter
-    }
-
-    fn is_protocol(&self) -> bool {
-        true
-    }
-
-    fn children(&self) -> &'static [ChildSpec] {
-        &[RAW, TEST]
-    }
-
-    fn schemes(&self) -> &'static [&'static str] {
-        &["blkverify"]
-    }
-
-    /// `blkverify:RAW:IMAGE`.
-    fn parse_filename(&self, filename: &str) -> Result<Options> {
-        let mut options = Options::new();
-        let Some(rest) = filename.strip_prefix("blkverify:") else {
-            options.insert(TEST_NAME, filename);
-            return Ok(options);
-        };
-        let Some((raw, test)) = rest.split_once(':') else {
-            return Err(Error::invalid("blkverify requires raw copy and original image path"));
-        };
-        options.insert(RAW_NAME, raw);
-        options.insert(TEST_NAME, test);
-        Ok(options)
-    }
-
-    fn open<'a>(&'a self, context: &'a mut OpenContext) -> BoxFuture<'a, Result<Box<dyn Driver>>> {
-        Box::pin(async move {
-            let raw = context.options.take_str(RAW_NAME)?;
-            let test = context.options.take_str(TEST_NAME)?;
-            context.open_child(RAW, raw, false).await?;
-            context.open_child(TEST, test, true).await?;
-            let children = Arc::clone(&context.children);
-            Ok(Box::new(Blkverify { children }) as Box<dyn Driver>)
-        })
-    }
-}
+use compare::Request;
 
 /// An open blkverify node.
 struct Blkverify {
     children: ChildrenRef,
+    /// The image under test.
+    test: ChildIdx,
+    /// The ranges that are being written.
+    changes: RangeLock,
 }
 
 impl Blkverify {
-    fn pair(&self) -> Result<(Arc<Edge>, Arc<Edge>)> {
-        Ok((self.children.require(RAW.child)?, self.children.require(TEST.child)?))
+    fn raw(&self) -> Result<Arc<Edge>> {
+        self.children.require(ChildIdx::FILE)
     }
-}
 
-/// Logs a difference. Returns the error of the request.
-fn differs(request: &str, offset: u64, len: usize, difference: &str) -> Error {
-    let text = format!("blkverify: {request} offset={offset} bytes={len} {difference}");
-    tracing::error!("{text}");
-    Error::from_errno(Errno::IO).prefix(text)
-}
+    fn test(&self) -> Result<Arc<Edge>> {
+        self.children.require(self.test)
+    }
 
-/// The results of a request to both children, if they are equal.
-fn both<T>(
-    request: &str,
-    offset: u64,
-    len: usize,
-    (raw, test): (Result<T>, Result<T>),
-) -> Result<(T, T)> {
-    let number = |result: &Result<T>| result.as_ref().map_or_else(|e| -e.raw_errno(), |_| 0);
-    match (number(&test), number(&raw)) {
-        (one, other) if one != other => {
-            let difference = format!("return value mismatch {one} != {other}");
-            Err(differs(request, offset, len, &difference))
-        }
-        _ => Ok((raw?, test?)),
+    async fn read_both(
+        &self,
+        offset: u64,
+        len: usize,
+    ) -> Result<(Result<IoBufMut>, Result<IoBufMut>)> {
+        let (test, raw) = (self.test()?, self.raw()?);
+        let (test, raw) =
+            join(test.read(offset, IoBufMut::new(len)), raw.read(offset, IoBufMut::new(len))).await;
+        Ok((test, raw))
+    }
+
+    /// Sends a change of a range to both children.
+    async fn on_both<F>(&self, request: Request, change: impl Fn(Arc<Edge>) -> F) -> Result<()>
+    where
+        F: Future<Output = Result<()>>,
+    {
+        let _changing = self.changes.lock(request.range()).await;
+        let (test, raw) = join(change(self.test()?), change(self.raw()?)).await;
+        request.same_outcome(test, raw).map(drop)
     }
 }
 
 impl Driver for Blkverify {
-    fn read(&self, offset: u64, buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>> {
+    fn read(&self, offset: u64, mut buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>> {
         Box::pin(async move {
-            let (raw, test) = self.pair()?;
-            let len = buf.len();
-            let results = join(raw.read(offset, IoBufMut::new(len)), test.read(offset, buf)).await;
-            let (copy, data) = both("read", offset, len, results)?;
-            match copy.iter().zip(data.iter()).position(|(one, other)| one != other) {
-                None => Ok(data),
-                Some(at) => {
-                    let at = offset.saturating_add(u64::try_from(at).unwrap_or(u64::MAX));
-                    let difference = format!("contents mismatch at offset {at}");
-                    Err(differs("read", offset, len, &difference))
-                }
+            let request = Request::new("read", offset, bytes(buf.len()));
+            let mut both = self.read_both(offset, buf.len()).await?;
+            if let (Ok(test), Ok(raw)) = &both
+                && test[..] != raw[..]
+            {
+                let _unchanged = self.changes.lock(request.range()).await;
+                both = self.read_both(offset, buf.len()).await?;
             }
+            let (test, raw) = request.same_outcome(both.0, both.1)?;
+            request.same_data(&test, &raw)?;
+            // The request path needs the buffer that it has passed.
+            buf.copy_from_slice(&test);
+            Ok(buf)
         })
     }
 
     fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
-            let (raw, test) = self.pair()?;
-            let len = data.len();
-            let copy = raw.write(offset, data.clone(), flags);
-            let results = join(copy, test.write(offset, data, flags)).await;
-            both("write", offset, len, results).map(drop)
+            let change = |edge: Arc<Edge>| {
+                let data = data.clone();
+                async move { edge.write(offset, data, flags).await }
+            };
+            self.on_both(Request::new("write", offset, bytes(data.len())), change).await
         })
     }
 
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        len: u64,
+        flags: ZeroFlags,
+    ) -> Option<BoxFuture<'_, Result<()>>> {
+        Some(Box::pin(async move {
+            let change =
+                |edge: Arc<Edge>| async move { edge.write_zeroes(offset, len, flags).await };
+            self.on_both(Request::new("write", offset, len), change).await
+        }))
+    }
+
     fn size(&self) -> u64 {
-        self.children.get(TEST.child).map_or(0, |test| test.size())
+        self.children.get(self.test).map_or(0, |test| test.size())
     }
 
-    fn filename(&self) -> Option<String> {
-        let (raw, test) = self.pair().ok()?;
-        Some(format!("blkverify:{}:{}", raw.node().filename()?, test.node().filename()?))
-    }
-
-    /// The raw copy may be shorter than the image, so writes may make it longer.
-    fn child_permissions(&self, _child: ChildIdx, parents: Permissions) -> Option<Permissions> {
-        let mut taken = parents.taken;
-        if taken.contains(Perm::WRITE) {
-            taken |= Perm::RESIZE;
+    fn limits(&self) -> Limits {
+        let zero_flags = ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK;
+        let mut limits = Limits { zero_flags, grows: true, ..Limits::default() };
+        for (_, edge) in self.children.iter() {
+            let child = edge.node().limits();
+            limits.zero_flags &= child.zero_flags;
+            limits.grows &= child.grows;
         }
-        Some(Permissions { taken, shared: parents.shared })
+        limits
     }
+
+    /// `blkverify:RAW:TEST`.
+    fn filename(&self) -> Option<String> {
+        let raw = self.raw().ok()?.node().filename()?;
+        let test = self.test().ok()?.node().filename()?;
+        Some(format!("blkverify:{raw}:{test}"))
+    }
+
+    fn resize(&self) -> Option<&dyn Resize> {
+        Some(self)
+    }
+}
+
+impl Resize for Blkverify {
+    fn resize(&self, size: u64, preallocation: Preallocation) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.test()?.resize(size, preallocation).await?;
+            self.raw()?.resize(size, preallocation).await
+        })
+    }
+}
+
+fn bytes(len: usize) -> u64 {
+    u64::try_from(len).unwrap_or(u64::MAX)
 }

@@ -8,6 +8,7 @@
 pub(crate) mod limits;
 pub(crate) mod name;
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use oxblk_core::snapshot::{self, SnapshotInfo};
@@ -52,8 +53,8 @@ pub struct ImageInfo {
     pub specific: Option<Value>,
     /// The limits of requests.
     pub limits: Arc<Limits>,
-    /// The children, each with its role: `file`, `backing`, `data-file`.
-    pub children: Vec<(&'static str, ImageInfo)>,
+    /// The children, each with its role: `file`, `backing`, `data-file`, `children.0`.
+    pub children: Vec<(String, ImageInfo)>,
 }
 
 impl ImageInfo {
@@ -93,10 +94,8 @@ impl ImageInfo {
             name: backing,
             format: driver.backing_format,
         });
-        let children = node.children();
-        let child = |(child, edge): (ChildIdx, Arc<oxblk_core::Edge>)| {
-            (node.child_name(child), Self::of_node(edge.node()))
-        };
+        let mut children: Vec<_> = node.children().iter().collect();
+        children.sort_by_key(|(child, _)| shown_at(*child));
         Self {
             format: node.factory().name().to_owned(),
             virtual_size: in_sectors(node.size()),
@@ -108,10 +107,9 @@ impl ImageInfo {
             snapshots: Vec::new(),
             specific: driver.specific,
             limits: node.limits(),
-            // QEMU shows the child that was opened last first.
-            children: SHOWN
+            children: children
                 .into_iter()
-                .filter_map(|slot| children.get(slot).map(|edge| child((slot, edge))))
+                .map(|(_, edge)| (edge.name().to_owned(), Self::of_node(edge.node())))
                 .collect(),
             name,
         }
@@ -123,15 +121,23 @@ impl ImageInfo {
     }
 }
 
-/// The children in the order in which they are shown.
-const SHOWN: [ChildIdx; 3] = [ChildIdx::BACKING, ChildIdx::DATA, ChildIdx::FILE];
+/// Orders the children as QEMU shows them: the child that was opened last is the first.
+fn shown_at(child: ChildIdx) -> (u8, Reverse<ChildIdx>) {
+    let slot = match child {
+        ChildIdx::BACKING => 1,
+        ChildIdx::DATA => 2,
+        ChildIdx::FILE => 3,
+        _ => 0,
+    };
+    (slot, Reverse(child))
+}
 
 /// Whether the driver has more information on its image than the size. If the driver passes requests on, this is also true if a
 /// child has more information.
 pub fn has_own_info(node: &Node) -> bool {
     let knows = node.driver().info() != oxblk_core::ImageInfo::default();
     let passes_on = node.factory().passes_permissions();
-    knows || passes_on && node.children().iter().any(|(_, edge)| has_own_info(edge.node()))
+    knows || passes_on && node.child(ChildIdx::FILE).is_some_and(|file| has_own_info(&file))
 }
 
 /// The cluster size, and whether the image is dirty. If the node passes requests on, the values of its child are returned.

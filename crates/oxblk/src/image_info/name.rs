@@ -20,6 +20,12 @@ const STRONG: &[&str] = &[
     "max-write-zero",
     "opt-discard",
     "max-discard",
+    "vote-threshold",
+    "blkverify",
+    "rewrite-corrupted",
+    "read-pattern",
+    "log-append",
+    "log-sector-size",
 ];
 
 /// Options that are parts of a file name. A `json:` name contains these options instead.
@@ -42,11 +48,14 @@ fn is_changed(node: &Node) -> bool {
     node.options().keys().any(|key| STRONG.contains(&key))
         || key_secret_of(node).is_some()
         || leaves_backing_out(node)
+        || leaves_children_out(node)
         || node.children().iter().any(|(child, edge)| {
-            child == ChildIdx::FILE && is_changed(edge.node())
-                || child == ChildIdx::DATA
-                    && node.factory().is_protocol()
-                    && is_changed(edge.node())
+            let is_named = match child {
+                ChildIdx::BACKING => false,
+                ChildIdx::DATA => node.factory().is_protocol(),
+                _ => true,
+            };
+            is_named && is_changed(edge.node())
         })
 }
 
@@ -69,6 +78,13 @@ fn leaves_backing_out(node: &Node) -> bool {
         && node.driver().info().backing_filename.is_some()
 }
 
+/// Whether the node has children that a file name cannot describe, for example a log.
+fn leaves_children_out(node: &Node) -> bool {
+    let slots = [ChildIdx::FILE, ChildIdx::BACKING, ChildIdx::DATA];
+    let has_further = node.children().iter().any(|(child, _)| !slots.contains(&child));
+    has_further && node.driver().filename().is_none()
+}
+
 fn options_of(node: &Node) -> Value {
     let mut map = Map::new();
     for (key, value) in node.options().iter() {
@@ -87,7 +103,17 @@ fn options_of(node: &Node) -> Value {
         if child == ChildIdx::BACKING && is_named_in_image(node, edge.node()) {
             continue;
         }
-        map.insert(edge.name().to_owned(), options_of(edge.node()));
+        let options = options_of(edge.node());
+        // The names of the elements of a list are `children.0`, `children.1`, and so on.
+        match edge.name().split_once('.') {
+            None => drop(map.insert(edge.name().to_owned(), options)),
+            Some((list, _)) => {
+                let list = map.entry(list).or_insert_with(|| Value::Array(Vec::new()));
+                if let Value::Array(list) = list {
+                    list.push(options);
+                }
+            }
+        }
     }
     Value::Object(map)
 }

@@ -17,12 +17,14 @@ pub(super) fn writing() -> Permissions {
     Permissions { taken, shared: Perm::all() - Perm::WRITE }
 }
 
-/// The filters and formats that can be inserted above any node.
-const INSERTED: [&str; 4] = [
-    "driver=throttle,throttle-group=free",
-    "driver=throttle,throttle-group=limited",
-    "driver=raw",
-    "driver=refuser",
+/// The nodes that can be inserted above any node, which has the name `{}`.
+const INSERTED: [&str; 6] = [
+    "driver=throttle,throttle-group=free,file={}",
+    "driver=throttle,throttle-group=limited,file={}",
+    "driver=raw,file={}",
+    "driver=refuser,file={}",
+    "driver=blklogwrites,file={},log.driver=null-co,log.size=1T",
+    "driver=quorum,vote-threshold=1,children.0={}",
 ];
 
 /// No chain has more nodes.
@@ -82,7 +84,8 @@ impl Changer {
     async fn insert(&mut self, nodes: &[Arc<Node>]) -> Result<()> {
         let below = Arc::clone(self.random.pick(nodes));
         let kind = self.random.pick(&INSERTED);
-        let options = format!("{kind},node-name={},file={}", self.storage.name(), below.name());
+        let kind = kind.replace("{}", below.name());
+        let options = format!("{kind},node-name={}", self.storage.name());
         let flags =
             OpenFlags { read_only: below.is_read_only(), unmap: true, ..OpenFlags::default() };
         let filter = self.graph.open(Options::from_dotted(&options, None)?, flags).await?;
@@ -106,9 +109,9 @@ impl Changer {
             return Ok(());
         }
         let filter = *self.random.pick(&inserted);
-        let below = filter.child(ChildIdx::FILE).expect("a child");
+        let (_, below) = filter.children().iter().next().expect("a child");
         let mut change = self.graph.change();
-        change.replace_node(filter, &below, |_| true);
+        change.replace_node(filter, below.node(), |_| true);
         change.run().await
     }
 
@@ -209,7 +212,7 @@ impl Changer {
 }
 
 fn is_inserted(node: &Node) -> bool {
-    ["throttle", "raw", "refuser"].contains(&node.factory().name())
+    ["throttle", "raw", "refuser", "blklogwrites", "quorum"].contains(&node.factory().name())
 }
 
 /// The nodes of a disk, each once.
