@@ -18,7 +18,10 @@ mod in_flight;
 mod requests;
 mod sole_writer;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64, AtomicUsize,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arc_swap::ArcSwapOption;
@@ -68,6 +71,8 @@ pub struct Statistics {
 /// threads do not contend for one cache line.
 type Root = ArcSwapOption<RootEdge>;
 
+// The alignment keeps the reference counts of different threads in different cache lines.
+#[repr(align(128))]
 struct RootEdge {
     edge: Arc<Edge>,
     below: Arc<BelowRoot>,
@@ -77,13 +82,13 @@ struct RootEdge {
 struct BelowRoot {
     /// The epochs that each request enters. There is one for each set of nodes that were opened together.
     epochs: Box<[Arc<Epochs>]>,
-    /// Reads may write (copy-on-read, for example).
+    /// Reads may write (copy-on-read).
     reads_write: bool,
 }
 
 impl BelowRoot {
     fn of(root: &Arc<Node>) -> Self {
-        let (mut epochs, mut reads_write) = (vec![Arc::clone(root.epochs())], false);
+        let (mut epochs, mut reads_write) = (Vec::new(), false);
         for node in nodes_below(root) {
             reads_write |=
                 node.has_gate(SlowPathFlags::COPY_ON_READ) || node.driver().reads_write();
@@ -92,6 +97,9 @@ impl BelowRoot {
             if is_format && !epochs.iter().any(|other| Arc::ptr_eq(other, node.epochs())) {
                 epochs.push(Arc::clone(node.epochs()));
             }
+        }
+        if epochs.is_empty() {
+            epochs.push(Arc::clone(root.epochs()));
         }
         Self { epochs: epochs.into(), reads_write }
     }
@@ -112,6 +120,8 @@ struct Inner {
     edge_name: &'static str,
     /// The backend stays at its root node when other users of the node move to another node.
     is_fixed: bool,
+    /// Set by [`Backend::close`]. A backend without a root node that is not closed is empty.
+    is_closed: AtomicBool,
     /// For the backend of a job that is the only writer: the user that gets its permissions back.
     lender: Mutex<Option<Lender>>,
 }
@@ -137,14 +147,28 @@ impl Drop for Inner {
         }
         // Release the permissions, so that later users of the node do not conflict with them.
         if let Some(root) = &root {
-            let mut change = Change::of(root.edge.node());
-            change.detach(&root.edge);
-            if let Some(lender) = lender {
-                lender.give_back(&mut change, &root.edge);
-            }
-            change.release();
+            let edge = Arc::clone(&root.edge);
+            end_use_of(&root.edge, lender, move |change| change.detach(&edge));
         }
     }
+}
+
+/// Ends the use of a node through `edge`. `detach` adds the step that does this. A lender gets its permissions back.
+fn end_use_of(edge: &Arc<Edge>, lender: Option<Lender>, detach: impl Fn(&mut Change)) {
+    if let Some(lender) = lender {
+        let mut change = Change::of(edge.node());
+        detach(&mut change);
+        lender.give_back(&mut change, edge);
+        match change.commit() {
+            Ok(_) => return,
+            Err(error) => {
+                tracing::error!(%error, "a block device does not get its permissions back after a job");
+            }
+        }
+    }
+    let mut change = Change::of(edge.node());
+    detach(&mut change);
+    change.release();
 }
 
 /// The graph's weak reference to a backend; it does not keep the backend alive.
@@ -178,15 +202,23 @@ impl Backend {
         node: Arc<Node>,
         permissions: Permissions,
     ) -> Result<Self> {
-        let backend = Self::empty(graph, name, permissions);
+        let backend = Self::unregistered(graph, name, permissions);
         let mut change = Change::of(&node);
         change.set_root(&backend, node);
         backend.join(change)?;
         Ok(backend)
     }
 
-    /// A backend without a root node. The graph does not know the backend yet.
-    pub(crate) fn empty(graph: &Graph, name: &str, permissions: Permissions) -> Self {
+    /// Makes a backend without a root node: a drive without a medium. Requests fail with `ENOMEDIUM`, and the size is 0.
+    /// [`Self::insert`] gives the backend a root node, on which it takes `permissions`.
+    pub fn empty(graph: &Graph, name: &str, permissions: Permissions) -> Self {
+        let backend = Self::unregistered(graph, name, permissions);
+        graph.register_backend(&backend);
+        backend
+    }
+
+    /// Like [`Self::empty`]. The graph does not know the backend yet.
+    fn unregistered(graph: &Graph, name: &str, permissions: Permissions) -> Self {
         let user = if name.is_empty() {
             "an unnamed block device".to_owned()
         } else {
@@ -195,7 +227,7 @@ impl Backend {
         Self::with_user(graph, name, permissions, (user, "root"), false)
     }
 
-    /// Like [`Self::empty`], for a job that stays at its node.
+    /// A backend of a job, which stays at its node. The graph does not know the backend yet.
     pub(crate) fn of_job(
         graph: &Graph,
         permissions: Permissions,
@@ -224,6 +256,7 @@ impl Backend {
             user,
             edge_name,
             is_fixed,
+            is_closed: AtomicBool::new(false),
             lender: Mutex::new(None),
         }))
     }
@@ -252,16 +285,21 @@ impl Backend {
         *self.0.permissions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the permissions of this backend.
+    /// Changes the permissions of this backend. If the backend gives permissions up, waits for the requests in flight first.
     ///
     /// # Errors
-    /// The errors of [`Self::new`]; `ENOMEDIUM` if the backend is closed. After an error, nothing has changed.
-    pub fn set_permissions(&self, permissions: Permissions) -> Result<()> {
-        let mut change = Change::of(&*self.node()?);
-        change.set_root_permissions(&self.downgrade(), move |_| permissions);
-        change.commit()?;
+    /// The errors of [`Self::new`]; `ENOMEDIUM` if the backend has no root node. After an error, nothing has changed.
+    pub async fn set_permissions(&self, permissions: Permissions) -> Result<()> {
+        let gives_up = !(self.root()?.permissions().taken - permissions.taken).is_empty();
+        let _drained = if gives_up { Some(self.quiesce().await) } else { None };
+        let mut change = Change::new(self.0.graph.change_lock());
+        change.set_backend_permissions(self, move |_| permissions);
+        change.commit().map(drop)
+    }
+
+    /// Records the permissions that this backend wants on a root node. Only a [`Change`] calls this.
+    pub(crate) fn want(&self, permissions: Permissions) {
         *self.0.permissions.lock().unwrap_or_else(PoisonError::into_inner) = permissions;
-        Ok(())
     }
 
     pub(crate) fn downgrade(&self) -> WeakBackend {
@@ -379,36 +417,71 @@ impl Backend {
         last: impl FnOnce(Arc<Edge>) -> LocalBoxFuture<'static, Result<()>> + 'static,
     ) -> Result<()> {
         let (edge, controls, drained) = loop {
-            let Ok(edge) = self.root() else { return Ok(()) };
+            let Ok(edge) = self.root() else {
+                self.mark_closed();
+                return Ok(());
+            };
             let controls = self.0.graph.controls(edge.node()).await;
             let drained = self.quiesce().await;
             match self.root() {
                 Ok(now) if Arc::ptr_eq(&now, &edge) => break (edge, controls, drained),
                 // The backend got another root node while this call waited.
                 Ok(_) => {}
-                // Another call has closed the backend while this call waited.
-                Err(_) => return Ok(()),
+                // Another call has closed the backend or removed its root node while this call waited.
+                Err(_) => {
+                    self.mark_closed();
+                    return Ok(());
+                }
             }
         };
         let backend = self.clone();
         run_to_completion(async move {
             let finished = last(Arc::clone(&edge)).await;
             let lender = backend.0.lender.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let mut change = Change::of(edge.node());
-            change.set_root_edge(&backend, None);
-            if let Some(lender) = lender {
-                lender.give_back(&mut change, &edge);
-            }
-            change.release();
+            backend.mark_closed();
+            let closing = backend.clone();
+            end_use_of(&edge, lender, move |change| change.set_root_edge(&closing, None));
             let node = Arc::clone(edge.node());
             drop(edge);
             let closed = backend.0.graph.release_unused(node, &controls).await;
-            backend.0.graph.unregister_backend(&backend);
             drop(drained);
             drop(controls);
             finished.and(closed)
         })
         .await
+    }
+
+    /// Records that the backend never gets a root node again.
+    fn mark_closed(&self) {
+        self.0.is_closed.store(true, SeqCst);
+        self.0.graph.unregister_backend(self);
+    }
+
+    /// Whether the backend was closed.
+    pub fn is_closed(&self) -> bool {
+        self.0.is_closed.load(SeqCst)
+    }
+
+    /// Gives an empty backend a root node: inserts a medium into a drive.
+    ///
+    /// # Errors
+    /// When the backend has a root node; `ENOMEDIUM` if the backend is closed; the errors of [`Self::new`]. After an error,
+    /// nothing has changed.
+    pub async fn insert(&self, node: &Arc<Node>) -> Result<()> {
+        let mut change = self.0.graph.change();
+        change.insert_root(self, node);
+        change.run().await
+    }
+
+    /// Takes the root node out of the backend: removes the medium from a drive. Flushes the node if it is writable, and closes it
+    /// if it has no other user; the log reports an error of this close. Without a root node, does nothing.
+    ///
+    /// # Errors
+    /// The errors of the flush. After an error, nothing has changed.
+    pub async fn remove(&self) -> Result<()> {
+        let mut change = self.0.graph.change();
+        change.remove_root(self);
+        change.run().await
     }
 
     /// Reopens the root node with other options. Options that are missing in `options` stay unchanged. If the node

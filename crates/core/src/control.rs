@@ -18,7 +18,7 @@ use futures_util::future::LocalBoxFuture;
 use oxblk_ring::{Mutex, MutexGuardArc, Task, UntilSettled};
 
 use crate::backend::no_medium;
-use crate::graph::{is_below, nodes_below, nodes_from};
+use crate::graph::{is_below, nodes_above, nodes_below, nodes_from};
 use crate::{Backend, ChildIdx, Drained, Graph, Node, Result};
 
 /// The lock that a control operation holds on its node.
@@ -57,9 +57,19 @@ impl Graph {
         lock_set(|| nodes_below(top)).await
     }
 
-    /// Takes the control locks of `nodes`, and of the nodes that a flush of `nodes` reaches.
-    pub(crate) async fn controls_for_flush(&self, nodes: &[Arc<Node>]) -> Controls {
-        lock_set(|| nodes_from(nodes, |child| child != ChildIdx::BACKING)).await
+    /// Takes the control locks of `nodes`, of the nodes that a flush of `nodes` reaches, and of all nodes above `nodes`: a control
+    /// operation above uses `nodes`.
+    pub(crate) async fn controls_for_change(&self, nodes: &[Arc<Node>]) -> Controls {
+        lock_set(|| {
+            let mut all = nodes_from(nodes, |child| child != ChildIdx::BACKING);
+            for above in nodes_above(nodes) {
+                if !all.iter().any(|node| Arc::ptr_eq(node, &above)) {
+                    all.push(above);
+                }
+            }
+            all
+        })
+        .await
     }
 
     /// Runs `work` with exclusive use of `node`. Once begun, `work` runs to its end even if the caller's future is

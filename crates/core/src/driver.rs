@@ -188,6 +188,11 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
+    /// Whether reads may write to a child (copy-on-read). Such reads run to their end even if their future is dropped.
+    fn reads_write(&self) -> bool {
+        false
+    }
+
     /// Virtual size in bytes. This function does not query the host.
     fn size(&self) -> u64;
 
@@ -318,11 +323,6 @@ pub trait Driver: Send + Sync + 'static {
     /// The capability to add and remove children while the node is used.
     fn child_list(&self) -> Option<&dyn crate::ChildList> {
         None
-    }
-
-    /// Whether a read may write to a child. A backend then completes its reads even if their futures are dropped.
-    fn reads_write(&self) -> bool {
-        false
     }
 
     /// The capability to check the consistency of the image.

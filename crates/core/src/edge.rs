@@ -17,8 +17,8 @@ use crate::backend::WeakBackend;
 use crate::perm::{Perm, Permissions, Roles, SECTOR};
 use crate::request;
 use crate::{
-    ChildIdx, CompressedCluster, DebugEvent, Error, ErrorKind, Node, Preallocation, Result, Status,
-    Want, WriteFlags, ZeroFlags,
+    ChildIdx, CompressedCluster, CopyOnRead, DebugEvent, Error, ErrorKind, Node, Preallocation,
+    Result, Status, Want, WriteFlags, ZeroFlags,
 };
 
 /// The user to which an edge belongs.
@@ -180,17 +180,24 @@ impl Edge {
     }
 
     pub(crate) fn may_write(&self) -> Result<()> {
-        if self.takes(Perm::WRITE | Perm::WRITE_UNCHANGED) {
-            return Ok(());
-        }
-        Err(self.refused("write"))
+        self.may_write_with(WriteFlags::empty())
+    }
+
+    /// Refuses a write if this user has no write permission. For a write that changes no data ([`WriteFlags::UNCHANGED`]),
+    /// [`Perm::WRITE_UNCHANGED`] is enough.
+    pub(crate) fn may_write_with(&self, flags: WriteFlags) -> Result<()> {
+        let enough = match flags.contains(WriteFlags::UNCHANGED) {
+            true => Perm::WRITE | Perm::WRITE_UNCHANGED,
+            false => Perm::WRITE,
+        };
+        if self.takes(enough) { Ok(()) } else { Err(self.refused("write")) }
     }
 
     /// Refuses a write if this user has no write permission, or if the write makes the node grow and the user has no
     /// resize permission. A write within the last sector needs no resize permission, even if the node ends within this
     /// sector.
-    fn may_write_to(&self, offset: u64, len: u64) -> Result<()> {
-        self.may_write()?;
+    fn may_write_to(&self, offset: u64, len: u64, flags: WriteFlags) -> Result<()> {
+        self.may_write_with(flags)?;
         let size = self.node.size();
         let end = offset.saturating_add(len);
         if end > size.checked_next_multiple_of(SECTOR).unwrap_or(size) {
@@ -225,6 +232,27 @@ impl Edge {
         request::read_padded(&self.node, offset, buf).await
     }
 
+    /// Reads like [`Self::read`], and copies data of the backing chain to the node. The parent holds a [`CopyOnRead`]
+    /// ([`Self::begin_copy_on_read`]), and implements [`Driver::reads_write`](crate::Driver::reads_write). With `bottom`, a node
+    /// of the chain that is no filter, only data that an image down to this node has allocated is copied.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Denied`] without permission to write unchanged data; the errors of the driver and the host.
+    pub async fn read_copying(
+        &self,
+        offset: u64,
+        buf: IoBufMut,
+        bottom: Option<&Arc<Node>>,
+    ) -> Result<IoBufMut> {
+        self.may_write()?;
+        request::read_copying(&self.node, offset, buf, bottom).await
+    }
+
+    /// Orders changes of the node and copying reads until the value is dropped.
+    pub fn begin_copy_on_read(&self) -> CopyOnRead {
+        CopyOnRead::begin(&self.node)
+    }
+
     /// Writes `data` at `offset`. A write past the end makes the node grow, if its driver allows this.
     ///
     /// # Errors
@@ -233,7 +261,7 @@ impl Edge {
     /// [`ErrorKind::OutOfRange`] past 2^63 - 1; [`ErrorKind::Unsupported`] for [`WriteFlags::COMPRESSED`] if the format
     /// has no compression; otherwise the errors of the driver and the host.
     pub async fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> Result<()> {
-        self.may_write_to(offset, request::as_u64(data.len()))?;
+        self.may_write_to(offset, request::as_u64(data.len()), flags)?;
         request::write(&self.node, offset, data, flags).await
     }
 
@@ -247,7 +275,7 @@ impl Edge {
         cluster: CompressedCluster,
         flags: WriteFlags,
     ) -> Result<()> {
-        self.may_write_to(offset, request::as_u64(cluster.plain.len()))?;
+        self.may_write_to(offset, request::as_u64(cluster.plain.len()), flags)?;
         request::store_compressed(&self.node, offset, cluster, flags).await
     }
 
@@ -257,7 +285,7 @@ impl Edge {
     /// The errors of [`Self::write`]; `ENOTSUP` with [`ZeroFlags::NO_FALLBACK`] if the zeroes would have to be written
     /// as data.
     pub async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
-        self.may_write_to(offset, len)?;
+        self.may_write_to(offset, len, WriteFlags::empty())?;
         request::write_zeroes(&self.node, offset, len, flags).await
     }
 
@@ -319,7 +347,7 @@ impl Edge {
         target_offset: u64,
         len: u64,
     ) -> Result<()> {
-        target.may_write_to(target_offset, len)?;
+        target.may_write_to(target_offset, len, WriteFlags::empty())?;
         request::copy_range(&self.node, offset, &target.node, target_offset, len).await
     }
 }

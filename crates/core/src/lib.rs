@@ -31,6 +31,7 @@ mod events;
 mod flags;
 mod gate;
 mod graph;
+mod keeper;
 mod limits;
 pub mod names;
 mod node;
@@ -50,7 +51,7 @@ mod writes_in_flight;
 
 /// The atomics of the lock-free code. The loom models replace this module by a module with loom's types.
 mod atomics {
-    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 }
 
 pub use backend::{Backend, SoleWriter, Statistics};
@@ -82,6 +83,6 @@ pub use options::{
     size_fault, split_list,
 };
 pub use perm::{NodeAccess, Perm, Permissions, Roles};
-pub use request::{ChainStatus, run_all};
+pub use request::{ChainStatus, CopyOnRead, run_all};
 pub use secret::Secrets;
 pub use status::{Status, StatusFlags};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::backend::no_medium;
 use crate::driver::BoxFuture;
-use crate::{Backend, ChildIdx, Errno, Error, ErrorKind, Node, Result};
+use crate::{Backend, Errno, Error, ErrorKind, Node, Result};
 
 /// Properties of an internal snapshot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -49,17 +49,9 @@ fn of(node: &Node) -> Result<&dyn Snapshots> {
     node.driver().snapshots().ok_or_else(|| Error::from_errno(Errno::OPNOTSUPP))
 }
 
-/// Finds the node, at or below `node`, whose driver implements snapshots. Returns this node and the nodes above it,
-/// with `node` first. The nodes above only forward requests.
+/// Finds the node, at or below `node`, whose driver implements snapshots, and the nodes above it.
 fn keeper(node: Arc<Node>) -> Result<(Arc<Node>, Vec<Arc<Node>>)> {
-    let (mut keeper, mut above) = (node, Vec::new());
-    while keeper.driver().snapshots().is_none() {
-        let passes = keeper.factory().passes_permissions();
-        let below = keeper.child(ChildIdx::FILE).filter(|_| passes);
-        let below = below.ok_or_else(|| Error::from_errno(Errno::OPNOTSUPP))?;
-        above.push(std::mem::replace(&mut keeper, below));
-    }
-    Ok((keeper, above))
+    crate::keeper::keeper(node, |driver| driver.snapshots().is_some())
 }
 
 /// The internal snapshots of a node's image. If the node only forwards requests, the snapshots of the node below are

@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a model may fail by panicking, in its helpers too")]
 
 mod atomics {
-    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 }
 
 #[path = "unflushed.rs"]

@@ -25,23 +25,29 @@ fn of(node: &Node) -> Result<&dyn VmState> {
     node.driver().vm_state().ok_or_else(|| Error::from_errno(Errno::OPNOTSUPP))
 }
 
+/// Finds the node, at or below `node`, whose driver can store VM state, and the nodes above it.
+fn keeper(node: Arc<Node>) -> Result<(Arc<Node>, Vec<Arc<Node>>)> {
+    crate::keeper::keeper(node, |driver| driver.vm_state().is_some())
+}
+
 impl Backend {
-    /// Writes `data` at `offset` of the VM state.
+    /// Writes `data` at `offset` of the VM state. If the node only forwards requests, the node below stores the VM state.
     ///
     /// # Errors
     /// `ENOTSUP` if the format cannot store VM state; `EPERM` without write permission; the errors of the image's driver.
     pub async fn save_vm_state(&self, offset: u64, data: IoBuf) -> Result<()> {
         let edge = self.root()?;
-        of(edge.node())?;
+        let (keeper, above) = keeper(Arc::clone(edge.node()))?;
         if !edge.permissions().taken.contains(Perm::WRITE) {
             return Err(Error::from_errno(Errno::PERM));
         }
+        let changed = above.clone();
         let save = move |node: Arc<Node>| async move {
             let saved = of(&node)?.save(offset, data).await;
-            node.mark_unflushed();
+            changed.iter().chain([&node]).for_each(|node| node.mark_unflushed());
             saved
         };
-        self.graph().run_exclusive(edge.node(), self.while_writer(save)).await
+        self.graph().run_exclusive_below(above, &keeper, self.while_writer(save)).await
     }
 
     /// Reads `buf.len()` bytes at `offset` of the VM state into `buf`.
@@ -50,6 +56,7 @@ impl Backend {
     /// `ENOTSUP` if the format cannot store VM state; the errors of the image's driver.
     pub async fn load_vm_state(&self, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
         let load = move |node: Arc<Node>| async move { of(&node)?.load(offset, buf).await };
-        self.graph().run_exclusive(&self.node()?, self.while_open(load)).await
+        let (keeper, above) = keeper(self.node()?)?;
+        self.graph().run_exclusive_below(above, &keeper, self.while_open(load)).await
     }
 }

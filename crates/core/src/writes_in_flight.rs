@@ -11,10 +11,10 @@
 
 use std::ops::Range;
 
-use super::atomics::{AtomicU64, Ordering, fence};
+use super::atomics::{AtomicU64, AtomicUsize, Ordering, fence};
 
 /// The number of writes in flight that a thread can enter at a node.
-pub(crate) const SLOTS: usize = 32;
+pub(crate) const SLOTS: usize = 128;
 
 /// The state of a slot: a use count above these two bits.
 const CLAIMED: u64 = 1;
@@ -50,7 +50,11 @@ impl Slot {
 
 /// The slots of one thread.
 #[derive(Debug)]
-pub(crate) struct Slots(Vec<Slot>);
+pub(crate) struct Slots {
+    slots: Vec<Slot>,
+    /// Where the next write begins to look for a free slot.
+    next: AtomicUsize,
+}
 
 /// A range that was entered: its slot, and the state of the slot.
 #[derive(Debug, Clone, Copy)]
@@ -63,12 +67,14 @@ impl Slots {
     pub(crate) fn new(count: usize) -> Self {
         let slot =
             || Slot { state: AtomicU64::new(0), start: AtomicU64::new(0), end: AtomicU64::new(0) };
-        Self((0..count).map(|_| slot()).collect())
+        Self { slots: (0..count).map(|_| slot()).collect(), next: AtomicUsize::new(0) }
     }
 
     /// Enters a range. Returns `None` if no slot is free. Afterwards, the caller checks for serialising requests.
     pub(crate) fn enter(&self, range: &Range<u64>) -> Option<Entered> {
-        for (at, slot) in self.0.iter().enumerate() {
+        let next = self.next.load(Ordering::Relaxed);
+        let slots = self.slots.iter().enumerate();
+        for (at, slot) in slots.clone().skip(next).chain(slots.take(next)) {
             let state = slot.state.load(Ordering::Relaxed);
             let (claimed, visible) = (state | CLAIMED, state | VISIBLE);
             if state & (CLAIMED | VISIBLE) != 0
@@ -84,6 +90,7 @@ impl Slots {
             slot.start.store(range.start, Ordering::Relaxed);
             slot.end.store(range.end, Ordering::Relaxed);
             slot.state.store(visible, Ordering::Release);
+            self.next.store(at.saturating_add(1), Ordering::Relaxed);
             fence(Ordering::SeqCst);
             return Some(Entered { slot: at, state: visible });
         }
@@ -92,7 +99,7 @@ impl Slots {
 
     /// Ends a write. A serialising request that sees this also sees the data of the write.
     pub(crate) fn leave(&self, entered: Entered) {
-        if let Some(slot) = self.0.get(entered.slot) {
+        if let Some(slot) = self.slots.get(entered.slot) {
             let free = (entered.state & !VISIBLE).wrapping_add(USE);
             slot.state.store(free, Ordering::Release);
         }
@@ -101,7 +108,7 @@ impl Slots {
     /// The entered ranges that overlap `range`. The caller has announced the serialising request, and a sequentially
     /// consistent fence comes before this call. A write that enters later sees the request.
     pub(crate) fn overlapping(&self, range: &Range<u64>) -> impl Iterator<Item = Entered> {
-        self.0.iter().enumerate().filter_map(|(at, slot)| {
+        self.slots.iter().enumerate().filter_map(|(at, slot)| {
             let (state, found) = slot.visible()?;
             let overlaps = found.start.max(range.start) < found.end.min(range.end);
             overlaps.then_some(Entered { slot: at, state })
@@ -110,7 +117,7 @@ impl Slots {
 
     /// Whether the write is still in flight.
     pub(crate) fn is_in_flight(&self, entered: Entered) -> bool {
-        self.0
+        self.slots
             .get(entered.slot)
             .is_some_and(|slot| slot.state.load(Ordering::Acquire) == entered.state)
     }

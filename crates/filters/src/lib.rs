@@ -5,12 +5,19 @@
 //! | `blkdebug` | fails and suspends requests at chosen steps of the driver above |
 //! | `blklogwrites` | records all changes in a log that can be replayed |
 //! | `blkverify` | compares an image with a raw copy |
+//! | `compress` | makes writes compressed writes |
+//! | `copy_on_read` | copies data that is read from backing files to the image below |
+//! | `preallocate` | makes the file below longer than needed |
 //! | `quorum` | stores the same data in several children, and reads the data on which they agree |
 //! | `throttle` | limits the rate of requests, alone or together with other nodes |
 #![forbid(unsafe_code)]
 
+mod below;
 pub mod blkdebug;
 pub mod blklogwrites;
 pub mod blkverify;
+pub mod compress;
+pub mod copy_on_read;
+pub mod preallocate;
 pub mod quorum;
 pub mod throttle;

@@ -144,6 +144,34 @@ fn a_suspended_write_stays_suspended_if_its_future_is_dropped() {
 }
 
 #[test]
+fn a_drain_waits_neither_for_a_breakpoint_nor_for_a_delay() {
+    sim::run(9, async {
+        let delayed = ",inject-error.0.event=none,inject-error.0.iotype=write,\
+                       inject-error.0.errno=0,inject-error.0.delay-ns=1000000000";
+        let (graph, disk) = open(delayed).await;
+        let node = disk.node().unwrap();
+        let breakpoints = node.driver().breakpoints().unwrap();
+        breakpoints.set(DebugEvent::Pwritev, "A", |_| {});
+        let begin = now();
+        let start = |at: u64| {
+            let disk = disk.clone();
+            spawn(async move { write(&disk, at, 512).await })
+        };
+        let suspended = start(0);
+        breakpoints.wait("A").await;
+        let delayed = start(512);
+        yield_now().await;
+        drop(graph.drain(&node).await);
+        assert_eq!(now(), begin);
+        assert_eq!((suspended.await, delayed.await), (0, 0));
+        assert!(!breakpoints.is_suspended("A"));
+        write(&disk, 0, 512).await;
+        assert_eq!(now() - begin, Duration::from_secs(1));
+        disk.close().await.unwrap();
+    });
+}
+
+#[test]
 fn limits_come_from_the_options() {
     sim::run(7, async {
         let options = ",align=512,max-transfer=4096,opt-write-zero=1024,max-write-zero=2048,\

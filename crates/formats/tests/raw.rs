@@ -336,7 +336,7 @@ fn a_raw_image_is_recreated_beside_a_writer_but_not_beside_a_user_that_resizes()
         graph.create_image(name, "raw", &size).await.unwrap();
         assert_eq!(file.as_file().metadata().unwrap().len(), 8192);
         let resizing = Permissions { taken: users.taken | Perm::RESIZE, ..users };
-        writer.set_permissions(resizing).unwrap();
+        writer.set_permissions(resizing).await.unwrap();
         let refused = graph.create_image(name, "raw", &size).await;
         assert_eq!(message(refused), "Failed to get shared \"resize\" lock");
         writer.close().await.unwrap();

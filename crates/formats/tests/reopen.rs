@@ -192,7 +192,7 @@ fn a_reopen_names_the_option_that_it_cannot_change() {
             ("file.colour=red", "Cannot change the option 'colour'"),
             ("colour=red", "Cannot change the option 'colour'"),
             ("file=other", "Cannot find device='' nor node-name='other'"),
-            ("file=disk", "Replacing the 'file' child by a reopen is not supported"),
+            ("file=disk", "Making 'disk' a file child of 'disk' would create a cycle"),
             ("read-only=maybe", "Parameter 'read-only' expects 'on' or 'off'"),
         ];
         for (text, message) in cases {
@@ -233,5 +233,30 @@ fn a_file_that_was_replaced_by_another_is_not_reopened() {
         let back = disk.read(0, IoBufMut::new(1)).await.unwrap();
         assert_eq!(back[0], 1);
         disk.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_reopen_replaces_the_file_of_an_image() {
+    let file = file();
+    block_on(async {
+        let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
+        let text = "driver=raw,node-name=disk,file.node-name=file";
+        let disk = open(&graph, file.path(), text).await;
+        write(&disk, 0, b"before").await.unwrap();
+        let node = options("driver=raw,node-name=part,offset=512,file=file");
+        let part = graph.open(node, OpenFlags::default()).await.unwrap();
+        disk.reopen(options("file=part")).await.unwrap();
+        let size = std::fs::metadata(file.path()).unwrap().len();
+        assert_eq!(disk.size(), size - 512);
+        write(&disk, 0, b"after").await.unwrap();
+        let bytes = std::fs::read(file.path()).unwrap();
+        assert!(bytes.starts_with(b"before") && bytes[512..].starts_with(b"after"));
+        disk.reopen(options("file=file")).await.unwrap();
+        assert_eq!(disk.size(), size);
+        drop(part);
+        assert!(graph.node("part").is_none());
+        disk.close().await.unwrap();
+        assert!(graph.nodes().is_empty());
     });
 }

@@ -1,7 +1,9 @@
 //! The table of all drivers. A new driver must be added to this table.
 
 use oxblk_core::{DriverFactory, DriverTable, Error};
-use oxblk_filters::{blkdebug, blklogwrites, blkverify, quorum, throttle};
+use oxblk_filters::{
+    blkdebug, blklogwrites, blkverify, compress, copy_on_read, preallocate, quorum, throttle,
+};
 use oxblk_formats::{absent, parallels, qcow2, qed, raw, vdi, vpc};
 use oxblk_protocols::{file, null};
 
@@ -18,6 +20,9 @@ static DRIVERS: DriverTable = &[
     &raw::RAW,
     &throttle::THROTTLE,
     &blkdebug::BLKDEBUG,
+    &copy_on_read::COPY_ON_READ,
+    &compress::COMPRESS,
+    &preallocate::PREALLOCATE,
     &blklogwrites::BLKLOGWRITES,
     &blkverify::BLKVERIFY,
     &quorum::QUORUM,

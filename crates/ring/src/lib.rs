@@ -39,7 +39,7 @@ pub use runtime::{
 };
 pub use sync::{
     Event, EventListener, Mutex, MutexGuard, MutexGuardArc, RangeGuard, RangeLock, RwLock,
-    Semaphore, Shard, Sharded,
+    RwLockReadGuardArc, RwLockWriteGuardArc, Semaphore, Shard, Sharded,
 };
 
 /// A handle to a local task. Dropping it cancels the task; [`detach`](async_task::Task::detach) lets the task

@@ -21,6 +21,8 @@ Runs the random tests until each variant of each driver has had its share of eac
   faults         --cuts failing disks
   each-fault     --cuts times every fifth operation of a disk fails, one at a time
   damage         --cuts damaged disks
+  graph          --operations changes of the graph under requests, on simulated disks
+  graph-threads  the same on real files, with requests from four I/O threads
 With --minutes it runs for that time instead. --driver takes a family (qcow2) or a variant
 (qcow2-64k), --jobs says how many tests run at once (as many as there are cores).
 

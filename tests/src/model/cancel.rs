@@ -200,12 +200,11 @@ impl Run {
             let aio = self.random.pick(&["io_uring", "threads"]);
             let direct = on_disk && self.random.one_in(2);
             let copy_on_read = self.random.one_in(3);
-            let fail = |error| {
-                format!(
-                    "phase {number} ({aio}, direct: {direct}, copy-on-read: {copy_on_read}): {error}"
-                )
-            };
-            let disk = self.files.open(Access { aio, direct, copy_on_read })?;
+            let filters = self.random_filters(extent.filters);
+            let access = Access { aio, direct, copy_on_read, filters };
+            let shown = format!("phase {number}, {access:?}");
+            let fail = |error| format!("{shown}: {error}");
+            let disk = self.files.open(access).map_err(fail)?;
             self.work_impatiently(&disk, &oracle, extent.operations).map_err(fail)?;
             let bytes = self.observe_all(&disk, &oracle).map_err(fail)?;
             self.files.close(disk).map_err(fail)?;

@@ -7,6 +7,7 @@ use oxblk_core::{Backend, Graph, OpenFlags, Options};
 use oxblk_ring::{Config, IoThread};
 use tempfile::TempDir;
 
+use super::filters::Filters;
 use crate::formats::{self, Variant};
 use crate::program::{self, Program, Reply};
 use crate::random::Random;
@@ -17,7 +18,7 @@ const THREADS: usize = 4;
 const TASKS: usize = 4;
 
 /// How oxblk accesses host files.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Access {
     /// The I/O engine (the option `aio`).
     pub(super) aio: &'static str,
@@ -25,6 +26,8 @@ pub(super) struct Access {
     pub(super) direct: bool,
     /// Whether copy-on-read is on.
     pub(super) copy_on_read: bool,
+    /// The filters above the image and below it.
+    pub(super) filters: Filters,
 }
 
 /// The image files, base first, and the I/O threads that use the active image.
@@ -141,13 +144,13 @@ impl Files {
     /// Opens the active image.
     pub(super) fn open(&self, access: Access) -> Result<Backend, String> {
         let path = self.active().display().to_string();
-        let Access { aio, direct, copy_on_read } = access;
-        let graph: Graph = super::chain::graph();
+        let Access { aio, direct, copy_on_read, filters } = access;
+        let graph: Graph = filters.graph();
         let text = format!(
             r#"{{"driver":"file","filename":"{path}","aio":"{aio}","cache":{{"direct":{direct}}}}}"#
         );
         let file = Options::from_json(&text).map_err(|e| e.to_string())?;
-        let options = self.options(&file)?;
+        let options = filters.on_image(self.options(&filters.on_file(file))?);
         self.on_thread(move || async move {
             let flags = OpenFlags { unmap: true, copy_on_read, ..OpenFlags::default() };
             graph.open_backend(None, options, flags).await.map_err(|e| e.to_string())

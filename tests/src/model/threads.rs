@@ -11,6 +11,7 @@ use oxblk_core::{Backend, Preallocation};
 use tempfile::TempDir;
 
 use super::files::{Access, Files};
+use super::filters::Filters;
 use super::ops::Shape;
 use super::oracle::Oracle;
 use super::pool::{Next, Pool};
@@ -30,6 +31,8 @@ pub struct Extent {
     pub phases: u64,
     /// The number of operations in each phase.
     pub operations: u64,
+    /// In each phase, random filters are above the image and below it.
+    pub filters: bool,
 }
 
 /// A run: a chain of image files, and the model of the active image.
@@ -93,10 +96,34 @@ impl Run {
         variant: &Variant,
         shape: &mut Shape,
         operations: u64,
+        filters: bool,
     ) -> Result<(), String> {
         let aio = self.random.pick(&["io_uring", "threads"]);
         let copy_on_read = self.random.one_in(3);
-        let disk = self.files.open(Access { aio, direct: false, copy_on_read })?;
+        let filters = self.random_filters(filters);
+        let access = Access { aio, direct: false, copy_on_read, filters };
+        let shown = format!("{access:?}");
+        let disk = self.files.open(access)?;
+        self.use_disk(disk, variant, shape, operations, copy_on_read)
+            .map_err(|error| format!("{shown}: {error}"))
+    }
+
+    /// Chooses filters, if this run has filters.
+    pub(super) fn random_filters(&mut self, has_filters: bool) -> Filters {
+        match has_filters {
+            true => Filters::random(self.variant, &mut self.random),
+            false => Filters::default(),
+        }
+    }
+
+    fn use_disk(
+        &mut self,
+        disk: Backend,
+        variant: &Variant,
+        shape: &mut Shape,
+        operations: u64,
+        copy_on_read: bool,
+    ) -> Result<(), String> {
         // With copy-on-read, this comparison would copy all data into the image, so later requests would not find an
         // unallocated cluster.
         if !copy_on_read {
@@ -131,7 +158,7 @@ impl Run {
         for (variant, size) in chain {
             self.files.create(variant, size)?;
             lock(&self.oracle).resize(size);
-            self.phase(variant, &mut Shape::of(variant, size), 200)
+            self.phase(variant, &mut Shape::of(variant, size), 200, false)
                 .map_err(|e| format!("below: {e}"))?;
             // The phase may have grown the image. The overlay's size limits the visible part of the image.
         }
@@ -144,7 +171,7 @@ impl Run {
         self.build()?;
         let mut shape = self.shape.clone();
         for number in 0..extent.phases {
-            self.phase(self.variant, &mut shape, extent.operations)
+            self.phase(self.variant, &mut shape, extent.operations, extent.filters)
                 .map_err(|e| format!("phase {number}: {e}"))?;
             self.tally.operations += extent.operations;
         }

@@ -42,11 +42,15 @@ pub enum Kind {
     EachFault,
     /// Damaged images on simulated disks.
     Damage,
+    /// Random changes of the graph under requests, on simulated disks.
+    Graph,
+    /// The test of `Graph` on real files, with requests from four I/O threads.
+    GraphThreads,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 12] = [
         Kind::Model,
         Kind::Threads,
         Kind::Cancel,
@@ -57,6 +61,8 @@ impl Kind {
         Kind::Faults,
         Kind::EachFault,
         Kind::Damage,
+        Kind::Graph,
+        Kind::GraphThreads,
     ];
 
     /// Returns the name on the command line.
@@ -72,6 +78,8 @@ impl Kind {
             Kind::Faults => "faults",
             Kind::EachFault => "each-fault",
             Kind::Damage => "damage",
+            Kind::Graph => "graph",
+            Kind::GraphThreads => "graph-threads",
         }
     }
 
@@ -85,6 +93,8 @@ impl Kind {
         match self {
             Kind::Changes | Kind::ChangesThreads => variant.check && variant.resizes,
             Kind::EachFault => variant.check,
+            // These tests create their own images.
+            Kind::Graph | Kind::GraphThreads => variant.name == "qcow2-4k",
             _ => true,
         }
     }
@@ -92,7 +102,9 @@ impl Kind {
     /// Returns the count that measures the work of this kind: operations, power cuts, or jobs.
     fn counted(self, tally: &Tally, jobs: u64) -> u64 {
         match self {
-            Kind::Model | Kind::Threads | Kind::Cancel => tally.operations,
+            Kind::Model | Kind::Threads | Kind::Cancel | Kind::Graph | Kind::GraphThreads => {
+                tally.operations
+            }
             Kind::Crash | Kind::CrashThreads | Kind::Changes | Kind::ChangesThreads => tally.cuts,
             Kind::Faults | Kind::EachFault | Kind::Damage => jobs,
         }
@@ -106,6 +118,7 @@ impl Kind {
             Kind::Cancel => CANCEL.phases * CANCEL.operations,
             Kind::Crash | Kind::CrashThreads | Kind::Changes | Kind::ChangesThreads => CUTS as u64,
             Kind::Faults | Kind::EachFault | Kind::Damage => 1,
+            Kind::Graph | Kind::GraphThreads => CHANGES * 3 / 4,
         }
     }
 
@@ -123,6 +136,8 @@ impl Kind {
             Kind::ChangesThreads => crash::changes::run(variant, seed, cuts, From::Threads),
             Kind::Faults => crash::faults::run(variant, seed),
             Kind::EachFault => crash::each_fault::run(variant, seed, 5),
+            Kind::Graph => model::graph::run(seed, CHANGES),
+            Kind::GraphThreads => model::graph::run_on_files(seed, CHANGES),
             Kind::Damage => {
                 hostile::mutate::run(variant, seed);
                 Tally::default()
@@ -138,10 +153,13 @@ const REPORT_EVERY: Duration = Duration::from_secs(600);
 const CUTS: usize = 20;
 
 /// The size of one job on real files.
-const THREADS: Extent = Extent { phases: 3, operations: 3000 };
+const THREADS: Extent = Extent { phases: 3, operations: 3000, filters: false };
 
 /// The size of one job with cancelled requests.
-const CANCEL: Extent = Extent { phases: 3, operations: 1000 };
+const CANCEL: Extent = Extent { phases: 3, operations: 1000, filters: true };
+
+/// The number of changes of the graph in one job.
+const CHANGES: u64 = 1000;
 
 /// The work and the duration of a run.
 #[derive(Clone, Debug)]
@@ -175,7 +193,7 @@ impl Done {
     /// Whether the amount of work is complete when the running jobs have ended.
     fn is_enough(&self, kind: Kind, order: &Order) -> bool {
         let share = match kind {
-            Kind::Model | Kind::Threads => order.operations,
+            Kind::Model | Kind::Threads | Kind::Graph | Kind::GraphThreads => order.operations,
             Kind::Cancel => order.operations.div_ceil(5),
             _ => order.cuts,
         };

@@ -38,6 +38,7 @@ impl Row<'_> {
         let cuts = self.tally(&[Kind::Crash, Kind::CrashThreads]);
         let all_cuts = self.tally(&[&[Kind::Crash, Kind::CrashThreads][..], &changes].concat());
         let faults = self.tally(&[Kind::Faults]);
+        let graph = self.tally(&[Kind::Graph, Kind::GraphThreads]);
         vec![
             self.variant.unwrap_or("all").to_owned(),
             number(self.tally(&[Kind::Model]).operations),
@@ -53,13 +54,14 @@ impl Row<'_> {
             format!("{} ({})", self.jobs(&[Kind::Faults], |done| done.ended), faults.failed),
             number(self.tally(&[Kind::EachFault]).failed),
             number(self.jobs(&[Kind::Damage], |done| done.ended)),
+            format!("{} ({})", graph.operations, graph.failed),
             number(self.tally(&Kind::ALL).checked_by_qemu),
             number(self.jobs(&Kind::ALL, |done| done.failures)),
         ]
     }
 }
 
-const HEAD: [&str; 16] = [
+const HEAD: [&str; 17] = [
     "variant",
     "model: operations",
     "4 threads: operations",
@@ -74,6 +76,7 @@ const HEAD: [&str; 16] = [
     "failing disks (failed operations)",
     "failures of one operation each",
     "damaged disks",
+    "changes of the graph (refused)",
     "qemu-img checks",
     "failures",
 ];

@@ -33,7 +33,11 @@ fn a_simulated_disk_matches_the_model() {
 #[test]
 fn a_file_used_from_four_io_threads_matches_the_model_and_passes_qemus_check() {
     on_every_variant(|variant| {
-        model::threads::run(variant, 1, Extent { phases: 2, operations: scaled(600) });
+        model::threads::run(
+            variant,
+            1,
+            Extent { phases: 2, operations: scaled(600), filters: false },
+        );
     });
 }
 
@@ -81,7 +85,11 @@ fn cancelled_requests_leave_all_other_data_correct() {
     on_every_variant(|variant| {
         // Seed 6 uses files on a disk, and seed 1 files on tmpfs.
         for seed in [1, 6] {
-            model::cancel::run(variant, seed, Extent { phases: 1, operations: scaled(300) });
+            model::cancel::run(
+                variant,
+                seed,
+                Extent { phases: 1, operations: scaled(300), filters: false },
+            );
         }
     });
 }
@@ -93,6 +101,28 @@ fn a_failing_disk_loses_no_data_of_completed_requests() {
             crash::faults::run(variant, seed);
         }
     });
+}
+
+/// Variants with and without backing files, tables, compression and data files.
+fn below_filters() -> impl Iterator<Item = &'static Variant> {
+    let names = ["raw", "qcow2-4k", "qcow2-ext-16k", "qcow2-luks", "vdi", "qed", "vpc"];
+    names.into_iter().flat_map(named)
+}
+
+#[test]
+fn a_file_below_and_above_filters_matches_the_model_and_passes_qemus_check() {
+    let extent = Extent { phases: 2, operations: scaled(200), filters: true };
+    for (variant, seed) in below_filters().zip(1..) {
+        model::threads::run(variant, seed, extent);
+    }
+}
+
+#[test]
+fn cancelled_requests_below_filters_leave_all_other_data_correct() {
+    let extent = Extent { phases: 2, operations: scaled(100), filters: true };
+    for (variant, seed) in below_filters().zip([1, 6].into_iter().cycle()) {
+        model::cancel::run(variant, seed, extent);
+    }
 }
 
 /// Variants of qcow2 that execute image-wide changes differently.

@@ -53,6 +53,14 @@ fn io_reads_and_writes_vm_state_as_qemu_io() {
     }
     both.same(Io, &["-f", "raw", "-c", "read -b 0 512", "-c", "write -b 0 512", "a.raw"]);
     both.same(Io, &["-r", "-c", "read -b -P 9 300M 64k", "-c", "write -b 0 512", "a.qcow2"]);
+    // Nodes that only forward requests do so with the VM state too.
+    let group = ["--object", "throttle-group,id=g", "--image-opts"];
+    for above in ["raw", "throttle,throttle-group=g"] {
+        let disk = format!("driver={above},file.driver=qcow2,file.file.filename=a.qcow2");
+        let commands = ["-c", "write -b -P 6 1M 4k", "-c", "read -b -P 6 1M 4k", "-c", "flush"];
+        both.same(Io, &[&group[..], &commands, &[&disk]].concat());
+    }
+    both.same(Io, &["-c", "read -b -P 6 1M 4k", "a.qcow2"]);
     for directory in both.our_directories() {
         check_clean(&directory.join("a.qcow2"));
         let read = ["-c", "read -b -P 5 0 4k", "-c", "read -b -P 9 300M 64k"];

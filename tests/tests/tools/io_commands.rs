@@ -280,6 +280,7 @@ fn info_prints_the_name_of_a_protocol_twice_as_qemu_io() {
         "driver=null-aio",
         "driver=raw,file.filename=b.raw",
         "driver=raw,file.driver=null-co",
+        "driver=blkdebug,image.driver=raw,image.file.filename=b.raw",
     ] {
         both.same(Io, &["-c", "info", "--image-opts", disk]);
     }

@@ -7,6 +7,7 @@ mod blkverify;
 mod convert_guest;
 mod copy;
 mod debug_events;
+mod filters;
 mod generated;
 mod img_amend;
 mod img_bitmap;

@@ -88,6 +88,7 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
 
 fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
     let (words, shrink_by) = set_apart_size(words);
+    let extra_before_end = extra_before_end_of_options(&words);
     let mut read = Arguments {
         quiet: false,
         format: None,
@@ -102,11 +103,24 @@ fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
     let (filename, size) = match operands.as_slice() {
         [filename, size] => (filename, size),
         [] | [_] => return Err(context.misused("Expecting image file name and size")),
-        _ => return Err(context.misused("Extra argument(s) in command line")),
+        _ if extra_before_end => {
+            return Err(context.misused("Extra argument(s) in command line"));
+        }
+        _ => return Err(context.misused("Expecting image file name and size")),
     };
     read.filename.clone_from(filename);
     read.change = change(size).map_err(|error| context.error(&error))?;
     Ok(read)
+}
+
+/// Whether more than two operands precede the word `--`, or the end of a command line without this word. Two messages of qemu-img
+/// differ in this.
+fn extra_before_end_of_options(words: &[String]) -> bool {
+    let ends = words.iter().enumerate().filter(|(_, word)| *word == "--").map(|(at, _)| at);
+    // A word `--` may also be the value of an option: then the words in front of it are not a command line.
+    let before = ends.filter_map(|at| flags::operands(words.get(..at)?.to_vec(), FLAGS)).next();
+    let operands = before.or_else(|| flags::operands(words.to_vec(), FLAGS));
+    operands.is_some_and(|operands| operands.len() > 2)
 }
 
 /// Separates a word such as `-1G` directly behind the file name: the word is a size and not a cluster of options.

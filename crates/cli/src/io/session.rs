@@ -164,9 +164,13 @@ impl Session {
 
     /// Waits for requests in flight, closes the open image, and returns whether the close succeeded.
     pub(super) async fn close(&self) -> bool {
-        self.settle().await;
         let open = self.open.borrow_mut().take();
         let Some(open) = open else { return true };
+        // The requests in flight wait no longer for rate limits and breakpoints.
+        if let Ok(node) = open.backend.node() {
+            drop(open.backend.graph().drain(&node).await);
+        }
+        self.settle().await;
         match open.backend.close().await {
             Ok(()) => true,
             Err(error) => {

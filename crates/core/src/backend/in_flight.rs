@@ -76,11 +76,15 @@ impl Backend {
     }
 }
 
+/// The most sets of epochs that a request enters without an allocation.
+const FEW: usize = 4;
+
 /// The epochs that a request has entered, in the order of [`BelowRoot::epochs`](super::BelowRoot).
 enum Entered {
     None,
     One(EpochPlace),
-    Several(Vec<EpochPlace>),
+    Few([Option<EpochPlace>; FEW]),
+    Many(Vec<EpochPlace>),
 }
 
 impl RootEdge {
@@ -88,25 +92,32 @@ impl RootEdge {
         match &*self.below.epochs {
             [] => Entered::None,
             [epochs] => Entered::One(epochs.enter().detach()),
-            several => {
-                Entered::Several(several.iter().map(|epochs| epochs.enter().detach()).collect())
+            few if few.len() <= FEW => {
+                let mut places = [None; FEW];
+                for (place, epochs) in places.iter_mut().zip(few) {
+                    *place = Some(epochs.enter().detach());
+                }
+                Entered::Few(places)
             }
+            many => Entered::Many(many.iter().map(|epochs| epochs.enter().detach()).collect()),
         }
     }
 
     fn leave(&self, entered: Entered) {
-        let places = match entered {
-            Entered::None => return,
+        let leave = |places: &mut dyn Iterator<Item = EpochPlace>| {
+            for (epochs, place) in self.below.epochs.iter().zip(places) {
+                epochs.leave(place);
+            }
+        };
+        match entered {
+            Entered::None => {}
             Entered::One(place) => {
                 if let Some(epochs) = self.below.epochs.first() {
                     epochs.leave(place);
                 }
-                return;
             }
-            Entered::Several(places) => places,
-        };
-        for (epochs, place) in self.below.epochs.iter().zip(places) {
-            epochs.leave(place);
+            Entered::Few(places) => leave(&mut places.into_iter().flatten()),
+            Entered::Many(places) => leave(&mut places.into_iter()),
         }
     }
 }

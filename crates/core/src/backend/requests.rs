@@ -80,7 +80,7 @@ impl Backend {
         flags: WriteFlags,
     ) -> Result<()> {
         let root = Arc::clone(&request.root);
-        if let Err(error) = root.edge.may_write() {
+        if let Err(error) = root.edge.may_write_with(flags) {
             request.done();
             return Err(error);
         }

@@ -38,16 +38,11 @@ pub(super) struct Lender {
 }
 
 impl Lender {
-    /// Adds a step to `change` that gives the permissions back. `change` ends the job's use of the node through `edge`. If the
-    /// backend that has started the job was closed during the job, the step has no effect.
-    pub(super) fn give_back(self, change: &mut Change, edge: &Arc<Edge>) {
+    /// Adds a step to `change` that gives the permissions back, as far as the backend still wants them. `change` ends the job's
+    /// use of the node through `edge`. If the backend that has started the job was closed during the job, the step has no effect.
+    pub(super) fn give_back(&self, change: &mut Change, edge: &Edge) {
         let lent = edge.permissions().taken & self.before.taken;
-        let shared = self.before.shared;
-        change.set_root_permissions(&self.backend, move |root| {
-            root.yield_to(None);
-            // A reopen may have changed the permissions of the backend during the job.
-            Permissions { taken: root.permissions().taken | lent, shared }
-        });
+        change.give_back(&self.backend, lent, self.before.shared);
     }
 }
 

@@ -37,6 +37,10 @@ pub(super) struct Draft {
     first: Vec<Arc<Node>>,
     /// Backends that must not be dropped before the change lock is released.
     backends: Vec<Backend>,
+    /// The permissions that backends want from now on.
+    wanted: Vec<(Backend, Permissions)>,
+    /// Edges that no longer lend their permissions to a job.
+    given_back: Vec<Arc<Edge>>,
 }
 
 /// A backend that gets another root edge.
@@ -81,11 +85,30 @@ impl Draft {
         self.first.push(Arc::clone(parent));
     }
 
-    /// The root edge of `backend`. The backend lives at least as long as the draft.
-    pub(super) fn root_of(&mut self, backend: Backend) -> Option<Arc<Edge>> {
-        let root = self.root(&backend);
+    /// Changes the permissions of `backend`; see [`super::Change::set_backend_permissions`].
+    pub(super) fn set_backend_permissions(
+        &mut self,
+        backend: Backend,
+        permissions: impl Fn(Permissions) -> Permissions,
+    ) -> Result<()> {
+        let Some(root) = self.root(&backend) else {
+            self.backends.push(backend);
+            return Err(no_medium());
+        };
+        self.set_permissions(&root, permissions(self.permissions(&root)));
+        let wanted = permissions(backend.permissions());
+        self.wanted.push((backend, wanted));
+        Ok(())
+    }
+
+    /// Gives permissions back to `backend`; see [`super::Change::give_back`].
+    pub(super) fn give_back(&mut self, backend: Backend, lent: Perm, shared: Perm) {
+        if let Some(root) = self.root(&backend) {
+            let taken = self.permissions(&root).taken | (lent & backend.permissions().taken);
+            self.set_permissions(&root, Permissions { taken, shared });
+            self.given_back.push(root);
+        }
         self.backends.push(backend);
-        root
     }
 
     fn root(&self, backend: &Backend) -> Option<Arc<Edge>> {
@@ -104,6 +127,10 @@ impl Draft {
 
     /// Makes `node` the root node of `backend`, with the permissions of the former root edge.
     pub(super) fn move_root(&mut self, backend: Backend, node: &Arc<Node>) -> Result<()> {
+        self.backends.push(backend.clone());
+        if backend.is_closed() {
+            return Err(no_medium());
+        }
         let old = self.root(&backend);
         let permissions = match &old {
             Some(old) if Arc::ptr_eq(old.node(), node) => return Ok(()),
@@ -120,6 +147,16 @@ impl Draft {
         self.attach(&edge);
         self.set_root(backend, Some(edge));
         Ok(())
+    }
+
+    /// Like [`Self::move_root`], for a backend that must have no root node.
+    pub(super) fn insert_root(&mut self, backend: Backend, node: &Arc<Node>) -> Result<()> {
+        if self.root(&backend).is_some() {
+            let text = format!("There already is a medium in device '{}'", backend.name());
+            self.backends.push(backend);
+            return Err(Error::new(ErrorKind::Busy, text));
+        }
+        self.move_root(backend, node)
     }
 
     /// Replaces a child that `parent` has or can have.
@@ -174,6 +211,20 @@ impl Draft {
         self.slots.push(NewChild { parent: Arc::clone(parent), child, edge });
         self.first.push(Arc::clone(parent));
         Ok(())
+    }
+
+    /// Moves the users of a filter to the node that the filter shows.
+    pub(super) fn remove_filter(&mut self, filter: &Arc<Node>) -> Result<()> {
+        let filtered = filter.filtered_child().is_some();
+        let children = self.children(filter);
+        let below = children.iter().find(|(_, edge)| edge.roles().contains(Roles::FILTERED));
+        match below {
+            Some((_, below)) if filtered => {
+                let below = Arc::clone(below.node());
+                self.replace_node(filter, &below, |_| true)
+            }
+            _ => Err(Error::invalid(format!("Node '{}' is no filter", filter.name()))),
+        }
     }
 
     /// Moves users of `old` to `new`; see [`super::Change::replace_node`].
@@ -427,6 +478,12 @@ impl Draft {
             if !self.is_removed(edge) {
                 edge.replace_permissions(*permissions);
             }
+        }
+        for (backend, wanted) in &self.wanted {
+            backend.want(*wanted);
+        }
+        for edge in &self.given_back {
+            edge.yield_to(None);
         }
         for (edge, shared) in self.also_shared.values() {
             edge.set_also_shared(*shared);

@@ -97,6 +97,12 @@ impl Change {
         self.step(move |draft| draft.move_root(backend, &node));
     }
 
+    /// Makes `node` the root node of `backend`, which must have none.
+    pub(crate) fn insert_root(&mut self, backend: &Backend, node: Arc<Node>) {
+        let backend = backend.clone();
+        self.step(move |draft| draft.insert_root(backend, &node));
+    }
+
     /// Changes the permissions of `edge`, which is the edge of a backend, a job or another user that is not a node. The
     /// permissions of child edges follow from those of the parents of the node. [`Self::release`] ignores an edge that no longer
     /// uses its node.
@@ -108,16 +114,24 @@ impl Change {
         });
     }
 
-    /// Like [`Self::set_permissions`], for the root edge that `backend` has when the change is made. A closed backend is ignored.
-    pub(crate) fn set_root_permissions(
+    /// Changes the permissions that `backend` takes on its root node. `permissions` computes them from the current ones. The change
+    /// fails with `ENOMEDIUM` if the backend has no root node then.
+    pub(crate) fn set_backend_permissions(
         &mut self,
-        backend: &WeakBackend,
-        permissions: impl FnOnce(&Arc<Edge>) -> Permissions + Send + 'static,
+        backend: &Backend,
+        permissions: impl Fn(Permissions) -> Permissions + Send + 'static,
     ) {
         let backend = backend.clone();
+        self.step(move |draft| draft.set_backend_permissions(backend, permissions));
+    }
+
+    /// Gives `lent` back to `backend`, which has lent it to a job, as far as the backend still wants it. A closed backend is
+    /// ignored.
+    pub(crate) fn give_back(&mut self, backend: &WeakBackend, lent: Perm, shared: Perm) {
+        let backend = backend.clone();
         self.step(move |draft| {
-            if let Some(root) = backend.upgrade().and_then(|backend| draft.root_of(backend)) {
-                draft.set_permissions(&root, permissions(&root));
+            if let Some(backend) = backend.upgrade() {
+                draft.give_back(backend, lent, shared);
             }
             Ok(())
         });
@@ -168,6 +182,12 @@ impl Change {
     ) {
         let (old, new) = (Arc::clone(old), Arc::clone(new));
         self.step(move |draft| draft.replace_node(&old, &new, which));
+    }
+
+    /// Moves the users of a filter to the node that the filter shows.
+    pub(crate) fn remove_filter(&mut self, filter: &Arc<Node>) {
+        let filter = Arc::clone(filter);
+        self.step(move |draft| draft.remove_filter(&filter));
     }
 
     /// Updates the permissions that `node` takes on its children.

@@ -74,7 +74,7 @@ pub(super) fn check(draft: &Draft, affected: &[Arc<Node>]) -> Result<()> {
         let ours = draft.cumulative(node);
         ours.check_size(node.size(), node.request_alignment())
             .map_err(|error| error.on_node(node.name()))?;
-        if draft.is_read_only(node) && ours.taken.contains(Perm::WRITE) {
+        if draft.is_read_only(node) && ours.taken.intersects(Perm::WRITE | Perm::WRITE_UNCHANGED) {
             let name = node.name();
             let text = match draft.changes_read_only(node) {
                 true => format!("Read-only block node '{name}' cannot support read-write users"),

@@ -162,7 +162,7 @@ impl Graph {
                 given: layer.given,
             },
             filename: context.filename,
-            change_lock: self.change_lock(),
+            change_lock: Arc::clone(self.change_lock()),
         };
         let node = self.insert(layer.name, parts);
         node.adopt_bitmaps(&bitmaps)?;

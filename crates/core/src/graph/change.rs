@@ -1,20 +1,22 @@
 //! [`GraphChange`]: changes of the links between nodes, and of the root nodes of backends, while requests are made.
 //!
-//! 1. The lock of changes to several nodes is taken, so that there is only one such change at a time. Then the control locks of
-//!    the nodes whose users or children change, and of the nodes that a flush of them reaches.
-//! 2. These nodes are drained and flushed: afterwards, a flush may no longer reach the nodes below.
+//! 1. The structure lock is taken, so that there is only one such change at a time. Then the control locks of the nodes whose
+//!    users or children change, of the nodes that a flush of them reaches, and of all nodes above them.
+//! 2. The nodes whose users or children change are drained and flushed: afterwards, a flush may no longer reach them.
 //! 3. A [`Change`] of the graph is made: all steps take effect or none.
 //! 4. Limits and sizes of all nodes above are updated, from the lowest node up.
 //! 5. Requests resume. Nodes that have lost their last user are closed.
 //!
-//! From step 3 on, the change runs to its end even if its future is dropped.
+//! Once the nodes are drained, the change runs to its end even if its future is dropped.
 
 use std::sync::Arc;
 
+use oxblk_ring::{RwLockWriteGuardArc, UntilSettled};
+
 use super::Graph;
-use super::walk::Above;
+use super::walk::{Above, nodes_above};
 use crate::change::Change;
-use crate::control::{ControlGuard, run_to_completion};
+use crate::control::run_to_completion;
 use crate::perm::Roles;
 use crate::{Backend, ChildIdx, Edge, Error, Node, Result, request};
 
@@ -43,7 +45,9 @@ enum Step {
     Child { parent: Arc<Node>, child: ChildIdx, new: Option<Arc<Node>> },
     NewChild { parent: Arc<Node>, child: ChildIdx, name: String, roles: Roles, node: Arc<Node> },
     Node { old: Arc<Node>, new: Arc<Node>, which: Which },
-    Root { backend: Backend, node: Arc<Node> },
+    Root { backend: Backend, node: Option<Arc<Node>> },
+    Insert { backend: Backend, node: Arc<Node> },
+    RemoveFilter { filter: Arc<Node> },
 }
 
 impl Graph {
@@ -87,21 +91,25 @@ impl GraphChange {
         self.steps.push(Step::Node { old, new, which });
     }
 
-    /// Moves all users of a filter to the node that the filter shows. The filter has no user then, and is closed.
-    ///
-    /// # Errors
-    /// When the node is no filter.
-    pub fn remove_filter(&mut self, filter: &Arc<Node>) -> Result<()> {
-        let Some(below) = filter.filtered_child() else {
-            return Err(Error::invalid(format!("Node '{}' is no filter", filter.name())));
-        };
-        self.replace_node(filter, below.node(), |_| true);
-        Ok(())
+    /// Moves the users of a filter to the node that the filter shows when the change is made. If the filter has no user then, it
+    /// is closed.
+    pub fn remove_filter(&mut self, filter: &Arc<Node>) {
+        self.steps.push(Step::RemoveFilter { filter: Arc::clone(filter) });
     }
 
     /// Makes `node` the root node of `backend`. The backend keeps its permissions.
     pub fn set_root(&mut self, backend: &Backend, node: &Arc<Node>) {
-        self.steps.push(Step::Root { backend: backend.clone(), node: Arc::clone(node) });
+        self.steps.push(Step::Root { backend: backend.clone(), node: Some(Arc::clone(node)) });
+    }
+
+    /// Gives `backend` a root node. The change fails if the backend has a root node then.
+    pub(crate) fn insert_root(&mut self, backend: &Backend, node: &Arc<Node>) {
+        self.steps.push(Step::Insert { backend: backend.clone(), node: Arc::clone(node) });
+    }
+
+    /// Takes the root node of `backend` away. The backend is empty afterwards ([`Backend::empty`]).
+    pub fn remove_root(&mut self, backend: &Backend) {
+        self.steps.push(Step::Root { backend: backend.clone(), node: None });
     }
 
     /// Makes the change. Nodes that have no user afterwards are closed; the log reports an error of such a close.
@@ -111,7 +119,7 @@ impl GraphChange {
     /// by a job, when a node would be below itself, when permissions conflict, or when a flush fails. After an error, nothing
     /// has changed.
     pub async fn run(self) -> Result<()> {
-        let structure = self.graph.structure_lock().acquire().await;
+        let structure = self.graph.lock_structure().await;
         self.run_locked(structure, || {}).await
     }
 
@@ -119,29 +127,40 @@ impl GraphChange {
     /// made, before requests resume.
     pub(super) async fn run_locked(
         self,
-        structure: ControlGuard,
+        structure: RwLockWriteGuardArc<()>,
         made: impl FnOnce() + 'static,
     ) -> Result<()> {
         let Self { graph, steps } = self;
-        let touched = touched(&steps);
-        let controls = graph.controls_for_flush(&touched).await;
+        let touched = graph.touched(&steps)?;
+        let controls = graph.controls_for_change(&touched).await;
         let drained = graph.drain_all(&touched).await?;
-        for node in touched.iter().filter(|node| !node.is_read_only()) {
-            request::flush(node).await?;
-        }
+        // If the thread ends halfway, the nodes stay locked until the host has completed the operations that were begun.
+        let guards = UntilSettled::new((drained, controls));
         run_to_completion(async move {
             let changed: Vec<_> = steps.iter().filter_map(Step::changed).collect();
-            let Some(change) = change(steps) else { return Ok(()) };
-            let released = change.commit()?;
+            let losing: Vec<_> = steps.iter().filter_map(Step::losing).collect();
+            let released = match flush(&losing).await {
+                Ok(()) => change(&graph, steps).commit(),
+                Err(error) => Err(error),
+            };
+            let released = match released {
+                Ok(released) => released,
+                Err(error) => {
+                    // A failed flush may leave host I/O in flight.
+                    oxblk_ring::settled().await;
+                    drop(guards.release());
+                    return Err(error);
+                }
+            };
             made();
-            for node in refresh(&changed).await.iter().filter(|node| !node.is_read_only()) {
+            for node in nodes_above(&changed).iter().filter(|node| !node.is_read_only()) {
                 // The children are others now and may have data to flush.
                 node.mark_unflushed();
             }
             graph.extend_drains();
+            refresh(&changed).await;
             // Requests resume before the next control operation gets a lock.
-            drop(drained);
-            drop(controls);
+            drop(guards.release());
             for node in released {
                 graph.close_released(node).await;
             }
@@ -152,45 +171,74 @@ impl GraphChange {
     }
 }
 
+impl Graph {
+    /// The nodes that the steps concern, each once. They are drained.
+    fn touched(&self, steps: &[Step]) -> Result<Vec<Arc<Node>>> {
+        let mut nodes: Vec<Arc<Node>> = Vec::new();
+        for node in steps.iter().flat_map(Step::touched) {
+            if !Arc::ptr_eq(node.change_lock(), self.change_lock()) {
+                let text = format!("Node '{}' belongs to another graph", node.name());
+                return Err(Error::invalid(text));
+            }
+            if !nodes.iter().any(|other| Arc::ptr_eq(other, &node)) {
+                nodes.push(node);
+            }
+        }
+        Ok(nodes)
+    }
+}
+
+/// Flushes nodes that are drained. A write marks only the node through which it enters the graph as unflushed, so the nodes are
+/// marked first.
+async fn flush(nodes: &[Arc<Node>]) -> Result<()> {
+    for node in nodes.iter().filter(|node| !node.is_read_only()) {
+        node.mark_unflushed();
+        request::flush(node).await?;
+    }
+    Ok(())
+}
+
 impl Step {
-    /// The node that is drained and flushed for this step.
-    fn drained(&self) -> Option<Arc<Node>> {
+    /// The nodes that get other users or children. The node that loses a user or a child comes first.
+    fn touched(&self) -> Vec<Arc<Node>> {
         match self {
-            Self::Child { parent, .. } | Self::NewChild { parent, .. } => Some(Arc::clone(parent)),
-            Self::Node { old, .. } => Some(Arc::clone(old)),
-            Self::Root { backend, .. } => backend.node().ok(),
+            Self::Child { parent, .. } | Self::NewChild { parent, .. } => vec![Arc::clone(parent)],
+            Self::Node { old, new, .. } => vec![Arc::clone(old), Arc::clone(new)],
+            Self::RemoveFilter { filter } => {
+                let below = filter.filtered_child().map(|edge| Arc::clone(edge.node()));
+                [Arc::clone(filter)].into_iter().chain(below).collect()
+            }
+            Self::Root { backend, node } => {
+                backend.node().into_iter().chain(node.clone()).collect()
+            }
+            Self::Insert { node, .. } => vec![Arc::clone(node)],
         }
     }
 
-    /// The node whose users see other children after this step.
+    /// The node that loses a user or a child.
+    fn losing(&self) -> Option<Arc<Node>> {
+        match self {
+            Self::Insert { .. } => None,
+            step => step.touched().into_iter().next(),
+        }
+    }
+
+    /// The node whose users see other nodes after this step.
     fn changed(&self) -> Option<Arc<Node>> {
         match self {
             Self::Child { parent, .. } | Self::NewChild { parent, .. } => Some(Arc::clone(parent)),
-            Self::Node { new, .. } => Some(Arc::clone(new)),
-            Self::Root { .. } => None,
+            Self::Node { new, .. } | Self::Insert { node: new, .. } => Some(Arc::clone(new)),
+            Self::RemoveFilter { filter } => {
+                filter.filtered_child().map(|edge| Arc::clone(edge.node()))
+            }
+            Self::Root { node, .. } => node.clone(),
         }
     }
 }
 
-/// The nodes that are drained, each once.
-fn touched(steps: &[Step]) -> Vec<Arc<Node>> {
-    let mut nodes: Vec<Arc<Node>> = Vec::new();
-    for node in steps.iter().filter_map(Step::drained) {
-        if !nodes.iter().any(|other| Arc::ptr_eq(other, &node)) {
-            nodes.push(node);
-        }
-    }
-    nodes
-}
-
-/// The change of the graph. `None` without steps.
-fn change(steps: Vec<Step>) -> Option<Change> {
-    let lock = match steps.first()? {
-        Step::Child { parent, .. } | Step::NewChild { parent, .. } => parent.change_lock(),
-        Step::Node { old, .. } => old.change_lock(),
-        Step::Root { node, .. } => node.change_lock(),
-    };
-    let mut change = Change::new(lock);
+/// The change of the graph.
+fn change(graph: &Graph, steps: Vec<Step>) -> Change {
+    let mut change = Change::new(graph.change_lock());
     for step in steps {
         match step {
             Step::Child { parent, child, new } => {
@@ -200,10 +248,13 @@ fn change(steps: Vec<Step>) -> Option<Change> {
                 change.add_child(&parent, child, &name, roles, &node);
             }
             Step::Node { old, new, which } => change.replace_node(&old, &new, which),
-            Step::Root { backend, node } => change.set_root(&backend, node),
+            Step::Root { backend, node: Some(node) } => change.set_root(&backend, node),
+            Step::RemoveFilter { filter } => change.remove_filter(&filter),
+            Step::Insert { backend, node } => change.insert_root(&backend, node),
+            Step::Root { backend, node: None } => change.set_root_edge(&backend, None),
         }
     }
-    Some(change)
+    change
 }
 
 /// Updates the limits and sizes of the nodes `changed` and of all nodes above them, the children of a node before the node.

@@ -38,7 +38,7 @@ impl Graph {
     }
 
     async fn add_child(&self, parent: Arc<Node>, node: Arc<Node>) -> Result<()> {
-        let structure = self.structure_lock().acquire().await;
+        let structure = self.lock_structure().await;
         let Some(list) = parent.driver().child_list() else {
             let name = parent.name();
             return Err(Error::unsupported(format!(
@@ -61,7 +61,7 @@ impl Graph {
     }
 
     async fn remove_child(&self, parent: Arc<Node>, child: &str) -> Result<()> {
-        let structure = self.structure_lock().acquire().await;
+        let structure = self.lock_structure().await;
         let found = parent.children().iter().find(|(_, edge)| edge.name() == child);
         let Some((at, _)) = found else {
             let name = parent.name();

@@ -3,6 +3,7 @@
 //! A [`Graph`] has a table of drivers, finds nodes by name, opens ([`open`]) and creates images, drains nodes, and
 //! closes nodes that have no user. Requests do not pass through the [`Graph`].
 
+mod backing;
 mod base;
 mod bitmaps;
 mod chain;
@@ -31,11 +32,13 @@ pub use filename::relative_to;
 pub(crate) use filename::scheme;
 pub use open::{BackingFile, OpenContext, OpenFlags};
 pub use reopen::ReopenRequest;
-pub(crate) use walk::{is_below, nodes_below, nodes_from};
+pub(crate) use walk::{is_below, nodes_above, nodes_below, nodes_from};
+
+use oxblk_ring::{RwLock, RwLockReadGuardArc, RwLockWriteGuardArc};
 
 use crate::backend::WeakBackend;
 use crate::change::ChangeLock;
-use crate::control::{ControlLock, Controls, in_background, run_to_completion};
+use crate::control::{Controls, in_background, run_to_completion};
 use crate::driver::{BoxFuture, Driver, DriverFactory, DriverTable};
 use crate::gate::Gate;
 use crate::node::{NodeParts, Settings};
@@ -63,8 +66,8 @@ struct Inner {
     warner: fn(&str),
     objects: Objects,
     events: Events,
-    /// The lock of changes to several nodes: [`GraphChange`]s and reopens.
-    structure_lock: ControlLock,
+    /// Held by changes to several nodes ([`GraphChange`], reopen), one at a time, and shared by opens that refer to nodes.
+    structure_lock: Arc<RwLock<()>>,
     change_lock: ChangeLock,
 }
 
@@ -123,7 +126,7 @@ impl Graph {
             warner,
             objects,
             events: Events::default(),
-            structure_lock: ControlLock::default(),
+            structure_lock: Arc::default(),
             change_lock: ChangeLock::default(),
         };
         Self { inner: Arc::new(inner), gate }
@@ -173,8 +176,14 @@ impl Graph {
         &self.inner.events
     }
 
-    pub(crate) fn structure_lock(&self) -> &ControlLock {
-        &self.inner.structure_lock
+    /// Waits until no other change to several nodes is in progress, and no image is being opened that refers to a node.
+    async fn lock_structure(&self) -> RwLockWriteGuardArc<()> {
+        self.inner.structure_lock.write_arc().await
+    }
+
+    /// Waits until no change to several nodes is in progress.
+    async fn share_structure(&self) -> RwLockReadGuardArc<()> {
+        self.inner.structure_lock.read_arc().await
     }
 
     /// Warns the user about something that is dangerous but not an error.
@@ -261,13 +270,13 @@ impl Graph {
             epochs: Arc::default(),
             settings: Settings { flags, ..Settings::default() },
             filename: None,
-            change_lock: self.change_lock(),
+            change_lock: Arc::clone(self.change_lock()),
         };
         Ok(self.insert(claimed, parts))
     }
 
-    fn change_lock(&self) -> ChangeLock {
-        Arc::clone(&self.inner.change_lock)
+    pub(crate) fn change_lock(&self) -> &ChangeLock {
+        &self.inner.change_lock
     }
 
     /// Reserves a name for a node that is being opened. Without `name`, a name is generated.
@@ -326,7 +335,7 @@ impl Graph {
     pub fn release(&self, node: Arc<Node>) -> BoxFuture<'_, Result<()>> {
         let graph = self.clone();
         Box::pin(run_to_completion(async move {
-            if node.users().is_used() {
+            if !node.is_unused() {
                 return Ok(());
             }
             let controls = graph.controls(&node).await;

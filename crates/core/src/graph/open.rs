@@ -10,14 +10,13 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::chain::{BACKING, Below, Layer};
+use super::chain::{Below, Layer};
 use super::generic::{Generic, take_generic};
-use super::{Graph, Opened, filename};
+use super::{Graph, Opened};
 use crate::backend::no_medium;
 use crate::control::run_to_completion;
 use crate::driver::{BoxFuture, Driver, DriverFactory};
 use crate::epoch::Epochs;
-use crate::gate::Purpose;
 use crate::perm::{NodeAccess, Permissions};
 use crate::{
     Backend, ChildIdx, ChildSpec, Children, Edge, Errno, Error, ErrorKind, MAX_LENGTH, Node,
@@ -235,6 +234,11 @@ impl Graph {
             // An image that is opened halfway must be closed. So the opening runs to its end even if the caller's
             // future is dropped. In this case the new node is closed.
             let opening = async move {
+                // The requests of the opening are in no drain. So no node to which the image refers changes meanwhile.
+                let _structure = match graph.may_refer_to_nodes(&target) {
+                    true => Some(graph.share_structure().await),
+                    false => None,
+                };
                 let node = Some(graph.open_chain(target).await?);
                 Ok(Opened { graph, node })
             };
@@ -247,6 +251,21 @@ impl Graph {
                 None => error,
             })
         })
+    }
+
+    /// Whether an option may be the name of a node that exists.
+    fn may_refer_to_nodes(&self, target: &Target) -> bool {
+        let is_json = target.filename.as_deref().is_some_and(|name| name.starts_with("json:"));
+        let mut values: Vec<_> = target.options.iter().map(|(_, value)| value).collect();
+        while let Some(value) = values.pop() {
+            match value {
+                Value::String(name) if self.node(name).is_some() => return true,
+                Value::Object(map) => values.extend(map.values()),
+                Value::Array(list) => values.extend(list),
+                _ => {}
+            }
+        }
+        is_json
     }
 
     /// Opens an image and its storage, but not its backing file.
@@ -458,88 +477,6 @@ impl Graph {
         };
         Ok((layer, below))
     }
-
-    /// Determines the backing file of an image. The `backing` option takes precedence over the reference in the image.
-    fn below(
-        &self,
-        driver: &'static dyn DriverFactory,
-        context: &OpenContext,
-        option: Option<Value>,
-        depth: u32,
-        nesting: u32,
-    ) -> Result<Below> {
-        let mut flags = context.flags.clone();
-        flags.read_only = true;
-        flags.auto_read_only = false;
-        flags.probed = false;
-        flags.unmap = false;
-        flags.copy_on_read = false;
-        let mut options = match option {
-            Some(Value::Null) => return Ok(Below::Nothing),
-            Some(Value::String(name)) if name.is_empty() => return Ok(Below::Nothing),
-            // If backing files are not opened, the option is refused as unknown.
-            Some(Value::Object(map)) if context.flags.no_backing => {
-                let inner = Options::from_map(map)?.first_key().filter(|key| !key.is_empty());
-                let key = inner.map_or("backing".to_owned(), |inner| format!("backing.{inner}"));
-                return Err(unsupported_option(driver, &key));
-            }
-            Some(_) if context.flags.no_backing => {
-                return Err(unsupported_option(driver, "backing"));
-            }
-            Some(Value::String(name)) => {
-                let found = self.node(&name);
-                return found.map(Below::Node).ok_or_else(|| {
-                    let text = format!("Cannot find device='{name}' nor node-name='{name}'");
-                    Error::invalid(text).prefix(BACKING)
-                });
-            }
-            Some(Value::Object(mut map)) => {
-                let plain = map.shift_remove("");
-                let options = Options::from_map(map)?;
-                if plain.is_some() && !options.is_empty() {
-                    return Err(Error::invalid(PLAIN_AND_NESTED).prefix(BACKING));
-                }
-                options
-            }
-            None if context.flags.no_backing => return Ok(Below::Nothing),
-            // A value of another type is ignored.
-            Some(_) | None => Options::new(),
-        };
-        let mut filename = None;
-        if !options.contains("file") && !options.contains("filename") {
-            let Some(named) = &context.backing else {
-                return Ok(if options.is_empty() {
-                    Below::Nothing
-                } else {
-                    let depth = depth.saturating_add(1);
-                    let epochs = Arc::clone(&context.epochs);
-                    let rest = Target::default();
-                    Below::Target(Target { options, flags, depth, nesting, epochs, ..rest })
-                });
-            };
-            let path = match context.image_filename() {
-                Some(base) => filename::relative_to(&base, &named.filename),
-                None => named.filename.clone(),
-            };
-            let failed = |error: Error| error.prefix(BACKING);
-            let admitted = self.gate().admit(Purpose::Backing, &path).map_err(failed)?;
-            flags.no_symlinks = admitted.no_symlinks;
-            filename = Some(admitted.name);
-            if let Some(format) = &named.format {
-                options.insert_default("driver", format.clone());
-            }
-        }
-        Ok(Below::Target(Target {
-            filename,
-            options,
-            flags,
-            protocol: false,
-            named_above: true,
-            depth: depth.saturating_add(1),
-            nesting,
-            epochs: Arc::clone(&context.epochs),
-        }))
-    }
 }
 
 /// Whether options describe the `file` child of an image.
@@ -578,7 +515,7 @@ fn take_backing(driver: &dyn DriverFactory, context: &mut OpenContext) -> Result
     Ok(None)
 }
 
-fn unsupported_option(driver: &dyn DriverFactory, key: &str) -> Error {
+pub(super) fn unsupported_option(driver: &dyn DriverFactory, key: &str) -> Error {
     let (what, does_not) = match driver.is_protocol() {
         true => ("protocol", "doesn't"),
         false => ("format", "does not"),

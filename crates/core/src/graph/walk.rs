@@ -74,6 +74,11 @@ impl Above {
     }
 }
 
+/// `nodes` and all nodes above them, each once.
+pub(crate) fn nodes_above(nodes: &[Arc<Node>]) -> Vec<Arc<Node>> {
+    Above::of(nodes).nodes
+}
+
 /// `top` and all nodes below it, each once.
 pub(crate) fn nodes_below(top: &Arc<Node>) -> Vec<Arc<Node>> {
     nodes_from(std::slice::from_ref(top), |_| true)

@@ -27,6 +27,12 @@ impl Node {
         &self.change_lock
     }
 
+    /// Whether the node has no user. Waits for a change that is being made, because it may remove a user again.
+    pub(crate) fn is_unused(&self) -> bool {
+        let _changing = self.change_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        !self.users.is_used()
+    }
+
     /// Marks the node as closed if it has no user. Returns true to only one caller, which then closes the driver. A change that is
     /// being made has users that it may remove again, so this waits for the change.
     pub(crate) fn close_if_unused(&self) -> bool {

@@ -130,6 +130,14 @@ pub(super) async fn write_counted(node: &Arc<Node>, offset: u64, data: IoBuf) ->
     in_turn(node, offset, len, slow::write_pieces(node, offset, data)).await
 }
 
+/// Whether changes of the node must be ordered by [`in_turn`]: the node has an alignment of more than one byte, or copy-on-read,
+/// or a filter above the node requests copy-on-read.
+pub(super) fn must_take_turns(node: &Node) -> bool {
+    node.request_alignment() > 1
+        || node.has_gate(SlowPathFlags::COPY_ON_READ)
+        || node.is_serialising()
+}
+
 /// Carries out a change of a range. The change is counted ([`Node::count_write`]). While a read-modify-write or a
 /// copy-on-read is in progress, the change takes the range lock instead. A node with an alignment of one byte and
 /// without copy-on-read needs neither.
@@ -139,7 +147,7 @@ pub(super) async fn in_turn<T>(
     len: u64,
     change: impl Future<Output = T>,
 ) -> T {
-    if node.request_alignment() <= 1 && !node.has_gate(SlowPathFlags::COPY_ON_READ) {
+    if !must_take_turns(node) {
         return change.await;
     }
     if let Some(counted) = node.count_write(offset, len) {

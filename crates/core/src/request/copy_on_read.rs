@@ -9,6 +9,9 @@
 //! - All changes of a node with copy-on-read go through [`align::in_turn`]: they are counted, and they wait for the
 //!   lock while such a read is in progress.
 //!
+//! Copy-on-read is a setting of a node, or a filter above the node requests it for its reads ([`read_copying`]). As long as such a
+//! filter exists, the node counts as having a serialising request in progress ([`CopyOnRead`]).
+//!
 //! The visible contents do not change, so dirty bitmaps do not record these writes.
 
 use std::sync::Arc;
@@ -22,22 +25,120 @@ use crate::{DebugEvent, ErrorKind, Node, Result, ZeroFlags};
 /// Maximum number of requested bytes in one step. A step reads whole blocks, so it may read more bytes.
 const AT_ONCE: u64 = 2 << 20;
 
+/// Which unallocated ranges are copied.
+#[derive(Clone, Copy)]
+pub(super) enum Scope<'a> {
+    /// All ranges that the node itself has not allocated. The node is no filter.
+    All,
+    /// The same, for a node that may be a filter. If there is a bottom node, only the ranges that an image of the chain has
+    /// allocated, from the backing file of this image down to the bottom node.
+    Filter { bottom: Option<&'a Arc<Node>> },
+}
+
+/// What a read does with the start of a range.
+struct Found {
+    len: u64,
+    /// The range is copied to the node.
+    is_copied: bool,
+    /// The range reads as zeroes because no image has data there. Such a range is not stored.
+    is_zero: bool,
+}
+
+impl Scope<'_> {
+    async fn find(self, node: &Arc<Node>, offset: u64, len: u64) -> Result<Found> {
+        let bottom = match self {
+            Self::All => {
+                let own = status::block_status(node, offset, len, Want::Allocation).await?;
+                let (is_copied, is_zero) = (!own.is_allocated(), own.is_zero());
+                return Ok(Found { len: own.len, is_copied, is_zero });
+            }
+            Self::Filter { bottom } => bottom,
+        };
+        let image = node.skip_filters();
+        let Some(backing) = image.cow_child() else {
+            return Ok(Found { len, is_copied: false, is_zero: false });
+        };
+        let backing = backing.node();
+        let above = |top, base, len| status::status_above(top, base, offset, len, Want::Allocation);
+        let own = above(node, Some(backing), len).await?.status;
+        let found =
+            Found { len: own.len.max(1), is_copied: !own.is_allocated(), is_zero: own.is_zero() };
+        let Some(bottom) = bottom.filter(|_| found.is_copied && !found.is_zero) else {
+            return Ok(found);
+        };
+        if Arc::ptr_eq(bottom, &image) {
+            return Ok(Found { is_copied: false, ..found });
+        }
+        let base = bottom.cow_child();
+        let base = base.as_ref().map(|edge| edge.node());
+        let below = above(backing, base, found.len).await?.status;
+        Ok(Found { len: below.len.max(1), is_copied: below.is_allocated(), is_zero: false })
+    }
+}
+
+/// Reads for a filter that requests copy-on-read. Bytes past the end of the node read as zeroes.
+pub(crate) async fn read_copying(
+    node: &Arc<Node>,
+    offset: u64,
+    mut buf: IoBufMut,
+    bottom: Option<&Arc<Node>>,
+) -> Result<IoBufMut> {
+    let room = min_len(node.size().saturating_sub(offset), buf.len());
+    if !align::fits(node, offset, room, buf.as_ptr().addr()) {
+        // Only the last block of a file. It has no backing file.
+        return slow::read(Arc::clone(node), offset, buf).await;
+    }
+    let mut tail = buf.split_off(room);
+    tail.fill(0);
+    let mut whole = read(node, offset, buf, Scope::Filter { bottom }).await?;
+    whole.unsplit(tail).map_err(|_| slow::replaced())?;
+    Ok(whole)
+}
+
+/// A filter above a node requests copy-on-read. As long as this value exists, changes of the node wait for the copies that
+/// overlap them.
+#[derive(Debug)]
+pub struct CopyOnRead(Arc<Node>);
+
+impl CopyOnRead {
+    pub(crate) fn begin(node: &Arc<Node>) -> Self {
+        node.begin_serialising();
+        Self(Arc::clone(node))
+    }
+
+    /// Whether the value belongs to this node.
+    pub fn is_of(&self, node: &Arc<Node>) -> bool {
+        Arc::ptr_eq(&self.0, node)
+    }
+}
+
+impl Drop for CopyOnRead {
+    fn drop(&mut self) {
+        self.0.end_serialising();
+    }
+}
+
 /// Reads an aligned range inside the node, and writes the unallocated blocks that have data in the backing file to the
 /// node.
-pub(super) async fn read(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
+pub(super) async fn read(
+    node: &Arc<Node>,
+    offset: u64,
+    mut buf: IoBufMut,
+    scope: Scope<'_>,
+) -> Result<IoBufMut> {
     let mut whole: Option<IoBufMut> = None;
     let mut at = offset;
     while !buf.is_empty() {
-        let found = status::block_status(node, at, as_u64(buf.len()), Want::Allocation).await?;
+        let found = scope.find(node, at, as_u64(buf.len())).await?;
         // Without a backing file, or past its end, an unallocated range reads as zeroes. Such a range is not stored.
-        let (len, fetch) = match found.is_allocated() || found.is_zero() {
+        let (len, fetch) = match !found.is_copied || found.is_zero {
             true => (found.len, false),
             false => (found.len.min(AT_ONCE - at % AT_ONCE), true),
         };
         let piece = buf.split_to(min_len(len.max(1), buf.len()));
         let next = at.saturating_add(as_u64(piece.len()));
         let piece = if fetch {
-            read_and_keep(node, at, piece).await?
+            read_and_keep(node, at, piece, scope).await?
         } else {
             slow::read_pieces(node, at, piece).await?
         };
@@ -51,7 +152,12 @@ pub(super) async fn read(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Re
 }
 
 /// Reads a range that was unallocated at the last status query, and stores it in the node.
-async fn read_and_keep(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
+async fn read_and_keep(
+    node: &Arc<Node>,
+    offset: u64,
+    mut buf: IoBufMut,
+    scope: Scope<'_>,
+) -> Result<IoBufMut> {
     let limits = node.limits();
     let block = u64::from(limits.write_zeroes_alignment.max(limits.request_alignment).max(1));
     let start = offset - offset % block;
@@ -62,22 +168,22 @@ async fn read_and_keep(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Resu
     node.aligned_writes.wait_for(start..end).await;
     let mut at = start;
     while at < end {
-        let found = status::block_status(node, at, end - at, Want::Allocation).await?;
+        let found = scope.find(node, at, end - at).await?;
         let next = at.saturating_add(found.len.max(1)).min(end);
         let from = at.max(offset) - offset;
         let to = next.min(offset.saturating_add(as_u64(buf.len()))).saturating_sub(offset);
         // A block that cannot be read completely is not stored. The read fails if the requested range itself cannot be
         // read, or if a block cannot be written.
-        let block = match found.is_allocated() {
-            true => None,
-            false => {
+        let block = match found.is_copied {
+            false => None,
+            true => {
                 let block = IoBufMut::new(min_len(next - at, usize::MAX));
                 slow::read_pieces(node, at, block).await.ok()
             }
         };
         if let Some(block) = block {
             let block = block.freeze();
-            if !found.is_zero() {
+            if !found.is_zero {
                 keep(node, at, block.clone()).await?;
             }
             let skip = min_len(offset.saturating_add(from).saturating_sub(at), block.len());

@@ -32,6 +32,8 @@ use crate::counted::CountedWrite;
 use crate::driver::{BoxFuture, Preallocation};
 use crate::{CompressedCluster, Errno, Error, ErrorKind, Node, Result, WriteFlags, check_length};
 
+pub use copy_on_read::CopyOnRead;
+pub(crate) use copy_on_read::read_copying;
 pub(crate) use flush::flush;
 pub use status::ChainStatus;
 pub(crate) use status::{block_status, status_above};

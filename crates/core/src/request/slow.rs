@@ -12,6 +12,7 @@ use futures_util::future::try_join_all;
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::changed::Changing;
+use super::copy_on_read::Scope;
 use super::{align, as_u64, copy_on_read, min_len, run_all, zero};
 use crate::node::{DetectZeroes, SlowPathFlags};
 use crate::{DebugEvent, Errno, Error, ErrorKind, Node, Result, WriteFlags, ZeroFlags};
@@ -63,7 +64,7 @@ pub(super) async fn read(node: Arc<Node>, offset: u64, mut buf: IoBufMut) -> Res
 /// Reads an aligned range inside the node.
 pub(super) async fn read_aligned(node: &Arc<Node>, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
     if node.has_gate(SlowPathFlags::COPY_ON_READ) {
-        return Box::pin(copy_on_read::read(node, offset, buf)).await;
+        return Box::pin(copy_on_read::read(node, offset, buf, Scope::All)).await;
     }
     read_pieces(node, offset, buf).await
 }
@@ -170,10 +171,7 @@ pub(super) async fn write(node: Arc<Node>, offset: u64, data: IoBuf) -> Result<(
 pub(super) async fn write_data(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     if !align::is_aligned(node, offset, as_u64(data.len())) {
         align::read_modify_write(node, offset, data).await
-    } else if node.has_gate(SlowPathFlags::COPY_ON_READ)
-        || node.request_alignment() > 1
-        || !node.takes_memory_at(data.as_ptr().addr())
-    {
+    } else if align::must_take_turns(node) || !node.takes_memory_at(data.as_ptr().addr()) {
         align::write_counted(node, offset, data).await
     } else {
         write_pieces(node, offset, data).await

@@ -73,10 +73,9 @@ fn a_close_does_not_flush_the_node_below_during_a_control_operation() {
     sim::run(1, async {
         let (graph, log) = (graph(), Log::default());
         let node = add(&graph, "m", &log);
-        // The node above does not share the write permission, so this backend takes only `WRITE_UNCHANGED`.
-        let writer = Permissions::sharing_all(Perm::WRITE_UNCHANGED);
+        let writer = Permissions::sharing_all(Perm::WRITE);
         let below = Backend::new(&graph, "below", node, writer).unwrap();
-        let above = graph.open(options("driver=checkered,file=m"), OpenFlags::default());
+        let above = graph.open(options("driver=pass,file=m"), OpenFlags::default());
         let above = Backend::new(&graph, "above", above.await.unwrap(), all()).unwrap();
         above.write(0, vec![1; 512].into(), WriteFlags::empty()).await.unwrap();
         let close = async {

@@ -48,7 +48,7 @@ fn a_filter_is_inserted_above_a_node_and_removed_again() {
         assert!(taken(&memory).contains(Perm::WRITE | Perm::CONSISTENT_READ));
         disk.write(512, vec![2; 512].into(), NONE).await.unwrap();
         let mut change = graph.change();
-        change.remove_filter(&filter).unwrap();
+        change.remove_filter(&filter);
         change.run().await.unwrap();
         drop(filter);
         assert!(graph.node("f").is_none());
@@ -176,9 +176,10 @@ fn a_backend_that_is_attached_during_a_change_moves_too() {
         let mut change = pin!(replace(&graph, &below, &filter));
         assert!(poll!(&mut change).is_pending());
         let second = Backend::new(&graph, "", Arc::clone(&below), super::all()).unwrap();
-        first.set_permissions(Permissions::sharing_all(Perm::CONSISTENT_READ)).unwrap();
-        let (written, changed) = join(write, change).await;
-        written.and(changed).unwrap();
+        let reading = Permissions::sharing_all(Perm::CONSISTENT_READ);
+        let lowered = first.set_permissions(reading);
+        let (written, (changed, lowered)) = join(write, join(change, lowered)).await;
+        written.and(changed).and(lowered).unwrap();
         assert_eq!(second.node().unwrap().name(), "f");
         // The change keeps the permissions that the backend has when the change is made.
         assert_eq!(first.root().unwrap().permissions().taken, Perm::CONSISTENT_READ);
@@ -205,7 +206,7 @@ fn a_flush_through_a_node_above_covers_the_data_of_a_new_child() {
         two.take_log();
         disk.flush().await.unwrap();
         assert_eq!(two.take_log(), ["flush 0+0"]);
-        assert_eq!(one.take_log(), ["close 0+0"]);
+        assert_eq!(one.take_log(), ["flush 0+0", "close 0+0"]);
         disk.close().await.unwrap();
         other.close().await.unwrap();
     });
@@ -295,7 +296,7 @@ fn impossible_changes_are_refused_and_change_nothing() {
 fn a_change_waits_for_requests_in_flight() {
     block_on(async {
         let graph = graph();
-        let memory = Arc::new(Memory { yields: 50, ..Memory::default() });
+        let memory = Arc::new(Memory { yields: 100_000, ..Memory::default() });
         memory.bytes.lock().unwrap().resize(4096, 0);
         let below = node(&graph, "m", &memory);
         let disk = Backend::new(&graph, "", Arc::clone(&below), super::all()).unwrap();
@@ -308,12 +309,166 @@ fn a_change_waits_for_requests_in_flight() {
                 yield_now().await;
             }
         });
-        let Either::Right(((), change)) = select(change, pause).await else {
-            panic!("the change did not wait");
+        let change = match select(change, pause).await {
+            Either::Right(((), change)) => change,
+            Either::Left((outcome, _)) => panic!("the change did not wait: {outcome:?}"),
         };
         assert_eq!(disk.node().unwrap().name(), "m");
         let (written, changed) = join(write, change).await;
         written.and(changed).unwrap();
         disk.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_medium_is_inserted_and_removed() {
+    block_on(async {
+        let graph = graph();
+        let (one, two) =
+            (Memory::new(4096, Limits::default()), Memory::new(8192, Limits::default()));
+        let disk = Backend::empty(&graph, "cd0", super::all());
+        let nomedium = |error: oxblk_core::Error| assert_eq!(error.raw_errno(), 123);
+        nomedium(disk.read(0, IoBufMut::new(512)).await.unwrap_err());
+        nomedium(disk.flush().await.unwrap_err());
+        assert_eq!(disk.size(), 0);
+        let first = node(&graph, "one", &one);
+        disk.insert(&first).await.unwrap();
+        disk.write(0, vec![1; 512].into(), NONE).await.unwrap();
+        let second = node(&graph, "two", &two);
+        let refused = disk.insert(&second).await.unwrap_err();
+        assert_eq!(refused.to_string(), "There already is a medium in device 'cd0'");
+        disk.remove().await.unwrap();
+        assert_eq!(one.take_log(), ["write 0+512", "flush 0+0", "close 0+0"]);
+        nomedium(disk.write(0, vec![1; 512].into(), NONE).await.unwrap_err());
+        disk.remove().await.unwrap();
+        disk.insert(&second).await.unwrap();
+        assert_eq!(disk.size(), 8192);
+        disk.close().await.unwrap();
+        assert_eq!(two.take_log(), ["flush 0+0", "close 0+0"]);
+        nomedium(disk.insert(&first).await.unwrap_err());
+        assert!(disk.is_closed() && graph.backends().is_empty());
+    });
+}
+
+#[test]
+fn a_change_flushes_data_that_an_overlapping_flush_has_not_covered() {
+    block_on(async {
+        let graph = graph();
+        let one = Arc::new(Memory { yields: 5, ..Memory::default() });
+        one.bytes.lock().unwrap().resize(4096, 0);
+        let two = Memory::new(4096, Limits::default());
+        let (_m, new) = (node(&graph, "m", &one), node(&graph, "n", &two));
+        let filter = filter(&graph).await;
+        let top = open(&graph, "driver=pass,node-name=top,file=f").await;
+        let disk = Backend::new(&graph, "", top, super::all()).unwrap();
+        // Keeps the filter open, as a backing file of an overlay is.
+        graph.own(Arc::clone(&filter)).unwrap();
+        let (writer, flusher) = (disk.clone(), disk.clone());
+        let write = spawn(async move { writer.write(0, vec![7; 512].into(), NONE).await });
+        yield_now().await;
+        let flush = spawn(async move { flusher.flush().await });
+        write.await.unwrap();
+        flush.await.unwrap();
+        one.take_log();
+        replace(&graph, &filter, &new).await.unwrap();
+        assert_eq!(one.take_log(), ["flush 0+0"]);
+        graph.disown(filter).await.unwrap();
+        disk.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_closed_backend_gets_no_root_node() {
+    block_on(async {
+        let graph = graph();
+        let (one, two) =
+            (Memory::new(4096, Limits::default()), Memory::new(8192, Limits::default()));
+        let disk = Backend::new(&graph, "", node(&graph, "m", &one), super::all()).unwrap();
+        let new = node(&graph, "n", &two);
+        let mut change = graph.change();
+        change.set_root(&disk, &new);
+        disk.close().await.unwrap();
+        assert_eq!(change.run().await.unwrap_err().raw_errno(), oxblk_core::Errno::NOMEDIUM);
+        assert!(disk.root().is_err() && !new.has_parents());
+    });
+}
+
+#[test]
+fn a_filter_is_removed_above_the_node_that_is_below_it_at_that_time() {
+    block_on(async {
+        let graph = graph();
+        let memory = Memory::new(4096, Limits::default());
+        let below = node(&graph, "m", &memory);
+        let upper = filter(&graph).await;
+        let disk = Backend::new(&graph, "", Arc::clone(&upper), super::all()).unwrap();
+        let mut removal = graph.change();
+        removal.remove_filter(&upper);
+        let lower = open(&graph, "driver=pass,node-name=g,file=m").await;
+        replace(&graph, &below, &lower).await.unwrap();
+        removal.run().await.unwrap();
+        assert_eq!(disk.node().unwrap().name(), "g");
+        disk.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_disk_that_has_moved_away_gets_its_permission_back_only_without_a_conflict() {
+    block_on(async {
+        let graph = graph();
+        let (one, two) =
+            (Memory::new(4096, Limits::default()), Memory::new(8192, Limits::default()));
+        let disk = Backend::new(&graph, "", node(&graph, "m", &one), super::all()).unwrap();
+        let new = node(&graph, "n", &two);
+        let job = disk.sole_writer("test job").await.unwrap();
+        let mut change = graph.change();
+        change.set_root(&disk, &new);
+        change.run().await.unwrap();
+        let alone = Permissions { taken: Perm::CONSISTENT_READ, shared: Perm::CONSISTENT_READ };
+        let reader = Backend::new(&graph, "", Arc::clone(&new), alone).unwrap();
+        job.end().await.unwrap();
+        let refused = disk.write(0, vec![1; 512].into(), NONE).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Denied);
+        assert!(!taken(&two).contains(Perm::WRITE));
+        reader.close().await.unwrap();
+        disk.close().await.unwrap();
+    });
+}
+
+#[test]
+fn permissions_that_were_lowered_during_a_job_stay_low_after_it() {
+    block_on(async {
+        let graph = graph();
+        let memory = Memory::new(4096, Limits::default());
+        let disk = Backend::new(&graph, "", node(&graph, "m", &memory), super::all()).unwrap();
+        let job = disk.sole_writer("test job").await.unwrap();
+        let reading = Permissions::sharing_all(Perm::CONSISTENT_READ);
+        disk.set_permissions(reading).await.unwrap();
+        job.end().await.unwrap();
+        assert_eq!(taken(&memory), Perm::CONSISTENT_READ);
+        disk.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_change_waits_for_a_control_operation_on_a_node_above() {
+    block_on(async {
+        let graph = graph();
+        let memory = Arc::new(Memory { yields: 200, ..Memory::default() });
+        memory.bytes.lock().unwrap().resize(4096, 0);
+        let _below = node(&graph, "m", &memory);
+        let lower = filter(&graph).await;
+        let upper = open(&graph, "driver=pass,node-name=top,file=f").await;
+        let disk = Backend::new(&graph, "", Arc::clone(&upper), super::all()).unwrap();
+        let new = node(&graph, "n", &Memory::new(4096, Limits::default()));
+        disk.write(0, vec![1; 512].into(), NONE).await.unwrap();
+        let mut last = pin!(disk.close());
+        assert!(poll!(&mut last).is_pending());
+        yield_now().await;
+        let mut change = pin!(replace(&graph, &lower, &new));
+        assert!(poll!(&mut change).is_pending());
+        last.await.unwrap();
+        // The filter was closed meanwhile.
+        assert!(change.await.is_err());
+        assert!(!new.has_parents());
     });
 }

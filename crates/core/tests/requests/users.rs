@@ -103,3 +103,24 @@ fn a_write_that_makes_a_node_grow_needs_resize_permission() {
         write(1020).await.unwrap();
     });
 }
+
+#[test]
+fn a_user_that_may_only_write_unchanged_data_changes_nothing() {
+    block_on(async {
+        let graph = graph();
+        let memory = Memory::new(4096, Limits::default());
+        let unchanged = Permissions::sharing_all(Perm::CONSISTENT_READ | Perm::WRITE_UNCHANGED);
+        let disk = Backend::new(&graph, "", node(&graph, "m", &memory), unchanged).unwrap();
+        let write = |flags| disk.write(0, IoBuf::zeroes(512), flags);
+        write(WriteFlags::UNCHANGED).await.unwrap();
+        for error in [
+            write(WriteFlags::empty()).await.unwrap_err(),
+            disk.write_zeroes(0, 512, oxblk_core::ZeroFlags::empty()).await.unwrap_err(),
+            disk.discard(0, 512).await.unwrap_err(),
+        ] {
+            assert_eq!(error.kind(), ErrorKind::Denied);
+        }
+        assert_eq!(memory.take_log(), ["write 0+512"]);
+        disk.close().await.unwrap();
+    });
+}

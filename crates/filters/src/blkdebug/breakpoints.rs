@@ -1,9 +1,13 @@
 //! Breakpoints: requests that are suspended at an event until the user resumes them.
 
+use std::pin::pin;
+use std::time::Duration;
+
 use event_listener::Event;
+use oxblk_core::driver::Drain;
 use oxblk_core::{BoxFuture, Breakpoints, DebugEvent};
 
-use super::rules::{ANY_STATE, Action, Rule, Rules};
+use super::rules::{ANY_STATE, Action, Inner, Rule, Rules};
 
 /// A breakpoint.
 #[derive(Debug, Clone)]
@@ -23,6 +27,11 @@ pub(super) struct Suspended {
 }
 
 impl Suspended {
+    /// The name of the request that has been suspended for the longest time.
+    fn first(&self) -> Option<String> {
+        self.entries.first().map(|(_, breakpoint)| breakpoint.tag.clone())
+    }
+
     /// Removes the first entry with a name.
     fn resume(&mut self, tag: &str) -> bool {
         let Some(at) = self.entries.iter().position(|(_, breakpoint)| breakpoint.tag == tag) else {
@@ -55,7 +64,8 @@ impl Rules {
         }
         let request = self.suspend(hits);
         let entry = Entry { rules: self, request };
-        self.until(|suspended| suspended.entries.iter().all(|(other, _)| *other != request)).await;
+        self.until(|inner| inner.suspended.entries.iter().all(|(other, _)| *other != request))
+            .await;
         drop(entry);
     }
 
@@ -71,17 +81,39 @@ impl Rules {
         request
     }
 
-    async fn until(&self, condition: impl Fn(&Suspended) -> bool) {
+    /// Waits for a time, or until a drain begins.
+    pub(super) async fn delay(&self, time: Duration) {
+        let drained = pin!(self.until(|inner| inner.drains > 0));
+        let _ = oxblk_ring::timeout(time, drained).await;
+    }
+
+    async fn until(&self, condition: impl Fn(&Inner) -> bool) {
         loop {
             let listener = {
                 let inner = self.lock();
-                if condition(&inner.suspended) {
+                if condition(&inner) {
                     return;
                 }
                 inner.suspended.changed.listen()
             };
             listener.await;
         }
+    }
+}
+
+impl Drain for Rules {
+    fn begin(&self) {
+        let mut inner = self.lock();
+        inner.drains = inner.drains.saturating_add(1);
+        while let Some(tag) = inner.suspended.first() {
+            inner.suspended.resume(&tag);
+        }
+        inner.suspended.changed.notify(usize::MAX);
+    }
+
+    fn end(&self) {
+        let mut inner = self.lock();
+        inner.drains = inner.drains.saturating_sub(1);
     }
 }
 
@@ -107,8 +139,8 @@ impl Breakpoints for Rules {
     }
 
     fn wait<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, ()> {
-        Box::pin(self.until(move |suspended| {
-            suspended.entries.iter().any(|(_, breakpoint)| breakpoint.tag == tag)
+        Box::pin(self.until(move |inner| {
+            inner.suspended.entries.iter().any(|(_, breakpoint)| breakpoint.tag == tag)
         }))
     }
 }

@@ -21,7 +21,7 @@ mod sections;
 
 use std::sync::Arc;
 
-use oxblk_core::driver::{Reopen, Resize};
+use oxblk_core::driver::{Drain, Reopen, Resize};
 use oxblk_core::{
     BoxFuture, Breakpoints, ChildIdx, ChildrenRef, DebugEvent, DebugEvents, Driver, Edge, Error,
     Limits, OpenFlags, Options, Perm, Permissions, Preallocation, Result, Status, Want, WriteFlags,
@@ -60,7 +60,7 @@ impl Blkdebug {
     async fn check(&self, io: IoType, offset: u64, len: u64) -> Result<()> {
         let Some(fault) = self.rules.fault(io, offset, len) else { return Ok(()) };
         if !fault.delay.is_zero() {
-            oxblk_ring::sleep(fault.delay).await;
+            self.rules.delay(fault.delay).await;
         }
         if fault.errno == 0 {
             return Ok(());
@@ -152,6 +152,10 @@ impl Driver for Blkdebug {
     fn child_permissions(&self, _child: ChildIdx, parents: Permissions) -> Option<Permissions> {
         let taken = parents.taken | self.takes;
         Some(Permissions { taken, shared: parents.shared - self.unshares })
+    }
+
+    fn drain(&self) -> Option<&dyn Drain> {
+        Some(&self.rules)
     }
 
     fn resize(&self) -> Option<&dyn Resize> {

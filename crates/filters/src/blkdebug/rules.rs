@@ -99,6 +99,8 @@ pub(super) struct Inner {
     /// The active errors with the numbers of their rules. The error that is tried first is last.
     active: Vec<(u64, Inject)>,
     pub(super) suspended: Suspended,
+    /// The number of drains in progress. During a drain, no request waits for a delay or a breakpoint.
+    pub(super) drains: u32,
 }
 
 impl Rules {
@@ -109,6 +111,7 @@ impl Rules {
             state: FIRST_STATE,
             active: Vec::new(),
             suspended: Suspended::default(),
+            drains: 0,
         };
         for rule in rules {
             inner.add(rule);
@@ -160,6 +163,7 @@ impl Inner {
             match &rule.action {
                 Action::Inject(inject) => injected.push((*number, inject.clone())),
                 Action::SetState(new) => state = *new,
+                Action::Suspend(_) if self.drains > 0 => {}
                 Action::Suspend(breakpoint) => hits.push((*number, breakpoint.clone())),
             }
         }

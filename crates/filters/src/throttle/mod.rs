@@ -20,10 +20,12 @@ use arc_swap::ArcSwap;
 use oxblk_core::driver::{Compress, Drain, Reopen, Resize};
 use oxblk_core::{
     BoxFuture, ChildIdx, ChildrenRef, CompressedCluster, Driver, DriverFactory, DriverKind, Edge,
-    Errno, Error, Limits, MapOp, Objects, OpenContext, OpenFlags, Options, Preallocation, Result,
-    Step, WriteFlags, ZeroFlags,
+    Error, Limits, MapOp, Objects, OpenContext, OpenFlags, Options, Preallocation, Result, Step,
+    WriteFlags, ZeroFlags,
 };
 use oxblk_ring::{IoBuf, IoBufMut};
+
+use crate::below::compressor;
 
 pub use group::{Direction, Group, Member};
 pub use limits::{BucketLimits, GroupLimits, KINDS, Notation};
@@ -87,11 +89,6 @@ impl Throttle {
         let member = self.member.load_full();
         member.admit(direction, bytes).await;
     }
-}
-
-/// The capability of the node below to compress.
-fn compressor(file: &Edge) -> Result<&dyn Compress> {
-    file.node().driver().compress().ok_or_else(|| Error::from_errno(Errno::OPNOTSUPP))
 }
 
 impl Driver for Throttle {

@@ -1,6 +1,6 @@
 //! The name with which a node can be opened again: its file name, or a `json:` name if the file name is not sufficient.
 
-use oxblk_core::{ChildIdx, Node, relative_to};
+use oxblk_core::{ChildIdx, DriverKind, Node, relative_to};
 use serde_json::{Map, Value, json};
 
 use crate::qemu_json;
@@ -36,8 +36,9 @@ pub fn of_node(node: &Node) -> String {
     // A format on top of another format. If the file were opened by its name, probing would find only the lower format.
     let stacked = node.child(ChildIdx::FILE).is_some_and(|file| !file.factory().is_protocol())
         && !node.factory().is_protocol();
+    let is_filter = node.factory().kind() == DriverKind::Filter && !node.factory().is_protocol();
     match node.filename() {
-        Some(name) if !is_changed(node) && !stacked => name,
+        Some(name) if !is_changed(node) && !stacked && !is_filter => name,
         _ => format!("json:{}", qemu_json::compact(&options_of(node))),
     }
 }

@@ -106,11 +106,8 @@ async fn make(path: &str, wanted: &Wanted) -> Result<()> {
     apply_hints(&fd, wanted);
     let file = File::from_fd(fd, Aio::default());
     file.set_len(0).await.map_err(|e| Error::from(e).prefix("Could not clear the file"))?;
-    let mut outcome = resize::set_size(&file, wanted.size, wanted.preallocation).await;
-    if outcome.is_ok() && wanted.preallocation == Preallocation::Full {
-        let synced = file.sync(false).await;
-        outcome = synced.map_err(|e| Error::from(e).prefix("Could not flush file to disk"));
-    }
+    let sync = async || file.sync(false).await.map_err(Error::from);
+    let outcome = resize::set_size(&file, wanted.size, wanted.preallocation, sync).await;
     let closed = close(file).await;
     drop(locks);
     outcome.and(closed)

@@ -17,6 +17,9 @@ use super::handle::Kind;
 const ZERO_STEP: u64 = 1 << 20;
 /// Bytes that one call allocates. A creation can be stopped between two calls.
 const RESERVE_STEP: u64 = 1 << 30;
+/// Bytes of zeroes that are written before a flush. A stop waits for the flush that is in flight, which would take minutes for the
+/// data of a large file.
+const SYNC_STEP: u64 = 256 << 20;
 const FIRST_BLOCK: u64 = 4096;
 
 impl Resize for FileDriver {
@@ -27,16 +30,13 @@ impl Resize for FileDriver {
             if matches!(self.kind, Kind::Block | Kind::Character) {
                 return check_device(file.len().await?, size, preallocation);
             }
-            let mut outcome = set_size(&file, size, preallocation).await;
+            let sync = async || self.sync_host(false).await;
+            let outcome = set_size(&file, size, preallocation, sync).await;
             self.extents.invalidate();
             let now = file.len().await;
             let now = now.map_err(|e| Error::from(e).prefix("Could not get file size"));
             if let Ok(now) = now {
                 self.size.store(now, Ordering::Release);
-            }
-            if outcome.is_ok() && preallocation == Preallocation::Full {
-                let synced = self.sync_host(false).await;
-                outcome = synced.map_err(|error| error.prefix("Could not flush file to disk"));
             }
             outcome.and(now.map(drop))
         })
@@ -56,8 +56,13 @@ fn check_device(current: u64, size: u64, preallocation: Preallocation) -> Result
     Ok(())
 }
 
-/// Sets the size of a regular file. The caller flushes the file if necessary.
-pub(super) async fn set_size(file: &File, size: u64, preallocation: Preallocation) -> Result<()> {
+/// Sets the size of a regular file. With [`Preallocation::Full`], the file is flushed with `sync`.
+pub(super) async fn set_size(
+    file: &File,
+    size: u64,
+    preallocation: Preallocation,
+    sync: impl AsyncFn() -> Result<()>,
+) -> Result<()> {
     let current = file.len().await.map_err(|e| Error::from(e).prefix("Could not get file size"))?;
     if size < current && preallocation != Preallocation::Off {
         return Err(Error::unsupported("Cannot use preallocation for shrinking files"));
@@ -65,7 +70,7 @@ pub(super) async fn set_size(file: &File, size: u64, preallocation: Preallocatio
     let outcome = match preallocation {
         Preallocation::Off => return truncate(file, current, size).await,
         Preallocation::Falloc => reserve(file, current, size).await,
-        Preallocation::Full => fill(file, current, size).await,
+        Preallocation::Full => fill(file, current, size, sync).await,
         Preallocation::Metadata => {
             return Err(Error::unsupported("Unsupported preallocation mode: metadata"));
         }
@@ -107,10 +112,24 @@ async fn reserve(file: &File, current: u64, size: u64) -> Result<()> {
     Ok(())
 }
 
-async fn fill(file: &File, current: u64, size: u64) -> Result<()> {
+async fn fill(
+    file: &File,
+    current: u64,
+    size: u64,
+    sync: impl AsyncFn() -> Result<()>,
+) -> Result<()> {
     let failed = |error| Error::from(error).prefix("Could not write zeros for preallocation");
     file.set_len(size).await.map_err(|e| Error::from(e).prefix("Could not resize file"))?;
-    write_zeroes(file, current, size).await.map_err(failed)
+    let mut at = current;
+    loop {
+        let end = at.saturating_add(SYNC_STEP).min(size);
+        write_zeroes(file, at, end).await.map_err(failed)?;
+        sync().await.map_err(|error| error.prefix("Could not flush file to disk"))?;
+        if end == size {
+            return Ok(());
+        }
+        at = end;
+    }
 }
 
 async fn write_zeroes(file: &File, mut at: u64, end: u64) -> std::io::Result<()> {

@@ -6,7 +6,9 @@ mod sharded;
 
 use crate::runtime::atomics;
 
-pub use async_lock::{Mutex, MutexGuard, MutexGuardArc, RwLock, Semaphore};
+pub use async_lock::{
+    Mutex, MutexGuard, MutexGuardArc, RwLock, RwLockReadGuardArc, RwLockWriteGuardArc, Semaphore,
+};
 pub use event_listener::{Event, EventListener};
 pub use range_lock::{RangeGuard, RangeLock};
 pub use sharded::{Shard, Sharded};

@@ -184,7 +184,12 @@ fn sorted(text: &str) -> Vec<&str> {
 
 /// Describes how the guest-visible contents of two images differ. The text is empty if they are the same.
 fn contents_differ(theirs: &Path, ours: &Path) -> String {
-    let reply = Program::new("qemu-img").args(["compare", "-U"]).arg(theirs).arg(ours).run();
+    let mut program = Program::new("qemu-img").args(["compare", "-U"]).arg(theirs).arg(ours);
+    if let Some(directory) = theirs.parent() {
+        // A name such as `file:NAME` is relative to the working directory.
+        program = program.directory(directory);
+    }
+    let reply = program.run();
     if reply.code() == 0 {
         return String::new();
     }

@@ -64,7 +64,7 @@ impl Changer {
             6 | 7 => self.flatten(disk).await,
             8 => self.exchange().await,
             9 => self.reopen(disk).await,
-            10 => self.permissions(disk),
+            10 => self.permissions(disk).await,
             _ => self.replace_backing(&nodes).await,
         };
         match outcome {
@@ -174,11 +174,12 @@ impl Changer {
         disk.backend.reopen(options).await
     }
 
-    fn permissions(&mut self, disk: usize) -> Result<()> {
+    async fn permissions(&mut self, disk: usize) -> Result<()> {
         let disk = &self.world.disks[disk];
         disk.may_refuse.store(true, SeqCst);
         let reading = Permissions::sharing_all(Perm::CONSISTENT_READ);
-        disk.backend.set_permissions(if self.random.one_in(3) { reading } else { writing() })
+        let permissions = if self.random.one_in(3) { reading } else { writing() };
+        disk.backend.set_permissions(permissions).await
     }
 
     /// Replaces a backing file by a filter above it, through the parent.

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use oxblk::in_sectors;
-use oxblk_core::{Backend, ChildIdx, DriverKind, Error, ImageInfo, Node, StatusFlags, Want};
+use oxblk_core::{Backend, ChildIdx, Error, ImageInfo, Node, StatusFlags, Want};
 
 use super::Call;
 use crate::io::Outcome;
@@ -30,7 +30,7 @@ pub(in crate::io) async fn info(session: &Session, _call: Call<'_>) -> Outcome {
     };
     let driver = node.factory();
     out(format_args!("format name: {}\n", driver.name()));
-    if driver.kind() == DriverKind::Protocol {
+    if driver.is_protocol() {
         // The name of the protocol, which has the same title in QEMU.
         out(format_args!("format name: {}\n", driver.name()));
     }

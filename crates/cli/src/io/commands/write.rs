@@ -275,7 +275,7 @@ pub(in crate::io) async fn flush(session: &Session, _call: Call<'_>) -> Outcome 
 async fn resize(backend: &Backend, size: u64, preallocation: Preallocation) -> Result<(), Error> {
     let now = backend.root()?.permissions();
     if now.taken.contains(Perm::WRITE) {
-        backend.set_permissions(Permissions { taken: now.taken | Perm::RESIZE, ..now })?;
+        backend.set_permissions(Permissions { taken: now.taken | Perm::RESIZE, ..now }).await?;
     }
     backend.resize(size, preallocation).await
 }

@@ -4,9 +4,9 @@
 //!    opened node follows the parent's cache mode and, unless the node is a backing file, the parent's writability.
 //!    Parents come before their children.
 //! 2. Take the control locks of all these nodes (see [`crate::control`]), and of the other nodes that a flush of these nodes
-//!    reaches. Drain all backends that reach the planned nodes. Flush the nodes that become read-only.
+//!    reaches. Drain all backends that reach the planned nodes. Flush the nodes that become read-only or get another child.
 //! 3. Every driver prepares.
-//! 4. One [`Change`] of the graph: the backing files that the options replace, the nodes that become read-only or writable,
+//! 4. One [`Change`] of the graph: the children that the options replace, the nodes that become read-only or writable,
 //!    and the permissions of the backend that reopens its root.
 //! 5. Every driver commits, children first, so that a parent that writes during its commit finds its file writable. Then the
 //!    limits of all nodes above are updated.
@@ -17,6 +17,7 @@
 
 use std::sync::Arc;
 
+use oxblk_ring::RwLockWriteGuardArc;
 use serde_json::Value;
 
 use super::change::refresh;
@@ -24,7 +25,7 @@ use super::generic::take_generic;
 use super::{Graph, OpenFlags};
 use crate::backend::no_medium;
 use crate::change::Change;
-use crate::control::{ControlGuard, run_to_completion};
+use crate::control::run_to_completion;
 use crate::node::Settings;
 use crate::perm::{Perm, Permissions};
 use crate::{Backend, ChildIdx, Edge, Error, Node, Options, Result, request};
@@ -49,10 +50,11 @@ struct Plan<'a> {
     below: Vec<ToPlan>,
 }
 
-/// A backing file to replace.
+/// A child to replace.
 struct Replacement {
     parent: Arc<Node>,
-    /// The new backing file. `None`: the parent has no backing file after the reopen.
+    child: ChildIdx,
+    /// The new child. `None`: the parent has no backing file after the reopen.
     new: Option<Arc<Node>>,
 }
 
@@ -74,23 +76,23 @@ impl Graph {
     /// When an option cannot change, when the driver, the host or another user refuses the new state, when a flush
     /// fails, or when a node is closed.
     pub async fn reopen(&self, requests: Vec<ReopenRequest>) -> Result<()> {
-        let control = self.structure_lock().acquire().await;
-        self.reopen_planned(control, requests, None).await
+        let structure = self.lock_structure().await;
+        self.reopen_planned(structure, requests, None).await
     }
 
     /// Reopens the root node of `backend`. If the node becomes read-only, the backend releases its write and resize
     /// permission. If the node becomes writable, the backend takes both permissions.
     pub(crate) async fn reopen_root(&self, backend: &Backend, options: Options) -> Result<()> {
-        let control = self.structure_lock().acquire().await;
+        let structure = self.lock_structure().await;
         let root = backend.root()?;
         let request = ReopenRequest { node: Arc::clone(root.node()), options, keep: true };
         let user = RootUser { backend: backend.clone(), root };
-        self.reopen_planned(control, vec![request], Some(user)).await
+        self.reopen_planned(structure, vec![request], Some(user)).await
     }
 
     async fn reopen_planned(
         &self,
-        control: ControlGuard,
+        structure: RwLockWriteGuardArc<()>,
         requests: Vec<ReopenRequest>,
         user: Option<RootUser>,
     ) -> Result<()> {
@@ -106,21 +108,21 @@ impl Graph {
         }
         let Plan { nodes, replacements, .. } = plan;
         let planned: Vec<_> = nodes.iter().map(|planned| Arc::clone(&planned.node)).collect();
-        let controls = self.controls_for_flush(&planned).await;
+        let controls = self.controls_for_change(&planned).await;
         let drained = self.drain_all(&planned).await?;
         let user = user.map(|user| user.plan(&nodes)).transpose()?;
         let graph = self.clone();
         run_to_completion(async move {
             let unused = change(nodes, &replacements, user).await?;
-            refresh(&planned).await;
             graph.extend_drains();
+            refresh(&planned).await;
             // Requests resume before the next control operation gets a lock.
             drop(drained);
             drop(controls);
             for node in unused {
                 graph.close_released(node).await;
             }
-            drop(control);
+            drop(structure);
             Ok(())
         })
         .await
@@ -134,7 +136,7 @@ struct RootUser {
 }
 
 impl RootUser {
-    /// Plans the permissions of the root edge. The caller has exclusive use of the nodes.
+    /// Plans the permissions of the backend. The caller has exclusive use of the nodes.
     ///
     /// # Errors
     /// When the backend was closed while the reopen waited for the nodes.
@@ -143,23 +145,23 @@ impl RootUser {
         if !Arc::ptr_eq(&root, &self.root) {
             return Err(no_medium());
         }
-        let writing = Perm::WRITE | Perm::RESIZE;
-        let mut wanted = root.permissions();
+        let (mut taken, mut dropped) = (Perm::empty(), Perm::empty());
         for planned in nodes.iter().filter(|planned| Arc::ptr_eq(&planned.node, root.node())) {
             match (planned.node.is_read_only(), planned.settings.flags.read_only) {
-                (_, true) => wanted.taken -= writing,
-                (true, false) => wanted.taken |= writing,
+                (_, true) => dropped = Perm::WRITE | Perm::RESIZE,
+                (true, false) => taken = Perm::WRITE | Perm::RESIZE,
                 (false, false) => {}
             }
         }
-        Ok(NewPermissions { edge: root, wanted })
+        Ok(NewPermissions { backend: self.backend, taken, dropped })
     }
 }
 
-/// An edge of a backend, and its permissions after the reopen.
+/// A backend, and the permissions that it takes or drops in the reopen.
 struct NewPermissions {
-    edge: Arc<Edge>,
-    wanted: Permissions,
+    backend: Backend,
+    taken: Perm,
+    dropped: Perm,
 }
 
 /// Carries out a plan. The caller holds back the requests. Returns the nodes that have lost a user.
@@ -168,8 +170,12 @@ async fn change(
     replacements: &[Replacement],
     user: Option<NewPermissions>,
 ) -> Result<Vec<Arc<Node>>> {
-    for planned in &nodes {
-        if planned.settings.flags.read_only && !planned.node.is_read_only() {
+    for planned in nodes.iter().filter(|planned| !planned.node.is_read_only()) {
+        // A later flush no longer reaches a child that is replaced, unless the child is a backing file.
+        let loses_child = replacements.iter().any(|replaced| {
+            replaced.child != ChildIdx::BACKING && Arc::ptr_eq(&replaced.parent, &planned.node)
+        });
+        if planned.settings.flags.read_only || loses_child {
             let flushed = request::flush(&planned.node).await;
             flushed.map_err(|error| error.prefix("Error flushing drive"))?;
         }
@@ -204,14 +210,17 @@ fn change_graph(
 ) -> Result<Vec<Arc<Node>>> {
     let Some(first) = nodes.first() else { return Ok(Vec::new()) };
     let mut change = Change::of(&first.node);
-    for Replacement { parent, new } in replacements {
-        change.replace_child(parent, ChildIdx::BACKING, new.as_ref());
+    for Replacement { parent, child, new } in replacements {
+        change.replace_child(parent, *child, new.as_ref());
     }
     for planned in nodes {
         change.set_read_only(&planned.node, planned.settings.flags.read_only);
     }
-    if let Some(NewPermissions { edge, wanted }) = user {
-        change.set_permissions(&edge, wanted);
+    if let Some(NewPermissions { backend, taken, dropped }) = user {
+        change.set_backend_permissions(&backend, move |now| Permissions {
+            taken: (now.taken | taken) - dropped,
+            ..now
+        });
     }
     change.commit()
 }
@@ -320,10 +329,11 @@ impl Plan<'_> {
             })
         };
         let new = named.map(find).transpose()?;
-        if child != ChildIdx::BACKING {
+        // Only a backing file can be removed.
+        if child != ChildIdx::BACKING && new.is_none() {
             return Err(cannot_replace(child));
         }
-        self.replacements.push(Replacement { parent: Arc::clone(parent), new });
+        self.replacements.push(Replacement { parent: Arc::clone(parent), child, new });
         Ok(())
     }
 }

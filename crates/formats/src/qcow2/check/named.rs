@@ -19,12 +19,16 @@
 
 use std::collections::HashSet;
 
-use oxblk_core::check::Fix;
+use oxblk_core::check::{FindingKind, Fix};
 use oxblk_ring::IoBufMut;
 
 use super::Checker;
 use super::snapshots::Snapshots;
 use crate::qcow2::layout::{CryptoHeader, L1Entry, Snapshot, parse_snapshot};
+
+/// What the user can do if the repair changes no tables.
+const NEXT_STEP: &str = "A repair could lose data. Copy the disk to a new image with 'convert', and each snapshot that can be \
+                         read with 'convert -l'";
 
 /// Start of a LUKS header: the magic, then version 1.
 const LUKS_MARK: &[u8] = b"LUKS\xba\xbe\0\x01";
@@ -44,13 +48,24 @@ impl Checker<'_> {
     }
 
     /// Reports why references may be unknown, if the repair therefore frees no leaked clusters, changes no tables, or repairs
-    /// nothing at all. A check without repair does not report these doubts.
-    pub(super) fn tell_doubts(&mut self) {
+    /// nothing at all. A check without repair does not report these doubts. Returns whether the repair changes no tables
+    /// for this reason.
+    pub(super) fn tell_doubts(&mut self) -> bool {
         let tables =
             !self.patches.is_empty() || self.repaired_table.is_some() || self.new_bitmaps.is_some();
         let doubts = std::mem::take(&mut self.doubts);
         if self.report.leaks > 0 || self.wrong_width || (self.misled && tables) {
             doubts.iter().for_each(|doubt| self.failed(doubt));
+            return !doubts.is_empty() && (self.wrong_width || self.misled);
+        }
+        false
+    }
+
+    /// Says how to get the data of an image with which the repair can do nothing. If the repair has fixed some faults, the next
+    /// repair may go further, so nothing is said.
+    pub(super) fn tell_next_step(&self) {
+        if (self.report.leaks_fixed, self.report.corruptions_fixed) == (0, 0) {
+            self.note(FindingKind::Note, NEXT_STEP);
         }
     }
 

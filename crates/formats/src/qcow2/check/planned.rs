@@ -168,7 +168,7 @@ impl Checker<'_> {
     }
 
     /// Reports `count` faults in one line.
-    fn stays(&mut self, fault: &str, count: u64) {
+    pub(super) fn stays(&mut self, fault: &str, count: u64) {
         self.corrupt(fault);
         // `corrupt` has counted one fault.
         let more = count.saturating_sub(1);

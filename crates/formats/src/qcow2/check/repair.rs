@@ -34,13 +34,20 @@ enum Change {
 impl Checker<'_> {
     /// Repairs what `fix` allows, after the check is complete.
     pub(super) async fn repair(&mut self) -> Result<()> {
-        self.tell_doubts();
+        let is_refused = self.tell_doubts();
         if self.wrong_width || self.misled {
             self.refuse_planned();
         }
-        if self.wrong_width {
-            return Ok(());
+        if !self.wrong_width {
+            self.make_repairs().await?;
         }
+        if is_refused {
+            self.tell_next_step();
+        }
+        Ok(())
+    }
+
+    async fn make_repairs(&mut self) -> Result<()> {
         self.plan_to_drop_shared_directory().await;
         self.accept_planned();
         self.write_patches().await?;

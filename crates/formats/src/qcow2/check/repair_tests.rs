@@ -284,12 +284,45 @@ fn a_refused_repair_of_tables_is_reported_as_a_fault_that_stays() {
     let has = |text: &str| texts.iter().any(|line| line == text);
     assert!(has("ERROR L1 entry 1 has flags but no offset: 8000000000000000"), "{texts:?}");
     assert!(has("ERROR snapshot table entry 0 is incomplete"), "{texts:?}");
+    let told = |texts: &[String]| texts.iter().any(|line| line.contains("Copy the disk"));
+    assert!(!told(&texts), "the repair has fixed a refcount: {texts:?}");
     let repairs: Vec<_> = texts.iter().filter(|text| text.contains("Repairing")).collect();
     assert_eq!(repairs, ["Repairing cluster 5 refcount=1 reference=2"]);
     assert_eq!(report.corruptions_fixed, 1);
     let left = checked(&disk, Fix::Nothing).unwrap();
     assert_eq!(report.corruptions, left.corruptions, "{texts:?}");
     assert_eq!(disk.bytes()[L1 + 8], 0x80, "the table was changed");
+    let texts = RefCell::new(Vec::new());
+    let say = |finding: Finding| texts.borrow_mut().push(finding.to_string());
+    let report = checked_with(&disk, Fix::All, &say).unwrap();
+    assert_eq!(report.corruptions_fixed, 0);
+    assert!(told(&texts.into_inner()), "the next repair can do nothing");
+}
+
+#[test]
+fn incomplete_snapshot_entries_after_the_first_ten_have_one_line() {
+    let mut image = Image::good(4);
+    image.with_snapshot();
+    image.put(SNAPSHOTS + 32, 0);
+    image.put_snapshot_name(0);
+    let entry = image.bytes[SNAPSHOTS..SNAPSHOTS + 48].to_vec();
+    for index in 1..15 {
+        image.bytes[SNAPSHOTS + index * 48..][..48].copy_from_slice(&entry);
+    }
+    image.set_refcount(9, 15);
+    image.bytes[60..64].copy_from_slice(&15_u32.to_be_bytes());
+    for (fix, word) in [(Fix::Nothing, "ERROR"), (Fix::All, "Repairing")] {
+        let disk = Disk::from_bytes(1, &image.bytes);
+        let texts = RefCell::new(Vec::new());
+        let say = |finding: Finding| texts.borrow_mut().push(finding.to_string());
+        let report = checked_with(&disk, fix, &say).unwrap();
+        let texts = texts.into_inner();
+        let lines = texts.iter().filter(|line| line.ends_with("incomplete")).count();
+        assert_eq!(lines, 11, "{texts:?}");
+        let last = format!("{word} 5 more snapshot table entries are incomplete");
+        assert!(texts.contains(&last), "{texts:?}");
+        assert!(report.corruptions + report.corruptions_fixed >= 15, "{report:?}");
+    }
 }
 
 #[test]

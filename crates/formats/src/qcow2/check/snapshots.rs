@@ -13,6 +13,9 @@ use crate::qcow2::layout::{
 use crate::qcow2::metadata::{SnapshotTable, V3_EXTRA, visit_snapshots};
 use crate::qcow2::read_ahead::read_ahead;
 
+/// The number of incomplete entries that have a line of their own in the report.
+const MOST_LINES: u32 = 10;
+
 /// The snapshot table of an image.
 #[derive(Default)]
 pub(super) struct Snapshots {
@@ -37,20 +40,48 @@ impl Checker<'_> {
             true => self.read_what_can_be().await?,
             false => self.read_table_as_it_is().await?,
         };
+        self.complete_entries(&mut snapshots);
+        Ok(snapshots)
+    }
+
+    /// Reports entries without the extra data of version 3. With [`Fix::All`], the missing data is added. A table can have
+    /// thousands of such entries, so only the first entries have a line of their own.
+    fn complete_entries(&mut self, snapshots: &mut Snapshots) {
+        if self.header.version < 3 {
+            return;
+        }
+        let (mut own_line, mut more) = (0, 0);
         for (index, snapshot) in snapshots.list.iter_mut().enumerate() {
-            if self.header.version < 3 || snapshot.extra.len() >= V3_EXTRA {
+            if snapshot.extra.len() >= V3_EXTRA {
                 continue;
             }
-            let finding = format!("snapshot table entry {index} is incomplete");
             if self.fix == Fix::All {
-                let (repair, fault) = (format!("Repairing {finding}"), format!("ERROR {finding}"));
-                self.plan_snapshots(&mut snapshots.faults, (repair, fault), 1);
                 snapshot.size = snapshot.size.or(Some(self.header.size));
-            } else {
-                self.corrupt(&format!("ERROR {finding}"));
             }
+            if own_line == MOST_LINES {
+                more += 1;
+                continue;
+            }
+            own_line += 1;
+            let finding = format!("snapshot table entry {index} is incomplete");
+            self.report_incomplete(&mut snapshots.faults, &finding, 1);
         }
-        Ok(snapshots)
+        if more > 0 {
+            let finding = format!("{more} more snapshot table entries are incomplete");
+            self.report_incomplete(&mut snapshots.faults, &finding, more);
+        }
+    }
+
+    fn report_incomplete(&mut self, faults: &mut u64, finding: &str, count: u64) {
+        let fault = format!("ERROR {finding}");
+        if self.fix == Fix::All {
+            let structure = Structure::SnapshotTable;
+            let repair = format!("Repairing {finding}");
+            *faults = faults.saturating_add(count);
+            self.plan_replacement(Replacement { structure, repair, fault, count });
+        } else {
+            self.stays(&fault, count);
+        }
     }
 
     async fn read_table_as_it_is(&mut self) -> Result<Snapshots> {
@@ -99,13 +130,9 @@ impl Checker<'_> {
 
     /// Plans to discard `what`. This counts as `count` faults.
     fn discard(&mut self, snapshots: &mut Snapshots, what: &str, count: u32) {
-        let texts = (format!("Discarding {what}"), format!("ERROR {what}"));
-        self.plan_snapshots(&mut snapshots.faults, texts, count.into());
-    }
-
-    fn plan_snapshots(&mut self, faults: &mut u64, texts: (String, String), count: u64) {
-        let ((repair, fault), structure) = (texts, Structure::SnapshotTable);
-        *faults = faults.saturating_add(count);
+        let (repair, fault) = (format!("Discarding {what}"), format!("ERROR {what}"));
+        let (structure, count) = (Structure::SnapshotTable, u64::from(count));
+        snapshots.faults = snapshots.faults.saturating_add(count);
         self.plan_replacement(Replacement { structure, repair, fault, count });
     }
 

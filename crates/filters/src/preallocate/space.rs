@@ -1,0 +1,151 @@
+//! The length of the file, and the part of it that is preallocated.
+//!
+//! Parents see the file up to `visible`. The file itself may reach up to `end`. From `zero` on, the file reads as zeroes. The
+//! numbers are atomics, so that requests inside the file take no lock. Changes of the file's own length are made one at a time.
+
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{AcqRel, Acquire, Release},
+};
+
+use oxblk_core::{Edge, Preallocation, Result};
+use oxblk_ring::Mutex as AsyncMutex;
+
+use super::options::Settings;
+
+/// The lengths in bytes.
+pub(super) struct Space {
+    visible: AtomicU64,
+    end: AtomicU64,
+    zero: AtomicU64,
+    /// No parent may write any more, and the preallocated space is not cut off yet.
+    is_cut_due: AtomicBool,
+    /// Held while the length of the file changes.
+    changing: AsyncMutex<()>,
+}
+
+impl Space {
+    /// A file without preallocated space.
+    pub(super) fn new(len: u64) -> Self {
+        Self {
+            visible: AtomicU64::new(len),
+            end: AtomicU64::new(len),
+            zero: AtomicU64::new(len),
+            is_cut_due: AtomicBool::new(false),
+            changing: AsyncMutex::new(()),
+        }
+    }
+
+    /// The length that parents see.
+    pub(super) fn len(&self) -> u64 {
+        self.visible.load(Acquire)
+    }
+
+    /// Whether the file is longer than parents see.
+    pub(super) fn is_preallocated(&self) -> bool {
+        self.end.load(Acquire) > self.len()
+    }
+
+    /// Whether a write up to `end` changes neither the visible length nor the part that reads as zeroes.
+    pub(super) fn is_written(&self, end: u64) -> bool {
+        end <= self.len() && end <= self.zero.load(Acquire)
+    }
+
+    /// Whether the file contains this range, and no data was written to it.
+    pub(super) fn is_zero(&self, start: u64, end: u64) -> bool {
+        start >= self.zero.load(Acquire) && end <= self.end.load(Acquire)
+    }
+
+    /// Records that data up to `end` will be written.
+    pub(super) fn begin_data(&self, end: u64) {
+        self.zero.fetch_max(end, AcqRel);
+    }
+
+    /// Records that the file is visible up to `end`.
+    pub(super) fn reach(&self, end: u64) {
+        self.end.fetch_max(end, AcqRel);
+        self.visible.fetch_max(end, AcqRel);
+    }
+
+    /// Records that the preallocated space must be cut off before the next write.
+    pub(super) fn note_cut_due(&self) {
+        self.is_cut_due.store(true, Release);
+    }
+
+    /// Cuts the preallocated space off if this is due. A write calls this before it changes the length: otherwise the cut could
+    /// remove the data of the write.
+    ///
+    /// # Errors
+    /// The errors of the file.
+    pub(super) async fn cut_if_due(&self, file: &Edge) -> Result<()> {
+        if self.is_cut_due.load(Acquire) {
+            let _turn = self.changing.lock().await;
+            if self.is_cut_due.load(Acquire) {
+                self.cut_off(file).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the file longer if a write up to `end` would make it longer. Without success, only the write itself makes the file
+    /// longer.
+    pub(super) async fn make_room(&self, file: &Edge, end: u64, settings: Settings) {
+        if end <= self.end.load(Acquire) {
+            return;
+        }
+        let _turn = self.changing.lock().await;
+        if end <= self.end.load(Acquire) || !file.node().limits().grows {
+            return;
+        }
+        let Some(length) = settings.length(end) else { return };
+        match file.resize(length, Preallocation::Falloc).await {
+            Ok(()) => drop(self.end.fetch_max(length, AcqRel)),
+            Err(error) => tracing::debug!(%error, "cannot preallocate space"),
+        }
+    }
+
+    /// Cuts the preallocated space off.
+    ///
+    /// # Errors
+    /// The errors of the file.
+    pub(super) async fn cut(&self, file: &Edge) -> Result<()> {
+        let _turn = self.changing.lock().await;
+        self.cut_off(file).await
+    }
+
+    /// The caller holds the lock.
+    async fn cut_off(&self, file: &Edge) -> Result<()> {
+        let visible = self.len();
+        if self.end.load(Acquire) > visible {
+            file.resize(visible, Preallocation::Off).await?;
+            self.set(visible);
+        }
+        self.is_cut_due.store(false, Release);
+        Ok(())
+    }
+
+    /// Sets the visible length, without preallocated space.
+    ///
+    /// # Errors
+    /// The errors of the file.
+    pub(super) async fn resize(
+        &self,
+        file: &Edge,
+        size: u64,
+        preallocation: Preallocation,
+    ) -> Result<()> {
+        let _turn = self.changing.lock().await;
+        if size > self.len() {
+            self.cut_off(file).await?;
+        }
+        file.resize(size, preallocation).await?;
+        self.set(size);
+        Ok(())
+    }
+
+    fn set(&self, len: u64) {
+        self.visible.store(len, Release);
+        self.end.store(len, Release);
+        self.zero.store(len, Release);
+    }
+}

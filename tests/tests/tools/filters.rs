@@ -1,0 +1,175 @@
+//! The filters `copy-on-read`, `compress` and `preallocate` on the command line, in comparison with QEMU.
+
+use oxblk_tests::differential::Differential;
+use oxblk_tests::program::Tool::{Img, Io};
+
+const CHAIN: &str = "driver=copy-on-read,file.driver=qcow2,file.file.filename=top.qcow2,\
+                     file.backing.driver=qcow2,file.backing.file.filename=middle.qcow2,\
+                     file.backing.node-name=middle";
+const COMPRESS: &str = "driver=compress,file.driver=qcow2,file.file.filename=a.qcow2";
+const PREALLOCATE: &str = "driver=qcow2,file.driver=preallocate,file.file.filename=a.qcow2";
+
+/// A chain of three images, an image, and a raw file.
+fn images() -> Differential {
+    let both = Differential::new();
+    let overlay = |name, below| {
+        both.qemu(Img, &["create", "-q", "-f", "qcow2", "-b", below, "-F", "qcow2", name]);
+    };
+    both.qemu(Img, &["create", "-q", "-f", "qcow2", "base.qcow2", "1M"]);
+    both.qemu(Io, &["-c", "write -P 1 0 128k", "base.qcow2"]);
+    overlay("middle.qcow2", "base.qcow2");
+    both.qemu(Io, &["-c", "write -P 2 64k 64k", "-c", "write -P 2 192k 64k", "middle.qcow2"]);
+    overlay("top.qcow2", "middle.qcow2");
+    both.qemu(Img, &["create", "-q", "-f", "qcow2", "a.qcow2", "1M"]);
+    both.qemu(Io, &["-c", "write -P 1 0 64k", "a.qcow2"]);
+    both.file("b.raw", &[7; 100 << 10]);
+    both
+}
+
+fn io(both: &Differential, disk: &str, commands: &[&str]) {
+    let mut words = vec!["--image-opts", disk];
+    words.extend(commands.iter().flat_map(|command| ["-c", command]));
+    both.same(Io, &words);
+}
+
+#[test]
+fn copy_on_read_copies_what_qemu_copies() {
+    for (options, commands) in [
+        ("", &["read -P 1 0 64k", "read -P 2 64k 64k", "read 0 512k", "map", "alloc 0 1M"][..]),
+        ("", &["read 1000 10", "write 100 100", "write -z 128k 64k", "discard 256k 64k"]),
+        ("", &["write -c 256k 64k", "truncate 2M", "length", "info"]),
+        (",bottom=middle", &["read -P 1 0 64k", "read -P 2 64k 64k", "read 0 512k", "map"]),
+        (",bottom=absent", &["read 0 64k"]),
+        (",foo=1", &["read 0 64k"]),
+    ] {
+        let both = images();
+        io(&both, &format!("{CHAIN}{options}"), commands);
+        both.same(Img, &["map", "--output=json", "top.qcow2"]);
+        both.same_content("top.qcow2");
+    }
+    let both = images();
+    io(&both, "driver=copy-on-read", &["read 0 64k"]);
+    io(
+        &both,
+        "driver=copy-on-read,file.driver=raw,file.file.filename=b.raw",
+        &["read 0 4k", "map"],
+    );
+    both.same(Io, &["-r", "--image-opts", CHAIN, "-c", "read 0 4k"]);
+    let writable = format!(
+        "{CHAIN},read-only=off,auto-read-only=off,file.read-only=off,file.file.read-only=off"
+    );
+    for disk in [CHAIN, &writable, &format!("{writable},bottom=middle")] {
+        both.same(Img, &["info", "--image-opts", disk]);
+        both.same(Img, &["map", "--image-opts", disk]);
+    }
+}
+
+#[test]
+fn compress_compresses_what_qemu_compresses() {
+    let both = images();
+    io(
+        &both,
+        COMPRESS,
+        &[
+            "write -P 9 512k 64k",
+            "write -P 8 600k 10",
+            "read -P 9 512k 64k",
+            "map",
+            "write -c 128k 64k",
+            "write -z 768k 64k",
+            "write 700k 4k",
+            "read 700k 4k",
+            "discard 512k 64k",
+            "map",
+            "length",
+            "info",
+        ],
+    );
+    both.same_content("a.qcow2");
+    both.same(Img, &["map", "--output=json", "a.qcow2"]);
+    for disk in [
+        "driver=compress,file.driver=raw,file.file.filename=b.raw",
+        "driver=compress,file.filename=b.raw",
+        "driver=compress",
+        "driver=compress,foo=1,file.driver=qcow2,file.file.filename=a.qcow2",
+        "driver=compress,file.driver=compress,file.file.driver=qcow2,file.file.file.filename=a.qcow2",
+    ] {
+        io(&both, disk, &["write 128k 64k"]);
+    }
+    both.qemu(Img, &["create", "-q", "-f", "qcow2", "odd.qcow2", "1000k"]);
+    io(&both, "driver=compress,file.driver=qcow2,file.file.filename=odd.qcow2", &["write 0 64k"]);
+    for command in [&["info"][..], &["info", "--output=json"], &["check"], &["resize"]] {
+        let size = if command == ["resize"] { Some("2M") } else { None };
+        let words = [command, &["--image-opts", COMPRESS], size.as_slice()].concat();
+        both.same(Img, &words);
+    }
+}
+
+#[test]
+fn preallocate_checks_its_options_and_leaves_the_file_as_qemu_does() {
+    for option in [
+        "prealloc-size=1M",
+        "prealloc-align=0",
+        "prealloc-align=3",
+        "prealloc-align=513",
+        "prealloc-align=-1",
+        "prealloc-align=x",
+        "prealloc-size=0",
+        "prealloc-size=x",
+        "prealloc-size=-1",
+        "prealloc-size=100",
+        "foo=1",
+    ] {
+        let both = images();
+        let commands =
+            ["write 0 64k", "write 512k 256k", "write -z 128k 64k", "read -P 0 128k 64k", "map"];
+        io(&both, &format!("{PREALLOCATE},file.{option}"), &commands);
+        both.same(Img, &["info", "a.qcow2"]);
+        both.same_content("a.qcow2");
+    }
+    let both = images();
+    both.same(Img, &["info", "--image-opts", PREALLOCATE]);
+    both.same(Img, &["info", "--output=json", "--image-opts", PREALLOCATE]);
+    let raw = "driver=raw,file.driver=preallocate,file.file.filename=b.raw,\
+               file.prealloc-size=1M,file.prealloc-align=65536";
+    io(&both, raw, &["truncate 200k", "length", "write 150k 10k", "truncate 120k", "length"]);
+    let file = "driver=preallocate,file.filename=b.raw,prealloc-size=1M";
+    io(
+        &both,
+        file,
+        &[
+            "truncate 200k",
+            "write 190k 20k",
+            "length",
+            "reopen -o prealloc-size=2M",
+            "reopen -o prealloc-size=x",
+            "reopen -o foo=x",
+            "map",
+            "info",
+        ],
+    );
+    both.same(Io, &["-r", "--image-opts", file, "-c", "read 0 4k"]);
+    both.same(Img, &["info", "-f", "raw", "b.raw"]);
+}
+
+/// The length of a file while an image is open, and after the image was closed.
+#[test]
+fn preallocated_space_exists_only_while_the_image_is_open() {
+    let both = images();
+    let disk = format!("{PREALLOCATE},file.prealloc-size=10M,file.prealloc-align=4M");
+    let words = ["--image-opts", &disk, "-c", "write 64k 64k", "-c", "abort"];
+    both.same_exit_code(Io, &words);
+    let length = |directory: &std::path::Path| {
+        std::fs::metadata(directory.join("a.qcow2")).expect("an image").len()
+    };
+    assert_eq!(length(&both.qemu_directory()), 12 << 20);
+    for ours in both.our_directories() {
+        assert_eq!(length(&ours), 12 << 20);
+    }
+    let both = images();
+    io(&both, &disk, &["write 64k 64k", "reopen -r", "read 64k 64k"]);
+    let expected = length(&both.qemu_directory());
+    for ours in both.our_directories() {
+        assert_eq!(length(&ours), expected);
+    }
+}
