@@ -82,7 +82,7 @@ struct RootEdge {
 struct BelowRoot {
     /// The epochs that each request enters. There is one for each set of nodes that were opened together.
     epochs: Box<[Arc<Epochs>]>,
-    /// Reads may write (copy-on-read, for example).
+    /// Reads may write (copy-on-read).
     reads_write: bool,
 }
 

@@ -23,12 +23,12 @@ pub(super) struct Filters {
 impl Filters {
     /// Chooses filters for an image of this variant.
     pub(super) fn random(variant: &Variant, random: &mut Random) -> Self {
-        // blkdebug passes no compressed writes on.
+        // The others pass no compressed writes on.
         let above = match variant.compress {
             true => &["copy-on-read", "throttle"][..],
-            false => &["copy-on-read", "throttle", "blkdebug"],
+            false => &["copy-on-read", "throttle", "blkdebug", "blklogwrites"],
         };
-        let below = &["preallocate", "throttle", "blkdebug"];
+        let below = &["preallocate", "throttle", "blkdebug", "blklogwrites"];
         let mut pick = |from: &[&'static str]| {
             (0..random.below(MOST + 1)).map(|_| *random.pick(from)).collect()
         };
@@ -61,6 +61,10 @@ fn wrap(name: &str, below: &Options) -> Options {
     let options = match name {
         "blkdebug" => {
             json!({ "driver": name, "image": below, "align": 512, "max-transfer": 1 << 20 })
+        }
+        "blklogwrites" => {
+            let log = json!({ "driver": "null-co", "size": 1_u64 << 40 });
+            json!({ "driver": name, "file": below, "log": log })
         }
         "preallocate" => json!({ "driver": name, "file": below, "prealloc-size": 1 << 20 }),
         "throttle" => json!({ "driver": name, "file": below, "throttle-group": GROUP }),
