@@ -84,9 +84,10 @@ struct Arguments {
 
 /// Runs the command.
 pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
-    let graph = graph();
     let mut read = Arguments::default();
     let operands = context.parse(FLAGS, arguments, &mut read)?;
+    // The options choose the gate of the graph.
+    let graph = graph();
     if read.options.as_deref().is_some_and(asks_for_help) {
         // The operands after the file name are not read.
         let format = read.format.as_deref().unwrap_or("raw");

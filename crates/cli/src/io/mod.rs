@@ -55,9 +55,12 @@ const FLAGS: &[Flag<Arguments>] = &[
         "how the host executes requests",
         |a, name| a.opening.set_aio(&name),
     ),
-    Flag::value(both('t', "cache"), Value::CACHE.default("writeback"), "cache mode", |a, name| {
-        a.opening.set_cache(&name)
-    }),
+    Flag::value(
+        both('t', "cache"),
+        Value::CACHE.default("writethrough"),
+        "cache mode",
+        |a, name| a.opening.set_cache(&name),
+    ),
     Flag::value(
         both('d', "discard"),
         Value::DISCARD.default("unmap"),

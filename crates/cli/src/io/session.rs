@@ -41,7 +41,8 @@ impl Default for Opening {
             copy_on_read: false,
             temporary: false,
             options: Options::new(),
-            cache: Cache::default(),
+            // As in qemu-io, a write is on stable storage when its command ends.
+            cache: Cache::Writethrough,
             discard: true,
             aio: None,
         }

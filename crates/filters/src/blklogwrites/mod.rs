@@ -12,7 +12,7 @@
 //! began. A change holds a lock on its range until it is recorded, so changes that overlap are recorded in the order in which they
 //! took effect.
 //!
-//! Locks: first [`Blklogwrites::changes`], then [`Blklogwrites::log`].
+//! Locks: first `Blklogwrites::changes`, then `Blklogwrites::log`.
 
 mod factory;
 mod format;

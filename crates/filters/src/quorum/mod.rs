@@ -12,7 +12,7 @@
 //! | `members` | adding and removing children |
 //!
 //! Children must have the same data, so two changes of a range must reach all children in the same order. A change therefore locks
-//! its range ([`Quorum::changes`]). Reads take no lock. If the children disagree, a read locks the range and reads again: the
+//! its range (`Quorum::changes`). Reads take no lock. If the children disagree, a read locks the range and reads again: the
 //! reason may be a write that has reached only some of the children.
 //!
 //! A holder of a range waits only for requests to the children.

@@ -1,8 +1,8 @@
 //! Random changes of the graph under requests.
 //!
-//! Two disks are written and read by several tasks. At the same time, one task changes the graph ([`steps`]): it inserts and
+//! Two disks are written and read by several tasks. At the same time, one task changes the graph (`steps`): it inserts and
 //! removes filters, puts overlays above an image, exchanges the media of the disks, reopens nodes and changes permissions. Some
-//! filters refuse permissions at random ([`refuser`]). A refused change must leave the graph as it was ([`state`]). The contents
+//! filters refuse permissions at random (`refuser`). A refused change must leave the graph as it was (`state`). The contents
 //! always equal the model. At the end the graph must be empty.
 //!
 //! | function | disks | tasks |

@@ -102,6 +102,10 @@ pub(in crate::io) async fn reopen(session: &Session, call: Call<'_>) -> Outcome 
         Some(_) => return call.misused(),
         None => return Outcome::Failed,
     }
+    // The requests in flight wait no longer for rate limits.
+    if let Ok(node) = open.backend.node() {
+        drop(open.backend.graph().drain(&node).await);
+    }
     session.settle().await;
     match apply(&open.backend, changes).await {
         Ok(()) => Outcome::Done,
