@@ -1,6 +1,6 @@
 //! Functions and texts that are used by the help, the manual pages and the completions.
 
-use oxblk_core::DriverKind;
+use oxblk_core::{DriverFactory, DriverKind};
 
 /// The suffixes of sizes.
 pub(super) const SIZES: &str = "Sizes may have a suffix: k, M, G, T, P or E (powers of 1024).";
@@ -26,7 +26,11 @@ pub(super) fn supported_formats() -> String {
 }
 
 fn formats_that(wanted: impl Fn(&str) -> bool) -> Vec<&'static str> {
-    let drivers = oxblk::drivers().iter().filter(|driver| driver.kind() == DriverKind::Format);
+    // A driver of several images (quorum) is no format of image files.
+    let is_format = |driver: &dyn DriverFactory| {
+        driver.kind() == DriverKind::Format && !driver.opens_children()
+    };
+    let drivers = oxblk::drivers().iter().filter(|driver| is_format(**driver));
     let mut names: Vec<_> =
         drivers.map(|driver| driver.name()).filter(|name| wanted(name)).collect();
     names.sort_unstable();
