@@ -1,6 +1,7 @@
 //! The commands of `io` print the same as the commands of qemu-io, on raw and on qcow2 images.
 
 use oxblk_tests::differential::Differential;
+use oxblk_tests::program::Program;
 use oxblk_tests::program::Tool::{Img, Io};
 
 const FORMATS: [&str; 2] = ["raw", "qcow2"];
@@ -419,4 +420,17 @@ fn copy_on_read_stores_only_data_that_was_read() {
     both.same(Io, &["-C", "-r", "-c", "read 0 64k", "disk"]);
     both.same(Io, &["-C", "--image-opts", "driver=qcow2,file.filename=disk,read-only=on"]);
     both.same_content("disk");
+}
+
+#[test]
+fn a_completed_write_survives_the_sudden_end_of_io() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = |program: Program, args: &[&str]| program.args(args).directory(directory.path());
+    run(Program::new("qemu-img"), &["create", "-q", "-f", "qcow2", "a.qcow2", "10M"]).succeed();
+    let commands = ["io", "-c", "write -P 9 0 64k", "-c", "write -z 1M 64k", "-c", "sigraise 9"];
+    let _ = run(Program::oxblk(), &[&commands[..], &["a.qcow2"]].concat()).run();
+    let read = ["-c", "read -P 9 0 64k", "-c", "read -P 0 1M 64k", "a.qcow2"];
+    let reply = run(Program::new("qemu-io"), &read).succeed();
+    assert!(!reply.out().contains("failed"), "{}", reply.out());
+    run(Program::new("qemu-img"), &["check", "-q", "a.qcow2"]).succeed();
 }
