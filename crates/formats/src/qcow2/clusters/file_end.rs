@@ -1,6 +1,6 @@
 //! The end of the file: completing the last cluster, and truncating the unused end.
 
-use oxblk_core::{Preallocation, Result};
+use oxblk_core::{ErrorKind, Preallocation, Result, ZeroFlags};
 
 use super::Clusters;
 
@@ -20,7 +20,13 @@ impl Clusters {
             return Ok(());
         }
         let end = size.checked_next_multiple_of(unit).unwrap_or(size);
-        file.resize(end, Preallocation::Off).await
+        match file.resize(end, Preallocation::Off).await {
+            // Some nodes only grow by writes, for example quorum.
+            Err(error) if error.kind() == ErrorKind::Unsupported => {
+                file.write_zeroes(size, end.saturating_sub(size), ZeroFlags::empty()).await
+            }
+            outcome => outcome,
+        }
     }
 
     /// Truncates the file behind its last cluster in use. A file that cannot change its size is not truncated. The caller
@@ -38,6 +44,12 @@ impl Clusters {
         let size = file.size();
         let last = self.last_in_use(self.geometry.clusters_for(size)).await?;
         let end = last.unwrap_or(0).saturating_add(1) << self.geometry.cluster_bits;
-        if end < size { file.resize(end, Preallocation::Off).await } else { Ok(()) }
+        if end >= size {
+            return Ok(());
+        }
+        match file.resize(end, Preallocation::Off).await {
+            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(()),
+            outcome => outcome,
+        }
     }
 }
