@@ -440,7 +440,7 @@ impl Backend {
             let lender = backend.0.lender.lock().unwrap_or_else(PoisonError::into_inner).take();
             backend.mark_closed();
             let closing = backend.clone();
-            end_use_of(&edge, lender, move |change| change.set_root_edge(&closing, None));
+            end_use_of(&edge, lender, move |change| change.remove_root(&closing));
             let node = Arc::clone(edge.node());
             drop(edge);
             let closed = backend.0.graph.release_unused(node, &controls).await;

@@ -78,15 +78,11 @@ impl Change {
         });
     }
 
-    /// Makes `edge` the root edge of `backend`. `None`: the backend has no root node afterwards. The former root edge no longer
-    /// uses its node.
-    pub(crate) fn set_root_edge(&mut self, backend: &Backend, edge: Option<Arc<Edge>>) {
+    /// Takes the root node of `backend` away.
+    pub(crate) fn remove_root(&mut self, backend: &Backend) {
         let backend = backend.clone();
         self.step(move |draft| {
-            if let Some(edge) = &edge {
-                draft.attach(edge);
-            }
-            draft.set_root(backend, edge);
+            draft.set_root(backend, None);
             Ok(())
         });
     }

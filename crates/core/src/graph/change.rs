@@ -251,7 +251,7 @@ fn change(graph: &Graph, steps: Vec<Step>) -> Change {
             Step::Root { backend, node: Some(node) } => change.set_root(&backend, node),
             Step::RemoveFilter { filter } => change.remove_filter(&filter),
             Step::Insert { backend, node } => change.insert_root(&backend, node),
-            Step::Root { backend, node: None } => change.set_root_edge(&backend, None),
+            Step::Root { backend, node: None } => change.remove_root(&backend),
         }
     }
     change
