@@ -19,13 +19,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use oxblk_core::driver::{Compress, Drain, Reopen, Resize};
 use oxblk_core::{
-    BoxFuture, ChildIdx, ChildrenRef, CompressedCluster, Driver, DriverFactory, DriverKind, Edge,
-    Error, Limits, MapOp, Objects, OpenContext, OpenFlags, Options, Preallocation, Result, Step,
-    WriteFlags, ZeroFlags,
+    BoxFuture, ChildIdx, CompressedCluster, Driver, DriverFactory, DriverKind, Error, Limits,
+    MapOp, Objects, OpenContext, OpenFlags, Options, Result, Step, WriteFlags, ZeroFlags,
 };
 use oxblk_ring::{IoBuf, IoBufMut};
 
-use crate::below::compressor;
+use crate::below::Below;
 
 pub use group::{Direction, Group, Member};
 pub use limits::{BucketLimits, GroupLimits, KINDS, Notation};
@@ -53,8 +52,8 @@ impl DriverFactory for ThrottleFactory {
             };
             let objects = context.graph.objects().clone();
             let member = ArcSwap::from_pointee(Member::new(find(&objects, &id)?));
-            let children = Arc::clone(&context.children);
-            let driver = Throttle { children, member, objects, prepared: Mutex::default() };
+            let below = Below::new(&context.children);
+            let driver = Throttle { below, member, objects, prepared: Mutex::default() };
             Ok(Box::new(driver) as Box<dyn Driver>)
         })
     }
@@ -62,7 +61,7 @@ impl DriverFactory for ThrottleFactory {
 
 /// An open throttle node.
 struct Throttle {
-    children: ChildrenRef,
+    below: Below,
     member: ArcSwap<Member>,
     objects: Objects,
     /// The new group of a reopen that is prepared.
@@ -76,10 +75,6 @@ fn find(objects: &Objects, id: &str) -> Result<Arc<Group>> {
 }
 
 impl Throttle {
-    fn file(&self) -> Result<Arc<Edge>> {
-        self.children.require(ChildIdx::FILE)
-    }
-
     fn prepared(&self) -> MutexGuard<'_, Option<Arc<Group>>> {
         self.prepared.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -102,14 +97,14 @@ impl Driver for Throttle {
     fn read(&self, offset: u64, buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>> {
         Box::pin(async move {
             self.admit(Direction::Read, bytes(buf.len())).await;
-            self.file()?.read(offset, buf).await
+            self.below.edge()?.read(offset, buf).await
         })
     }
 
     fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             self.admit(Direction::Write, bytes(data.len())).await;
-            self.file()?.write(offset, data, flags).await
+            self.below.edge()?.write(offset, data, flags).await
         })
     }
 
@@ -121,28 +116,23 @@ impl Driver for Throttle {
     ) -> Option<BoxFuture<'_, Result<()>>> {
         Some(Box::pin(async move {
             self.admit(Direction::Write, len).await;
-            self.file()?.write_zeroes(offset, len, flags).await
+            self.below.edge()?.write_zeroes(offset, len, flags).await
         }))
     }
 
     fn discard(&self, offset: u64, len: u64) -> Option<BoxFuture<'_, Result<()>>> {
         Some(Box::pin(async move {
             self.admit(Direction::Write, len).await;
-            self.file()?.discard(offset, len).await
+            self.below.edge()?.discard(offset, len).await
         }))
     }
 
     fn size(&self) -> u64 {
-        self.children.get(ChildIdx::FILE).map_or(0, |file| file.size())
+        self.below.size()
     }
 
     fn limits(&self) -> Limits {
-        let below = self.children.get(ChildIdx::FILE).map(|file| file.node().limits());
-        below.map_or_else(Limits::default, |below| Limits {
-            request_alignment: 1,
-            zero_flags: ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK,
-            ..Limits::clone(&below)
-        })
+        Limits { request_alignment: 1, ..self.below.limits() }
     }
 
     fn drain(&self) -> Option<&dyn Drain> {
@@ -150,7 +140,7 @@ impl Driver for Throttle {
     }
 
     fn resize(&self) -> Option<&dyn Resize> {
-        Some(self)
+        Some(&self.below)
     }
 
     fn reopen(&self) -> Option<&dyn Reopen> {
@@ -158,7 +148,7 @@ impl Driver for Throttle {
     }
 
     fn compress(&self) -> Option<&dyn Compress> {
-        self.file().is_ok_and(|file| compressor(&file).is_ok()).then_some(self)
+        self.below.compress().is_some().then_some(self)
     }
 }
 
@@ -176,29 +166,23 @@ impl Compress for Throttle {
     fn write_compressed(&self, offset: u64, data: IoBuf) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             self.admit(Direction::Write, bytes(data.len())).await;
-            self.file()?.write(offset, data, WriteFlags::COMPRESSED).await
+            self.below.edge()?.write(offset, data, WriteFlags::COMPRESSED).await
         })
     }
 
     fn compress(&self, data: IoBuf) -> BoxFuture<'_, Result<CompressedCluster>> {
-        Box::pin(async move { compressor(&*self.file()?)?.compress(data).await })
+        Compress::compress(&self.below, data)
     }
 
     fn store(&self, offset: u64, cluster: CompressedCluster) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             self.admit(Direction::Write, bytes(cluster.plain.len())).await;
-            self.file()?.write_compressed(offset, cluster, WriteFlags::empty()).await
+            self.below.edge()?.write_compressed(offset, cluster, WriteFlags::empty()).await
         })
     }
 
     fn end(&self) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move { compressor(&*self.file()?)?.end().await })
-    }
-}
-
-impl Resize for Throttle {
-    fn resize(&self, size: u64, preallocation: Preallocation) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move { self.file()?.resize(size, preallocation).await })
+        self.below.end()
     }
 }
 
