@@ -27,7 +27,7 @@ struct State {
     fresh: u32,
     /// The largest value that `end` has had since the image was opened or the file was truncated, or the value that the last
     /// [`Allocator::set_used`] required.
-    most: u32,
+    max_end: u32,
     /// Freed blocks with the epochs in which they were freed, oldest first.
     quarantined: VecDeque<(u64, u32)>,
     /// Whether the fields above are correct.
@@ -118,7 +118,7 @@ impl Drop for Repair<'_> {
 
 impl State {
     /// If gaps lie directly before `end`, removes these gaps and moves `end` to the first of them.
-    fn settle_end(&mut self) {
+    fn drop_gaps_at_end(&mut self) {
         while let Some(last) = self.end.checked_sub(1) {
             if !self.gaps.remove(last) {
                 break;
@@ -133,7 +133,7 @@ impl State {
         let fresh = start >= self.fresh;
         self.end = start.saturating_add(count);
         self.fresh = self.fresh.max(self.end);
-        self.most = self.most.max(self.end);
+        self.max_end = self.max_end.max(self.end);
         (start, fresh)
     }
 
@@ -167,24 +167,24 @@ impl Allocator {
         super::lock(&self.state)
     }
 
-    /// Sets which blocks are in use. From block `fresh` on, the file contains no data (`None`: no block is fresh). `most`
-    /// is the least value for [`Allocator::most`].
-    pub(crate) fn set_used(&self, used: &RoaringBitmap, fresh: Option<u32>, most: u32) {
+    /// Sets which blocks are in use. From block `fresh` on, the file contains no data (`None`: no block is fresh). `max_end`
+    /// is the least value for [`Allocator::max_end`].
+    pub(crate) fn set_used(&self, used: &RoaringBitmap, fresh: Option<u32>, max_end: u32) {
         let end = end_of(used);
         let mut gaps = RoaringBitmap::new();
         gaps.insert_range(0..end);
         gaps -= used;
-        let most = most.max(end);
+        let max_end = max_end.max(end);
         let fresh = fresh.unwrap_or(u32::MAX).max(end);
         let mut state = self.lock();
         let returning = state.returning;
         let quarantined = VecDeque::new();
-        *state = State { end, gaps, fresh, most, quarantined, is_known: true, returning };
+        *state = State { end, gaps, fresh, max_end, quarantined, is_known: true, returning };
     }
 
     /// Sets which blocks are in use in an image that will be repaired. No block is fresh.
-    pub(crate) fn begin_repair(&self, used: &RoaringBitmap, most: u32) -> Repair<'_> {
-        self.set_used(used, None, most);
+    pub(crate) fn begin_repair(&self, used: &RoaringBitmap, max_end: u32) -> Repair<'_> {
+        self.set_used(used, None, max_end);
         Repair(Some(self))
     }
 
@@ -298,14 +298,14 @@ impl Allocator {
             state.quarantined.pop_front();
             state.gaps.insert(block);
         }
-        state.settle_end();
+        state.drop_gaps_at_end();
         Ok(state)
     }
 
     fn give_back(&self, start: u32, count: u32) {
         let mut state = self.lock();
         state.gaps.insert_range(start..start.saturating_add(count));
-        state.settle_end();
+        state.drop_gaps_at_end();
         state.returning = state.returning.saturating_sub(count.into());
         drop(state);
         self.returned.notify(usize::MAX);
@@ -326,7 +326,7 @@ impl Allocator {
         while let Some((_, block)) = state.quarantined.pop_front() {
             state.gaps.insert(block);
         }
-        state.settle_end();
+        state.drop_gaps_at_end();
     }
 
     /// Number of gaps, plus the number of blocks from the end up to block `capacity`. Quarantined blocks do not count.
@@ -341,14 +341,14 @@ impl Allocator {
     }
 
     /// The largest value that the end has had since the image was opened or the file was truncated.
-    pub(crate) fn most(&self) -> u32 {
-        self.lock().most
+    pub(crate) fn max_end(&self) -> u32 {
+        self.lock().max_end
     }
 
     /// Records that the file now ends with the last block in use.
-    pub(crate) fn note_cut_off(&self) {
+    pub(crate) fn note_truncated(&self) {
         let mut state = self.lock();
-        state.most = state.end;
+        state.max_end = state.end;
         state.fresh = state.end;
     }
 
@@ -418,7 +418,7 @@ mod tests {
         drop(first);
         assert_eq!((allocator.end(), allocator.gaps().len()), (3, 2));
         drop(second);
-        assert_eq!((allocator.end(), allocator.gaps().len(), allocator.most()), (0, 0, 3));
+        assert_eq!((allocator.end(), allocator.gaps().len(), allocator.max_end()), (0, 0, 3));
         let run = reserve(&allocator, 4).unwrap();
         assert_eq!(shape(&run), (0, 4, false));
     }

@@ -32,9 +32,9 @@ struct Faults {
 }
 
 impl Faults {
-    fn add(&mut self, finding: Finding, most: u64) {
+    fn add(&mut self, finding: Finding, max_repairs: u64) {
         self.count = self.count.saturating_add(finding.count.into());
-        if self.count <= most {
+        if self.count <= max_repairs {
             let end = finding.index.saturating_add(finding.count);
             let one = |index| Finding { index, count: 1, ..finding };
             self.entries.extend((finding.index..end).map(one));
@@ -63,16 +63,16 @@ impl Parallels {
         } else if fix != Fix::Nothing {
             return Err(Error::from_errno(Errno::ROFS).prefix("Cannot repair the image"));
         }
-        let most = u64::from(self.whole_clusters.load(Acquire)).saturating_add(SPARE_COPIES);
+        let max_repairs = u64::from(self.whole_clusters.load(Acquire)).saturating_add(SPARE_COPIES);
         let (mut outside, mut duplicates) = (Faults::default(), Faults::default());
         let survey = self.survey(|finding| match finding.fault {
-            Fault::Outside | Fault::CutOff => outside.add(finding, most),
-            Fault::Duplicate => duplicates.add(finding, most),
+            Fault::Outside | Fault::CutOff => outside.add(finding, max_repairs),
+            Fault::Duplicate => duplicates.add(finding, max_repairs),
         });
         let survey = survey.await?;
         let findings = Findings { survey, outside, duplicates };
         let faults = findings.outside.count.saturating_add(findings.duplicates.count);
-        let all = fix == Fix::All && faults <= most;
+        let all = fix == Fix::All && faults <= max_repairs;
         let verb = |repairs: bool| if repairs { "Repairing" } else { "ERROR" };
         let kind = |repairs: bool, kind| if repairs { FindingKind::Repair } else { kind };
         let report_finding = |kind, text: String| report_finding(check::Finding::new(kind, text));
@@ -122,7 +122,7 @@ impl Parallels {
                 format!("{} duplicate offset in BAT entry {}", verb(all), finding.index),
             );
         }
-        if faults > most {
+        if faults > max_repairs {
             report_finding(
                 FindingKind::Corruption,
                 format!("ERROR {faults} BAT entries are wrong, more than the file has clusters"),

@@ -89,7 +89,7 @@ impl BlockImage for Parallels {
     }
 
     async fn before_allocation(&self) -> Result<()> {
-        self.relieve_nearly_full().await
+        self.write_back_if_nearly_full().await
     }
 }
 

@@ -55,7 +55,7 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Parallels> {
         barrier: WriteBarrier::default(),
     };
     if !context.flags.read_only && !context.flags.check {
-        image.make_sound().await?;
+        image.repair_metadata().await?;
         let survey = image.survey_sound().await?;
         image.allow_allocations(&file, &survey);
     }
@@ -67,7 +67,7 @@ impl Parallels {
     ///
     /// # Errors
     /// `Corrupt` if the repair leaves faults, and the errors of the check and of requests to the image file.
-    async fn make_sound(&self) -> Result<()> {
+    async fn repair_metadata(&self) -> Result<()> {
         if !self.header.in_use && self.header.data_offset_is_valid {
             let mut faults = 0_u32;
             self.survey(|_| faults = faults.saturating_add(1)).await?;

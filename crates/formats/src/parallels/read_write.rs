@@ -26,7 +26,7 @@ impl Parallels {
         self.zero_allocated(offset, from, flags).await?;
         self.free_clusters(from, to).await?;
         self.zero_allocated(to, end, flags).await?;
-        self.relieve().await
+        self.write_back_if_needed().await
     }
 
     /// Frees the clusters that a range covers completely.
@@ -39,20 +39,20 @@ impl Parallels {
         let clusters = u64::from(self.block_of(from))..to.div_ceil(self.header.cluster);
         let _lock = self.guest.lock(clusters).await;
         self.free_clusters(from, to).await?;
-        self.relieve().await
+        self.write_back_if_needed().await
     }
 
     /// Writes back if many freed clusters wait for a write-back, or if the file is nearly full. Without this, the file
     /// could grow until the next flush request.
-    async fn relieve(&self) -> Result<()> {
+    async fn write_back_if_needed(&self) -> Result<()> {
         if self.freed.len() > MANY_FREED {
             return self.write_back().await;
         }
-        self.relieve_nearly_full().await
+        self.write_back_if_nearly_full().await
     }
 
     /// Writes back if freed clusters wait for a write-back and few other clusters can be allocated.
-    pub(super) async fn relieve_nearly_full(&self) -> Result<()> {
+    pub(super) async fn write_back_if_nearly_full(&self) -> Result<()> {
         let needed = self.freed.len() > 0 && self.is_nearly_full()?;
         if needed { self.write_back().await } else { Ok(()) }
     }

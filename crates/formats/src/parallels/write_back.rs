@@ -29,7 +29,7 @@ async fn write_field(file: &Edge, offset: u64, value: u32) -> Result<()> {
 impl Parallels {
     /// Writes and flushes all changes that completed before the call.
     pub(super) async fn write_back(&self) -> Result<()> {
-        let _turn = self.writing_back.lock().await;
+        let _guard = self.writing_back.lock().await;
         let file = self.file()?;
         // The entries of these clusters are already 0 and marked as dirty.
         let freed = self.freed.take();
@@ -102,7 +102,7 @@ impl Parallels {
             return Ok(());
         }
         let file = self.file()?;
-        let _turn = self.writing_back.lock().await;
+        let _guard = self.writing_back.lock().await;
         let writing = self.barrier.pass().await;
         let outcome = async {
             self.mark.begin_change();
@@ -128,7 +128,7 @@ impl Parallels {
         }
         self.whole_clusters.fetch_min(end, AcqRel);
         file.resize(offset, Preallocation::Off).await?;
-        self.allocator.note_cut_off();
+        self.allocator.note_truncated();
         Ok(())
     }
 }

@@ -32,7 +32,7 @@ impl Qcow2 {
 
     /// Empties the image. The change takes effect with the write that makes the header refer to an L1 table without allocated
     /// entries. A crash before or after this write leaks clusters at worst.
-    async fn give_up_contents(&self) -> Result<()> {
+    async fn empty_image(&self) -> Result<()> {
         self.facts.check_writable()?;
         self.facts.event(DebugEvent::EmptyImagePrepare).await;
         self.metadata.write_back(true).await?;
@@ -49,7 +49,7 @@ impl Qcow2 {
 
     /// Replaces the active L1 table with a table without allocated entries, and frees the clusters that the old table mapped.
     async fn begin_empty(&self, entries: usize) -> Result<()> {
-        let emptied = self.snapshots.activate_nothing(entries).await;
+        let emptied = self.snapshots.activate_empty_l1(entries).await;
         // The first write-back cycle lowers the refcounts of the freed clusters, the second cycle writes these refcounts.
         self.metadata.write_back(true).await?;
         self.metadata.write_back(true).await?;
@@ -67,6 +67,6 @@ impl Backing for Qcow2 {
     }
 
     fn make_empty(&self) -> BoxFuture<'_, Result<()>> {
-        Box::pin(self.give_up_contents())
+        Box::pin(self.empty_image())
     }
 }

@@ -15,7 +15,7 @@ use super::{Qcow2, compression};
 /// At the end of a series of compressed writes, the file is extended to a multiple of this many bytes.
 const SECTOR: u64 = 512;
 /// Maximum number of clusters of one request that are compressed concurrently.
-const SIDE_BY_SIDE: usize = 16;
+const MAX_CONCURRENT: usize = 16;
 
 impl Qcow2 {
     /// Compresses and stores whole clusters. The last cluster of the disk may be shorter.
@@ -30,7 +30,7 @@ impl Qcow2 {
         });
         // The clusters are compressed concurrently and stored in order.
         let packed = pieces.map(|piece| Box::pin(self.pack_cluster(piece)));
-        let mut packed = stream::iter(packed).buffered(SIDE_BY_SIDE);
+        let mut packed = stream::iter(packed).buffered(MAX_CONCURRENT);
         let mut at = offset;
         while let Some(cluster) = packed.next().await {
             self.store_cluster(at, cluster?).await?;
@@ -66,8 +66,10 @@ impl Qcow2 {
         };
         let len = u64::try_from(stream.len()).unwrap_or(u64::MAX);
         self.metadata.table_before_data(offset, 1).await?;
-        let placed =
-            self.clusters.place_compressed(len, async || self.metadata.relieve().await).await?;
+        let placed = self
+            .clusters
+            .place_compressed(len, async || self.metadata.write_back_if_needed().await)
+            .await?;
         let host = placed.host;
         let file = self.facts.file()?;
         let entry = L2Entry::compressed(self.geometry, host, len).ok_or_else(|| {

@@ -159,7 +159,7 @@ impl Data {
 
     /// Discards whole clusters of a data file that is not raw. Does nothing without such a data file. The caller holds the
     /// range lock, and has changed the L2 entries in the cache, so that these entries no longer refer to the clusters.
-    pub(super) async fn give_up_data(&self, from: u64, to: u64) {
+    pub(super) async fn discard_data(&self, from: u64, to: u64) {
         let to = self.facts.end_of_data(to);
         if self.facts.has_raw_data() || from >= to {
             return;

@@ -55,7 +55,7 @@ impl Qcow2 {
         self.zero_entries(offset, last, flags).await?;
         if unmap {
             self.data
-                .give_up_data(self.geometry.cluster_end(offset), self.geometry.cluster_start(last))
+                .discard_data(self.geometry.cluster_end(offset), self.geometry.cluster_start(last))
                 .await;
         }
         Ok(())
@@ -112,25 +112,30 @@ impl Qcow2 {
             return self.zero_subclusters(offset, last, flags).await;
         }
         if self.facts.version() < 3 {
-            return self.zero_old(offset, last, flags.contains(ZeroFlags::OWN)).await;
+            return self.zero_version_2(offset, last, flags.contains(ZeroFlags::OWN)).await;
         }
         let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
         if unmap && self.facts.keeps_discarded() {
             return self.discard_in_place(offset, last, true).await;
         }
         self.metadata
-            .change_entries(offset, last, given_up(unmap), |kind, copied, _| match kind {
-                L2Kind::Data { host } | L2Kind::Zero { host: Some(host) } if !unmap => {
-                    Some(L2Entry::zero_allocated(host).with_copied(copied))
-                }
-                _ => Some(L2Entry::zero_plain()),
-            })
+            .change_entries(
+                offset,
+                last,
+                zero_release_reason(unmap),
+                |kind, copied, _| match kind {
+                    L2Kind::Data { host } | L2Kind::Zero { host: Some(host) } if !unmap => {
+                        Some(L2Entry::zero_allocated(host).with_copied(copied))
+                    }
+                    _ => Some(L2Entry::zero_plain()),
+                },
+            )
             .await
     }
 
     /// Zeroes a range of a version 2 image. Version 2 has no zero clusters, but unallocated clusters read as zeroes as long as
     /// the image has no backing file.
-    async fn zero_old(&self, offset: u64, end: u64, own: bool) -> Result<()> {
+    async fn zero_version_2(&self, offset: u64, end: u64, own: bool) -> Result<()> {
         if own || self.facts.children().has(ChildIdx::BACKING) {
             return Err(unsupported());
         }
@@ -169,7 +174,7 @@ impl Qcow2 {
         } else {
             self.discard_entries(first, last, new).await?;
         }
-        self.data.give_up_data(first, last).await;
+        self.data.discard_data(first, last).await;
         Ok(())
     }
 
@@ -221,16 +226,21 @@ impl Qcow2 {
 
     /// Frees whole clusters. The L2 entries become unallocated. The caller ensures that the guest cannot then read a backing
     /// file in this range: the clusters lie behind the end of the disk, or the image has no backing file.
-    pub(super) async fn forget_guest(&self, from: u64, to: u64, was: ReleaseReason) -> Result<()> {
+    pub(super) async fn deallocate_guest(
+        &self,
+        from: u64,
+        to: u64,
+        reason: ReleaseReason,
+    ) -> Result<()> {
         if from >= to {
             return Ok(());
         }
         let _lock = self.guest.lock(from..to).await;
         if self.geometry.extended_l2 {
-            return self.forget_subclusters(from, to, was).await;
+            return self.deallocate_subclusters(from, to, reason).await;
         }
         self.metadata
-            .change_entries(from, to, was, |kind, _, _| match kind {
+            .change_entries(from, to, reason, |kind, _, _| match kind {
                 L2Kind::Unallocated => None,
                 _ => Some(L2Entry::EMPTY),
             })
@@ -261,7 +271,7 @@ impl Qcow2 {
 }
 
 /// The release reason of clusters that a zero write frees. `unmap`: whether the zero write may unmap.
-pub(super) fn given_up(unmap: bool) -> ReleaseReason {
+pub(super) fn zero_release_reason(unmap: bool) -> ReleaseReason {
     if unmap { ReleaseReason::Discarded } else { ReleaseReason::Data }
 }
 

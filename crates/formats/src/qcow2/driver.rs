@@ -253,7 +253,7 @@ impl Snapshots for Qcow2 {
     }
 
     fn apply<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>> {
-        Box::pin(self.snapshots.go_to_snapshot(id))
+        Box::pin(self.snapshots.apply_snapshot(id))
     }
 
     fn delete<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>> {
@@ -279,7 +279,7 @@ impl PersistentBitmaps for Qcow2 {
     }
 
     fn store(&self, bitmap: &Arc<DirtyBitmap>) -> Result<()> {
-        self.bitmaps.take_in(bitmap)
+        self.bitmaps.add_bitmap(bitmap)
     }
 
     fn remove<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<()>> {
@@ -289,7 +289,11 @@ impl PersistentBitmaps for Qcow2 {
 
 impl Qcow2 {
     /// Checks the file of an open image, and repairs the faults that `fix` requests. The caller has drained the node.
-    pub(super) async fn check_image(&self, fix: Fix, say: &dyn Fn(Finding)) -> Result<CheckReport> {
+    pub(super) async fn check_image(
+        &self,
+        fix: Fix,
+        report_finding: &dyn Fn(Finding),
+    ) -> Result<CheckReport> {
         if fix != Fix::Nothing && self.facts.is_read_only() {
             return Err(Error::from_errno(Errno::ROFS).prefix("Cannot repair the image"));
         }
@@ -299,12 +303,12 @@ impl Qcow2 {
         // The tables may have moved since the image was opened.
         let header = read_header(&file).await?;
         if fix == Fix::Nothing {
-            return check(&file, &header, fix, say).await;
+            return check(&file, &header, fix, report_finding).await;
         }
         // The metadata in memory is outdated after a repair. So the image accepts no further requests until it is opened again.
-        self.facts.stop_for(Replaced::Repair);
+        self.facts.stop_requests(Replaced::Repair);
         clear_unknown_autoclear(&file, &header).await?;
-        check(&file, &header, fix, say).await
+        check(&file, &header, fix, report_finding).await
     }
 }
 
@@ -322,8 +326,8 @@ impl Qcow2 {
 }
 
 impl Compact for Qcow2 {
-    fn step(&self, most: u64) -> BoxFuture<'_, Result<compact::Step>> {
-        Box::pin(async move { self.compaction().compact_step(most).await })
+    fn step(&self, max_bytes: u64) -> BoxFuture<'_, Result<compact::Step>> {
+        Box::pin(async move { self.compaction().compact_step(max_bytes).await })
     }
 
     fn release(&self, from: u64) -> BoxFuture<'_, Result<Option<u64>>> {

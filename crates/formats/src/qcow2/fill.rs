@@ -11,7 +11,7 @@ use super::mapping::Extent;
 
 /// Up to this size in bytes, new data and the old contents around the data are combined in memory and written with one write.
 /// The limit does not apply if encryption requires one write.
-const ASSEMBLE: u64 = 256 << 10;
+const MAX_COMBINED_WRITE: u64 = 256 << 10;
 
 /// Length of data in bytes.
 pub(super) fn length(data: &[u8]) -> u64 {
@@ -45,7 +45,7 @@ impl Qcow2 {
         let total = total.saturating_add(tail.as_ref().map_or(0, |tail| tail.len()));
         let (guest, start) = if head.is_some() { (first, host) } else { (offset, at) };
         let can_part = self.data.can_part_at(offset) && self.data.can_part_at(data_end);
-        if !can_part || u64::try_from(total).is_ok_and(|total| total <= ASSEMBLE) {
+        if !can_part || u64::try_from(total).is_ok_and(|total| total <= MAX_COMBINED_WRITE) {
             let mut whole = IoBufMut::new(total);
             let mut rest: &mut [u8] = &mut whole;
             for part in [head.as_deref(), Some(&*data), tail.as_deref()].into_iter().flatten() {

@@ -45,10 +45,10 @@
 //!
 //! 0. `Bitmaps::changing`: one change of the stored bitmaps, or one step of compaction, at a time;
 //! 1. `Qcow2::guest`: range lock over guest clusters whose L2 entries change;
-//! 2. `Tail::turn` of `Clusters`: placing the next compressed cluster;
+//! 2. `Tail::lock` of `Clusters`: placing the next compressed cluster;
 //! 3. `Metadata::tables`: making an L2 table;
 //! 4. `Metadata::writing_back`: one write-back cycle at a time;
-//! 5. `HeaderState::turn` of `Facts`: writing more of the header than one table pointer, changing passwords;
+//! 5. `HeaderState::lock` of `Facts`: writing more of the header than one table pointer, changing passwords;
 //! 6. `Clusters::growing`: making refcount blocks, moving the refcount table;
 //! 7. `Allocator::scanning` of `Clusters`: scanning refcount blocks for free clusters, lowering refcounts;
 //! 8. `Clusters::writing`: writing dirty refcount slices;

@@ -38,10 +38,10 @@ const REFCOUNT_CACHE: u64 = 8 << 20;
 const SLICE: u64 = 4096;
 
 /// What a user can do about a dirty image with too many snapshots.
-const CUT_SNAPSHOTS_HINT: &str =
+const REMOVE_SNAPSHOTS_HINT: &str =
     "You can force-remove overhanging snapshots with qemu-img check -r all";
 /// What a user can do about a dirty image whose bitmap directory cannot be read.
-const DROP_BITMAPS_HINT: &str = "You can force-remove all bitmaps with qemu-img check -r all";
+const REMOVE_BITMAPS_HINT: &str = "You can force-remove all bitmaps with qemu-img check -r all";
 
 /// The cache options of the driver, in bytes. Other modules parse the other options of the driver.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
@@ -119,7 +119,7 @@ fn refcount_slice(geometry: Geometry) -> u64 {
 /// Opens the image that the file child of `context` contains.
 pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
     let options: OpenOptions = context.options.extract()?;
-    let encrypt = encryption::Given::take(&mut context.options)?;
+    let encrypt = encryption::EncryptOptions::take(&mut context.options)?;
     let run = RunOptions::take(&mut context.options)?;
     let file = context.file()?;
     let mut header = read_header(&file).await?;
@@ -142,13 +142,13 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
         .map(|filename| BackingFile { filename, format: header.extensions.backing_format.clone() });
     let sizes = options.sizes(header.geometry)?;
     let encryption = encryption::open(context, &file, &header, encrypt).await?;
-    let modes = run.settle(&header, context.flags.unmap)?;
-    let surroundings = Surroundings {
+    let modes = run.effective_modes(&header, context.flags.unmap)?;
+    let parts = OpenContextParts {
         children: Arc::clone(&context.children),
         epochs: Arc::clone(&context.epochs),
         read_only: context.flags.read_only,
     };
-    let image = build(surroundings, header, &sizes, encryption, modes).await?;
+    let image = build(parts, header, &sizes, encryption, modes).await?;
     image.metadata.read_l1(&file).await?;
     if !context.flags.check {
         let inactive = match image.metadata.note_snapshots(&file).await {
@@ -197,15 +197,14 @@ async fn open_data(context: &mut OpenContext, header: &Header) -> Result<()> {
 /// Repairs an image that was not closed cleanly: the dirty bit of its header is set. Returns the header after the repair.
 /// The repair removes no snapshots, no bitmaps and no data of a snapshot.
 ///
-/// # Errors
-/// `Corrupt` if the repair leaves errors. Also returns the errors of the check and of requests to the image file. Before anything
-/// is written: the errors of a snapshot table or a bitmap directory that cannot be read.
+/// # Errors `Corrupt` if the repair leaves errors. Also returns the errors of the check and of requests to the image file.
+/// Before anything is written: the errors of a snapshot table or a bitmap directory that cannot be read.
 pub(super) async fn repair_dirty(file: &Edge, header: &Header) -> Result<Header> {
-    header.require_snapshots().map_err(|error| error.with_hint(CUT_SNAPSHOTS_HINT))?;
+    header.require_snapshots().map_err(|error| error.with_hint(REMOVE_SNAPSHOTS_HINT))?;
     visit_snapshots(file, SnapshotTable::of(header), drop).await?;
     if let Some(directory) = &header.extensions.bitmaps {
         let entries = read_directory(file, directory).await;
-        entries.map_err(|error| error.with_hint(DROP_BITMAPS_HINT))?;
+        entries.map_err(|error| error.with_hint(REMOVE_BITMAPS_HINT))?;
     }
     clear_unknown_autoclear(file, header).await?;
     let log = |finding: Finding| tracing::info!("qcow2: {}", finding.text);
@@ -233,22 +232,23 @@ pub(super) async fn open_new(
     let children = Arc::new(children);
     let sizes = OpenOptions::default().sizes(header.geometry)?;
     // Refcounts are not lazy while the image is being created.
-    let modes = RunOptions::take(&mut Options::new())?.settle(&header, false)? - Modes::LAZY;
-    let surroundings = Surroundings { children, epochs: Arc::default(), read_only: false };
-    let image = build(surroundings, header, &sizes, None, modes).await?;
+    let modes =
+        RunOptions::take(&mut Options::new())?.effective_modes(&header, false)? - Modes::LAZY;
+    let parts = OpenContextParts { children, epochs: Arc::default(), read_only: false };
+    let image = build(parts, header, &sizes, None, modes).await?;
     image.metadata.read_l1(file).await?;
     Ok(image)
 }
 
 /// The values that an image gets from `oxblk_core`: its children, the epochs of its requests, and the read-only mode.
-struct Surroundings {
+struct OpenContextParts {
     children: ChildrenRef,
     epochs: Arc<Epochs>,
     read_only: bool,
 }
 
 async fn build(
-    context: Surroundings,
+    context: OpenContextParts,
     header: Header,
     sizes: &CacheSizes,
     encryption: Option<Encryption>,
@@ -277,7 +277,7 @@ async fn build(
     )
     .await
     .map_err(|error| error.prefix("Could not initialize refcount handling"))?;
-    note_named_places(&clusters, &facts.header(), &*facts.file()?);
+    note_header_targets(&clusters, &facts.header(), &*facts.file()?);
     let slice_words = sizes.slice / 8;
     let slices = sizes.l2_slices(geometry, l1_entries);
     let l2 = cache(sizes.slice, slices);
@@ -316,7 +316,7 @@ async fn build(
 }
 
 /// Records the L1 table and the LUKS header as metadata.
-pub(super) fn note_named_places(clusters: &Clusters, header: &Header, file: &Edge) {
+pub(super) fn note_header_targets(clusters: &Clusters, header: &Header, file: &Edge) {
     clusters.note_metadata(header.l1_offset, u64::from(header.l1_entries).saturating_mul(8));
     if let Some(crypto) = header.extensions.crypto {
         // The length in the image header may be wrong, so the range is limited to the size of the file.

@@ -56,7 +56,7 @@ impl Qcow2 {
             };
             let counted = run.count_if(zeroed, &self.clusters).await?;
             self.link_preallocated(at, (start, count), counted).await?;
-            self.metadata.relieve().await?;
+            self.metadata.write_back_if_needed().await?;
             at = at.saturating_add(count << bits);
         }
         self.metadata.write_back(true).await
@@ -87,7 +87,7 @@ impl Qcow2 {
             let place = (part.start(), part.count());
             let counted = self.clusters.count(part, ReleaseReason::Data).await?;
             self.link_preallocated(at, place, Some(counted)).await?;
-            self.metadata.relieve().await?;
+            self.metadata.write_back_if_needed().await?;
             at = at.saturating_add(place.1 << bits);
         }
         self.metadata.write_back(true).await

@@ -15,11 +15,11 @@ use oxblk_ring::IoBufMut;
 use roaring::RoaringTreemap;
 
 use super::Qcow2;
-use super::encryption::Given;
+use super::encryption::EncryptOptions;
 use super::facts::header::read_header;
 use super::facts::run_options::{Modes, RunOptions};
 use super::layout::{Header, Incompatible, L1Entry};
-use super::open::{OpenOptions, note_named_places, repair_dirty};
+use super::open::{OpenOptions, note_header_targets, repair_dirty};
 use crate::not_writable;
 
 /// A reopen that is prepared and waits for commit or abort.
@@ -36,7 +36,7 @@ pub(super) struct Prepared {
 impl Qcow2 {
     async fn prepare_reopen(&self, flags: OpenFlags, mut options: Options) -> Result<Prepared> {
         let own: OpenOptions = options.extract()?;
-        Given::take(&mut options)?.require_same(self.data.encryption())?;
+        EncryptOptions::take(&mut options)?.require_same(self.data.encryption())?;
         let run = RunOptions::take(&mut options)?;
         if let Some(key) = options.first_key() {
             return Err(Error::invalid(format!("Cannot change the option '{key}'")));
@@ -45,11 +45,11 @@ impl Qcow2 {
         if sizes.slice != self.mapping.slice_bytes() {
             return Err(Error::invalid("Cannot change the option 'l2-cache-entry-size'"));
         }
-        let modes = run.settle(&self.facts.header(), flags.unmap)?;
+        let modes = run.effective_modes(&self.facts.header(), flags.unmap)?;
         let mut repair = false;
         match (self.facts.is_read_only(), flags.read_only) {
             (true, false) => repair = self.check_can_be_written().await?,
-            (false, true) => self.complete_or_go_on().await?,
+            (false, true) => self.complete_or_stay_writable().await?,
             _ => {}
         }
         Ok(Prepared {
@@ -64,7 +64,7 @@ impl Qcow2 {
 
     /// Writes all metadata and bitmaps. After a failure, the image stays writable, and its bitmaps are marked as in use
     /// again.
-    async fn complete_or_go_on(&self) -> Result<()> {
+    async fn complete_or_stay_writable(&self) -> Result<()> {
         let completed = self.complete_image().await;
         if completed.is_err() {
             self.bitmaps.use_bitmaps().await;
@@ -141,13 +141,13 @@ impl Qcow2 {
                 self.clusters.note_metadata(offset, self.geometry.cluster_size());
             }
         }
-        self.bitmaps.disown(&tables);
+        self.bitmaps.forget_overlapping_clusters(&tables);
         if let Err(error) = self.metadata.note_overlaps().await {
             tracing::error!("qcow2: the image cannot be made writable: {error}");
             self.facts.disable();
             return;
         }
-        self.facts.report_again();
+        self.facts.log_next_corruption();
         if let Err(error) = self.facts.clear_autoclear(self.bitmaps.autoclear()).await {
             // The reopen can no longer be rolled back, and the image must not be written with these autoclear bits.
             tracing::error!("qcow2: the image cannot be made writable: {error}");
@@ -169,7 +169,7 @@ impl Qcow2 {
         // snapshots as metadata.
         self.clusters.forget_all_metadata();
         self.clusters.reload(&header).await?;
-        note_named_places(&self.clusters, &header, &file);
+        note_header_targets(&self.clusters, &header, &file);
         self.bitmaps.note_bitmaps();
         self.mapping.forget_l1();
         self.metadata.read_l1(&file).await?;

@@ -28,14 +28,14 @@ impl Qcow2 {
             return Err(Error::invalid("The new size must be a multiple of 512"));
         }
         self.check_resizable()?;
-        self.bitmaps.check_bitmaps_can_follow(size)?;
+        self.bitmaps.check_bitmaps_can_resize(size)?;
         let old = self.facts.size();
         if size < old && preallocation != Preallocation::Off {
             return Err(Error::invalid("Preallocation can't be used for shrinking an image"));
         }
         // The VM state area begins behind the disk. The resize can move the start of this area, so stored VM state would
         // become invalid.
-        self.snapshots.forget_vm_state().await?;
+        self.snapshots.free_vm_state().await?;
         if size < old {
             return self.shrink(old, size).await;
         }
@@ -67,7 +67,7 @@ impl Qcow2 {
         self.grow_data(old, size).await?;
         self.metadata.grow_l1(size).await?;
         // A crash of this or of another program may have left data behind the end of the disk.
-        self.forget_guest(
+        self.deallocate_guest(
             self.geometry.cluster_end(old),
             self.facts.vm_state_offset(),
             ReleaseReason::CutOff,
@@ -85,14 +85,14 @@ impl Qcow2 {
             allocated.map_err(|error| error.prefix("Could not preallocate the new space"))?;
         }
         self.metadata.write_back(true).await?;
-        self.name_size(size).await
+        self.write_size(size).await
     }
 
     /// Frees the clusters that a failed growth has allocated.
     async fn undo_growth(&self, old: u64, data_size: u64) -> Result<()> {
         let reach = self.geometry.cluster_size() << self.geometry.l2_bits();
         let end = self.mapping.l1_entries().saturating_mul(reach);
-        self.forget_guest(self.geometry.cluster_end(old), end, ReleaseReason::CutOff).await?;
+        self.deallocate_guest(self.geometry.cluster_end(old), end, ReleaseReason::CutOff).await?;
         self.drop_tables_from(self.geometry.l1_entries_for(old).unwrap_or(u64::MAX));
         // The first cycle lowers refcounts, the second writes them.
         self.metadata.write_back(true).await?;
@@ -180,7 +180,7 @@ impl Qcow2 {
             let len = usize::try_from(to - at).unwrap_or(usize::MAX).min(zeroes.len());
             self.write_guest(at, zeroes.slice(..len)).await?;
             at = at.saturating_add(u64::try_from(len).unwrap_or(0));
-            self.metadata.relieve().await?;
+            self.metadata.write_back_if_needed().await?;
         }
         Ok(())
     }

@@ -22,13 +22,13 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use super::Qcow2;
 use super::clusters::Counted;
 use super::clusters::ReleaseReason;
-use super::facts::header::stop_unless_known;
+use super::facts::header::stop_on_failure;
 use super::layout::{ExtendedEntry, L1Entry, L2Entry, field_offsets};
 
 /// New copies of the last L2 table and of the last cluster, if they are needed. The copies are written and have refcounts.
 /// They contain nothing behind the new end.
 #[derive(Default)]
-struct Cut<'a> {
+struct TruncatedCopies<'a> {
     /// The new L2 table that replaces the table in which the disk ends: its L1 index and its offset.
     table: Option<(usize, u64)>,
     held: Vec<Counted<'a>>,
@@ -55,8 +55,8 @@ impl Qcow2 {
         let kept = self.geometry.l1_entries_for(size).and_then(|kept| usize::try_from(kept).ok());
         let kept = kept.unwrap_or(l1.len());
         let mut new: Vec<L1Entry> = l1.iter().copied().take(kept).collect();
-        let cut = self.cut_table(size, new.last().copied()).await?;
-        if let Some((index, offset)) = cut.table
+        let copies = self.copy_truncated_table(size, new.last().copied()).await?;
+        if let Some((index, offset)) = copies.table
             && let Some(entry) = new.get_mut(index)
         {
             *entry = L1Entry::new(offset);
@@ -74,36 +74,36 @@ impl Qcow2 {
         let before = self.facts.active_fields(self.facts.size_in_header(), entries, l1_offset);
         let after = self.facts.active_fields(size, entries, offset);
         let place = field_offsets::SIZE;
-        let mut named = self.facts.exchange_header_field(place, &before, &after).await;
-        if named.is_ok()
+        let mut written = self.facts.exchange_header_field(place, &before, &after).await;
+        if written.is_ok()
             && let Err(error) = self.shrink_raw_data(size).await
         {
             // Memory still has the old size. If the header cannot be restored, the image accepts no further requests.
             let back = self.facts.exchange_header_field(place, &after, &before);
-            stop_unless_known(back, self.facts.disabled()).await?;
-            named = Err(error);
+            stop_on_failure(back, self.facts.disabled()).await?;
+            written = Err(error);
         }
-        if named.is_err() {
+        if written.is_err() {
             if offset != l1_offset {
                 self.clusters.drop_l1_clusters(l1.len(), offset);
             }
-            return named;
+            return written;
         }
         self.mapping.replace_l1(new.iter().copied(), offset, entries.into());
         self.facts.set_size(size);
         self.bitmaps.resize_bitmaps(size);
-        if let Some((_, table)) = cut.table {
+        if let Some((_, table)) = copies.table {
             self.clusters.note_metadata(table, self.geometry.cluster_size());
         }
-        let replaced = cut.table.and_then(|(index, _)| l1.get(index)).copied();
-        cut.held.into_iter().for_each(Counted::keep);
-        self.clusters.drop_entries(&cut.dropped, ReleaseReason::CutOff);
+        let replaced = copies.table.and_then(|(index, _)| l1.get(index)).copied();
+        copies.held.into_iter().for_each(Counted::keep);
+        self.clusters.drop_entries(&copies.dropped, ReleaseReason::CutOff);
         if offset != l1_offset {
             self.clusters.drop_l1_clusters(l1.len(), l1_offset);
         }
-        let gone: Vec<L1Entry> = l1.into_iter().skip(kept).collect();
+        let removed: Vec<L1Entry> = l1.into_iter().skip(kept).collect();
         // The disk is already smaller. Clusters that cannot be freed are leaked.
-        if let Err(error) = self.give_up_tables(replaced, &gone, size).await {
+        if let Err(error) = self.free_removed_tables(replaced, &removed, size).await {
             tracing::warn!(
                 "qcow2: clusters behind the new end of the disk could not be freed: {error}"
             );
@@ -113,9 +113,13 @@ impl Qcow2 {
 
     /// Writes a copy of the L2 table in which a disk of `size` bytes ends, without the entries behind the end. `entry` refers
     /// to the old table. If nothing lies behind the end, makes no copy.
-    async fn cut_table(&self, size: u64, entry: Option<L1Entry>) -> Result<Cut<'_>> {
-        let mut cut = Cut::default();
-        let Some((entry, last)) = entry.zip(size.checked_sub(1)) else { return Ok(cut) };
+    async fn copy_truncated_table(
+        &self,
+        size: u64,
+        entry: Option<L1Entry>,
+    ) -> Result<TruncatedCopies<'_>> {
+        let mut copies = TruncatedCopies::default();
+        let Some((entry, last)) = entry.zip(size.checked_sub(1)) else { return Ok(copies) };
         let Ok(offset) = entry.l2_offset(self.geometry) else {
             return Err(self.facts.mark_corrupt("L2 table offset unaligned", entry.0).await);
         };
@@ -131,37 +135,37 @@ impl Qcow2 {
         let mut changed = false;
         for entry in table.chunks_exact_mut(entry_size).skip(of_last.saturating_add(1)) {
             if entry.iter().any(|byte| *byte != 0) {
-                cut.dropped.push(first_word(entry));
+                copies.dropped.push(first_word(entry));
                 entry.fill(0);
                 changed = true;
             }
         }
-        if let Some((cluster, counted)) = self.cut_last_cluster(size).await? {
+        if let Some((cluster, counted)) = self.copy_truncated_cluster(size).await? {
             let place = table.chunks_exact_mut(entry_size).nth(of_last);
             let place = place.ok_or_else(|| Error::corrupt("L2 entry out of range"))?;
-            cut.dropped.push(first_word(place));
+            copies.dropped.push(first_word(place));
             let new = ExtendedEntry::whole(L2Entry::data(cluster << self.geometry.cluster_bits));
             let words = [new.entry.0.to_be_bytes(), new.bitmap.0.to_be_bytes()].concat();
             place.copy_from_slice(words.get(..entry_size).unwrap_or_default());
-            cut.held.push(counted);
+            copies.held.push(counted);
             changed = true;
         }
         if !changed {
-            return Ok(cut);
+            return Ok(copies);
         }
         let mut run = self.clusters.reserve(1).await?;
         run.begin_write();
         let place = run.start() << self.geometry.cluster_bits;
         file.write(place, table.freeze(), WriteFlags::empty()).await?;
-        cut.held.push(self.clusters.count(run, ReleaseReason::Table).await?);
-        cut.table =
+        copies.held.push(self.clusters.count(run, ReleaseReason::Table).await?);
+        copies.table =
             Some((usize::try_from(self.mapping.l1_index(last)).unwrap_or(usize::MAX), place));
-        Ok(cut)
+        Ok(copies)
     }
 
     /// Writes a copy of the cluster in which a disk of `size` bytes ends, with zeroes behind the end. Makes no copy if the
     /// cluster reads as zeroes there. A data file is truncated instead.
-    async fn cut_last_cluster(&self, size: u64) -> Result<Option<(u64, Counted<'_>)>> {
+    async fn copy_truncated_cluster(&self, size: u64) -> Result<Option<(u64, Counted<'_>)>> {
         let (start, end) = (self.geometry.cluster_start(size), self.geometry.cluster_end(size));
         if size == end || self.geometry.data_file || self.reads_as_zero(size, end).await? {
             return Ok(None);
@@ -201,10 +205,10 @@ impl Qcow2 {
 
     /// Frees the L2 table that was replaced, and the L2 tables behind the new end with the clusters that they map. Then
     /// truncates the data file and the image file.
-    async fn give_up_tables(
+    async fn free_removed_tables(
         &self,
         replaced: Option<L1Entry>,
-        gone: &[L1Entry],
+        removed: &[L1Entry],
         size: u64,
     ) -> Result<()> {
         self.facts.event(DebugEvent::L1ShrinkFreeL2Clusters).await;
@@ -222,7 +226,7 @@ impl Qcow2 {
         let mut outcome = Ok(());
         // The number of L1 entries that refer to a table. Each table is read once.
         let mut tables: BTreeMap<u64, u64> = BTreeMap::new();
-        for table in gone.iter().filter_map(table_of) {
+        for table in removed.iter().filter_map(table_of) {
             let times = tables.entry(table).or_default();
             *times = times.saturating_add(1);
         }
@@ -237,7 +241,7 @@ impl Qcow2 {
             }
             let cluster = self.geometry.cluster_index(table);
             self.clusters.drop_references(cluster, 1, times, ReleaseReason::Table);
-            self.metadata.relieve().await?;
+            self.metadata.write_back_if_needed().await?;
         }
         // The first cycle lowers refcounts, the second writes them.
         self.metadata.write_back(true).await?;
@@ -259,18 +263,18 @@ impl Qcow2 {
         self.metadata.write_back(true).await?;
         self.metadata.write_back(true).await?;
         let in_header = self.facts.size_in_header();
-        self.name_size(size).await?;
+        self.write_size(size).await?;
         if let Err(error) = self.shrink_raw_data(size).await {
-            stop_unless_known(self.name_size(in_header), self.facts.disabled()).await?;
+            stop_on_failure(self.write_size(in_header), self.facts.disabled()).await?;
             return Err(error);
         }
         let kept = self.geometry.l1_entries_for(size).unwrap_or(u64::MAX);
-        let gone: Vec<L1Entry> =
+        let removed: Vec<L1Entry> =
             (kept..self.mapping.l1_entries()).map(|at| self.mapping.l1_entry(at)).collect();
         (kept..self.mapping.l1_entries())
             .for_each(|at| self.mapping.set_l1_entry(at, L1Entry::EMPTY));
         self.mapping.clear();
-        if let Err(error) = self.give_up_tables(None, &gone, size).await {
+        if let Err(error) = self.free_removed_tables(None, &removed, size).await {
             tracing::warn!(
                 "qcow2: clusters behind the new end of the disk could not be freed: {error}"
             );
@@ -291,7 +295,7 @@ impl Qcow2 {
     }
 
     /// Writes the new size to the header, then sets the size in memory and in the bitmaps.
-    pub(super) async fn name_size(&self, size: u64) -> Result<()> {
+    pub(super) async fn write_size(&self, size: u64) -> Result<()> {
         let (before, after) = (self.facts.size_in_header().to_be_bytes(), size.to_be_bytes());
         self.facts.exchange_header_field(field_offsets::SIZE, &before, &after).await?;
         self.facts.set_size(size);

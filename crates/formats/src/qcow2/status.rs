@@ -13,11 +13,11 @@ use super::Qcow2;
 use super::mapping::Extent;
 
 /// Values of [`Qcow2::preallocated`]. 0: not known yet.
-const KNOWN_NOT: u8 = 1;
-const KNOWN: u8 = 2;
+const NOT_PREALLOCATED: u8 = 1;
+const PREALLOCATED: u8 = 2;
 
 /// Maximum number of extents that are merged with the first one.
-const JOIN: u32 = 1 << 14;
+const MAX_MERGED: u32 = 1 << 14;
 
 impl Qcow2 {
     /// The status of the start of `offset..offset + len`.
@@ -25,7 +25,7 @@ impl Qcow2 {
         self.facts.check_usable()?;
         let first = self.metadata.extent(offset, len).await?;
         let mut covered = first.len();
-        for _ in 0..JOIN {
+        for _ in 0..MAX_MERGED {
             if covered >= len {
                 break;
             }
@@ -41,8 +41,8 @@ impl Qcow2 {
             (status.host, status.child) = (None, None);
             status.flags -= StatusFlags::OFFSET_VALID | StatusFlags::RECURSE;
         }
-        let ask_file = status.flags.contains(StatusFlags::RECURSE);
-        if ask_file && (want != Want::Precise || !self.is_preallocated().await) {
+        let may_recurse = status.flags.contains(StatusFlags::RECURSE);
+        if may_recurse && (want != Want::Precise || !self.is_preallocated().await) {
             status.flags -= StatusFlags::RECURSE;
         }
         Ok(status)
@@ -53,13 +53,13 @@ impl Qcow2 {
     /// allocated size is unknown. The result is computed once.
     async fn is_preallocated(&self) -> bool {
         match self.preallocated.load(Relaxed) {
-            KNOWN_NOT => return false,
-            KNOWN => return true,
+            NOT_PREALLOCATED => return false,
+            PREALLOCATED => return true,
             _ => {}
         }
         // On an error, assume preallocation. The file is then asked for its holes: this is slower, but the status is correct.
         let found = self.compare_with_host().await.unwrap_or(true);
-        self.preallocated.store(if found { KNOWN } else { KNOWN_NOT }, Relaxed);
+        self.preallocated.store(if found { PREALLOCATED } else { NOT_PREALLOCATED }, Relaxed);
         found
     }
 
@@ -94,8 +94,10 @@ fn continues(first: Extent, covered: u64, next: Extent) -> bool {
 fn describe(extent: Extent, len: u64, data: ChildIdx) -> Status {
     match extent {
         Extent::Data { host, .. } => Status::stored(len, data, host),
-        Extent::Zero { host, .. } => kept(Status::zero(len), data, host),
-        Extent::Unallocated { host, .. } => kept(Status::unallocated(len), data, host),
+        Extent::Zero { host, .. } => with_preallocated_host(Status::zero(len), data, host),
+        Extent::Unallocated { host, .. } => {
+            with_preallocated_host(Status::unallocated(len), data, host)
+        }
         Extent::Compressed { .. } => {
             let mut status = Status::data(len);
             status.flags |= StatusFlags::COMPRESSED;
@@ -105,7 +107,7 @@ fn describe(extent: Extent, len: u64, data: ChildIdx) -> Status {
 }
 
 /// Adds `host`, the offset of the preallocated cluster, to a status, if there is such a cluster.
-fn kept(mut status: Status, data: ChildIdx, host: Option<u64>) -> Status {
+fn with_preallocated_host(mut status: Status, data: ChildIdx, host: Option<u64>) -> Status {
     if host.is_some() {
         status.flags |= StatusFlags::OFFSET_VALID;
         status.host = host;

@@ -21,11 +21,11 @@ use super::layout::L2Entry;
 use super::mapping::Extent;
 
 /// Where data is written.
-enum Place {
+enum WriteTarget {
     /// In place, over existing data from this host offset on.
     Data(u64),
     /// Into the preallocated cluster of a zero cluster, at this host offset.
-    Kept(u64),
+    Preallocated(u64),
     /// Into new clusters.
     New,
 }
@@ -57,18 +57,18 @@ impl Qcow2 {
         // Host offset of the cluster behind the previous piece, if this piece was written to an allocated cluster.
         let mut behind = None;
         while !data.is_empty() {
-            let (place, len) = self.run_at(at, length(&data)).await?;
+            let (target, len) = self.write_target(at, length(&data)).await?;
             let piece = data.split_to(usize::try_from(len).unwrap_or(usize::MAX).min(data.len()));
-            match place {
-                Place::Data(host) => {
+            match target {
+                WriteTarget::Data(host) => {
                     behind = Some(self.geometry.cluster_end(host.saturating_add(length(&piece))));
                     jobs.push(Box::pin(self.data.write_data(at, host, piece)));
                 }
-                Place::Kept(cluster) => {
+                WriteTarget::Preallocated(cluster) => {
                     behind = Some(cluster.saturating_add(self.geometry.cluster_size()));
-                    jobs.push(Box::pin(self.write_kept(at, piece, cluster)));
+                    jobs.push(Box::pin(self.write_preallocated(at, piece, cluster)));
                 }
-                Place::New => {
+                WriteTarget::New => {
                     let behind = behind.take().map(|host| self.geometry.cluster_index(host));
                     jobs.push(Box::pin(self.write_new(at, piece, behind)));
                 }
@@ -79,7 +79,7 @@ impl Qcow2 {
     }
 
     /// The place for data at `offset`, and the length of the run from there on with the same kind of place.
-    async fn run_at(&self, offset: u64, len: u64) -> Result<(Place, u64)> {
+    async fn write_target(&self, offset: u64, len: u64) -> Result<(WriteTarget, u64)> {
         let mut covered = 0_u64;
         while covered < len {
             let extent = self
@@ -88,26 +88,26 @@ impl Qcow2 {
                 .await?;
             match extent {
                 Extent::Data { host, len, owned: true } if covered == 0 => {
-                    return Ok((Place::Data(host), len));
+                    return Ok((WriteTarget::Data(host), len));
                 }
                 Extent::Zero { host: Some(host), len, owned: true } if covered == 0 => {
-                    return Ok((Place::Kept(self.geometry.cluster_start(host)), len));
+                    return Ok((WriteTarget::Preallocated(self.geometry.cluster_start(host)), len));
                 }
                 Extent::Data { owned: true, .. }
                 | Extent::Zero { host: Some(_), owned: true, .. } => break,
                 other => covered = covered.saturating_add(other.len()),
             }
         }
-        Ok((Place::New, covered.min(len)))
+        Ok((WriteTarget::New, covered.min(len)))
     }
 
     /// Writes `data` into the preallocated cluster at `host` of a guest cluster that reads as zeroes. A power cut before
     /// the L2 entry changes on disk has no visible effect, because the entry is still a zero entry.
-    async fn write_kept(&self, offset: u64, data: IoBuf, host: u64) -> Result<()> {
+    async fn write_preallocated(&self, offset: u64, data: IoBuf, host: u64) -> Result<()> {
         let first = self.geometry.cluster_start(offset);
         let whole = first..self.geometry.cluster_end(offset.saturating_add(length(&data)));
-        let place = host.saturating_add(offset - first);
-        self.fill(whole, offset, data, place, false).await?;
+        let target = host.saturating_add(offset - first);
+        self.fill(whole, offset, data, target, false).await?;
         self.metadata.link(first, 1, None, |_| L2Entry::data(host)).await
     }
 }

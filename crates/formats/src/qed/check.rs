@@ -119,10 +119,10 @@ impl Qed {
         Ok(report)
     }
 
-    /// Surveys the image, reports its faults, and returns the first `most` faults that can be repaired.
+    /// Surveys the image, reports its faults, and returns the first `max_repairs` faults that can be repaired.
     async fn find_faults(
         &self,
-        most: u64,
+        max_repairs: u64,
         report_finding: &dyn Fn(check::Finding),
     ) -> Result<(Survey, Faults)> {
         let mut faults = Faults::default();
@@ -153,7 +153,7 @@ impl Qed {
                 Fault::BadData { .. } => {}
             }
             faults.count = faults.count.saturating_add(1);
-            if faults.count <= most {
+            if faults.count <= max_repairs {
                 faults.list.push(fault);
             }
         });

@@ -28,15 +28,15 @@ const STEP: u64 = 1 << 20;
 type Move = (u32, Owner, Run);
 
 impl Qed {
-    /// Fills all gaps if there are at most `most` gaps. Then, in any case, truncates the file. No request is in flight.
+    /// Fills all gaps if there are at most `max_gaps` gaps. Then, in any case, truncates the file. No request is in flight.
     ///
     /// # Errors
     /// The errors of requests to the image file, and `ENOSPC` if a gap cannot be filled. The image is consistent after an error
     /// too.
-    pub(super) async fn close_gaps(&self, most: u64) -> Result<()> {
+    pub(super) async fn close_gaps(&self, max_gaps: u64) -> Result<()> {
         self.allocator.end_quarantine();
-        if self.allocator.gaps().len() <= most {
-            while self.close_some().await? {}
+        if self.allocator.gaps().len() <= max_gaps {
+            while self.close_next_gaps().await? {}
         }
         self.trim().await
     }
@@ -51,7 +51,7 @@ impl Qed {
     }
 
     /// Runs one round. Returns whether another round may be necessary.
-    async fn close_some(&self) -> Result<bool> {
+    async fn close_next_gaps(&self) -> Result<bool> {
         let gaps = self.allocator.gaps();
         let Some(lowest) = gaps.min() else { return Ok(false) };
         let end = self.allocator.end();
@@ -80,7 +80,7 @@ impl Qed {
             }
             moves = self.plan_table(cluster, owner, &window, &owners).await?;
         }
-        self.carry_out(moves).await?;
+        self.move_clusters(moves).await?;
         self.allocator.end_quarantine();
         Ok(true)
     }
@@ -115,7 +115,7 @@ impl Qed {
             moves.push((cluster, owner, run));
             return Ok(moves);
         }
-        self.carry_out(moves).await?;
+        self.move_clusters(moves).await?;
         drop(run);
         oxblk_ring::settled().await;
         self.allocator.end_quarantine();
@@ -127,7 +127,7 @@ impl Qed {
     ///
     /// # Errors
     /// `ENOSPC` if there is nothing to move, and the errors of requests to the image file.
-    async fn carry_out(&self, moves: Vec<Move>) -> Result<()> {
+    async fn move_clusters(&self, moves: Vec<Move>) -> Result<()> {
         if moves.is_empty() {
             return Err(Error::from_errno(Errno::NOSPC).reword("Gaps cannot be closed"));
         }
@@ -177,7 +177,7 @@ impl Qed {
         }
         self.file_end.fetch_min(end, AcqRel);
         file.resize(end, Preallocation::Off).await?;
-        self.allocator.note_cut_off();
+        self.allocator.note_truncated();
         Ok(())
     }
 }

@@ -28,7 +28,7 @@ impl Qed {
         if self.mark.is_certain() {
             return Ok(());
         }
-        let _turn = self.header_write.lock().await;
+        let _guard = self.header_write.lock().await;
         if self.mark.is_certain() {
             return Ok(());
         }
@@ -44,7 +44,7 @@ impl Qed {
             return Ok(());
         }
         self.check_running()?;
-        let _turn = self.header_write.lock().await;
+        let _guard = self.header_write.lock().await;
         self.write_need_check(false).await?;
         self.mark.note_absent();
         Ok(())
@@ -75,7 +75,7 @@ impl Qed {
     /// The errors of requests to the image file. The old header is then written again. If this fails too, the image refuses all
     /// further writes.
     pub(super) async fn change_header(&self, change: impl FnOnce(&mut HeaderState)) -> Result<()> {
-        let _turn = self.header_write.lock().await;
+        let _guard = self.header_write.lock().await;
         let old = self.header().clone();
         let mut new = old.clone();
         change(&mut new);

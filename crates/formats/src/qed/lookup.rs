@@ -35,7 +35,7 @@ impl Extent {
 }
 
 /// Each time that a lookup has failed this many times, the thread yields to other threads.
-const PATIENCE: u32 = 64;
+const TRIES_BEFORE_YIELD: u32 = 64;
 
 /// The reason why a lookup in the cache failed.
 pub(super) enum Miss {
@@ -172,7 +172,7 @@ impl Qed {
                 Err(Miss::Absent) => drop(self.pin_slice(offset).await?),
             }
             tries = tries.saturating_add(1);
-            if tries.is_multiple_of(PATIENCE) {
+            if tries.is_multiple_of(TRIES_BEFORE_YIELD) {
                 std::thread::yield_now();
             }
         }

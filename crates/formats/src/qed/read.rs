@@ -9,7 +9,7 @@ use super::lookup::Extent;
 use crate::blocks::length;
 
 /// Maximum number of extents that are merged with the first one into one status.
-const JOIN: u32 = 1 << 14;
+const MAX_MERGED: u32 = 1 << 14;
 
 impl Qed {
     /// Reads `buf.len()` bytes of the disk at `offset`.
@@ -58,7 +58,7 @@ impl Qed {
     pub(super) async fn status(&self, offset: u64, len: u64) -> Result<Status> {
         let first = self.extent(offset, len).await?;
         let mut covered = first.len();
-        for _ in 0..JOIN {
+        for _ in 0..MAX_MERGED {
             if covered >= len {
                 break;
             }

@@ -23,7 +23,7 @@ impl Qed {
         if self.table_offset(index)?.is_some() {
             return Ok(());
         }
-        let _turn = self.tables.lock().await;
+        let _guard = self.tables.lock().await;
         if self.table_offset(index)?.is_some() {
             return Ok(());
         }
@@ -81,7 +81,7 @@ impl Qed {
         if self.file_end.load(Acquire) >= needed {
             return Ok(());
         }
-        let _turn = self.growing.lock().await;
+        let _guard = self.growing.lock().await;
         if self.file_end.load(Acquire) >= needed {
             return Ok(());
         }

@@ -21,7 +21,7 @@ use super::lookup::{Extent, set};
 use crate::blocks::{Run, length};
 
 /// If a run has at most this number of bytes, its old and new contents are combined in memory and written with one write.
-const ASSEMBLE: u64 = 256 << 10;
+const MAX_COMBINED_WRITE: u64 = 256 << 10;
 /// Old contents are copied in steps of this size in bytes.
 const STEP: u64 = 1 << 20;
 
@@ -115,7 +115,7 @@ impl Qed {
         let data_end = offset.saturating_add(length(&data));
         let end = first.saturating_add(self.offset_of(run.count));
         let place = |at: u64| host.saturating_add(at - first);
-        if end - first > ASSEMBLE {
+        if end - first > MAX_COMBINED_WRITE {
             let head = self.copy_old(first, offset, host, run.fresh);
             let tail = self.copy_old(data_end, end, place(data_end), run.fresh);
             let (head, tail): (BoxFuture<'_, _>, BoxFuture<'_, _>) =

@@ -62,7 +62,7 @@ impl Drop for Cycle<'_> {
 impl Qed {
     /// Runs one cycle. With `durable`, all changes that completed before the call have been flushed when this function returns.
     pub(super) async fn write_back(&self, durable: bool) -> Result<()> {
-        let _turn = self.writing_back.lock().await;
+        let _guard = self.writing_back.lock().await;
         let file = self.file()?;
         // No entry in memory refers to these clusters.
         let freed = self.freed.take();

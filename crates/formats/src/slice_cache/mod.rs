@@ -248,7 +248,7 @@ impl SliceCache {
             }
             match self.begin_load(slice) {
                 Err(listener) => listener.await,
-                Ok(_turn) => {
+                Ok(_guard) => {
                     // Another task may have loaded the slice before this task began its load.
                     if let Some(pinned) = self.pin(slice) {
                         return Ok(Some(pinned));

@@ -5,7 +5,7 @@
 
 use std::sync::OnceLock;
 
-const FAN: usize = 256;
+const ENTRIES_PER_NODE: usize = 256;
 
 type Leaf<T> = Box<[T]>;
 type Low<T> = Box<[OnceLock<Leaf<T>>]>;
@@ -29,7 +29,7 @@ fn digits(index: u64) -> Option<[usize; 4]> {
 }
 
 fn cells<T>() -> Box<[OnceLock<T>]> {
-    (0..FAN).map(|_| OnceLock::new()).collect()
+    (0..ENTRIES_PER_NODE).map(|_| OnceLock::new()).collect()
 }
 
 impl<T: Default> Radix<T> {
@@ -42,11 +42,12 @@ impl<T: Default> Radix<T> {
     /// The element at `index`. Allocates its part of the array if necessary. Indices of 2^32 and more share the last
     /// element. Callers do not use such indices, because tables are limited in size.
     pub(crate) fn get_or_make(&self, index: u64) -> &T {
-        let [top, high, low, leaf] = digits(index).unwrap_or([FAN - 1; 4]);
+        let [top, high, low, leaf] = digits(index).unwrap_or([ENTRIES_PER_NODE - 1; 4]);
         let tops = self.top.get_or_init(cells);
         let highs = tops[top].get_or_init(cells);
         let lows = highs[high].get_or_init(cells);
-        let leaves = lows[low].get_or_init(|| (0..FAN).map(|_| T::default()).collect());
+        let leaves =
+            lows[low].get_or_init(|| (0..ENTRIES_PER_NODE).map(|_| T::default()).collect());
         &leaves[leaf]
     }
 }

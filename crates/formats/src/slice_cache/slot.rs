@@ -21,7 +21,7 @@ const USED_FOR_CLOCK: u8 = 1;
 const USED_IN_INTERVAL: u8 = 2;
 const USED: u8 = USED_FOR_CLOCK | USED_IN_INTERVAL;
 /// Each time that a copy of a slice has failed this many times, the thread yields to other threads.
-const PATIENCE: u32 = 64;
+const TRIES_BEFORE_YIELD: u32 = 64;
 
 pub(super) struct Slot {
     version: Version,
@@ -176,7 +176,7 @@ impl Slot {
                 }
             }
             tries = tries.saturating_add(1);
-            if tries.is_multiple_of(PATIENCE) {
+            if tries.is_multiple_of(TRIES_BEFORE_YIELD) {
                 std::thread::yield_now();
             }
             std::hint::spin_loop();

@@ -42,7 +42,12 @@ struct Findings {
 }
 
 impl Findings {
-    fn take(&mut self, finding: Finding, most: u64, report_finding: &dyn Fn(check::Finding)) {
+    fn take(
+        &mut self,
+        finding: Finding,
+        max_repairs: u64,
+        report_finding: &dyn Fn(check::Finding),
+    ) {
         let (reported, count) = (self.report.corruptions, u64::from(finding.count));
         self.report.corruptions = reported.saturating_add(count);
         if reported < MAX_REPORTED {
@@ -59,7 +64,7 @@ impl Findings {
             return;
         }
         self.misplaced_count = self.misplaced_count.saturating_add(count);
-        if self.misplaced_count <= most {
+        if self.misplaced_count <= max_repairs {
             let end = finding.index.saturating_add(finding.count);
             let one = |index| Finding { index, count: 1, ..finding };
             self.misplaced.extend((finding.index..end).map(one));
@@ -124,9 +129,9 @@ impl Vdi {
             misplaced_count: 0,
             cut_off: false,
         };
-        let most = self.max_copies();
+        let max_repairs = self.max_copies();
         let survey = self.survey(|finding| {
-            findings.take(finding, most, report_finding);
+            findings.take(finding, max_repairs, report_finding);
             true
         });
         findings.survey = survey.await?;
@@ -182,14 +187,14 @@ impl Vdi {
         }
         let limit = self.map.len();
         let count = self.count_on_disk().unwrap_or(self.header.allocated);
-        let most = if count <= limit { count } else { 0 };
-        let behind = most.max(self.whole_blocks.load(Acquire)).max(survey.end());
+        let max_repairs = if count <= limit { count } else { 0 };
+        let behind = max_repairs.max(self.whole_blocks.load(Acquire)).max(survey.end());
         let spare = u64::from(limit.saturating_sub(behind));
         let mut used = survey.used.clone();
         if !misplaced.is_empty() && spare >= *misplaced_count {
             used.insert_range(0..behind);
         }
-        let repair = self.allocator.begin_repair(&used, most);
+        let repair = self.allocator.begin_repair(&used, max_repairs);
         for finding in misplaced {
             report_finding(check::Finding::new(
                 FindingKind::Repair,
@@ -201,7 +206,7 @@ impl Vdi {
             self.lengthen(self.allocator.end()).await?;
         }
         self.fill_gaps(u64::MAX).await?;
-        self.settle_count().await?;
+        self.write_block_count().await?;
         self.trim().await?;
         repair.done();
         Ok(true)

@@ -36,18 +36,18 @@ impl Vdi {
             // Some entries of moved blocks may have changed in memory only.
             return self.write_back().await;
         }
-        self.settle_count().await?;
+        self.write_block_count().await?;
         self.trim().await
     }
 
-    /// If there are at most `most` gaps, moves the last blocks into the gaps. No request is in flight.
+    /// If there are at most `max_gaps` gaps, moves the last blocks into the gaps. No request is in flight.
     ///
     /// # Errors
     /// The errors of requests to the image file. The image is consistent after an error too.
-    pub(super) async fn fill_gaps(&self, most: u64) -> Result<()> {
+    pub(super) async fn fill_gaps(&self, max_gaps: u64) -> Result<()> {
         self.allocator.end_quarantine();
         let gaps = self.allocator.gaps();
-        if gaps.is_empty() || gaps.len() > most {
+        if gaps.is_empty() || gaps.len() > max_gaps {
             return Ok(());
         }
         let end = self.allocator.end();
@@ -114,9 +114,9 @@ impl Vdi {
     /// of allocated blocks in the header and flushed.
     pub(super) async fn trim(&self) -> Result<()> {
         let file = self.file()?;
-        let (end, most) = (self.allocator.end(), self.allocator.most());
+        let (end, max_end) = (self.allocator.end(), self.allocator.max_end());
         let (end_offset, size) = (self.header.block_offset(end), file.size());
-        if size <= end_offset || size > self.header.block_offset(most) {
+        if size <= end_offset || size > self.header.block_offset(max_end) {
             return Ok(());
         }
         if !file.node().limits().grows {
@@ -125,7 +125,7 @@ impl Vdi {
         }
         self.whole_blocks.fetch_min(end, AcqRel);
         file.resize(end_offset, Preallocation::Off).await?;
-        self.allocator.note_cut_off();
+        self.allocator.note_truncated();
         Ok(())
     }
 }

@@ -27,7 +27,7 @@ const NOT_KNOWN: u64 = u64::MAX;
 impl Vdi {
     /// Writes and flushes all changes that completed before the call.
     pub(super) async fn write_back(&self) -> Result<()> {
-        let _turn = self.writing_back.lock().await;
+        let _guard = self.writing_back.lock().await;
         let file = self.file()?;
         // The entries of these blocks have already been changed and marked as dirty.
         let freed = self.freed.take();
@@ -82,12 +82,12 @@ impl Vdi {
 
     /// Lowers or raises the number of allocated blocks in the header to the end of the blocks in use, and flushes. The map
     /// has been flushed, and no request is in flight.
-    pub(super) async fn settle_count(&self) -> Result<()> {
+    pub(super) async fn write_block_count(&self) -> Result<()> {
         let (file, end) = (self.file()?, self.allocator.end());
         if self.count_on_disk() == Some(end) {
             return Ok(());
         }
-        let _turn = self.writing_back.lock().await;
+        let _guard = self.writing_back.lock().await;
         let writing = self.barrier.pass().await;
         let outcome = async {
             self.write_count(&file, end).await?;

@@ -34,7 +34,12 @@ pub(super) struct Findings {
 }
 
 impl Findings {
-    fn take(&mut self, finding: Finding, most: u64, report_finding: &dyn Fn(check::Finding)) {
+    fn take(
+        &mut self,
+        finding: Finding,
+        max_repairs: u64,
+        report_finding: &dyn Fn(check::Finding),
+    ) {
         let (reported, count) = (self.report.corruptions, u64::from(finding.count));
         self.report.corruptions = reported.saturating_add(count);
         if reported < MAX_REPORTED {
@@ -52,7 +57,7 @@ impl Findings {
             return;
         }
         self.misplaced_count = self.misplaced_count.saturating_add(count);
-        if self.misplaced_count <= most {
+        if self.misplaced_count <= max_repairs {
             let end = finding.index.saturating_add(finding.count);
             let one = |index| Finding { index, count: 1, ..finding };
             self.misplaced.extend((finding.index..end).map(one));
@@ -140,7 +145,7 @@ impl Vpc {
             return Err(Error::corrupt("The footer was changed while the image was open"));
         };
         let mut metadata = *metadata;
-        let most = self.max_copies(file.size());
+        let max_repairs = self.max_copies(file.size());
         let mut findings = Findings {
             survey: Survey::default(),
             report: CheckReport::default(),
@@ -149,7 +154,7 @@ impl Vpc {
             metadata,
         };
         let survey = self.survey(|finding| {
-            findings.take(finding, most, report_finding);
+            findings.take(finding, max_repairs, report_finding);
             true
         });
         let survey = survey.await?;

@@ -64,7 +64,7 @@ impl Vpc {
         if self.end.footer() >= needed {
             return Ok(());
         }
-        let _turn = self.growing.lock().await;
+        let _guard = self.growing.lock().await;
         if self.end.footer() >= needed {
             return Ok(());
         }
@@ -105,7 +105,7 @@ impl Vpc {
         Ok(())
     }
 
-    /// Writes all metadata to the image. If the end of the file was touched, corrects it ([`Self::settle_end`]). Does
+    /// Writes all metadata to the image. If the end of the file was touched, corrects it ([`Self::write_footer_at_end`]). Does
     /// nothing if the image is read-only. No request is in flight.
     pub(super) async fn complete_image(&self) -> Result<()> {
         if self.access.is_read_only() {
@@ -116,16 +116,16 @@ impl Vpc {
             return Ok(());
         }
         self.allocator.end_quarantine();
-        self.settle_end().await
+        self.write_footer_at_end().await
     }
 
     /// Writes the footer after the last block in use. If the file can change its length, truncates it after the footer. The
     /// BAT has been flushed, and no request is in flight.
-    pub(super) async fn settle_end(&self) -> Result<()> {
+    pub(super) async fn write_footer_at_end(&self) -> Result<()> {
         let file = self.file()?;
         let offset = self.slot_offset(self.allocator.end());
         let end = offset.saturating_add(FOOTER_BYTES);
-        let _turn = self.growing.lock().await;
+        let _guard = self.growing.lock().await;
         if self.end.footer() != offset {
             self.write_footer(&file, offset).await?;
             self.end.footer.store(offset, Release);
@@ -138,7 +138,7 @@ impl Vpc {
                 file.resize(end, Preallocation::Off).await?;
                 file.flush().await?;
             }
-            self.allocator.note_cut_off();
+            self.allocator.note_truncated();
         }
         self.end.is_touched.store(false, Release);
         Ok(())

@@ -15,7 +15,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::footer::{Footer, SizeRule};
 use super::metadata::{Found, read_metadata};
-use super::reopen::without_rule;
+use super::reopen::without_size_rule;
 use crate::blocks::EntryMap;
 use crate::blocks::reopen::{self, Reopenable, WriteAccess};
 
@@ -162,7 +162,7 @@ impl Reopenable for Fixed {
 
 impl Reopen for Fixed {
     fn prepare(&self, flags: OpenFlags, options: &Options) -> BoxFuture<'_, Result<()>> {
-        let options = without_rule(options, self.rule);
+        let options = without_size_rule(options, self.rule);
         Box::pin(async move { reopen::prepare(self, flags, &options?).await })
     }
 

@@ -15,7 +15,7 @@ use crate::blocks::reopen::{self, Reopenable, WriteAccess};
 ///
 /// # Errors
 /// When `force_size_calc` is invalid, or differs from the value with which the image was opened.
-pub(super) fn without_rule(options: &Options, rule: SizeRule) -> Result<Options> {
+pub(super) fn without_size_rule(options: &Options, rule: SizeRule) -> Result<Options> {
     let mut options = options.clone();
     match SizeRule::take(&mut options)? {
         Some(new) if new != rule => {
@@ -67,7 +67,7 @@ impl Reopenable for Vpc {
 
 impl Reopen for Vpc {
     fn prepare(&self, flags: OpenFlags, options: &Options) -> BoxFuture<'_, Result<()>> {
-        let options = without_rule(options, self.rule);
+        let options = without_size_rule(options, self.rule);
         Box::pin(async move { reopen::prepare(self, flags, &options?).await })
     }
 

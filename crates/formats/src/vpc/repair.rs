@@ -69,7 +69,7 @@ impl Vpc {
             self.allocator.begin_repair(&row.used, 0).done();
         }
         self.fill_gaps().await?;
-        self.settle_end().await?;
+        self.write_footer_at_end().await?;
         repair.done();
         Ok(true)
     }

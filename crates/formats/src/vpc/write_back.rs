@@ -20,7 +20,7 @@ use super::Vpc;
 impl Vpc {
     /// Writes and flushes all changes that completed before the call.
     pub(super) async fn write_back(&self) -> Result<()> {
-        let _turn = self.writing_back.lock().await;
+        let _guard = self.writing_back.lock().await;
         let file = self.file()?;
         // The entries of these blocks have already been changed and marked as dirty.
         let freed = self.freed.take();

@@ -67,9 +67,9 @@ impl Qcow2 {
                 at = at.saturating_add(len);
             }
             run_all(writes).await?;
-            self.metadata.relieve().await?;
+            self.metadata.write_back_if_needed().await?;
         }
         let rest = self.geometry.cluster_end(end);
-        self.forget_guest(rest, to, ReleaseReason::Discarded).await
+        self.deallocate_guest(rest, to, ReleaseReason::Discarded).await
     }
 }

@@ -232,16 +232,16 @@ impl Qcow2 {
         if let Some(size) = steps.size.filter(|size| *size > old_size) {
             self.resize_image(size, Preallocation::Off).await?;
         }
-        let finished = self.finish_amend(&steps, old_size, &*request.progress).await;
-        if finished.is_err() {
+        let entry_not_in_use = self.finish_amend(&steps, old_size, &*request.progress).await;
+        if entry_not_in_use.is_err() {
             // The image stays open. The bitmaps may have been stored already, so the bitmaps are marked as in use again.
             self.bitmaps.use_bitmaps().await;
             self.shrink_back(old_size).await;
         }
-        finished?;
+        entry_not_in_use?;
         if steps.upgrade || steps.downgrade || steps.order.is_some() {
             // The state in memory has the old version or refcount width: the image must be opened again.
-            self.facts.stop_for(Replaced::Amend);
+            self.facts.stop_requests(Replaced::Amend);
         }
         Ok(())
     }
@@ -276,7 +276,7 @@ impl Qcow2 {
         };
         let file = self.facts.file()?;
         // While the header lock is held, a compaction does not move the LUKS header.
-        let _turn = self.facts.hold_header().await;
+        let _guard = self.facts.lock_header().await;
         encryption.change_keys(&file, options, force).await
     }
 

@@ -1,7 +1,7 @@
 //! Changing the bitmaps extension of the header. The extension contains the offset of the bitmap directory.
 //!
-//! `plan` computes the writes, and `carry_out` executes these writes. So a header without space for the extension is reported
-//! before anything is written. Each write is flushed before the next write starts.
+//! `plan` computes the writes, and `write_planned` executes these writes. So a header without space for the extension is
+//! reported before anything is written. Each write is flushed before the next write starts.
 
 use oxblk_core::{Edge, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
@@ -16,7 +16,7 @@ use super::super::layout::{
 /// # Errors
 /// The errors of requests to the image file. [`oxblk_core::ErrorKind::NoSpace`] when the header has no space for the extension.
 /// An error when the header extensions on disk are invalid.
-pub(in super::super) async fn plan(
+pub(in super::super) async fn plan_extension(
     file: &Edge,
     header: &Header,
     new: Option<&BitmapsExtension>,
@@ -31,7 +31,7 @@ pub(in super::super) async fn plan(
 /// # Errors
 /// The errors of requests to the image file. After an error, it is unknown whether the header refers to the old or to the new
 /// directory.
-pub(in super::super) async fn carry_out(file: &Edge, writes: Vec<HeaderWrite>) -> Result<()> {
+pub(in super::super) async fn write_planned(file: &Edge, writes: Vec<HeaderWrite>) -> Result<()> {
     for HeaderWrite { offset, bytes } in writes {
         file.write(offset, IoBuf::from(bytes), WriteFlags::empty()).await?;
         file.flush().await?;
@@ -39,12 +39,12 @@ pub(in super::super) async fn carry_out(file: &Edge, writes: Vec<HeaderWrite>) -
     Ok(())
 }
 
-/// Clears the autoclear bit of bitmaps in the header on disk, and flushes. Until [`carry_out`] sets the bit again, the bitmaps
-/// count as inconsistent.
+/// Clears the autoclear bit of bitmaps in the header on disk, and flushes. Until [`write_planned`] sets the bit again, the
+/// bitmaps count as inconsistent.
 ///
 /// # Errors
 /// The errors of requests to the image file.
-pub(in super::super) async fn distrust(file: &Edge) -> Result<()> {
+pub(in super::super) async fn clear_bitmaps_autoclear(file: &Edge) -> Result<()> {
     let place = field_offsets::AUTOCLEAR;
     let field = file.read(place, IoBufMut::new(8)).await?;
     let bits = field.first_chunk::<8>().map_or(0, |bytes| u64::from_be_bytes(*bytes));

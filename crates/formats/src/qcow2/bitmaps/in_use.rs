@@ -15,7 +15,7 @@ impl Bitmaps {
     /// these bitmaps do not record the guest's writes. A torn write is harmless: the flags of an entry lie within one sector,
     /// and no bitmap changes before all flags are flushed.
     pub(super) async fn mark_bitmaps_in_use(&self) -> Result<()> {
-        let _turn = self.changing.lock().await;
+        let _guard = self.changing.lock().await;
         let state = self.state().clone();
         let Some(place) = state.directory.place else { return Ok(()) };
         let mut marked = state.directory.stored.clone();

@@ -21,7 +21,7 @@ use super::Bitmaps;
 use super::{State, Stored};
 
 /// Maximum number of bytes of bitmap data that all "all ones" entries of an image may represent together.
-pub(super) const ONES: u64 = 256 << 20;
+pub(super) const MAX_ONES_BYTES: u64 = 256 << 20;
 /// Bytes of bitmap data that are read concurrently. At least 2 and at most 64 clusters are read concurrently.
 const READ_AHEAD: u64 = 4 << 20;
 
@@ -55,12 +55,12 @@ impl Bitmaps {
         let count = self.geometry.clusters_for(place.directory_size);
         let mut clusters = RoaringTreemap::new();
         clusters.insert_range(first..first.saturating_add(count));
-        if self.note_own(&clusters) {
+        if self.note_metadata_clusters(&clusters) {
             state.directory.clusters = clusters;
         }
-        let mut ones = ONES;
+        let mut ones = MAX_ONES_BYTES;
         let mut all = Vec::new();
-        let twice = names_given_twice(&entries);
+        let twice = duplicate_names(&entries);
         let mut seen = HashSet::new();
         for entry in entries {
             let name = entry.name().into_owned();
@@ -106,7 +106,7 @@ impl Bitmaps {
             };
             let table = self.read_bitmap_table(file, entry).await.map_err(could_not)?;
             let clusters = self.bitmap_clusters(file, entry, &table)?;
-            if !self.note_own(&clusters) {
+            if !self.note_metadata_clusters(&clusters) {
                 return Err("its clusters hold something else as well".to_owned());
             }
             let map = match entry.flags.contains(BitmapFlags::IN_USE) {
@@ -130,7 +130,7 @@ impl Bitmaps {
     }
 
     /// Notes clusters as metadata. Returns whether none of them was metadata before.
-    fn note_own(&self, clusters: &RoaringTreemap) -> bool {
+    fn note_metadata_clusters(&self, clusters: &RoaringTreemap) -> bool {
         let bits = self.geometry.cluster_bits;
         let size = self.geometry.cluster_size();
         let own = clusters.iter().all(|cluster| !self.clusters.is_metadata(cluster << bits, size));
@@ -142,9 +142,9 @@ impl Bitmaps {
     pub(in super::super) fn note_bitmaps(&self) {
         let directory = self.state().directory.clone();
         for stored in &directory.stored {
-            self.note_own(&stored.clusters);
+            self.note_metadata_clusters(&stored.clusters);
         }
-        self.note_own(&directory.clusters);
+        self.note_metadata_clusters(&directory.clusters);
     }
 
     /// The entries of a bitmap's table.
@@ -281,7 +281,7 @@ impl Bitmaps {
     }
 }
 
-fn names_given_twice(entries: &[BitmapEntry]) -> HashSet<String> {
+fn duplicate_names(entries: &[BitmapEntry]) -> HashSet<String> {
     let mut times: HashMap<String, u32> = HashMap::new();
     for entry in entries {
         let count = times.entry(entry.name().into_owned()).or_default();

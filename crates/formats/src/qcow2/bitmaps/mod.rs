@@ -7,7 +7,7 @@
 //! | `store` | writing the bitmaps when the image is closed, and removing a bitmap |
 //! | `unchanged` | finding bitmaps that equal their copy on disk |
 //! | `relocate` | moving bitmaps to lower clusters |
-//! | `fresh` | new clusters to which no metadata refers yet |
+//! | `new_clusters` | new clusters to which no metadata refers yet |
 //! | `extension` | the header extension that contains the offset of the directory |
 //!
 //! [`Bitmaps`] uses [`Facts`] and [`Clusters`], but no L1 or L2 tables. The lock `Bitmaps::changing` is taken before all other
@@ -34,9 +34,9 @@
 //! clusters are freed only if no other metadata uses any of these clusters.
 
 mod extension;
-mod fresh;
 mod in_use;
 mod load;
+mod new_clusters;
 mod relocate;
 mod store;
 mod unchanged;
@@ -59,7 +59,7 @@ use super::layout::{
     Autoclear, BitmapEntry, BitmapFlags, BitmapsExtension, Geometry, MAX_BITMAP_BYTES,
     MAX_BITMAP_DIRECTORY, MAX_BITMAPS, bitmap_bytes,
 };
-pub(super) use extension::{carry_out, distrust, plan};
+pub(super) use extension::{clear_bitmaps_autoclear, plan_extension, write_planned};
 pub(super) use load::read_directory;
 
 /// The bitmaps of an open image.
@@ -71,7 +71,7 @@ pub(super) struct Bitmaps {
     changing: AsyncMutex<()>,
     state: Mutex<State>,
     /// The image was compacted, so bitmaps that equal their copy on disk stay in place when they are stored.
-    stay: AtomicBool,
+    unchanged_stay: AtomicBool,
 }
 
 #[derive(Clone, Default)]
@@ -144,12 +144,12 @@ impl Bitmaps {
             clusters,
             changing: AsyncMutex::new(()),
             state: Mutex::new(state),
-            stay: AtomicBool::new(false),
+            unchanged_stay: AtomicBool::new(false),
         }
     }
 
     /// Locks the bitmaps on disk. The bitmaps on disk do not change while the guard lives.
-    pub(super) async fn hold(&self) -> AsyncMutexGuard<'_, ()> {
+    pub(super) async fn lock(&self) -> AsyncMutexGuard<'_, ()> {
         self.changing.lock().await
     }
 
@@ -158,8 +158,8 @@ impl Bitmaps {
     }
 
     /// Notes that the image was compacted: bitmaps that equal their copy on disk stay in place when they are stored.
-    pub(super) fn stay(&self) {
-        self.stay.store(true, Relaxed);
+    pub(super) fn keep_unchanged_in_place(&self) {
+        self.unchanged_stay.store(true, Relaxed);
     }
 
     /// The autoclear bits of this module that stay set: the bit of bitmaps, if the image has a bitmap directory.
@@ -177,7 +177,7 @@ impl Bitmaps {
 
     /// Notes that other metadata uses the clusters `others`. If a bitmap or the directory uses one of these clusters too, the
     /// cluster set of the bitmap or directory is cleared. So no cluster is freed when this bitmap or directory is removed.
-    pub(super) fn disown(&self, others: &RoaringTreemap) {
+    pub(super) fn forget_overlapping_clusters(&self, others: &RoaringTreemap) {
         let directory = &mut self.state().directory;
         let all = directory.stored.iter_mut().map(|stored| &mut stored.clusters);
         for clusters in all.chain([&mut directory.clusters]) {
@@ -190,7 +190,7 @@ impl Bitmaps {
 
 impl Bitmaps {
     /// Refuses a change of the disk size to `size` bytes if a bitmap of the image cannot be resized.
-    pub(super) fn check_bitmaps_can_follow(&self, size: u64) -> Result<()> {
+    pub(super) fn check_bitmaps_can_resize(&self, size: u64) -> Result<()> {
         let state = self.state().clone();
         let live = state.live_by_name();
         for stored in &state.directory.stored {
@@ -199,11 +199,11 @@ impl Bitmaps {
                 return Err(BitmapError::Inconsistent(name.into_owned()).into());
             }
         }
-        self.check_live_bitmaps_can_follow(size)
+        self.check_usable_bitmaps_can_resize(size)
     }
 
-    /// Like [`Self::check_bitmaps_can_follow`], but ignores unusable bitmaps.
-    pub(super) fn check_live_bitmaps_can_follow(&self, size: u64) -> Result<()> {
+    /// Like [`Self::check_bitmaps_can_resize`], but ignores unusable bitmaps.
+    pub(super) fn check_usable_bitmaps_can_resize(&self, size: u64) -> Result<()> {
         for live in &self.state().live {
             live.check(Checks::CHANGE)?;
             check_fits(size, live.map().granularity())?;
@@ -269,7 +269,7 @@ impl Bitmaps {
     }
 
     /// Adds a bitmap of the node. The bitmap is stored in the image when the image is closed.
-    pub(super) fn take_in(&self, bitmap: &Arc<DirtyBitmap>) -> Result<()> {
+    pub(super) fn add_bitmap(&self, bitmap: &Arc<DirtyBitmap>) -> Result<()> {
         self.check_can_store(bitmap.name(), bitmap.map().granularity())?;
         self.state().live.push(Arc::clone(bitmap));
         Ok(())

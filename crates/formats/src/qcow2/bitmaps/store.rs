@@ -11,9 +11,11 @@ use roaring::RoaringTreemap;
 
 use super::super::layout::{BitmapEntry, BitmapsExtension, bitmap_bytes, encode_bitmap_directory};
 use super::Bitmaps;
-use super::fresh::Fresh;
-use super::unchanged::finished;
-use super::{Directory, Stored, carry_out, check_fits, distrust, plan};
+use super::new_clusters::NewClusters;
+use super::unchanged::entry_not_in_use;
+use super::{
+    Directory, Stored, check_fits, clear_bitmaps_autoclear, plan_extension, write_planned,
+};
 
 /// Bytes of bitmap data that are written in one batch. A batch has at least one cluster.
 const AT_ONCE: u64 = 1 << 20;
@@ -27,7 +29,7 @@ impl Bitmaps {
     /// When clusters cannot be allocated, and the errors of requests to the image file. After an error, the in-use flags on
     /// disk may be set or cleared.
     pub(in super::super) async fn store_bitmaps(&self) -> Result<()> {
-        let _turn = self.changing.lock().await;
+        let _guard = self.changing.lock().await;
         if self.facts.is_read_only() || !self.facts.is_usable() {
             return Ok(());
         }
@@ -38,10 +40,10 @@ impl Bitmaps {
         if live.is_empty() {
             return Ok(());
         }
-        let mut fresh = Fresh::new(self);
+        let mut new_clusters = NewClusters::new(self);
         let mut new = Vec::new();
         let mut old = state.directory.clusters.clone();
-        let stays = self.stay.load(Relaxed);
+        let stays = self.unchanged_stay.load(Relaxed);
         let mut all_unchanged = stays;
         for stored in &state.directory.stored {
             let Some(bitmap) = live.remove(stored.entry.name().as_ref()) else {
@@ -50,11 +52,14 @@ impl Bitmaps {
             };
             // If the copy on disk cannot be read, the bitmap is written to new clusters.
             if stays && self.is_as_stored(stored, bitmap).await.unwrap_or(false) {
-                new.push(Stored { entry: finished(&stored.entry, bitmap), ..stored.clone() });
+                new.push(Stored {
+                    entry: entry_not_in_use(&stored.entry, bitmap),
+                    ..stored.clone()
+                });
                 continue;
             }
             all_unchanged = false;
-            match self.store_bitmap(&mut fresh, &stored.entry, bitmap).await? {
+            match self.store_bitmap(&mut new_clusters, &stored.entry, bitmap).await? {
                 Some(written) => {
                     old |= &stored.clusters;
                     new.push(written);
@@ -68,16 +73,16 @@ impl Bitmaps {
         // As in QEMU, the bitmap that was added last comes first among the bitmaps that are not on disk yet.
         for bitmap in state.live.iter().rev().filter(|bitmap| live.contains_key(bitmap.name())) {
             let entry = BitmapEntry::new(bitmap.name(), bitmap.map().granularity());
-            new.extend(self.store_bitmap(&mut fresh, &entry, bitmap).await?);
+            new.extend(self.store_bitmap(&mut new_clusters, &entry, bitmap).await?);
         }
-        self.switch_to(fresh, new, &old).await
+        self.replace_directory(new_clusters, new, &old).await
     }
 
     /// Writes one bitmap to new clusters. Returns `None` if the bitmap does not fit the disk. The old copy of the bitmap on
     /// disk then stays marked as in use.
     async fn store_bitmap(
         &self,
-        fresh: &mut Fresh<'_>,
+        new_clusters: &mut NewClusters<'_>,
         entry: &BitmapEntry,
         bitmap: &Arc<DirtyBitmap>,
     ) -> Result<Option<Stored>> {
@@ -90,13 +95,13 @@ impl Bitmaps {
             tracing::error!("qcow2: bitmap '{}' does not fit the disk and is lost", bitmap.name());
             return Ok(None);
         }
-        let (table, mut clusters) = self.write_bitmap_data(fresh, &map).await?;
+        let (table, mut clusters) = self.write_bitmap_data(new_clusters, &map).await?;
         let entries = u32::try_from(table.len()).map_err(|_| Error::from_errno(Errno::FBIG))?;
         let table: Vec<u8> = table.into_iter().flat_map(u64::to_be_bytes).collect();
         let count = self.geometry.clusters_for(u64::from(entries).saturating_mul(8));
-        let place = fresh.put_together(table).await?;
+        let place = new_clusters.write_contiguous(table).await?;
         clusters.insert_range(place..place.saturating_add(count));
-        let mut entry = finished(entry, bitmap);
+        let mut entry = entry_not_in_use(entry, bitmap);
         entry.table_offset = place << self.geometry.cluster_bits;
         entry.table_entries = entries;
         Ok(Some(Stored { entry, clusters, fault: None }))
@@ -105,7 +110,7 @@ impl Bitmaps {
     /// Writes the data clusters that have dirty bits. Returns the table entries and the data clusters.
     async fn write_bitmap_data(
         &self,
-        fresh: &mut Fresh<'_>,
+        new_clusters: &mut NewClusters<'_>,
         map: &RangeMap,
     ) -> Result<(Vec<u64>, RoaringTreemap)> {
         let size = self.geometry.cluster_size();
@@ -133,7 +138,7 @@ impl Bitmaps {
             if pieces.is_empty() {
                 break;
             }
-            let put = fresh.put(pieces).await?;
+            let put = new_clusters.write(pieces).await?;
             for (index, cluster) in places.into_iter().zip(put) {
                 if let Some(word) = table.get_mut(index) {
                     *word = cluster << self.geometry.cluster_bits;
@@ -145,11 +150,11 @@ impl Bitmaps {
     }
 
     /// Writes a directory with the entries `stored`, changes the header to refer to this directory, and frees the clusters
-    /// `old`. All clusters that `stored` refers to are in `fresh`, or were in use before. Without entries, the header refers
-    /// to no directory.
-    pub(super) async fn switch_to(
+    /// `old`. All clusters that `stored` refers to are in `new_clusters`, or were in use before. Without entries, the header
+    /// refers to no directory.
+    pub(super) async fn replace_directory(
         &self,
-        mut fresh: Fresh<'_>,
+        mut new_clusters: NewClusters<'_>,
         stored: Vec<Stored>,
         old: &RoaringTreemap,
     ) -> Result<()> {
@@ -157,7 +162,7 @@ impl Bitmaps {
         if !new.stored.is_empty() {
             let bytes = encode_bitmap_directory(new.stored.iter().map(|stored| &stored.entry));
             let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-            let first = fresh.put_together(bytes).await?;
+            let first = new_clusters.write_contiguous(bytes).await?;
             let end = first.saturating_add(self.geometry.clusters_for(size));
             new.clusters.insert_range(first..end);
             new.place = Some(BitmapsExtension {
@@ -166,15 +171,15 @@ impl Bitmaps {
                 directory_offset: first << self.geometry.cluster_bits,
             });
         }
-        fresh.settle().await?;
+        new_clusters.make_durable().await?;
         let file = self.facts.file()?;
-        let turn = self.facts.hold_header().await;
-        let writes = plan(&file, &self.facts.header(), new.place.as_ref()).await?;
-        let named = self.facts.stop_unless_known(carry_out(&file, writes)).await;
-        drop(turn);
+        let guard = self.facts.lock_header().await;
+        let writes = plan_extension(&file, &self.facts.header(), new.place.as_ref()).await?;
+        let written = self.facts.stop_on_failure(write_planned(&file, writes)).await;
+        drop(guard);
         // If the write failed, the header may refer to the old or to the new directory. So both stay allocated.
-        fresh.keep();
-        named?;
+        new_clusters.keep();
+        written?;
         self.state().directory = new;
         self.clusters.drop_table_clusters(old);
         Ok(())
@@ -185,7 +190,7 @@ impl Bitmaps {
     /// # Errors
     /// When the image is not writable, when clusters cannot be allocated, and the errors of requests to the image file.
     pub(in crate::qcow2) async fn remove_bitmap(&self, name: &str) -> Result<()> {
-        let _turn = self.changing.lock().await;
+        let _guard = self.changing.lock().await;
         self.facts.check_writable()?;
         let directory = self.state().directory.clone();
         let all = directory.stored.iter().cloned();
@@ -195,7 +200,10 @@ impl Bitmaps {
             let mut old = RoaringTreemap::new();
             gone.iter().for_each(|stored| old |= &stored.clusters);
             let with_directory = &old | &directory.clusters;
-            match self.switch_to(Fresh::new(self), stored.clone(), &with_directory).await {
+            match self
+                .replace_directory(NewClusters::new(self), stored.clone(), &with_directory)
+                .await
+            {
                 Err(error) if error.kind() == ErrorKind::NoSpace && self.facts.is_usable() => {
                     self.shrink_directory(Directory { stored, ..directory }, &old).await?;
                 }
@@ -211,28 +219,28 @@ impl Bitmaps {
     async fn shrink_directory(&self, mut new: Directory, old: &RoaringTreemap) -> Result<()> {
         let Some(place) = &mut new.place else { return Ok(()) };
         let file = self.facts.file()?;
-        let turn = self.facts.hold_header().await;
+        let guard = self.facts.lock_header().await;
         let bytes = encode_bitmap_directory(new.stored.iter().map(|stored| &stored.entry));
         place.count = u32::try_from(new.stored.len()).unwrap_or(u32::MAX);
         place.directory_size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         let outcome = async {
-            distrust(&file).await?;
+            clear_bitmaps_autoclear(&file).await?;
             file.write(place.directory_offset, IoBuf::from(bytes), WriteFlags::empty()).await?;
             file.flush().await?;
             // These writes also set the autoclear bit again, so that the bitmaps are consistent.
-            let writes = plan(&file, &self.facts.header(), Some(place)).await?;
-            carry_out(&file, writes).await
+            let writes = plan_extension(&file, &self.facts.header(), Some(place)).await?;
+            write_planned(&file, writes).await
         };
-        self.facts.stop_unless_known(outcome).await?;
-        drop(turn);
+        self.facts.stop_on_failure(outcome).await?;
+        drop(guard);
         let first = self.geometry.cluster_index(place.directory_offset);
         let end = first.saturating_add(self.geometry.clusters_for(place.directory_size));
         let mut kept = new.clusters.clone();
         kept.remove_range(end..);
-        let given_up = &new.clusters - &kept;
+        let unused = &new.clusters - &kept;
         new.clusters = kept;
         self.state().directory = new;
-        self.clusters.drop_table_clusters(&(old | &given_up));
+        self.clusters.drop_table_clusters(&(old | &unused));
         Ok(())
     }
 }

@@ -16,14 +16,14 @@ use super::super::layout::{
 };
 use super::Bitmaps;
 use super::Stored;
-use super::load::{ONES, read_directory};
+use super::load::{MAX_ONES_BYTES, read_directory};
 
 /// Bytes of bitmap data that are read concurrently. At least 2 and at most 64 clusters are read concurrently.
 const READ_AHEAD: u64 = 1 << 20;
 
 /// The directory entry of a bitmap without the in-use flag. The flag "auto" is set if the bitmap records writes, and cleared
 /// otherwise.
-pub(super) fn finished(entry: &BitmapEntry, bitmap: &DirtyBitmap) -> BitmapEntry {
+pub(super) fn entry_not_in_use(entry: &BitmapEntry, bitmap: &DirtyBitmap) -> BitmapEntry {
     let mut entry = entry.clone();
     entry.flags.remove(BitmapFlags::IN_USE);
     entry.flags.set(BitmapFlags::AUTO, bitmap.is_recording());
@@ -52,12 +52,12 @@ impl Bitmaps {
         let table = self.read_bitmap_table(&file, &stored.entry).await?;
         let chunk = map.chunk_for(self.geometry.cluster_size());
         let (file, map) = (&file, &map);
-        let looks = stream::iter((0_u64..).zip(table)).map(|(index, word)| {
+        let comparisons = stream::iter((0_u64..).zip(table)).map(|(index, word)| {
             self.is_chunk_as_stored(file, map, index.saturating_mul(chunk), chunk, word)
         });
         let at_once = usize::try_from(READ_AHEAD / self.geometry.cluster_size()).unwrap_or(1);
-        let mut looks = Box::pin(looks.buffered(at_once.clamp(2, 64)));
-        while let Some(same) = looks.next().await {
+        let mut comparisons = Box::pin(comparisons.buffered(at_once.clamp(2, 64)));
+        while let Some(same) = comparisons.next().await {
             if !same? {
                 return Ok(false);
             }
@@ -119,7 +119,7 @@ impl Bitmaps {
         if !entries.iter().eq(state.directory.stored.iter().map(|stored| &stored.entry)) {
             return Ok(false);
         }
-        let mut ones = ONES;
+        let mut ones = MAX_ONES_BYTES;
         let live_by_name = state.live_by_name();
         for entry in &entries {
             let Some(live) = live_by_name.get(&*entry.name()) else { continue };

@@ -18,7 +18,9 @@ use oxblk_ring::IoBuf;
 
 use super::planned::{Replacement, Structure};
 use super::{Checker, Loss};
-use crate::qcow2::bitmaps::{carry_out, distrust, plan, read_directory};
+use crate::qcow2::bitmaps::{
+    clear_bitmaps_autoclear, plan_extension, read_directory, write_planned,
+};
 use crate::qcow2::layout::{
     Autoclear, BitmapData, BitmapEntry, BitmapFlags, BitmapTableEntry, BitmapsExtension,
     bitmap_bytes, encode_bitmap_directory,
@@ -30,42 +32,45 @@ pub(super) enum NewDirectory {
     /// The header no longer refers to a directory.
     Dropped,
     /// The directory contains only these entries.
-    Of(BitmapsExtension, Vec<BitmapEntry>),
+    Entries(BitmapsExtension, Vec<BitmapEntry>),
 }
 
 impl Checker<'_> {
     /// Counts the references of persistent bitmaps, and finds broken bitmaps.
     pub(super) async fn count_bitmaps(&mut self) {
         if let Some(fault) = self.header.extensions.bitmaps_fault.clone() {
-            return self.broken_directory(&fault);
+            return self.report_broken_directory(&fault);
         }
         let Some(place) = self.header.extensions.bitmaps else {
             if self.header.autoclear.contains(Autoclear::BITMAPS) {
-                self.not_seen("ERROR the header says that there are bitmaps but not where");
+                self.note_unknown_references(
+                    "ERROR the header says that there are bitmaps but not where",
+                );
             }
             return;
         };
         let (offset, size) = (place.directory_offset, place.directory_size);
-        self.named.push((offset, size, "bitmap directory"));
+        self.pointer_targets.push((offset, size, "bitmap directory"));
         let entries = match read_directory(self.file, &place).await {
             Ok(entries) => entries,
             Err(error) if error.kind() == ErrorKind::Io => {
-                return self
-                    .failed(&format!("ERROR: could not read the bitmap directory: {error}"));
+                return self.report_failure(&format!(
+                    "ERROR: could not read the bitmap directory: {error}"
+                ));
             }
-            Err(error) => return self.broken_directory(&error.to_string()),
+            Err(error) => return self.report_broken_directory(&error.to_string()),
         };
-        self.refer(place.directory_offset, place.directory_size, 1, Claim::None);
+        self.count_range(place.directory_offset, place.directory_size, 1, Claim::None);
         let count = entries.len();
         let kept = self.count_entries(entries).await;
         if kept.len() < count {
-            self.leave_in_directory(place, kept);
+            self.plan_shorter_directory(place, kept);
         }
     }
 
     /// Notes that the repair writes a directory with these entries. The references to clusters that the shorter
     /// directory does not need are removed from the counts.
-    fn leave_in_directory(&mut self, place: BitmapsExtension, kept: Vec<BitmapEntry>) {
+    fn plan_shorter_directory(&mut self, place: BitmapsExtension, kept: Vec<BitmapEntry>) {
         let directory_size = kept.iter().map(BitmapEntry::encoded_len).sum();
         let count = u32::try_from(kept.len()).unwrap_or(u32::MAX);
         let first = self.geometry.cluster_index(place.directory_offset);
@@ -75,14 +80,16 @@ impl Checker<'_> {
         }
         self.new_bitmaps = Some(match kept.is_empty() {
             true => NewDirectory::Dropped,
-            false => NewDirectory::Of(BitmapsExtension { count, directory_size, ..place }, kept),
+            false => {
+                NewDirectory::Entries(BitmapsExtension { count, directory_size, ..place }, kept)
+            }
         });
     }
 
-    fn broken_directory(&mut self, fault: &str) {
+    fn report_broken_directory(&mut self, fault: &str) {
         // Without the directory, the clusters of the bitmaps are unknown.
-        self.unseen = true;
-        if self.may_lose() {
+        self.references_unknown = true;
+        if self.may_lose_data() {
             self.plan_replacement(Replacement {
                 structure: Structure::BitmapDirectory,
                 repair: format!("Repairing the bitmap directory by dropping it: {fault}"),
@@ -91,7 +98,7 @@ impl Checker<'_> {
             });
             self.new_bitmaps = Some(NewDirectory::Dropped);
         } else {
-            self.corrupt(&format!("ERROR: {fault}"));
+            self.report_corruption(&format!("ERROR: {fault}"));
         }
     }
 
@@ -108,16 +115,16 @@ impl Checker<'_> {
             let table = match self.bitmap_table(&entry).await {
                 Ok(table) => table,
                 Err(error) if error.kind() == ErrorKind::Io => {
-                    self.failed(&format!(
+                    self.report_failure(&format!(
                         "ERROR: could not read the table of bitmap '{name}': {error}"
                     ));
                     kept.push(entry);
                     continue;
                 }
                 Err(fault) => {
-                    let left = self.broken_bitmap(entry, &fault.to_string());
+                    let left = self.report_broken_bitmap(entry, &fault.to_string());
                     // The references of a bitmap that stays are unknown.
-                    self.unseen |= left.is_some();
+                    self.references_unknown |= left.is_some();
                     kept.extend(left);
                     continue;
                 }
@@ -125,15 +132,15 @@ impl Checker<'_> {
             let fault = if twice { Some(format!("Bitmap already exists: {name}")) } else { None };
             match fault.or_else(|| self.table_fault(&entry, &table)) {
                 None => {
-                    self.refer_to_bitmap(&entry, &table);
+                    self.count_bitmap(&entry, &table);
                     kept.push(entry);
                 }
                 Some(fault) => {
-                    let left = self.broken_bitmap(entry, &fault);
+                    let left = self.report_broken_bitmap(entry, &fault);
                     if let Some(entry) = &left
                         && self.loss == Loss::Allowed
                     {
-                        self.refer_to_bitmap(entry, &table);
+                        self.count_bitmap(entry, &table);
                     }
                     kept.extend(left);
                 }
@@ -143,9 +150,9 @@ impl Checker<'_> {
     }
 
     /// Reports a broken bitmap. Returns its entry if the entry stays in the directory.
-    fn broken_bitmap(&mut self, entry: BitmapEntry, fault: &str) -> Option<BitmapEntry> {
+    fn report_broken_bitmap(&mut self, entry: BitmapEntry, fault: &str) -> Option<BitmapEntry> {
         let name = entry.name();
-        if self.may_lose() {
+        if self.may_lose_data() {
             let repair = Replacement {
                 structure: Structure::BitmapDirectory,
                 repair: format!("Repairing bitmap '{name}' by removing it: {fault}"),
@@ -157,11 +164,11 @@ impl Checker<'_> {
         }
         let finding = format!("ERROR: bitmap '{name}' is broken: {fault}");
         match self.loss {
-            Loss::Allowed => self.corrupt(&finding),
+            Loss::Allowed => self.report_corruption(&finding),
             // An image with this bitmap can be used. The clusters of the bitmap keep their refcounts.
             Loss::Refused => {
-                self.note(FindingKind::Corruption, finding);
-                self.unseen = true;
+                self.report_uncounted(FindingKind::Corruption, finding);
+                self.references_unknown = true;
             }
         }
         Some(entry)
@@ -214,12 +221,12 @@ impl Checker<'_> {
     }
 
     /// Counts the valid references of a bitmap.
-    fn refer_to_bitmap(&mut self, entry: &BitmapEntry, table: &[BitmapTableEntry]) {
-        self.refer(entry.table_offset, entry.table_bytes(), 1, Claim::None);
+    fn count_bitmap(&mut self, entry: &BitmapEntry, table: &[BitmapTableEntry]) {
+        self.count_range(entry.table_offset, entry.table_bytes(), 1, Claim::None);
         let size = self.geometry.cluster_size();
         for word in table {
             if let Ok(BitmapData::At(offset)) = word.data(self.geometry) {
-                self.refer(offset, size, 1, Claim::None);
+                self.count_range(offset, size, 1, Claim::None);
             }
         }
     }
@@ -228,14 +235,16 @@ impl Checker<'_> {
     /// counted all references.
     pub(super) async fn plan_to_drop_shared_directory(&mut self) {
         let (place, kept) = match self.new_bitmaps.take() {
-            Some(NewDirectory::Of(place, kept)) if !self.is_alone(&place) => (place, kept),
+            Some(NewDirectory::Entries(place, kept)) if !self.is_directory_unshared(&place) => {
+                (place, kept)
+            }
             new => {
                 self.new_bitmaps = new;
                 return;
             }
         };
         self.new_bitmaps = Some(NewDirectory::Dropped);
-        self.drop_later(place.directory_offset, place.directory_size);
+        self.plan_drop(place.directory_offset, place.directory_size);
         for entry in kept {
             let name = entry.name().into_owned();
             let fault = "the clusters of the bitmap directory hold something else as well";
@@ -248,17 +257,17 @@ impl Checker<'_> {
             });
             // The clusters of a bitmap whose table cannot be read stay leaked.
             let Ok(table) = self.bitmap_table(&entry).await else { continue };
-            self.drop_later(entry.table_offset, entry.table_bytes());
+            self.plan_drop(entry.table_offset, entry.table_bytes());
             for word in table {
                 if let Ok(BitmapData::At(offset)) = word.data(self.geometry) {
-                    self.drop_later(offset, self.geometry.cluster_size());
+                    self.plan_drop(offset, self.geometry.cluster_size());
                 }
             }
         }
     }
 
     /// Notes that a range loses a reference when the new directory is in place.
-    fn drop_later(&mut self, offset: u64, bytes: u64) {
+    fn plan_drop(&mut self, offset: u64, bytes: u64) {
         let end = self.geometry.clusters_for(offset.saturating_add(bytes)).min(self.clusters);
         self.dropped_bitmaps.insert_range(self.geometry.cluster_index(offset)..end);
     }
@@ -268,7 +277,7 @@ impl Checker<'_> {
     pub(super) fn forget_dropped_bitmaps(&mut self) {
         for cluster in std::mem::take(&mut self.dropped_bitmaps) {
             self.references.remove(cluster);
-            self.untold.insert(cluster);
+            self.unreported.insert(cluster);
         }
     }
 
@@ -276,10 +285,10 @@ impl Checker<'_> {
     pub(super) async fn write_new_bitmaps(&mut self) -> Result<()> {
         let Some(new) = self.new_bitmaps.take() else { return Ok(()) };
         let (place, kept) = match new {
-            NewDirectory::Of(place, kept) => (Some(place), kept),
+            NewDirectory::Entries(place, kept) => (Some(place), kept),
             NewDirectory::Dropped => (None, Vec::new()),
         };
-        distrust(self.file).await?;
+        clear_bitmaps_autoclear(self.file).await?;
         if let Some(place) = &place {
             let bytes = encode_bitmap_directory(kept.iter());
             self.file
@@ -287,11 +296,12 @@ impl Checker<'_> {
                 .await?;
             self.file.flush().await?;
         }
-        carry_out(self.file, plan(self.file, self.header, place.as_ref()).await?).await
+        write_planned(self.file, plan_extension(self.file, self.header, place.as_ref()).await?)
+            .await
     }
 
     /// Whether no other structure uses the clusters of the directory.
-    fn is_alone(&self, place: &BitmapsExtension) -> bool {
+    fn is_directory_unshared(&self, place: &BitmapsExtension) -> bool {
         let first = self.geometry.cluster_index(place.directory_offset);
         let count = self.geometry.clusters_for(place.directory_size);
         let mut clusters = first..first.saturating_add(count);

@@ -54,7 +54,7 @@ impl Checker<'_> {
                 // Do not change an invalid entry: the L1 table may overlap with other data.
                 let repair =
                     repair && entry.reserved() == 0 && self.geometry.is_aligned(entry.raw_offset());
-                self.tell_copied(&finding, repair);
+                self.report_copied(&finding, repair);
                 if repair {
                     let at = self.header.l1_offset.saturating_add(index.saturating_mul(8));
                     self.patch(at, entry.0 ^ COPIED).await?;
@@ -96,7 +96,7 @@ impl Checker<'_> {
                     entry.0
                 );
                 let repair = repair && entry.reserved() == 0;
-                self.tell_copied(&finding, repair);
+                self.report_copied(&finding, repair);
                 if repair {
                     *word ^= COPIED;
                     changed = true;
@@ -110,11 +110,11 @@ impl Checker<'_> {
         Ok(())
     }
 
-    fn tell_copied(&mut self, finding: &str, repair: bool) {
+    fn report_copied(&mut self, finding: &str, repair: bool) {
         if repair {
-            self.say_repairing(finding);
+            self.report_repair(finding);
         } else {
-            self.corrupt(&format!("ERROR {finding}"));
+            self.report_corruption(&format!("ERROR {finding}"));
         }
     }
 }

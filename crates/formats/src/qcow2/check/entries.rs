@@ -11,7 +11,7 @@ use crate::qcow2::layout::{ExtendedEntry, L2Entry, Subclusters};
 impl Checker<'_> {
     /// Checks an L2 entry of an image with a data file. Clusters of the data file have no refcounts, but the entry must
     /// be valid.
-    pub(super) fn count_outside(
+    pub(super) fn count_data_file_entry(
         &mut self,
         index: u64,
         at: u64,
@@ -21,13 +21,16 @@ impl Checker<'_> {
         let entry = both.entry;
         if entry.is_compressed() {
             let raw = entry.0;
-            self.corrupt(&format!(
+            self.report_corruption(&format!(
                 "ERROR compressed cluster {index} with data file, entry={raw:#x}"
             ));
             return;
         }
         if entry.reserved() != 0 {
-            self.corrupt(&format!("ERROR found l2 entry with reserved bits set: {:x}", entry.0));
+            self.report_corruption(&format!(
+                "ERROR found l2 entry with reserved bits set: {:x}",
+                entry.0
+            ));
         }
         let offset = entry.raw_offset();
         let is_at_zero = entry.copied() && (self.geometry.extended_l2 || !entry.has_zero_flag());
@@ -55,13 +58,13 @@ impl Checker<'_> {
         let host = both.entry.raw_offset();
         let fault = EntryFault::Unaligned { host };
         if has_data {
-            self.corrupt(&format!(
+            self.report_corruption(&format!(
                 "ERROR offset={host:x}: Data cluster is not properly aligned; L2 entry corrupted."
             ));
             return false;
         }
         if self.header.version < 3 {
-            self.corrupt(&format!("ERROR {fault}"));
+            self.report_corruption(&format!("ERROR {fault}"));
             return false;
         }
         // The subcluster bitmap or the zero flag still defines the contents of the guest cluster.
@@ -74,9 +77,11 @@ impl Checker<'_> {
         let offset = both.entry.raw_offset();
         let is_nowhere = offset == 0 && !(self.geometry.data_file && both.entry.copied());
         if is_nowhere && both.bitmap.allocated() != 0 {
-            self.corrupt("ERROR: Unallocated cluster has non-zero subcluster allocation map");
+            self.report_corruption(
+                "ERROR: Unallocated cluster has non-zero subcluster allocation map",
+            );
         } else if both.bitmap.is_contradictory() {
-            self.corrupt(&format!(
+            self.report_corruption(&format!(
                 "ERROR offset={offset:x}: Allocated cluster has corrupted subcluster allocation bitmap"
             ));
         }

@@ -1,7 +1,7 @@
 //! The clusters behind the end of the file to which metadata refers: a truncated file has lost them.
 //!
-//! The clusters are stored as ranges, because one reference can name many clusters. So memory and work depend only on the number
-//! of references.
+//! The clusters are stored as ranges, because one reference can name many clusters. So memory and work depend only on the
+//! number of references.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -29,7 +29,7 @@ impl LostClusters {
     }
 
     /// Whether the set contains a cluster before `end`.
-    pub(super) fn any_before(&self, end: u64) -> bool {
+    pub(super) fn has_cluster_before(&self, end: u64) -> bool {
         self.ends.first_key_value().is_some_and(|(first, _)| *first < end)
     }
 
@@ -60,7 +60,7 @@ mod tests {
         let mut lost = LostClusters::default();
         lost.insert(10..1 << 55);
         lost.insert(5..6);
-        assert!(lost.any_before(6) && !lost.any_before(5));
+        assert!(lost.has_cluster_before(6) && !lost.has_cluster_before(5));
         assert_eq!((lost.first_gap(0, 5), lost.first_gap(0, 6)), (0, 1 << 55));
         assert_eq!((lost.first_gap(5, 4), lost.first_gap(5, 5)), (6, 1 << 55));
     }
@@ -77,7 +77,7 @@ mod tests {
                 clusters.extend(start..start + len);
             }
             for end in 0..70 {
-                prop_assert_eq!(lost.any_before(end), clusters.range(..end).next().is_some());
+                prop_assert_eq!(lost.has_cluster_before(end), clusters.range(..end).next().is_some());
             }
             for (start, count) in (0..70).flat_map(|start| (1..6).map(move |count| (start, count))) {
                 let is_free = |at: &u64| clusters.range(*at..*at + count).next().is_none();

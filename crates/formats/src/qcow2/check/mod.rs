@@ -20,10 +20,10 @@
 //! other are read only in part. References that exceed the end of the file by a cluster or more are reported,
 //! and not counted.
 //!
-//! A repair frees clusters only if all references are known. If a pointer in the header seems wrong, clusters that seem
-//! to be leaked may belong to the metadata to which the pointer should refer ([`named`]). Then the repair lowers no refcount,
-//! and changes no L1, L2 or snapshot table ([`planned`]). If the refcount width in the header seems wrong ([`width`]), the
-//! repair changes nothing.
+//! A repair frees clusters only if all references are known. If a pointer in the header seems wrong, clusters that seem to be
+//! leaked may belong to the metadata to which the pointer should refer ([`pointers`]). Then the repair lowers no refcount, and
+//! changes no L1, L2 or snapshot table ([`planned`]). If the refcount width in the header seems wrong ([`width`]), the repair
+//! changes nothing.
 //!
 //! Findings that `qemu-img check` also reports have the same wording and the same counts as in `qemu-img check`.
 
@@ -31,8 +31,8 @@ mod bitmaps;
 mod copied;
 mod entries;
 mod lost;
-mod named;
 mod planned;
+mod pointers;
 mod rebuild;
 mod refcounts;
 mod repair;
@@ -56,7 +56,7 @@ use lost::LostClusters;
 use planned::{Line, Patch};
 use snapshot_table::RepairedTable;
 
-/// Checks the image in `file`, and repairs what `fix` allows. Findings are reported to `say`.
+/// Checks the image in `file`, and repairs what `fix` allows. Findings are reported to `report_finding`.
 ///
 /// # Errors
 /// When an essential table is invalid or cannot be read, when `fix` does not allow a necessary rebuild of the refcounts, and
@@ -65,9 +65,9 @@ pub(super) async fn check(
     file: &Edge,
     header: &Header,
     fix: Fix,
-    say: &dyn Fn(Finding),
+    report_finding: &dyn Fn(Finding),
 ) -> Result<CheckReport> {
-    check_with(file, header, fix, Loss::Allowed, say).await
+    check_with(file, header, fix, Loss::Allowed, report_finding).await
 }
 
 /// Checks the image in `file`, and repairs everything except faults whose repair removes snapshots, bitmaps, or data of a
@@ -78,9 +78,9 @@ pub(super) async fn check(
 pub(super) async fn repair_without_loss(
     file: &Edge,
     header: &Header,
-    say: &dyn Fn(Finding),
+    report_finding: &dyn Fn(Finding),
 ) -> Result<CheckReport> {
-    check_with(file, header, Fix::All, Loss::Refused, say).await
+    check_with(file, header, Fix::All, Loss::Refused, report_finding).await
 }
 
 async fn check_with(
@@ -88,26 +88,26 @@ async fn check_with(
     header: &Header,
     fix: Fix,
     loss: Loss,
-    say: &dyn Fn(Finding),
+    report_finding: &dyn Fn(Finding),
 ) -> Result<CheckReport> {
-    let mut check = Checker::new(file, header, (fix, loss), say);
+    let mut check = Checker::new(file, header, (fix, loss), report_finding);
     let outcome = check.run().await;
     // If the check has ended before its planned repairs were decided, their faults stay.
-    check.refuse_planned();
+    check.refuse_planned_repairs();
     outcome?;
     let (mut report, end) = (check.report, check.geometry.clusters_for(file.size()));
-    if fix == Fix::All && check.beyond.any_before(end) {
+    if fix == Fix::All && check.lost_clusters.has_cluster_before(end) {
         // The repair has made the file longer, so that it contains clusters that were lost. They have references, but no
         // refcounts yet. Without refcounts, a later write would use them for other data.
         let repairs = |finding: Finding| {
             if finding.kind == FindingKind::Repair {
-                say(finding);
+                report_finding(finding);
             }
         };
         let header = read_header(file).await?;
         let mut again = Checker::new(file, &header, (fix, loss), &repairs);
         let outcome = again.run().await;
-        again.refuse_planned();
+        again.refuse_planned_repairs();
         outcome?;
         let fixed = again.report.corruptions_fixed;
         report.corruptions_fixed = report.corruptions_fixed.saturating_add(fixed);
@@ -134,12 +134,12 @@ struct Checker<'a> {
     /// Number of clusters in the file. The last cluster may be partial.
     clusters: u64,
     /// Clusters behind the end of the file to which metadata refers. A repair writes nothing to these clusters.
-    beyond: LostClusters,
+    lost_clusters: LostClusters,
     refcount_table: Vec<u64>,
     /// Refcount table indices whose entry has an unaligned offset, so that the refcounts of the block are unknown.
     broken_blocks: HashSet<u64>,
     /// Whether one of the broken blocks was already reported.
-    broken_block_told: bool,
+    broken_block_reported: bool,
     /// The copied flag of some entry may be wrong.
     copied_suspect: bool,
     /// All references are known, so that a cluster without references is free.
@@ -157,27 +157,27 @@ struct Checker<'a> {
     /// Refcount table indices whose block cannot be read.
     unreadable_blocks: HashSet<u64>,
     /// Clusters of the refcount table and of the refcount blocks, once for each counted reference.
-    structure: Vec<u64>,
+    refcount_structures: Vec<u64>,
     /// Table entries that the repair replaces.
     patches: Vec<Patch>,
     /// The bitmap directory that the repair writes, if it must change.
     new_bitmaps: Option<bitmaps::NewDirectory>,
     /// The lines of the report that are held back.
-    held: RefCell<Vec<Line>>,
+    held_lines: RefCell<Vec<Line>>,
     /// The snapshot table with which the repair replaces the snapshot table of the image, if that table has faults.
     repaired_table: Option<RepairedTable>,
     /// Clusters of healthy bitmaps that the repair removes with their directory, and clusters of this directory.
     dropped_bitmaps: RoaringTreemap,
     /// Clusters of the old and the new snapshot table and of removed bitmaps whose refcount changes are not reported.
-    untold: BTreeSet<u64>,
+    unreported: BTreeSet<u64>,
     /// Leaked clusters that the repair has used for the new snapshot table.
     reused: BTreeSet<u64>,
     /// Refcount table indices whose entry is invalid, or whose block is shared. The repair does not write to such a block.
-    unfit_blocks: HashSet<u64>,
+    unwritable_blocks: HashSet<u64>,
     /// Some references may be unknown, so nothing is freed.
-    unseen: bool,
+    references_unknown: bool,
     /// A pointer in the header seems wrong, so no table is changed and nothing is freed.
-    misled: bool,
+    wrong_pointer: bool,
     /// The refcount width in the header seems wrong, so nothing is repaired.
     wrong_width: bool,
     /// The snapshot table is too long or has an invalid entry, or the L1 table of a snapshot shares clusters with another
@@ -188,15 +188,15 @@ struct Checker<'a> {
     /// Number of L1 entries with an impossible offset, and of active L1 entries with reserved bits.
     l1_faults: u64,
     /// Some active L1 entries have flags but no offset.
-    l1_flags_alone: bool,
+    l1_flags_without_offset: bool,
     /// Number of bytes of unaligned L2 tables that may still be read.
-    unaligned_room: u64,
+    unaligned_bytes_left: u64,
     /// Offsets of the unaligned L2 tables that were not read.
     unread_tables: BTreeSet<u64>,
     /// An L1 entry refers to a cluster that does not seem to contain an L2 table.
     no_l2_table: bool,
     /// Structures to which the header and the snapshot table refer: offset, length, and kind.
-    named: Vec<(u64, u64, &'static str)>,
+    pointer_targets: Vec<(u64, u64, &'static str)>,
 }
 
 impl<'a> Checker<'a> {
@@ -204,7 +204,7 @@ impl<'a> Checker<'a> {
         file: &'a Edge,
         header: &'a Header,
         (fix, loss): (Fix, Loss),
-        say: &'a dyn Fn(Finding),
+        report_finding: &'a dyn Fn(Finding),
     ) -> Self {
         let geometry = header.geometry;
         let clusters = geometry.clusters_for(file.size());
@@ -220,14 +220,14 @@ impl<'a> Checker<'a> {
             geometry,
             fix,
             loss,
-            report_to: say,
+            report_to: report_finding,
             report,
             references: References::new(refcount_max(geometry.refcount_order)),
             clusters,
-            beyond: LostClusters::default(),
+            lost_clusters: LostClusters::default(),
             refcount_table: Vec::new(),
             broken_blocks: HashSet::new(),
-            broken_block_told: false,
+            broken_block_reported: false,
             copied_suspect: false,
             complete: false,
             rebuild: false,
@@ -236,35 +236,35 @@ impl<'a> Checker<'a> {
             too_low: 0,
             unknown: 0,
             unreadable_blocks: HashSet::new(),
-            structure: Vec::new(),
+            refcount_structures: Vec::new(),
             patches: Vec::new(),
             new_bitmaps: None,
-            held: RefCell::default(),
+            held_lines: RefCell::default(),
             repaired_table: None,
             dropped_bitmaps: RoaringTreemap::new(),
-            untold: BTreeSet::new(),
+            unreported: BTreeSet::new(),
             reused: BTreeSet::new(),
-            unfit_blocks: HashSet::new(),
-            unseen: false,
-            misled: false,
+            unwritable_blocks: HashSet::new(),
+            references_unknown: false,
+            wrong_pointer: false,
             wrong_width: false,
             broken_snapshots: false,
             doubts: Vec::new(),
             l1_faults: 0,
-            l1_flags_alone: false,
-            unaligned_room: file.size().saturating_add(geometry.cluster_size()),
+            l1_flags_without_offset: false,
+            unaligned_bytes_left: file.size().saturating_add(geometry.cluster_size()),
             unread_tables: BTreeSet::new(),
             no_l2_table: false,
-            named: Vec::new(),
+            pointer_targets: Vec::new(),
         }
     }
 
     async fn run(&mut self) -> Result<()> {
         self.count_references().await?;
-        self.complete = self.report.check_errors == 0 && !self.unseen;
+        self.complete = self.report.check_errors == 0 && !self.references_unknown;
         self.compare_refcounts().await?;
-        self.check_named_ranges().await;
-        self.doubt_broken_snapshots();
+        self.check_pointer_targets().await;
+        self.note_broken_snapshots();
         if self.fix != Fix::Nothing {
             self.check_width().await;
             self.repair().await
@@ -276,37 +276,37 @@ impl<'a> Checker<'a> {
     }
 
     /// Whether this check repairs all faults, even if a repair removes snapshots, bitmaps, or data of a snapshot.
-    fn may_lose(&self) -> bool {
+    fn may_lose_data(&self) -> bool {
         self.fix == Fix::All && self.loss == Loss::Allowed
     }
 
     /// Reports a finding without counting it.
-    fn note(&self, kind: FindingKind, text: impl Into<String>) {
-        self.say(Finding::new(kind, text));
+    fn report_uncounted(&self, kind: FindingKind, text: impl Into<String>) {
+        self.report_finding(Finding::new(kind, text));
     }
 
     /// Reports a corruption.
-    fn corrupt(&mut self, text: &str) {
-        self.corrupt_by(Finding::new(FindingKind::Corruption, text));
+    fn report_corruption(&mut self, text: &str) {
+        self.report_corrupt(Finding::new(FindingKind::Corruption, text));
     }
 
-    fn corrupt_by(&mut self, finding: Finding) {
-        self.say(finding);
+    fn report_corrupt(&mut self, finding: Finding) {
+        self.report_finding(finding);
         self.report.corruptions = self.report.corruptions.saturating_add(1);
         self.copied_suspect = true;
     }
 
     /// Reports a corruption of the refcount table or of a refcount block that only a rebuild can repair.
-    fn must_rebuild(&mut self, finding: &str) {
-        self.corrupt(finding);
+    fn report_rebuild_needed(&mut self, finding: &str) {
+        self.report_corruption(finding);
         self.broken_structure = self.broken_structure.saturating_add(1);
         self.rebuild = true;
     }
 
     /// Reports a corruption of the refcount block with this table index. The repair does not write to this block.
-    fn unfit_block(&mut self, index: u64, finding: &str) {
-        self.must_rebuild(finding);
-        self.unfit_blocks.insert(index);
+    fn report_unwritable_block(&mut self, index: u64, finding: &str) {
+        self.report_rebuild_needed(finding);
+        self.unwritable_blocks.insert(index);
     }
 
     /// Whether a cluster has a refcount block to which the repair can write.
@@ -314,20 +314,20 @@ impl<'a> Checker<'a> {
         let index = cluster / self.geometry.refcounts_per_block();
         let entry = usize::try_from(index).ok().and_then(|at| self.refcount_table.get(at));
         entry.is_some_and(|entry| *entry != 0)
-            && !self.unfit_blocks.contains(&index)
+            && !self.unwritable_blocks.contains(&index)
             && !self.unreadable_blocks.contains(&index)
     }
 
     /// Reports that a refcount cannot be read.
-    fn refcount_unknown(&mut self, finding: &str) {
-        self.failed(finding);
+    fn report_unknown_refcount(&mut self, finding: &str) {
+        self.report_failure(finding);
         self.unknown = self.unknown.saturating_add(1);
         self.rebuild = true;
     }
 
     /// Reports a corruption that is repaired.
-    fn say_repairing(&mut self, finding: &str) {
-        self.note(FindingKind::Repair, format!("Repairing {finding}"));
+    fn report_repair(&mut self, finding: &str) {
+        self.report_uncounted(FindingKind::Repair, format!("Repairing {finding}"));
         self.report.corruptions_fixed = self.report.corruptions_fixed.saturating_add(1);
     }
 
@@ -336,13 +336,14 @@ impl<'a> Checker<'a> {
         let end = offset.saturating_add(bytes);
         if bytes > 0 && offset < self.clusters.saturating_mul(self.geometry.cluster_size()) {
             let clusters = self.geometry.cluster_index(offset)..self.geometry.clusters_for(end);
-            self.structure.extend(clusters.take_while(|cluster| *cluster <= self.clusters));
+            self.refcount_structures
+                .extend(clusters.take_while(|cluster| *cluster <= self.clusters));
         }
     }
 
     /// Reports that something could not be checked.
-    fn failed(&mut self, finding: &str) {
-        self.note(FindingKind::Failure, finding);
+    fn report_failure(&mut self, finding: &str) {
+        self.report_uncounted(FindingKind::Failure, finding);
         self.report.check_errors = self.report.check_errors.saturating_add(1);
     }
 

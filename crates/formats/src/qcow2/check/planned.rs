@@ -2,7 +2,7 @@
 //!
 //! The check may find later that a pointer in the header seems wrong, so that no table may change. So a planned repair is
 //! reported and counted only when it is decided: as a repair, or as a fault that stays. The lines after a planned repair
-//! are held back until then, so that the order of the lines is the same as in `qemu-img check`. If more than [`MOST_HELD`]
+//! are held back until then, so that the order of the lines is the same as in `qemu-img check`. If more than [`MAX_HELD_LINES`]
 //! lines would be held back, the other lines are reported immediately.
 
 use std::fmt;
@@ -13,10 +13,10 @@ use oxblk_core::check::{Finding, FindingKind, Fix};
 use super::Checker;
 
 /// If this many lines are held back, further findings are reported immediately. Planned repairs are still held back.
-const MOST_HELD: usize = 100_000;
+const MAX_HELD_LINES: usize = 100_000;
 
 /// Largest number of table entries that one check repairs. Further faulty entries are reported as faults that stay.
-const MOST_PATCHES: usize = 500_000;
+const MAX_PATCHES: usize = 500_000;
 
 /// A line of the report that is held back.
 pub(super) enum Line {
@@ -38,7 +38,7 @@ pub(super) struct Patch {
 /// The fault of a table entry that can be repaired.
 pub(super) enum EntryFault {
     /// An L1 entry with flags and without an offset.
-    FlagsAlone { index: u64, entry: u64 },
+    FlagsWithoutOffset { index: u64, entry: u64 },
     /// An L2 entry with an unaligned host offset and without data.
     Unaligned { host: u64 },
     /// An L2 entry of a compressed cluster with a subcluster bitmap.
@@ -48,7 +48,7 @@ pub(super) enum EntryFault {
 impl fmt::Display for EntryFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::FlagsAlone { index, entry } => {
+            Self::FlagsWithoutOffset { index, entry } => {
                 write!(f, "L1 entry {index} has flags but no offset: {entry:x}")
             }
             Self::Unaligned { host } => write!(
@@ -84,9 +84,9 @@ pub(super) struct Replacement {
 
 impl Checker<'_> {
     /// Reports a line, or holds it back while a planned repair is not decided.
-    pub(super) fn say(&self, finding: Finding) {
-        let mut held = self.held.borrow_mut();
-        if held.is_empty() || held.len() >= MOST_HELD {
+    pub(super) fn report_finding(&self, finding: Finding) {
+        let mut held = self.held_lines.borrow_mut();
+        if held.is_empty() || held.len() >= MAX_HELD_LINES {
             (self.report_to)(finding);
         } else {
             held.push(Line::Finding(finding));
@@ -96,11 +96,11 @@ impl Checker<'_> {
     /// Plans the replacement of a table entry. Reports the fault instead if this check repairs no entries, or no more
     /// entries. Returns whether the replacement is planned.
     pub(super) fn plan_patch(&mut self, patch: Patch) -> bool {
-        if self.fix != Fix::All || self.patches.len() >= MOST_PATCHES {
-            self.corrupt(&format!("ERROR {}", patch.fault));
+        if self.fix != Fix::All || self.patches.len() >= MAX_PATCHES {
+            self.report_corruption(&format!("ERROR {}", patch.fault));
             return false;
         }
-        let (held, index) = (self.held.get_mut(), self.patches.len());
+        let (held, index) = (self.held_lines.get_mut(), self.patches.len());
         // Lines without another line between them become one line, so that the memory does not grow with them.
         match held.last_mut() {
             Some(Line::Patches(last)) => last.end = index.saturating_add(1),
@@ -112,19 +112,19 @@ impl Checker<'_> {
 
     /// Plans the repair of a structure that is replaced as a whole.
     pub(super) fn plan_replacement(&mut self, replacement: Replacement) {
-        self.held.get_mut().push(Line::Replacement(replacement));
+        self.held_lines.get_mut().push(Line::Replacement(replacement));
     }
 
     /// Reports the lines that were held back. The planned repairs are reported as repairs, because they are made now. Only
     /// the faults of a snapshot table that could not be read to its end stay.
-    pub(super) fn accept_planned(&mut self) {
-        for line in self.held.take() {
+    pub(super) fn accept_planned_repairs(&mut self) {
+        for line in self.held_lines.take() {
             match line {
-                Line::Finding(finding) => self.say(finding),
+                Line::Finding(finding) => self.report_finding(finding),
                 Line::Patches(range) => {
                     for index in range {
                         let fault = self.patches.get(index).map(|patch| patch.fault.to_string());
-                        self.say_repairing(&fault.unwrap_or_default());
+                        self.report_repair(&fault.unwrap_or_default());
                     }
                 }
                 Line::Replacement(Replacement {
@@ -134,13 +134,13 @@ impl Checker<'_> {
                     count,
                 }) => {
                     match self.repaired_table {
-                        Some(_) => self.note(FindingKind::Repair, repair),
+                        Some(_) => self.report_uncounted(FindingKind::Repair, repair),
                         // The table could not be read to its end.
-                        None => self.stays(&fault, count),
+                        None => self.report_remaining_faults(&fault, count),
                     }
                 }
                 Line::Replacement(Replacement { repair, count, .. }) => {
-                    self.note(FindingKind::Repair, repair);
+                    self.report_uncounted(FindingKind::Repair, repair);
                     self.report.corruptions_fixed =
                         self.report.corruptions_fixed.saturating_add(count);
                 }
@@ -150,27 +150,29 @@ impl Checker<'_> {
 
     /// Drops all planned repairs. Reports the lines that were held back, and the faults of the planned repairs as faults
     /// that stay.
-    pub(super) fn refuse_planned(&mut self) {
+    pub(super) fn refuse_planned_repairs(&mut self) {
         self.repaired_table = None;
         self.new_bitmaps = None;
         let patches = std::mem::take(&mut self.patches);
-        for line in self.held.take() {
+        for line in self.held_lines.take() {
             match line {
-                Line::Finding(finding) => self.say(finding),
+                Line::Finding(finding) => self.report_finding(finding),
                 Line::Patches(range) => {
                     for patch in patches.get(range).unwrap_or_default() {
-                        self.corrupt(&format!("ERROR {}", patch.fault));
+                        self.report_corruption(&format!("ERROR {}", patch.fault));
                     }
                 }
-                Line::Replacement(Replacement { fault, count, .. }) => self.stays(&fault, count),
+                Line::Replacement(Replacement { fault, count, .. }) => {
+                    self.report_remaining_faults(&fault, count);
+                }
             }
         }
     }
 
     /// Reports `count` faults in one line.
-    pub(super) fn stays(&mut self, fault: &str, count: u64) {
-        self.corrupt(fault);
-        // `corrupt` has counted one fault.
+    pub(super) fn report_remaining_faults(&mut self, fault: &str, count: u64) {
+        self.report_corruption(fault);
+        // `report_corruption` has counted one fault.
         let more = count.saturating_sub(1);
         self.report.corruptions = self.report.corruptions.saturating_add(more);
     }

@@ -48,7 +48,7 @@ fn check_table_entries(entries: u64) -> Result<()> {
 }
 
 /// Cursors for finding free clusters.
-struct Room {
+struct FreeClusterCursor {
     /// The next cluster inside the file to examine.
     inside: u64,
     /// The next cluster behind the end of the file to examine.
@@ -58,31 +58,31 @@ struct Room {
 impl Checker<'_> {
     /// Writes new refcount structures and makes the header refer to them.
     pub(super) async fn rebuild_refcounts(&mut self) -> Result<()> {
-        let layout = self.lay_out()?;
+        let layout = self.choose_layout()?;
         // From here on, the old structures have no references. The old structures are not overwritten, because the new clusters
         // were chosen before.
-        let structure = std::mem::take(&mut self.structure);
-        for cluster in &structure {
+        let structures = std::mem::take(&mut self.refcount_structures);
+        for cluster in &structures {
             self.references.remove(*cluster);
         }
-        if let Err(error) = self.write_anew(&layout).await {
+        if let Err(error) = self.write_structures(&layout).await {
             // Count the references to the old structures again, and not the references to the new structures.
             layout.clusters().for_each(|cluster| self.references.remove(cluster));
-            for cluster in &structure {
+            for cluster in &structures {
                 self.references.add(*cluster, 1, Claim::None);
             }
-            self.structure = structure;
+            self.refcount_structures = structures;
             return Err(error);
         }
-        self.refcounts_repaired(&layout);
+        self.report_rebuild(&layout);
         Ok(())
     }
 
-    async fn write_anew(&mut self, layout: &Layout) -> Result<()> {
+    async fn write_structures(&mut self, layout: &Layout) -> Result<()> {
         self.write_blocks(layout).await?;
         self.write_table(layout).await?;
         self.file.flush().await?;
-        self.name_table(layout).await
+        self.activate_table(layout).await
     }
 
     /// The refcount table indices of all clusters with references. If some references may be unknown, the indices of all
@@ -104,9 +104,9 @@ impl Checker<'_> {
     }
 
     /// Chooses the clusters of the new structures, and counts a reference to each. After an error, no reference is counted.
-    fn lay_out(&mut self) -> Result<Layout> {
+    fn choose_layout(&mut self) -> Result<Layout> {
         let mut layout = Layout { blocks: BTreeMap::new(), table: 0, table_clusters: 0 };
-        let placed = self.place(&mut layout).and_then(|()| {
+        let placed = self.place_structures(&mut layout).and_then(|()| {
             let last = layout.clusters().max().unwrap_or(0);
             self.offset_behind_end(last).map(drop)
         });
@@ -116,23 +116,23 @@ impl Checker<'_> {
         placed.map(|()| layout)
     }
 
-    fn place(&mut self, layout: &mut Layout) -> Result<()> {
+    fn place_structures(&mut self, layout: &mut Layout) -> Result<()> {
         let size = self.geometry.cluster_size();
-        let mut room = Room {
+        let mut cursor = FreeClusterCursor {
             inside: if self.complete { 1 } else { self.clusters },
             end: self.clusters.saturating_add(1),
         };
         let indices = self.indices()?;
-        self.place_blocks(&mut layout.blocks, indices, &mut room);
+        self.place_blocks(&mut layout.blocks, indices, &mut cursor);
         loop {
             let entries =
                 layout.blocks.last_key_value().map_or(1, |(last, _)| last.saturating_add(1));
             check_table_entries(entries)?;
             layout.table_clusters = entries.saturating_mul(8).div_ceil(size);
-            layout.table = self.take(layout.table_clusters, &mut room);
+            layout.table = self.take_clusters(layout.table_clusters, &mut cursor);
             let per_block = self.geometry.refcounts_per_block();
             let own = layout.table_range().map(|at| at / per_block).collect();
-            self.place_blocks(&mut layout.blocks, own, &mut room);
+            self.place_blocks(&mut layout.blocks, own, &mut cursor);
             let last = layout.blocks.last_key_value().map_or(0, |(last, _)| *last);
             if last < layout.table_clusters.saturating_mul(size / 8) {
                 return Ok(());
@@ -148,33 +148,33 @@ impl Checker<'_> {
         &mut self,
         blocks: &mut BTreeMap<u64, u64>,
         mut indices: Vec<u64>,
-        room: &mut Room,
+        cursor: &mut FreeClusterCursor,
     ) {
         let per_block = self.geometry.refcounts_per_block();
         while let Some(index) = indices.pop() {
             if blocks.contains_key(&index) {
                 continue;
             }
-            let cluster = self.take(1, room);
+            let cluster = self.take_clusters(1, cursor);
             blocks.insert(index, cluster);
             indices.push(cluster / per_block);
         }
     }
 
     /// Takes `count` contiguous clusters without references, and counts a reference to each. Returns the first cluster.
-    fn take(&mut self, count: u64, room: &mut Room) -> u64 {
+    fn take_clusters(&mut self, count: u64, cursor: &mut FreeClusterCursor) -> u64 {
         let mut start = None;
         if count == 1 {
-            while room.inside < self.clusters && start.is_none() {
-                if self.references.get(room.inside).count() == 0 {
-                    start = Some(room.inside);
+            while cursor.inside < self.clusters && start.is_none() {
+                if self.references.get(cursor.inside).count() == 0 {
+                    start = Some(cursor.inside);
                 }
-                room.inside = room.inside.saturating_add(1);
+                cursor.inside = cursor.inside.saturating_add(1);
             }
         }
         let start = start.unwrap_or_else(|| {
-            let start = self.beyond.first_gap(room.end, count);
-            room.end = start.saturating_add(count);
+            let start = self.lost_clusters.first_gap(cursor.end, count);
+            cursor.end = start.saturating_add(count);
             start
         });
         for cluster in start..start.saturating_add(count) {
@@ -197,7 +197,7 @@ impl Checker<'_> {
             let start = index.saturating_mul(per_block);
             let mut block = IoBufMut::zeroed(len);
             if !self.complete {
-                self.keep_old_refcounts(*index, &mut block).await;
+                self.copy_old_refcounts(*index, &mut block).await;
             }
             for (cluster, referred) in
                 self.references.in_range(start..start.saturating_add(per_block))
@@ -215,7 +215,7 @@ impl Checker<'_> {
 
     /// Fills a new block with the refcounts of the old block. If there is no readable old block, all clusters of the file that
     /// the block covers get refcount 1.
-    async fn keep_old_refcounts(&self, index: u64, block: &mut IoBufMut) {
+    async fn copy_old_refcounts(&self, index: u64, block: &mut IoBufMut) {
         let per_block = self.geometry.refcounts_per_block();
         let known =
             !self.broken_blocks.contains(&index) && !self.unreadable_blocks.contains(&index);
@@ -255,7 +255,7 @@ impl Checker<'_> {
     /// Makes the header refer to the new table. The fields for offset and length are adjacent and lie within one sector, so
     /// one write changes both, and a power cut cannot separate them. After an error, the header refers to the old table, or
     /// `table_unknown` is set.
-    async fn name_table(&mut self, layout: &Layout) -> Result<()> {
+    async fn activate_table(&mut self, layout: &Layout) -> Result<()> {
         let offset = layout.table << self.geometry.cluster_bits;
         let clusters = u32::try_from(layout.table_clusters).unwrap_or(u32::MAX);
         let fields = [&offset.to_be_bytes()[..], &clusters.to_be_bytes()[..]].concat();
@@ -265,14 +265,14 @@ impl Checker<'_> {
         ];
         let place = field_offsets::REFCOUNT_TABLE_OFFSET;
         let stop = AtomicBool::new(false);
-        let named = exchange(self.file, place, &old.concat(), &fields, &stop).await;
+        let written = exchange(self.file, place, &old.concat(), &fields, &stop).await;
         self.table_unknown = stop.into_inner();
-        named
+        written
     }
 
     /// Updates the report after the rebuild: refcounts that were too low or unknown are repaired. Leaks are repaired only if
     /// all references are known.
-    fn refcounts_repaired(&mut self, layout: &Layout) {
+    fn report_rebuild(&mut self, layout: &Layout) {
         let last = layout.blocks.last_key_value().map_or(0, |(last, _)| *last);
         let offset = |index| {
             let cluster = layout.blocks.get(&index).copied().unwrap_or(0);
@@ -281,10 +281,10 @@ impl Checker<'_> {
         self.refcount_table = (0..=last).map(offset).collect();
         self.broken_blocks.clear();
         self.unreadable_blocks.clear();
-        self.unfit_blocks.clear();
+        self.unwritable_blocks.clear();
         let repaired = self.too_low.saturating_add(self.broken_structure);
         (self.too_low, self.broken_structure) = (0, 0);
-        self.corruptions_repaired(repaired);
+        self.count_repaired(repaired);
         self.report.check_errors = self.report.check_errors.saturating_sub(self.unknown);
         self.unknown = 0;
         if self.complete {

@@ -12,11 +12,11 @@ use oxblk_ring::IoBufMut;
 
 use super::Checker;
 use crate::qcow2::layout::{RefcountTableEntry, refcount_get};
-use crate::qcow2::refscan::{Agreement, References, Referred, read_tables};
+use crate::qcow2::refscan::{ClusterReferences, MatchingBlock, References, read_tables};
 
 /// Result of a worker thread for one refcount block: the agreement with the counted references, or the block itself if a
 /// refcount differs.
-type Seen = Result<Agreement, IoBufMut>;
+type Compared = Result<MatchingBlock, IoBufMut>;
 
 impl Checker<'_> {
     /// Compares the refcounts of all clusters of the file with the counted references.
@@ -28,24 +28,24 @@ impl Checker<'_> {
         // a block.
         let references = Arc::new(std::mem::take(&mut self.references));
         let counted = Arc::clone(&references);
-        let look = move |index: &u64, block: IoBufMut| -> Seen {
+        let compare = move |index: &u64, block: IoBufMut| -> Compared {
             let start = index.saturating_mul(per_block);
             let range = start..start.saturating_add(per_block).min(end);
-            counted.agree(range, &block, order).ok_or(block)
+            counted.compare_block(range, &block, order).ok_or(block)
         };
         let mut next = 0;
         {
             let places = self.blocks_to_read(end);
             let size = self.geometry.cluster_size();
-            let mut blocks = pin!(read_tables(self.file, size, places, look));
+            let mut blocks = pin!(read_tables(self.file, size, places, compare));
             while let Some((index, seen)) = blocks.next().await {
                 let start = index.saturating_mul(per_block);
                 self.compare_without_block(&references, next..start.min(end));
                 next = start.saturating_add(per_block).min(end);
                 match seen {
-                    Ok(Ok(agreement)) => self.agreed(agreement),
+                    Ok(Ok(matching)) => self.note_matching_block(matching),
                     Ok(Err(block)) => self.compare_block(&references, start..next, &block),
-                    Err(error) => self.unreadable(index, start..next, &error),
+                    Err(error) => self.report_unreadable_block(index, start..next, &error),
                 }
             }
         }
@@ -54,23 +54,25 @@ impl Checker<'_> {
         Ok(())
     }
 
-    fn agreed(&mut self, agreement: Agreement) {
-        if let Some(last) = agreement.last {
-            self.in_use(last);
+    fn note_matching_block(&mut self, matching: MatchingBlock) {
+        if let Some(last) = matching.last {
+            self.note_in_use(last);
         }
-        self.copied_suspect |= agreement.belied;
+        self.copied_suspect |= matching.contradicted;
     }
 
     /// Notes that a cluster is in use, so that the end offset of the image is at least the end of this cluster.
-    fn in_use(&mut self, cluster: u64) {
+    fn note_in_use(&mut self, cluster: u64) {
         let end = cluster.saturating_add(1) << self.geometry.cluster_bits;
         self.report.image_end_offset = self.report.image_end_offset.max(end);
     }
 
-    fn unreadable(&mut self, index: u64, clusters: Range<u64>, error: &Error) {
+    fn report_unreadable_block(&mut self, index: u64, clusters: Range<u64>, error: &Error) {
         self.unreadable_blocks.insert(index);
         for cluster in clusters {
-            self.refcount_unknown(&format!("Can't get refcount for cluster {cluster}: {error}"));
+            self.report_unknown_refcount(&format!(
+                "Can't get refcount for cluster {cluster}: {error}"
+            ));
         }
     }
 
@@ -108,10 +110,10 @@ impl Checker<'_> {
         for index in broken {
             let first = index.saturating_mul(per_block);
             if first < range.end && range.start < first.saturating_add(per_block) {
-                self.tell_broken_block(index);
+                self.report_broken_block(index);
             }
             for cluster in first.max(range.start)..first.saturating_add(per_block).min(range.end) {
-                self.refcount_unknown(&format!(
+                self.report_unknown_refcount(&format!(
                     "Can't get refcount for cluster {cluster}: Input/output error"
                 ));
             }
@@ -122,13 +124,13 @@ impl Checker<'_> {
             }
             // No block can store the refcount of this cluster.
             self.rebuild |= referred.count() > 0;
-            self.compare(cluster, 0, referred);
+            self.compare_cluster(cluster, 0, referred);
         }
     }
 
     /// Reports that the offset of a refcount block is not aligned, with the message of QEMU. Only the first call reports this.
-    fn tell_broken_block(&mut self, index: u64) {
-        if std::mem::replace(&mut self.broken_block_told, true) {
+    fn report_broken_block(&mut self, index: u64) {
+        if std::mem::replace(&mut self.broken_block_reported, true) {
             return;
         }
         let entry = usize::try_from(index).ok().and_then(|at| self.refcount_table.get(at)).copied();
@@ -139,7 +141,7 @@ impl Checker<'_> {
             "qcow2: Image is corrupt: Refblock offset {offset:#x} unaligned (reftable index: {index}); \
              further non-fatal corruption events will be suppressed"
         );
-        self.note(FindingKind::Note, text);
+        self.report_uncounted(FindingKind::Note, text);
     }
 
     fn compare_block(&mut self, references: &References, range: Range<u64>, block: &[u8]) {
@@ -147,24 +149,24 @@ impl Checker<'_> {
         for (index, cluster) in (0_u64..).zip(range) {
             let refcount = refcount_get(block, index, order).unwrap_or(0);
             let referred = references.get(cluster);
-            self.compare(cluster, refcount, referred);
+            self.compare_cluster(cluster, refcount, referred);
         }
     }
 
-    fn compare(&mut self, cluster: u64, refcount: u64, referred: Referred) {
+    fn compare_cluster(&mut self, cluster: u64, refcount: u64, referred: ClusterReferences) {
         let count = referred.count();
         if refcount > 0 || count > 0 {
-            self.in_use(cluster);
+            self.note_in_use(cluster);
         }
-        self.copied_suspect |= referred.is_belied_by(refcount);
+        self.copied_suspect |= referred.is_contradicted_by(refcount);
         let offset = cluster.saturating_mul(self.geometry.cluster_size());
         if refcount < count {
             let text = format!("ERROR cluster {cluster} refcount={refcount} reference={count}");
-            self.corrupt_by(Finding::new(FindingKind::Corruption, text).at(offset));
+            self.report_corrupt(Finding::new(FindingKind::Corruption, text).at(offset));
             self.too_low = self.too_low.saturating_add(1);
         } else if refcount > count {
             let text = format!("Leaked cluster {cluster} refcount={refcount} reference={count}");
-            self.say(Finding::new(FindingKind::Leak, text).at(offset));
+            self.report_finding(Finding::new(FindingKind::Leak, text).at(offset));
             self.report.leaks = self.report.leaks.saturating_add(1);
         }
     }

@@ -11,9 +11,9 @@
 //! [`super::rebuild`] writes new refcount structures.
 //!
 //! If a refcount block, the rebuilt refcounts or a new snapshot table cannot be written, the failure is reported and the other
-//! repairs continue, unless it is then unknown to which refcount table or snapshot table the header refers. If some references may be
-//! unknown, because something could not be read or a pointer in the header seems wrong, no refcount is lowered: at worst,
-//! clusters stay leaked.
+//! repairs continue, unless it is then unknown to which refcount table or snapshot table the header refers. If some references
+//! may be unknown, because something could not be read or a pointer in the header seems wrong, no refcount is lowered: at
+//! worst, clusters stay leaked.
 
 use oxblk_core::check::{FindingKind, Fix};
 use oxblk_core::{Errno, Error, Result, WriteFlags};
@@ -34,35 +34,38 @@ enum Change {
 impl Checker<'_> {
     /// Repairs what `fix` allows, after the check is complete.
     pub(super) async fn repair(&mut self) -> Result<()> {
-        let is_refused = self.tell_doubts();
-        if self.wrong_width || self.misled {
-            self.refuse_planned();
+        let is_refused = self.report_doubts();
+        if self.wrong_width || self.wrong_pointer {
+            self.refuse_planned_repairs();
         }
         if !self.wrong_width {
             self.make_repairs().await?;
         }
         if is_refused {
-            self.tell_next_step();
+            self.report_next_step();
         }
         Ok(())
     }
 
     async fn make_repairs(&mut self) -> Result<()> {
         self.plan_to_drop_shared_directory().await;
-        self.accept_planned();
+        self.accept_planned_repairs();
         self.write_patches().await?;
         self.write_new_bitmaps().await?;
         if self.fix == Fix::All {
-            self.place_snapshots().await?;
+            self.write_snapshot_table().await?;
         }
         if self.rebuild {
             if self.fix != Fix::All {
-                self.note(FindingKind::Failure, "ERROR need to rebuild refcount structures");
+                self.report_uncounted(
+                    FindingKind::Failure,
+                    "ERROR need to rebuild refcount structures",
+                );
                 return Err(Error::from_errno(Errno::IO));
             }
-            self.note(FindingKind::Repair, "Rebuilding refcount structure");
+            self.report_uncounted(FindingKind::Repair, "Rebuilding refcount structure");
             if let Err(error) = self.rebuild_refcounts().await {
-                self.failed(&format!("ERROR failed to rebuild the refcounts: {error}"));
+                self.report_failure(&format!("ERROR failed to rebuild the refcounts: {error}"));
                 if self.table_unknown {
                     return Err(error);
                 }
@@ -75,7 +78,7 @@ impl Checker<'_> {
             self.raise_refcounts().await?;
         }
         let replaced = self.repaired_table.is_some() || !self.dropped_bitmaps.is_empty();
-        self.name_snapshots().await?;
+        self.activate_snapshot_table().await?;
         self.forget_dropped_bitmaps();
         if (self.report.leaks > 0 || replaced) && self.complete {
             let lowered = self.change_refcounts(Change::Lower).await?;
@@ -85,7 +88,7 @@ impl Checker<'_> {
         if self.copied_suspect {
             // `Fix::Leaks` does not change the tables of an image that has corruptions or check errors. With a wrong pointer in
             // the header, the flags are only checked.
-            let repair = !self.misled
+            let repair = !self.wrong_pointer
                 && (self.fix == Fix::All
                     || (self.report.corruptions, self.report.check_errors) == (0, 0));
             self.check_copied(repair).await?;
@@ -100,12 +103,12 @@ impl Checker<'_> {
     async fn raise_refcounts(&mut self) -> Result<()> {
         let raised = self.change_refcounts(Change::Raise).await?;
         self.too_low = self.too_low.saturating_sub(raised);
-        self.corruptions_repaired(raised);
+        self.count_repaired(raised);
         Ok(())
     }
 
     /// Counts `count` corruptions as repaired.
-    pub(super) fn corruptions_repaired(&mut self, count: u64) {
+    pub(super) fn count_repaired(&mut self, count: u64) {
         self.report.corruptions = self.report.corruptions.saturating_sub(count);
         self.report.corruptions_fixed = self.report.corruptions_fixed.saturating_add(count);
     }
@@ -130,7 +133,7 @@ impl Checker<'_> {
         let end = self.clusters_counted();
         let mut changed = 0_u64;
         for (index, offset) in self.blocks_to_read(end) {
-            if self.unfit_blocks.contains(&index) {
+            if self.unwritable_blocks.contains(&index) {
                 continue;
             }
             // The comparison of the refcounts has already reported the read error.
@@ -153,7 +156,7 @@ impl Checker<'_> {
                     continue;
                 }
                 dirty = true;
-                if !reused && !self.untold.contains(&cluster) {
+                if !reused && !self.unreported.contains(&cluster) {
                     lines.push((cluster, refcount, count));
                 }
             }
@@ -161,11 +164,13 @@ impl Checker<'_> {
                 continue;
             }
             if let Err(error) = self.file.write(offset, block.into(), WriteFlags::empty()).await {
-                self.failed(&format!("ERROR writing refcount block {index} failed: {error}"));
+                self.report_failure(&format!(
+                    "ERROR writing refcount block {index} failed: {error}"
+                ));
                 continue;
             }
             for (cluster, refcount, count) in lines {
-                self.note(
+                self.report_uncounted(
                     FindingKind::Repair,
                     format!("Repairing cluster {cluster} refcount={refcount} reference={count}"),
                 );

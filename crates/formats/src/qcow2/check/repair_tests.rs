@@ -73,8 +73,8 @@ fn checked(disk: &Disk, fix: Fix) -> Result<CheckReport> {
     checked_with(disk, fix, &|_| ())
 }
 
-/// Checks the image, and reports findings to `say`.
-fn checked_with(disk: &Disk, fix: Fix, say: &dyn Fn(Finding)) -> Result<CheckReport> {
+/// Checks the image, and reports findings to `report_finding`.
+fn checked_with(disk: &Disk, fix: Fix, report_finding: &dyn Fn(Finding)) -> Result<CheckReport> {
     sim::run(1, async {
         let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
         let driver = FileDriver::from_ring_file(File::sim(disk), disk.len());
@@ -85,7 +85,7 @@ fn checked_with(disk: &Disk, fix: Fix, say: &dyn Fn(Finding)) -> Result<CheckRep
         let edge = Attachment::new(&node, "the test", "file", permissions)?;
         let head = edge.read(0, IoBufMut::new(CLUSTER)).await?;
         let header = Header::parse(&head, edge.size())?;
-        let report = check(&edge, &header, fix, say).await;
+        let report = check(&edge, &header, fix, report_finding).await;
         drop(edge);
         report
     })
@@ -124,11 +124,11 @@ fn a_repair_interrupted_by_a_power_cut_can_be_repeated() {
         checked(&disk, Fix::All).unwrap();
         let moments = disk.moments();
         assert!(!moments.is_empty());
-        for (boundary, moment) in moments {
+        for (clusters_to_move, moment) in moments {
             let any = (0..8).map(|seed| moment.after_power_loss(seed));
             let ends = [moment.after_power_loss_none(), moment.after_power_loss_all()];
             for found in any.chain(ends) {
-                let what = format!("{}, power cut at {boundary}", fault.0);
+                let what = format!("{}, power cut at {clusters_to_move}", fault.0);
                 checked(&found, Fix::All).unwrap_or_else(|error| panic!("{what}: {error}"));
                 assert_whole(&found, &what);
             }
@@ -278,8 +278,8 @@ fn a_refused_repair_of_tables_is_reported_as_a_fault_that_stays() {
     image.put_snapshot_name(0);
     let disk = Disk::from_bytes(1, &image.bytes);
     let texts = RefCell::new(Vec::new());
-    let say = |finding: Finding| texts.borrow_mut().push(finding.to_string());
-    let report = checked_with(&disk, Fix::All, &say).unwrap();
+    let report_finding = |finding: Finding| texts.borrow_mut().push(finding.to_string());
+    let report = checked_with(&disk, Fix::All, &report_finding).unwrap();
     let texts = texts.into_inner();
     let has = |text: &str| texts.iter().any(|line| line == text);
     assert!(has("ERROR L1 entry 1 has flags but no offset: 8000000000000000"), "{texts:?}");
@@ -293,8 +293,8 @@ fn a_refused_repair_of_tables_is_reported_as_a_fault_that_stays() {
     assert_eq!(report.corruptions, left.corruptions, "{texts:?}");
     assert_eq!(disk.bytes()[L1 + 8], 0x80, "the table was changed");
     let texts = RefCell::new(Vec::new());
-    let say = |finding: Finding| texts.borrow_mut().push(finding.to_string());
-    let report = checked_with(&disk, Fix::All, &say).unwrap();
+    let report_finding = |finding: Finding| texts.borrow_mut().push(finding.to_string());
+    let report = checked_with(&disk, Fix::All, &report_finding).unwrap();
     assert_eq!(report.corruptions_fixed, 0);
     assert!(told(&texts.into_inner()), "the next repair can do nothing");
 }
@@ -314,8 +314,8 @@ fn incomplete_snapshot_entries_after_the_first_ten_have_one_line() {
     for (fix, word) in [(Fix::Nothing, "ERROR"), (Fix::All, "Repairing")] {
         let disk = Disk::from_bytes(1, &image.bytes);
         let texts = RefCell::new(Vec::new());
-        let say = |finding: Finding| texts.borrow_mut().push(finding.to_string());
-        let report = checked_with(&disk, fix, &say).unwrap();
+        let report_finding = |finding: Finding| texts.borrow_mut().push(finding.to_string());
+        let report = checked_with(&disk, fix, &report_finding).unwrap();
         let texts = texts.into_inner();
         let lines = texts.iter().filter(|line| line.ends_with("incomplete")).count();
         assert_eq!(lines, 11, "{texts:?}");

@@ -48,7 +48,7 @@ impl RepairedTable {
 impl Checker<'_> {
     /// Writes the new table and counts references to its clusters. A failed write is reported, and the old table is then not
     /// replaced.
-    pub(super) async fn place_snapshots(&mut self) -> Result<()> {
+    pub(super) async fn write_snapshot_table(&mut self) -> Result<()> {
         let Some(mut repaired) = self.repaired_table.take() else { return Ok(()) };
         let written = self.write_snapshots(&mut repaired).await;
         match written {
@@ -85,8 +85,8 @@ impl Checker<'_> {
             self.references.add(cluster, 1, Claim::None);
             // If the cluster was leaked, the repair of leaks reports the cluster as repaired.
             let leaked = self.refcount_of(cluster, &mut None).await.is_some_and(|count| count > 0);
-            let told = if leaked { &mut self.reused } else { &mut self.untold };
-            told.insert(cluster);
+            let clusters = if leaked { &mut self.reused } else { &mut self.unreported };
+            clusters.insert(cluster);
             self.rebuild |= !self.has_block(cluster);
         }
         Ok(())
@@ -97,7 +97,7 @@ impl Checker<'_> {
     /// end to which metadata refers are not used.
     async fn free_clusters(&self, count: u64) -> u64 {
         // The cluster behind the end of the file may have a reference.
-        let behind = self.beyond.first_gap(self.clusters_counted(), count);
+        let behind = self.lost_clusters.first_gap(self.clusters_counted(), count);
         if count > 1 || !self.complete {
             return behind;
         }
@@ -117,7 +117,7 @@ impl Checker<'_> {
     ///
     /// # Errors
     /// When the header could not be written, and may refer to the old or to the new table.
-    pub(super) async fn name_snapshots(&mut self) -> Result<()> {
+    pub(super) async fn activate_snapshot_table(&mut self) -> Result<()> {
         let Some(repaired) = self.repaired_table.take() else { return Ok(()) };
         let Some(offset) = repaired.place else { return Ok(()) };
         let (first, mut block) = (self.geometry.cluster_index(offset), None);
@@ -134,9 +134,9 @@ impl Checker<'_> {
         ];
         let place = field_offsets::SNAPSHOT_COUNT;
         let stop = AtomicBool::new(false);
-        let named = exchange(self.file, place, &old.concat(), &fields, &stop).await;
+        let written = exchange(self.file, place, &old.concat(), &fields, &stop).await;
         self.table_unknown = stop.into_inner();
-        if let Err(error) = named {
+        if let Err(error) = written {
             self.snapshots_not_repaired(&repaired, &error);
             return if self.table_unknown { Err(error) } else { Ok(()) };
         }
@@ -145,7 +145,7 @@ impl Checker<'_> {
         let (first, count) = repaired.old;
         for cluster in first..first.saturating_add(count).min(self.clusters) {
             self.references.remove(cluster);
-            self.untold.insert(cluster);
+            self.unreported.insert(cluster);
         }
         Ok(())
     }
@@ -153,7 +153,7 @@ impl Checker<'_> {
     /// Reports that the table is not replaced. If the header does not refer to the new table, the references to its clusters
     /// are removed.
     fn snapshots_not_repaired(&mut self, repaired: &RepairedTable, error: &Error) {
-        self.failed(&format!("ERROR failed to update snapshot table: {error}"));
+        self.report_failure(&format!("ERROR failed to update snapshot table: {error}"));
         self.report.corruptions = self.report.corruptions.saturating_add(repaired.faults);
         if self.table_unknown {
             return;

@@ -14,7 +14,7 @@ use crate::qcow2::metadata::{SnapshotTable, V3_EXTRA, visit_snapshots};
 use crate::qcow2::read_ahead::read_ahead;
 
 /// The number of incomplete entries that have a line of their own in the report.
-const MOST_LINES: u32 = 10;
+const MAX_LINES: u32 = 10;
 
 /// The snapshot table of an image.
 #[derive(Default)]
@@ -32,13 +32,13 @@ impl Checker<'_> {
     pub(super) async fn read_snapshots(&mut self) -> Result<Snapshots> {
         let count = self.header.snapshot_count;
         if let Err(error) = self.header.require_snapshots()
-            && (!self.may_lose() || count <= MAX_SNAPSHOTS)
+            && (!self.may_lose_data() || count <= MAX_SNAPSHOTS)
         {
-            return Err(self.impossible_table(&error));
+            return Err(self.report_impossible_table(&error));
         }
-        let mut snapshots = match self.may_lose() {
-            true => self.read_what_can_be().await?,
-            false => self.read_table_as_it_is().await?,
+        let mut snapshots = match self.may_lose_data() {
+            true => self.read_table_leniently().await?,
+            false => self.read_table_strictly().await?,
         };
         self.complete_entries(&mut snapshots);
         Ok(snapshots)
@@ -58,7 +58,7 @@ impl Checker<'_> {
             if self.fix == Fix::All {
                 snapshot.size = snapshot.size.or(Some(self.header.size));
             }
-            if own_line == MOST_LINES {
+            if own_line == MAX_LINES {
                 more += 1;
                 continue;
             }
@@ -80,23 +80,23 @@ impl Checker<'_> {
             *faults = faults.saturating_add(count);
             self.plan_replacement(Replacement { structure, repair, fault, count });
         } else {
-            self.stays(&fault, count);
+            self.report_remaining_faults(&fault, count);
         }
     }
 
-    async fn read_table_as_it_is(&mut self) -> Result<Snapshots> {
+    async fn read_table_strictly(&mut self) -> Result<Snapshots> {
         let mut list = Vec::new();
         let visited = visit_snapshots(self.file, SnapshotTable::of(self.header), |snapshot| {
             list.push(snapshot);
         })
         .await;
-        let table_bytes = visited.map_err(|error| self.broken_table(&error))?;
+        let table_bytes = visited.map_err(|error| self.report_broken_table(&error))?;
         Ok(Snapshots { list, table_bytes, faults: 0 })
     }
 
     /// Reads the entries up to the limits of a snapshot table. If the extra data of an entry is too long, its unknown part is
     /// left out.
-    async fn read_what_can_be(&mut self) -> Result<Snapshots> {
+    async fn read_table_leniently(&mut self) -> Result<Snapshots> {
         let count = self.header.snapshot_count;
         let mut snapshots = Snapshots::default();
         if count > MAX_SNAPSHOTS {
@@ -166,28 +166,28 @@ impl Checker<'_> {
     }
 
     /// Reports that the header describes an impossible snapshot table. Returns the error of the check.
-    fn impossible_table(&self, error: &Error) -> Error {
+    fn report_impossible_table(&self, error: &Error) -> Error {
         let text = error.to_string().replacen('S', "s", 1);
-        self.note(FindingKind::SnapshotTable, format!("ERROR {text}"));
+        self.report_uncounted(FindingKind::SnapshotTable, format!("ERROR {text}"));
         let over = self.header.snapshot_count.saturating_sub(MAX_SNAPSHOTS);
         if over > 0 {
             let text = format!(
                 "You can force-remove all {over} overhanging snapshots with qemu-img check -r all"
             );
-            self.note(FindingKind::Note, text);
+            self.report_uncounted(FindingKind::Note, text);
         }
         Error::from_errno(error.raw_errno())
     }
 
     /// Reports that the snapshot table is unreadable. Returns the error of the check: without the table, refcounts cannot be
     /// checked.
-    fn broken_table(&self, error: &Error) -> Error {
-        self.note(
+    fn report_broken_table(&self, error: &Error) -> Error {
+        self.report_uncounted(
             FindingKind::SnapshotTable,
             format!("ERROR failed to read the snapshot table: {error}"),
         );
         if error.to_string().starts_with("Too much extra metadata") {
-            self.note(
+            self.report_uncounted(
                 FindingKind::Note,
                 "You can force-remove this extra metadata with qemu-img check -r all",
             );
@@ -196,17 +196,17 @@ impl Checker<'_> {
     }
 
     /// Whether the offset and the size of a snapshot's L1 table are valid. If not, a corruption is reported.
-    pub(super) fn has_l1_in_place(&mut self, snapshot: &Snapshot) -> bool {
+    pub(super) fn check_l1_location(&mut self, snapshot: &Snapshot) -> bool {
         let Snapshot { id, name, l1_offset, l1_entries, .. } = snapshot;
         if !self.geometry.is_aligned(*l1_offset) {
-            self.corrupt(&format!(
+            self.report_corruption(&format!(
                 "ERROR snapshot {id} ({name}) l1_offset={l1_offset:#x}: L1 table is not cluster aligned; \
                  snapshot table entry corrupted"
             ));
             return false;
         }
         if u64::from(*l1_entries) * 8 > MAX_L1_BYTES {
-            self.corrupt(&format!(
+            self.report_corruption(&format!(
                 "ERROR snapshot {id} ({name}) l1_size={l1_entries:#x}: L1 table is too large; snapshot \
                  table entry corrupted"
             ));

@@ -100,8 +100,8 @@ impl Image {
             let head = edge.read(0, IoBufMut::new(CLUSTER)).await.unwrap();
             let header = Header::parse(&head, edge.size()).unwrap();
             let said = RefCell::new(Vec::new());
-            let say = |finding: Finding| said.borrow_mut().push(finding.text);
-            let report = check(&edge, &header, Fix::Nothing, &say).await.unwrap();
+            let report_finding = |finding: Finding| said.borrow_mut().push(finding.text);
+            let report = check(&edge, &header, Fix::Nothing, &report_finding).await.unwrap();
             drop(edge);
             graph.release(node).await.unwrap();
             (report, said.into_inner())

@@ -18,13 +18,13 @@ use super::snapshots::Snapshots;
 use crate::qcow2::layout::{
     ExtendedEntry, L1Entry, L2Entry, MAX_SNAPSHOT_TABLE_BYTES, RefcountTableEntry, Snapshot,
 };
-use crate::qcow2::refscan::{Claim, Piece, layers, pieces, read_tables};
+use crate::qcow2::refscan::{Claim, EntryGroup, disjoint_ranges, group_entries, read_tables};
 
 /// An L1 table: its byte offset in the file, and the number of its entries.
-type Place = (u64, u64);
+type L1Location = (u64, u64);
 
 /// A table with at least this many faults, and with fewer valid entries than faults, does not count as an L2 table.
-const FAULTS_OF_NO_TABLE: u64 = 8;
+const MIN_FAULTS_OF_NO_TABLE: u64 = 8;
 
 /// Number of references to the same object.
 type Times = u32;
@@ -32,22 +32,22 @@ type Times = u32;
 impl<'a> Checker<'a> {
     /// Counts the references in the image. Reports references that cannot be counted.
     pub(super) async fn count_references(&mut self) -> Result<()> {
-        self.refer(0, self.geometry.cluster_size(), 1, Claim::None);
+        self.count_range(0, self.geometry.cluster_size(), 1, Claim::None);
         let snapshots = match self.read_snapshots().await {
             Ok(snapshots) => snapshots,
             // A repair continues without the snapshots. Because of the check error, no clusters are freed.
-            Err(_) if self.may_lose() => {
+            Err(_) if self.may_lose_data() => {
                 self.report.check_errors = self.report.check_errors.saturating_add(1);
                 Snapshots::default()
             }
             Err(error) => return Err(error),
         };
         self.walk_l1_tables(&snapshots.list).await?;
-        self.refer(self.header.snapshots_offset, snapshots.table_bytes, 1, Claim::None);
+        self.count_range(self.header.snapshots_offset, snapshots.table_bytes, 1, Claim::None);
         if let Some(crypto) = self.header.extensions.crypto {
-            self.refer(crypto.offset, crypto.length, 1, Claim::None);
+            self.count_range(crypto.offset, crypto.length, 1, Claim::None);
         }
-        self.check_what_header_names(&snapshots).await;
+        self.check_header_pointers(&snapshots).await;
         if snapshots.faults > 0 {
             let first = self.geometry.cluster_index(self.header.snapshots_offset);
             let old = (first, self.geometry.clusters_for(snapshots.table_bytes));
@@ -59,7 +59,7 @@ impl<'a> Checker<'a> {
 
     /// Counts `times` references to every cluster of a range of the file. A range that exceeds the end of the file by a cluster
     /// or more is reported, and not counted.
-    pub(super) fn refer(&mut self, offset: u64, bytes: u64, times: Times, claim: Claim) {
+    pub(super) fn count_range(&mut self, offset: u64, bytes: u64, times: Times, claim: Claim) {
         if bytes == 0 {
             return;
         }
@@ -71,25 +71,20 @@ impl<'a> Checker<'a> {
                 // Only the length of the LUKS header has no limit. A longer header is no header.
                 let end = end.min(offset.saturating_add(MAX_SNAPSHOT_TABLE_BYTES));
                 let end = self.geometry.clusters_for(end);
-                self.beyond.insert(self.geometry.cluster_index(offset)..end);
+                self.lost_clusters.insert(self.geometry.cluster_index(offset)..end);
             }
-            self.corrupt(&format!(
+            self.report_corruption(&format!(
                 "ERROR: counting reference for region exceeding the end of the file by one cluster \
                  or more: offset {offset:#x} size {bytes:#x}"
             ));
             return;
         }
         let first = self.geometry.cluster_index(offset);
-        self.refer_to_run(
-            first,
-            self.geometry.clusters_for(end).saturating_sub(first),
-            times,
-            claim,
-        );
+        self.count_run(first, self.geometry.clusters_for(end).saturating_sub(first), times, claim);
     }
 
-    /// Like [`Self::refer`], but does not compare the clusters with the end of the file.
-    fn refer_to_run(&mut self, first: u64, count: u64, times: Times, claim: Claim) {
+    /// Like [`Self::count_range`], but does not compare the clusters with the end of the file.
+    fn count_run(&mut self, first: u64, count: u64, times: Times, claim: Claim) {
         let end = first.saturating_add(count);
         let mut cluster = first;
         while cluster < end {
@@ -104,7 +99,7 @@ impl<'a> Checker<'a> {
             }
             if self.references.add(cluster, times, claim).overflow {
                 let at = cluster << self.geometry.cluster_bits;
-                self.corrupt(&format!(
+                self.report_corruption(&format!(
                     "ERROR: overflow cluster offset=0x{at:x}\nUse qemu-img amend to increase the \
                      refcount entry width or qemu-img convert to create a clean copy if the image \
                      cannot be opened for writing"
@@ -117,8 +112,8 @@ impl<'a> Checker<'a> {
     /// Walks the active L1 table and the L1 tables of the snapshots.
     async fn walk_l1_tables(&mut self, snapshots: &[Snapshot]) -> Result<()> {
         let active = (self.header.l1_offset, u64::from(self.header.l1_entries));
-        self.refer(active.0, active.1.saturating_mul(8), 1, Claim::None);
-        let tables = self.refer_to_snapshots(snapshots);
+        self.count_range(active.0, active.1.saturating_mul(8), 1, Claim::None);
+        let tables = self.count_snapshot_l1_tables(snapshots);
         // The L2 tables of snapshots: the offset, and the number of references to the table.
         let mut inactive: BTreeMap<u64, Times> = BTreeMap::new();
         for (range, times) in tables {
@@ -132,16 +127,16 @@ impl<'a> Checker<'a> {
         }
         self.walk_active(active, &mut inactive).await?;
         for (offset, times) in &inactive {
-            self.refer_to_table(*offset, *times, Claim::None);
+            self.count_l2_table(*offset, *times, Claim::None);
         }
         let places = inactive
             .into_iter()
-            .filter(|(offset, _)| self.has_room_for(*offset))
+            .filter(|(offset, _)| self.may_read_table(*offset))
             .map(|(offset, times)| ((offset, times), offset))
             .collect();
-        let mut tables = std::pin::pin!(self.read_pieces(places));
+        let mut tables = std::pin::pin!(self.read_l2_tables(places));
         while let Some(((offset, times), table)) = tables.next().await {
-            let Some(table) = self.table_or_told(table)? else { continue };
+            let Some(table) = self.skip_unreadable_table(table)? else { continue };
             self.walk_l2(offset, &table, times, None);
         }
         Ok(())
@@ -149,11 +144,11 @@ impl<'a> Checker<'a> {
 
     /// Counts the references to the L1 tables of snapshots. Returns the ranges of the file in which these tables lie,
     /// each with the number of tables that share it.
-    fn refer_to_snapshots(&mut self, snapshots: &[Snapshot]) -> Vec<(Range<u64>, Times)> {
+    fn count_snapshot_l1_tables(&mut self, snapshots: &[Snapshot]) -> Vec<(Range<u64>, Times)> {
         let (size, end_of_file) = (self.geometry.cluster_size(), self.file.size());
         let (mut tables, mut clusters) = (Vec::new(), Vec::new());
         for snapshot in snapshots {
-            if !self.has_l1_in_place(snapshot) {
+            if !self.check_l1_location(snapshot) {
                 continue;
             }
             let (offset, bytes) = (snapshot.l1_offset, u64::from(snapshot.l1_entries) * 8);
@@ -162,39 +157,39 @@ impl<'a> Checker<'a> {
                 clusters.push(self.geometry.cluster_index(offset)..self.geometry.clusters_for(end));
             } else {
                 // This reports that the table ends past the end of the file.
-                self.refer(offset, bytes, 1, Claim::None);
+                self.count_range(offset, bytes, 1, Claim::None);
             }
             // The part past the end of the file reads as zeroes.
             tables.push(offset..end.min(end_of_file.next_multiple_of(8)));
         }
-        for (run, times) in layers(clusters) {
-            self.refer_to_run(run.start, run.end - run.start, times, Claim::None);
+        for (run, times) in disjoint_ranges(clusters) {
+            self.count_run(run.start, run.end - run.start, times, Claim::None);
         }
-        layers(tables)
+        disjoint_ranges(tables)
     }
 
     /// Reads and parses L2 tables, in the order of `places`.
-    fn read_pieces<T: Send + 'static>(
+    fn read_l2_tables<T: Send + 'static>(
         &self,
         places: Vec<(T, u64)>,
-    ) -> impl Stream<Item = (T, Result<Vec<Piece>>)> + use<'a, T> {
+    ) -> impl Stream<Item = (T, Result<Vec<EntryGroup>>)> + use<'a, T> {
         let (geometry, version, clusters) = (self.geometry, self.header.version, self.clusters);
         read_tables(self.file, geometry.cluster_size(), places, move |_, table| {
-            pieces(&table, geometry, version, clusters)
+            group_entries(&table, geometry, version, clusters)
         })
     }
 
     /// The entries of an L1 table. If the table cannot be read, this is reported and the result is empty. The result is also
     /// empty if the table lies behind the end of the file. The caller reports a table that ends a cluster or
     /// more behind the end of the file.
-    async fn read_l1(&mut self, (offset, entries): Place) -> Vec<u64> {
+    async fn read_l1(&mut self, (offset, entries): L1Location) -> Vec<u64> {
         if offset >= self.file.size() {
             return Vec::new();
         }
         match self.read_table(offset, entries).await {
             Ok(entries) => entries,
             Err(error) => {
-                self.failed(&format!("ERROR: I/O error in check_refcounts_l1: {error}"));
+                self.report_failure(&format!("ERROR: I/O error in check_refcounts_l1: {error}"));
                 Vec::new()
             }
         }
@@ -204,17 +199,17 @@ impl<'a> Checker<'a> {
     /// counted here.
     async fn walk_active(
         &mut self,
-        active: Place,
+        active: L1Location,
         inactive: &mut BTreeMap<u64, Times>,
     ) -> Result<()> {
         let l1 = self.read_l1(active).await;
-        self.find_flags_alone(active.0, &l1);
+        self.find_flags_without_offset(active.0, &l1);
         let mut places = Vec::new();
         let mut times_of: BTreeMap<u64, Times> = BTreeMap::new();
         for entry in l1.iter().copied().map(L1Entry).filter(|entry| entry.raw_offset() != 0) {
             if entry.reserved() != 0 {
                 self.l1_faults = self.l1_faults.saturating_add(1);
-                self.corrupt(&format!(
+                self.report_corruption(&format!(
                     "ERROR found L1 entry with reserved bits set: {:x}",
                     entry.0
                 ));
@@ -223,19 +218,19 @@ impl<'a> Checker<'a> {
             let first = !times_of.contains_key(&offset);
             let shared = if first { inactive.remove(&offset).unwrap_or(0) } else { 0 };
             let times = shared.saturating_add(1);
-            self.refer_to_table(offset, times, Claim::Copied(entry.copied()));
+            self.count_l2_table(offset, times, Claim::Copied(entry.copied()));
             let all = times_of.entry(offset).or_default();
             *all = all.saturating_add(times);
             // A table past the end of the file is already reported, and contains nothing to count.
-            if first && offset < self.file.size() && self.has_room_for(offset) {
+            if first && offset < self.file.size() && self.may_read_table(offset) {
                 places.push((offset, offset));
             }
         }
-        let mut tables = std::pin::pin!(self.read_pieces(places));
+        let mut tables = std::pin::pin!(self.read_l2_tables(places));
         while let Some((offset, table)) = tables.next().await {
             let times = times_of.get(&offset).copied().unwrap_or(1);
             let mut usage = Usage::default();
-            let Some(table) = self.table_or_told(table)? else { continue };
+            let Some(table) = self.skip_unreadable_table(table)? else { continue };
             self.walk_l2(offset, &table, times, Some(&mut usage));
             self.report.allocated_clusters =
                 self.report.allocated_clusters.saturating_add(usage.allocated);
@@ -249,25 +244,25 @@ impl<'a> Checker<'a> {
 
     /// Finds L1 entries with flags but without an offset. This driver treats such an entry as unallocated, but QEMU uses the
     /// header cluster as the L2 table of the entry.
-    fn find_flags_alone(&mut self, l1_offset: u64, l1: &[u64]) {
+    fn find_flags_without_offset(&mut self, l1_offset: u64, l1: &[u64]) {
         for (index, entry) in (0_u64..).zip(l1) {
             if *entry == 0 || L1Entry(*entry).raw_offset() != 0 {
                 continue;
             }
-            self.l1_flags_alone = true;
-            let fault = EntryFault::FlagsAlone { index, entry: *entry };
+            self.l1_flags_without_offset = true;
+            let fault = EntryFault::FlagsWithoutOffset { index, entry: *entry };
             let offset = l1_offset.saturating_add(index.saturating_mul(8));
             self.plan_patch(Patch { offset, value: 0, fault });
         }
     }
 
-    fn refer_to_table(&mut self, offset: u64, times: Times, claim: Claim) {
-        self.refer(offset, self.geometry.cluster_size(), times, claim);
+    fn count_l2_table(&mut self, offset: u64, times: Times, claim: Claim) {
+        self.count_range(offset, self.geometry.cluster_size(), times, claim);
         if !self.geometry.is_aligned(offset) || offset >= self.file.size() {
             self.l1_faults = self.l1_faults.saturating_add(1);
         }
         if !self.geometry.is_aligned(offset) {
-            self.corrupt(&format!(
+            self.report_corruption(&format!(
                 "ERROR l2_offset={offset:x}: Table is not cluster aligned; L1 entry corrupted"
             ));
         }
@@ -275,96 +270,110 @@ impl<'a> Checker<'a> {
 
     /// Whether the L2 table at `offset` is read. Tables that are not aligned may overlap, so all of them together
     /// are read only up to the size of the file. The first table that is not read is reported as a failure.
-    fn has_room_for(&mut self, offset: u64) -> bool {
+    fn may_read_table(&mut self, offset: u64) -> bool {
         if self.geometry.is_aligned(offset) {
             return true;
         }
-        let room = self.unaligned_room.checked_sub(self.geometry.cluster_size());
+        let room = self.unaligned_bytes_left.checked_sub(self.geometry.cluster_size());
         if room.is_none() && self.unread_tables.is_empty() {
-            self.failed("ERROR too many L2 tables are not cluster aligned: some were not checked");
+            self.report_failure(
+                "ERROR too many L2 tables are not cluster aligned: some were not checked",
+            );
         }
         if room.is_none() {
             self.unread_tables.insert(offset);
         }
-        self.unaligned_room = room.unwrap_or(self.unaligned_room);
+        self.unaligned_bytes_left = room.unwrap_or(self.unaligned_bytes_left);
         room.is_some()
     }
 
     /// Returns the L2 table if it could be read. A read error ends a check without repair. A repair reports the error and
     /// continues without the table.
-    fn table_or_told(&mut self, table: Result<Vec<Piece>>) -> Result<Option<Vec<Piece>>> {
+    fn skip_unreadable_table(
+        &mut self,
+        table: Result<Vec<EntryGroup>>,
+    ) -> Result<Option<Vec<EntryGroup>>> {
         match table {
             Ok(table) => Ok(Some(table)),
             Err(error) if self.fix != Fix::Nothing => {
-                self.failed(&format!("ERROR: I/O error in check_refcounts_l2: {error}"));
+                self.report_failure(&format!("ERROR: I/O error in check_refcounts_l2: {error}"));
                 Ok(None)
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Counts the references of the L2 table at `place`. The table itself has `times` references. `usage` is present only for
-    /// active tables.
+    /// Counts the references of the L2 table at `table_offset`. The table itself has `times` references. `usage` is present
+    /// only for active tables.
     fn walk_l2(
         &mut self,
-        place: u64,
-        table: &[Piece],
+        table_offset: u64,
+        table: &[EntryGroup],
         times: Times,
         mut usage: Option<&mut Usage>,
     ) {
-        let (before, mut right) = (self.faults_told(), 0_u64);
-        for piece in table {
-            match *piece {
-                Piece::Run { cluster, count, copied } => {
+        let (before, mut valid) = (self.reported_faults(), 0_u64);
+        for group in table {
+            match *group {
+                EntryGroup::Run { cluster, count, copied } => {
                     let claim = if usage.is_some() { Claim::Copied(copied) } else { Claim::None };
                     if let Some(usage) = &mut usage {
                         let host = cluster << self.geometry.cluster_bits;
                         usage.count(host, count.into(), self.geometry.cluster_size());
                     }
-                    right = right.saturating_add(count.into());
-                    self.refer_to_run(cluster, count.into(), times, claim);
+                    valid = valid.saturating_add(count.into());
+                    self.count_run(cluster, count.into(), times, claim);
                 }
-                Piece::Odd { index, both } => {
-                    self.walk_odd(place, index.into(), both, times, usage.as_deref_mut());
+                EntryGroup::Unusual { index, both } => {
+                    self.walk_unusual_entry(
+                        table_offset,
+                        index.into(),
+                        both,
+                        times,
+                        usage.as_deref_mut(),
+                    );
                 }
             }
         }
-        let wrong = self.faults_told().saturating_sub(before);
-        self.no_l2_table |= wrong >= FAULTS_OF_NO_TABLE && wrong > right;
+        let wrong = self.reported_faults().saturating_sub(before);
+        self.no_l2_table |= wrong >= MIN_FAULTS_OF_NO_TABLE && wrong > valid;
     }
 
     /// Number of reported corruptions, plus the number of table entries that the repair replaces.
-    fn faults_told(&self) -> u64 {
+    fn reported_faults(&self) -> u64 {
         let repaired = u64::try_from(self.patches.len()).unwrap_or(u64::MAX);
         self.report.corruptions.saturating_add(repaired)
     }
 
-    /// Counts the references of one unusual entry of the L2 table at `place`, for example a compressed or a faulty one.
-    fn walk_odd(
+    /// Counts the references of one unusual entry of the L2 table at `table_offset`, for example a compressed or a faulty one.
+    fn walk_unusual_entry(
         &mut self,
-        place: u64,
+        table_offset: u64,
         index: u64,
         both: ExtendedEntry,
         times: Times,
         usage: Option<&mut Usage>,
     ) {
         let entry = both.entry;
-        let at = place.saturating_add(index.saturating_mul(self.geometry.l2_entry_size()));
+        let at = table_offset.saturating_add(index.saturating_mul(self.geometry.l2_entry_size()));
         if self.geometry.data_file {
-            return self.count_outside(index, at, both, usage);
+            return self.count_data_file_entry(index, at, both, usage);
         }
         if entry.is_compressed() {
             if self.has_stray_bitmap(index, at, both) {
                 return;
             }
-            self.refer_compressed(entry, times);
+            self.count_compressed_cluster(entry, times);
             if let Some(usage) = usage {
                 usage.count_compressed();
             }
             return;
         }
         if entry.reserved() != 0 {
-            self.corrupt(&format!("ERROR found l2 entry with reserved bits set: {:x}", entry.0));
+            self.report_corruption(&format!(
+                "ERROR found l2 entry with reserved bits set: {:x}",
+                entry.0
+            ));
         }
         let offset = entry.raw_offset();
         self.check_bitmap(both);
@@ -378,23 +387,23 @@ impl<'a> Checker<'a> {
         if let Some(usage) = usage {
             usage.count(offset, 1, self.geometry.cluster_size());
         }
-        self.refer(offset, self.geometry.cluster_size(), times, claim);
+        self.count_range(offset, self.geometry.cluster_size(), times, claim);
     }
 
-    fn refer_compressed(&mut self, entry: L2Entry, times: Times) {
+    fn count_compressed_cluster(&mut self, entry: L2Entry, times: Times) {
         let (host, len) = entry.compressed_extent(self.geometry);
         if entry.copied() {
-            self.corrupt(&format!(
+            self.report_corruption(&format!(
                 "ERROR: coffset={host:#x}: copied flag must never be set for compressed clusters"
             ));
         }
-        self.refer(host, len, times, Claim::None);
+        self.count_range(host, len, times, Claim::None);
     }
 
     /// Counts the references to a part of the refcount structures. A rebuild also repairs faults of these references.
-    fn refer_to_structure(&mut self, offset: u64, bytes: u64) {
+    fn count_refcount_structure(&mut self, offset: u64, bytes: u64) {
         let before = self.report.corruptions;
-        self.refer(offset, bytes, 1, Claim::None);
+        self.count_range(offset, bytes, 1, Claim::None);
         let wrong = self.report.corruptions.saturating_sub(before);
         self.broken_structure = self.broken_structure.saturating_add(wrong);
         self.rebuild |= wrong > 0;
@@ -405,12 +414,14 @@ impl<'a> Checker<'a> {
     async fn count_refcount_structures(&mut self) -> Result<()> {
         let size = self.geometry.cluster_size();
         let bytes = u64::from(self.header.refcount_table_clusters).saturating_mul(size);
-        self.refer_to_structure(self.header.refcount_table_offset, bytes);
+        self.count_refcount_structure(self.header.refcount_table_offset, bytes);
         self.refcount_table =
             match self.read_table(self.header.refcount_table_offset, bytes / 8).await {
                 Ok(table) => table,
                 Err(error) if self.fix == Fix::All && self.report.check_errors == 0 => {
-                    self.must_rebuild(&format!("ERROR could not read the refcount table: {error}"));
+                    self.report_rebuild_needed(&format!(
+                        "ERROR could not read the refcount table: {error}"
+                    ));
                     Vec::new()
                 }
                 Err(error) => return Err(error.prefix("Could not read the refcount table")),
@@ -425,28 +436,28 @@ impl<'a> Checker<'a> {
             let offset = entry.raw_offset();
             if entry.reserved() != 0 {
                 let finding = format!("ERROR refcount table entry {index} has reserved bits set");
-                self.unfit_block(index, &finding);
+                self.report_unwritable_block(index, &finding);
                 continue;
             }
             if !self.geometry.is_aligned(offset) {
                 let finding = format!(
                     "ERROR refcount block {index} is not cluster aligned; refcount table entry corrupted"
                 );
-                self.unfit_block(index, &finding);
+                self.report_unwritable_block(index, &finding);
                 self.broken_blocks.insert(index);
                 continue;
             }
             if offset >= file_end {
                 let finding = format!("ERROR refcount block {index} is outside image");
-                self.unfit_block(index, &finding);
+                self.report_unwritable_block(index, &finding);
                 continue;
             }
             let cluster = self.geometry.cluster_index(offset);
-            self.refer_to_structure(offset, size);
+            self.count_refcount_structure(offset, size);
             let count = self.references.get(cluster).count();
             if count != 1 {
                 let finding = format!("ERROR refcount block {index} refcount={count}");
-                self.unfit_block(index, &finding);
+                self.report_unwritable_block(index, &finding);
             }
         }
         Ok(())

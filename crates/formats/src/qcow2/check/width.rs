@@ -26,9 +26,9 @@ impl Checker<'_> {
         }
         if let Some(order) = self.better_order().await {
             self.wrong_width = true;
-            let (told, fits) = (1 << self.geometry.refcount_order, 1 << order);
-            self.not_seen(&format!(
-                "ERROR the header says that refcounts have {told} bits, but they seem to have {fits}: \
+            let (stated, likely) = (1 << self.geometry.refcount_order, 1 << order);
+            self.note_unknown_references(&format!(
+                "ERROR the header says that refcounts have {stated} bits, but they seem to have {likely}: \
                  clusters that seem leaked may be in use"
             ));
         }
@@ -42,16 +42,16 @@ impl Checker<'_> {
             return None;
         }
         let block = self.read_block(offset).await.ok()?;
-        let misfits = |order| {
+        let differences = |order| {
             // A block contains at least this many refcounts, for every width.
             let clusters = (self.geometry.cluster_size() / 8).min(self.clusters);
-            let misfit = |cluster: &u64| {
+            let differs = |cluster: &u64| {
                 refcount_get(&block, *cluster, order) != Some(self.references.get(*cluster).count())
             };
-            (0..clusters).filter(misfit).count()
+            (0..clusters).filter(differs).count()
         };
         let own = self.geometry.refcount_order;
-        let best = ORDERS.filter(|order| *order != own).min_by_key(|order| misfits(*order))?;
-        (misfits(best).saturating_mul(2) < misfits(own)).then_some(best)
+        let best = ORDERS.filter(|order| *order != own).min_by_key(|order| differences(*order))?;
+        (differences(best).saturating_mul(2) < differences(own)).then_some(best)
     }
 }

@@ -12,10 +12,10 @@ impl Clusters {
     /// Reserves up to `count` contiguous host clusters, and at least one.
     pub(in crate::qcow2) async fn reserve(&self, count: u64) -> Result<Reserved<'_>> {
         self.facts.event(DebugEvent::ClusterAlloc).await;
-        if self.allocator.has_resting() {
-            self.recycle().await?;
+        if self.allocator.has_quarantined() {
+            self.free_quarantined().await?;
         }
-        self.facts.note_if_corrupt(self.reserve_any(count).await, 0).await
+        self.facts.mark_if_corrupt(self.reserve_any(count).await, 0).await
     }
 
     /// Whether there is contiguous free space for a table of `bytes` bytes in front of `cluster`. Restarts the search for free
@@ -42,11 +42,11 @@ impl Clusters {
     ) -> Result<Reserved<'_>> {
         self.facts.event(DebugEvent::ClusterAlloc).await;
         loop {
-            if self.allocator.has_resting() {
-                self.recycle().await?;
+            if self.allocator.has_quarantined() {
+                self.free_quarantined().await?;
             }
             let reserved = self.reserve_run_behind(behind, count).await;
-            let reserved = self.facts.note_if_corrupt(reserved, 0).await?;
+            let reserved = self.facts.mark_if_corrupt(reserved, 0).await?;
             if !self.ensure_blocks(reserved.start(), reserved.count()).await? {
                 return Ok(reserved);
             }
@@ -86,8 +86,8 @@ impl Clusters {
     }
 
     /// Call this when the file was truncated in front of `cluster`. The clusters from `cluster` on read as zeroes again.
-    pub(in crate::qcow2) fn note_cut_off(&self, cluster: u64) {
-        self.allocator.note_cut_off(cluster);
+    pub(in crate::qcow2) fn note_truncated(&self, cluster: u64) {
+        self.allocator.note_truncated(cluster);
     }
 
     /// Forgets which clusters are free, and where compressed data ends, because another program may have changed the image.

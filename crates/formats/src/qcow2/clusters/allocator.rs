@@ -143,7 +143,7 @@ impl Allocator {
     pub(super) fn take(&self, count: u64, limit: u64) -> Result<Option<Reserved<'_>>> {
         let mut map = self.lock();
         let Some((start, len)) = map.find(1, limit) else { return Ok(None) };
-        self.carve(&mut map, start, count.min(len).max(1)).map(Some)
+        self.reserve_run(&mut map, start, count.min(len).max(1)).map(Some)
     }
 
     /// Reserves exactly `count` contiguous clusters that end at or before `limit`. Returns `None` when the search finds no such
@@ -151,7 +151,7 @@ impl Allocator {
     pub(super) fn take_contiguous(&self, count: u64, limit: u64) -> Result<Option<Reserved<'_>>> {
         let mut map = self.lock();
         let Some((start, _)) = map.find(count, limit) else { return Ok(None) };
-        self.carve(&mut map, start, count).map(Some)
+        self.reserve_run(&mut map, start, count).map(Some)
     }
 
     /// Reserves the `count` clusters from `start` on. Returns `None` if one of them is not free, or if `count` is 0.
@@ -165,7 +165,7 @@ impl Allocator {
         match run.map(|(first, len)| first.saturating_add(*len)) {
             Some(last) if last >= end => {
                 let next = map.next;
-                let reserved = self.carve(&mut map, start, count)?;
+                let reserved = self.reserve_run(&mut map, start, count)?;
                 map.next = next;
                 Ok(Some(reserved))
             }
@@ -189,7 +189,7 @@ impl Allocator {
     }
 
     /// Removes free clusters from the map and reserves them. Fails if one of them contains metadata.
-    fn carve(&self, map: &mut Map, start: u64, count: u64) -> Result<Reserved<'_>> {
+    fn reserve_run(&self, map: &mut Map, start: u64, count: u64) -> Result<Reserved<'_>> {
         map.remove(start, count);
         let end = start.saturating_add(count);
         map.next = end;
@@ -223,7 +223,7 @@ impl Allocator {
     }
 
     /// Call this when the file was truncated at the start of `cluster`. The clusters from `cluster` on read as zeroes again.
-    pub(super) fn note_cut_off(&self, cluster: u64) {
+    pub(super) fn note_truncated(&self, cluster: u64) {
         let mut map = self.lock();
         map.untouched = map.untouched.min(cluster);
         map.new_from = map.new_from.min(cluster);
@@ -242,7 +242,7 @@ impl Allocator {
 
     /// Records the free runs found by a scan of `start..end`. Does nothing if `start` is not the first cluster that has not
     /// been scanned. Quarantined clusters have a refcount of 0 too, but are not free yet.
-    pub(super) fn found(&self, start: u64, end: u64, runs: Vec<(u64, u64)>) {
+    pub(super) fn add_scanned(&self, start: u64, end: u64, runs: Vec<(u64, u64)>) {
         let mut map = self.lock();
         if map.scanned != start {
             return;
@@ -261,13 +261,13 @@ impl Allocator {
 
     /// Quarantines clusters. The clusters become free when the epoch has passed. If the refcounts of the clusters became 0,
     /// the caller holds [`Self::scanning`] from before the change of the refcounts until this function returns.
-    pub(super) fn rest(&self, run: Quarantined) {
+    pub(super) fn quarantine(&self, run: Quarantined) {
         self.lock().quarantined.push_back(run);
     }
 
     /// Frees the quarantined clusters whose epoch has passed. Runs that must be discarded on the host first are returned
     /// instead; after the discard, [`Self::free`] frees them.
-    pub(super) fn wake(&self, epochs: &Epochs) -> Vec<Quarantined> {
+    pub(super) fn end_quarantine(&self, epochs: &Epochs) -> Vec<Quarantined> {
         let mut to_discard = Vec::new();
         let mut map = self.lock();
         while let Some(front) = map.quarantined.front().copied() {
@@ -284,13 +284,13 @@ impl Allocator {
         to_discard
     }
 
-    /// Frees clusters that [`Self::wake`] returned.
+    /// Frees clusters that [`Self::end_quarantine`] returned.
     pub(super) fn free(&self, run: Quarantined) {
         self.lock().insert_scanned(run.cluster, run.count);
     }
 
     /// Whether any cluster is quarantined.
-    pub(super) fn has_resting(&self) -> bool {
+    pub(super) fn has_quarantined(&self) -> bool {
         !self.lock().quarantined.is_empty()
     }
 }
@@ -423,7 +423,7 @@ impl Drop for Reserved<'_> {
         if self.written {
             // The clusters were scanned before they were reserved, so no later scan adds them to the map.
             let epoch = self.allocator.epochs.current();
-            self.allocator.rest(Quarantined { epoch, cluster, count, discard: false });
+            self.allocator.quarantine(Quarantined { epoch, cluster, count, discard: false });
         } else {
             self.allocator.lock().insert(cluster, count);
         }

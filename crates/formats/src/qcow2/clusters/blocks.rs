@@ -30,7 +30,7 @@ impl Clusters {
 
     /// Creates refcount block `block` if it does not exist. Returns whether the refcount table has moved.
     pub(super) async fn make_block(&self, block: u64) -> Result<bool> {
-        let _turn = self.growing.lock().await;
+        let _guard = self.growing.lock().await;
         let mut moved = false;
         let mut wanted = block;
         // Blocks whose own cluster lies in the range of another missing block. That other block is created first, in a later
@@ -67,21 +67,21 @@ impl Clusters {
         reserved.begin_write();
         self.write_new_block(cluster, own == block).await?;
         if own == block {
-            self.name_new_block(block, cluster).await?;
+            self.link_new_block(block, cluster).await?;
             reserved.keep();
         } else {
             // The refcount of the cluster lies in another, existing block.
             let counted = self.count_in_place(reserved, ReleaseReason::Table).await?;
             self.write_back().await?;
             self.file()?.flush().await?;
-            self.name_new_block(block, cluster).await?;
+            self.link_new_block(block, cluster).await?;
             counted.keep();
         }
         Ok(moves)
     }
 
     /// Writes the refcount table entry of a new block. The block is on disk already, and the entry was 0 before.
-    async fn name_new_block(&self, block: u64, cluster: u64) -> Result<()> {
+    async fn link_new_block(&self, block: u64, cluster: u64) -> Result<()> {
         let offset = self.host(cluster);
         let place = self.table_entry_place(block)?;
         let (before, after) = (0_u64.to_be_bytes(), offset.to_be_bytes());

@@ -36,7 +36,8 @@ impl Clusters {
         Ok(())
     }
 
-    /// Adds one reference to each cluster of a reserved run. `was` is the release reason if the references are dropped again.
+    /// Adds one reference to each cluster of a reserved run. `reason` is the release reason if the references are dropped
+    /// again.
     ///
     /// # Errors
     /// The errors of requests to the image file and of the creation of refcount blocks. The added references are then dropped,
@@ -44,10 +45,10 @@ impl Clusters {
     pub(in crate::qcow2) async fn count<'a>(
         &'a self,
         run: Reserved<'a>,
-        was: ReleaseReason,
+        reason: ReleaseReason,
     ) -> Result<Counted<'a>> {
         self.facts.event(DebugEvent::RefblockAlloc).await;
-        let mut counting = Counting::new(self, run, was);
+        let mut counting = Counting::new(self, run, reason);
         let counted = self.add_up_to(&mut counting.at, counting.end, 1).await;
         counting.finish(counted)
     }
@@ -60,12 +61,12 @@ impl Clusters {
         &self,
         cluster: u64,
         times: u64,
-        was: ReleaseReason,
+        reason: ReleaseReason,
     ) -> Result<Counted<'_>> {
         let mut at = cluster;
         if times > 0 {
             self.add_up_to(&mut at, cluster.saturating_add(1), times).await?;
         }
-        Ok(Counted { clusters: self, start: cluster, count: 1, times, was })
+        Ok(Counted { clusters: self, start: cluster, count: 1, times, reason })
     }
 }

@@ -21,7 +21,7 @@ pub(in crate::qcow2) struct Counted<'a> {
     pub(super) count: u64,
     /// Number of owned references to each cluster.
     pub(super) times: u64,
-    pub(super) was: ReleaseReason,
+    pub(super) reason: ReleaseReason,
 }
 
 impl Counted<'_> {
@@ -40,7 +40,7 @@ impl Counted<'_> {
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.clusters.dropped.push(self.start, self.count, self.times, self.was);
+        self.clusters.dropped.push(self.start, self.count, self.times, self.reason);
     }
 }
 
@@ -49,9 +49,9 @@ impl Clusters {
     pub(super) async fn count_in_place<'a>(
         &'a self,
         run: Reserved<'a>,
-        was: ReleaseReason,
+        reason: ReleaseReason,
     ) -> Result<Counted<'a>> {
-        let mut counting = Counting::new(self, run, was);
+        let mut counting = Counting::new(self, run, reason);
         while counting.at < counting.end {
             if let Err(error) = self.add_one(counting.at).await {
                 return counting.finish(Err(error));
@@ -62,8 +62,8 @@ impl Clusters {
     }
 
     /// Takes ownership of one reference that was already added to the refcount of `cluster`.
-    pub(super) fn own_counted(&self, cluster: u64, was: ReleaseReason) -> Counted<'_> {
-        Counted { clusters: self, start: cluster, count: 1, times: 1, was }
+    pub(super) fn own_reference(&self, cluster: u64, reason: ReleaseReason) -> Counted<'_> {
+        Counted { clusters: self, start: cluster, count: 1, times: 1, reason }
     }
 }
 
@@ -76,40 +76,40 @@ pub(super) struct Counting<'a> {
     pub(super) at: u64,
     /// The end of the run.
     pub(super) end: u64,
-    was: ReleaseReason,
+    reason: ReleaseReason,
 }
 
 impl<'a> Counting<'a> {
-    pub(super) fn new(clusters: &'a Clusters, run: Reserved<'a>, was: ReleaseReason) -> Self {
+    pub(super) fn new(clusters: &'a Clusters, run: Reserved<'a>, reason: ReleaseReason) -> Self {
         let (at, end) = (run.start(), run.start().saturating_add(run.count()));
-        Self { clusters, run: Some(run), at, end, was }
+        Self { clusters, run: Some(run), at, end, reason }
     }
 
     /// Returns the added references. If `outcome` is an error, drops the added references and frees the remaining clusters.
     pub(super) fn finish(mut self, outcome: Result<()>) -> Result<Counted<'a>> {
         if let Err(error) = outcome {
-            if let Some(rest) = self.stop() {
+            if let Some(rest) = self.drop_added() {
                 rest.give_back();
             }
             return Err(error);
         }
-        let (clusters, was) = (self.clusters, self.was);
+        let (clusters, reason) = (self.clusters, self.reason);
         let (start, count) = self.run.take().map_or((0, 0), |run| {
             let place = (run.start(), run.count());
             run.keep();
             place
         });
-        Ok(Counted { clusters, start, count, times: 1, was })
+        Ok(Counted { clusters, start, count, times: 1, reason })
     }
 
     /// Drops the added references. Returns the remaining clusters, whose refcounts have not been raised.
-    fn stop(&mut self) -> Option<Reserved<'a>> {
+    fn drop_added(&mut self) -> Option<Reserved<'a>> {
         let mut run = self.run.take()?;
         let counted = self.at.saturating_sub(run.start());
         if counted > 0 {
             let start = run.start();
             run.split_first(counted).keep();
-            self.clusters.dropped.push(start, counted, 1, self.was);
+            self.clusters.dropped.push(start, counted, 1, self.reason);
         }
         Some(run)
     }
@@ -117,6 +117,6 @@ impl<'a> Counting<'a> {
 
 impl Drop for Counting<'_> {
     fn drop(&mut self) {
-        drop(self.stop());
+        drop(self.drop_added());
     }
 }

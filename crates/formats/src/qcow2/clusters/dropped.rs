@@ -13,7 +13,7 @@ pub(in crate::qcow2) struct Dropped {
     pub(in crate::qcow2) count: u64,
     /// Lost references of each cluster.
     pub(in crate::qcow2) times: u64,
-    pub(in crate::qcow2) was: ReleaseReason,
+    pub(in crate::qcow2) reason: ReleaseReason,
 }
 
 /// Why a reference to a host cluster was released, or what the cluster contained.
@@ -41,19 +41,25 @@ impl DroppedList {
     }
 
     /// Adds `times` dropped references for each of the `count` host clusters from `cluster` on.
-    pub(in crate::qcow2) fn push(&self, cluster: u64, count: u64, times: u64, was: ReleaseReason) {
+    pub(in crate::qcow2) fn push(
+        &self,
+        cluster: u64,
+        count: u64,
+        times: u64,
+        reason: ReleaseReason,
+    ) {
         if count == 0 || times == 0 {
             return;
         }
         let mut list = self.lock();
         if let Some(last) = list.last_mut()
             && last.cluster.saturating_add(last.count) == cluster
-            && (last.times, last.was) == (times, was)
+            && (last.times, last.reason) == (times, reason)
         {
             last.count = last.count.saturating_add(count);
             return;
         }
-        list.push(Dropped { cluster, count, times, was });
+        list.push(Dropped { cluster, count, times, reason });
     }
 
     /// Takes all entries out of the list.

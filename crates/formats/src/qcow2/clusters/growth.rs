@@ -42,7 +42,7 @@ impl Clusters {
         clusters: u64,
         reserved: u64,
     ) -> Result<Option<Reserved<'_>>> {
-        let _turn = self.growing.lock().await;
+        let _guard = self.growing.lock().await;
         self.write_table(start, (clusters, reserved), Growth::Exact).await
     }
 
@@ -184,9 +184,9 @@ impl Clusters {
     /// # Errors
     /// The same errors as [`Self::free_table`].
     pub(super) async fn free_metadata(&self, run: Quarantined) -> Result<()> {
-        let _turn = self.allocator.scanning.lock().await;
+        let _guard = self.allocator.scanning.lock().await;
         match self.drop_one(run.cluster).await {
-            Ok(0) => self.allocator.rest(run),
+            Ok(0) => self.allocator.quarantine(run),
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::Corrupt => return Err(error),
             Err(error) => {

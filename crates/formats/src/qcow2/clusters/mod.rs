@@ -7,7 +7,7 @@
 //! | `dropped` | the list of references whose refcounts are lowered later |
 //! | `table` | the refcount table: its offset and its entries |
 //! | `slices` | refcounts in cached slices of refcount blocks; writing dirty slices |
-//! | `census` | finding the clusters in use |
+//! | `in_use` | finding the clusters in use |
 //! | `reserve` | taking clusters out of the free map, and filling the map from the refcount blocks |
 //! | `counted` | references that are added to a refcount, but that no table contains yet |
 //! | `growth`, `blocks` | growing the refcount table; creating refcount blocks |
@@ -26,7 +26,7 @@
 //! never too low. An image with lazy refcounts is an exception, and is marked dirty. When a refcount block or a larger refcount
 //! table is created, the new structure is written and flushed before other metadata refers to it.
 //!
-//! Locks, in the order in which they are taken: `Tail::turn`, `growing`, `Allocator::scanning`, `writing`; then the mutexes of
+//! Locks, in the order in which they are taken: `Tail::lock`, `growing`, `Allocator::scanning`, `writing`; then the mutexes of
 //! the free map and of the list of dropped references. These mutexes are never held across I/O.
 //!
 //! Spec: docs/interop/qcow2, "Host cluster management".
@@ -34,12 +34,13 @@
 mod allocate;
 mod allocator;
 mod blocks;
-mod census;
+
 mod count;
 mod counted;
 mod dropped;
 mod file_end;
 mod growth;
+mod in_use;
 mod moving;
 mod overlaps;
 mod release;

@@ -35,8 +35,8 @@ impl Clusters {
     pub(in crate::qcow2) async fn move_block(&self, block: u64, cluster: u64) -> Result<u64> {
         let epoch = self.facts.epochs().current();
         let bytes = self.read_block(cluster).await?;
-        if self.counts_only(&bytes, block, cluster) {
-            return self.give_up_block(block, cluster, epoch).await;
+        if self.is_block_unused(&bytes, block, cluster) {
+            return self.remove_block(block, cluster, epoch).await;
         }
         self.allocator.rewind();
         let mut run = self.reserve_any(1).await?;
@@ -54,11 +54,11 @@ impl Clusters {
         let bits = self.geometry.cluster_bits;
         file.write(new << bits, bytes.freeze(), WriteFlags::empty()).await?;
         file.flush().await?;
-        let named = async {
+        let written = async {
             self.publish_block(block, new).await?;
             file.flush().await
         };
-        self.facts.stop_unless_known(named).await?;
+        self.facts.stop_on_failure(written).await?;
         counted.keep();
         let size = self.geometry.cluster_size();
         self.allocator.forget_metadata(cluster << bits, size);
@@ -72,7 +72,7 @@ impl Clusters {
     }
 
     /// Whether a block contains no refcounts other than 0, apart from the refcount 1 of its own cluster.
-    fn counts_only(&self, bytes: &[u8], block: u64, cluster: u64) -> bool {
+    fn is_block_unused(&self, bytes: &[u8], block: u64, cluster: u64) -> bool {
         let per_block = self.geometry.refcounts_per_block();
         let own = (cluster / per_block == block).then_some(cluster % per_block);
         (0..per_block).all(|at| {
@@ -83,25 +83,25 @@ impl Clusters {
 
     /// Removes a block from the table and frees the cluster of the block. Returns 1. If another block contains the refcount of
     /// this cluster, the refcount is lowered.
-    async fn give_up_block(&self, block: u64, cluster: u64, epoch: u64) -> Result<u64> {
+    async fn remove_block(&self, block: u64, cluster: u64, epoch: u64) -> Result<u64> {
         if !self.cache().clear() {
             return Err(Error::new(ErrorKind::Busy, "refcounts are in use").errno(Errno::BUSY));
         }
-        let turn = self.allocator.scanning.lock().await;
+        let guard = self.allocator.scanning.lock().await;
         let file = self.file()?;
-        let named = async {
+        let written = async {
             self.write_table_entry(block, 0).await?;
             file.flush().await
         };
-        self.facts.stop_unless_known(named).await?;
+        self.facts.stop_on_failure(written).await?;
         self.table.get_or_make(block).store(0, Release);
         let bits = self.geometry.cluster_bits;
         self.allocator.forget_metadata(cluster << bits, self.geometry.cluster_size());
         let run = Quarantined { epoch, cluster, count: 1, discard: true };
         if cluster / self.geometry.refcounts_per_block() == block {
-            self.allocator.rest(run);
+            self.allocator.quarantine(run);
         } else {
-            drop(turn);
+            drop(guard);
             self.free_metadata(run).await?;
         }
         Ok(1)
@@ -140,12 +140,12 @@ impl Clusters {
         let file = self.file()?;
         file.write(self.host(start), table, WriteFlags::empty()).await?;
         file.flush().await?;
-        let named = async {
+        let written = async {
             let place = IoBuf::from(self.host(start).to_be_bytes().to_vec());
             file.write(field_offsets::REFCOUNT_TABLE_OFFSET, place, WriteFlags::empty()).await?;
             file.flush().await
         };
-        self.facts.stop_unless_known(named).await?;
+        self.facts.stop_on_failure(written).await?;
         counted.keep();
         self.adopt_table(&[], start, start, entries);
         drop(growing);
@@ -154,7 +154,7 @@ impl Clusters {
     }
 
     /// Whether a cluster is part of the table.
-    pub(in crate::qcow2) fn table_is_in(&self, cluster: u64) -> bool {
+    pub(in crate::qcow2) fn is_in_table(&self, cluster: u64) -> bool {
         let place = self.table_place();
         let first = self.geometry.cluster_index(place.offset);
         (first..first.saturating_add(place.clusters)).contains(&cluster)

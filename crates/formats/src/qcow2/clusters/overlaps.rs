@@ -79,7 +79,7 @@ impl Clusters {
         let end = self.geometry.clusters_for(offset.saturating_add(bytes));
         let range = self.geometry.cluster_index(offset)..end;
         self.facts
-            .note_if_corrupt(
+            .mark_if_corrupt(
                 self.overlaps.check(own, range, self.facts.modes() & Modes::EVERYTHING),
                 offset,
             )

@@ -18,19 +18,19 @@ use crate::qcow2::layout::{L2Entry, L2Kind};
 
 impl Clusters {
     /// Frees the quarantined clusters whose epoch has passed. Clusters that must be discarded on the host are discarded first.
-    pub(in crate::qcow2) async fn recycle(&self) -> Result<()> {
-        if !self.allocator.has_resting() {
+    pub(in crate::qcow2) async fn free_quarantined(&self) -> Result<()> {
+        if !self.allocator.has_quarantined() {
             return Ok(());
         }
         // Without this lock, a scan would find clusters free that are still being discarded.
-        let _turn = self.allocator.scanning.lock().await;
-        let woken = self.allocator.wake(self.facts.epochs());
-        if woken.is_empty() {
+        let _guard = self.allocator.scanning.lock().await;
+        let ended = self.allocator.end_quarantine(self.facts.epochs());
+        if ended.is_empty() {
             return Ok(());
         }
         let file = self.facts.file()?;
-        let mut woken = Woken { clusters: self, runs: merge(woken).into() };
-        while let Some(run) = woken.runs.front() {
+        let mut ended = Discarding { clusters: self, runs: merge(ended).into() };
+        while let Some(run) = ended.runs.front() {
             let bits = self.geometry.cluster_bits;
             let end = (run.cluster.saturating_add(run.count) << bits).min(file.size());
             let start = run.cluster << bits;
@@ -38,7 +38,7 @@ impl Clusters {
                 // The discard only saves space, so its errors are ignored.
                 let _ = file.discard(start, end - start).await;
             }
-            if let Some(run) = woken.runs.pop_front() {
+            if let Some(run) = ended.runs.pop_front() {
                 self.allocator.free(run);
             }
         }
@@ -62,7 +62,7 @@ impl Clusters {
         }
         let mut missing = Missing::default();
         // A scan must not find a cluster with refcount 0 before the cluster is quarantined.
-        let _turn = self.allocator.scanning.lock().await;
+        let _guard = self.allocator.scanning.lock().await;
         while let Some(run) = dropped.front().copied() {
             let outcome = self.lower_first(run, &check_release, &mut missing).await;
             if matches!(&outcome, Err(error) if error.kind() != ErrorKind::Corrupt) {
@@ -83,13 +83,13 @@ impl Clusters {
     /// Lowers the refcount of the first cluster of a run.
     async fn lower_first(
         &self,
-        Dropped { cluster, times, was, .. }: Dropped,
+        Dropped { cluster, times, reason, .. }: Dropped,
         check_release: &impl AsyncFn(u64) -> Result<()>,
         missing: &mut Missing,
     ) -> Result<()> {
         let bits = self.geometry.cluster_bits;
         let (offset, size) = (cluster << bits, self.geometry.cluster_size());
-        if was != ReleaseReason::Table {
+        if reason != ReleaseReason::Table {
             check_release(offset).await?;
         }
         match self.drop_up_to(cluster, times).await {
@@ -103,18 +103,18 @@ impl Clusters {
             Err(error) => return Err(error),
         }
         point();
-        if was == ReleaseReason::Table {
+        if reason == ReleaseReason::Table {
             self.allocator.forget_metadata(offset, size);
         }
-        self.tail.leave(cluster, bits);
-        let (epoch, discard) = (self.facts.epochs().current(), self.passes_discard(was));
-        self.allocator.rest(Quarantined { epoch, cluster, count: 1, discard });
+        self.tail.close_cluster(cluster, bits);
+        let (epoch, discard) = (self.facts.epochs().current(), self.passes_discard(reason));
+        self.allocator.quarantine(Quarantined { epoch, cluster, count: 1, discard });
         Ok(())
     }
 
     /// Passes the references of the entries `old` to the write-back. The caller has marked the slices of these entries dirty.
-    pub(in crate::qcow2) fn drop_entries(&self, old: &[L2Entry], was: ReleaseReason) {
-        self.drop_entries_of(old, 1, was);
+    pub(in crate::qcow2) fn drop_entries(&self, old: &[L2Entry], reason: ReleaseReason) {
+        self.drop_entries_of(old, 1, reason);
     }
 
     /// Like [`Self::drop_entries`], for the entries of an L2 table to which `times` L1 entries referred.
@@ -122,7 +122,7 @@ impl Clusters {
         &self,
         old: &[L2Entry],
         times: u64,
-        was: ReleaseReason,
+        reason: ReleaseReason,
     ) {
         if self.geometry.data_file {
             // Clusters of a data file have no refcounts.
@@ -139,13 +139,13 @@ impl Clusters {
             let first = host >> self.geometry.cluster_bits;
             let last = host.saturating_add(bytes).saturating_sub(1) >> self.geometry.cluster_bits;
             let count = last.saturating_sub(first).saturating_add(1);
-            self.drop_references(first, count, times, was);
+            self.drop_references(first, count, times, reason);
         }
     }
 
     /// Passes one reference to each of the `count` host clusters from `cluster` on to the write-back.
-    pub(in crate::qcow2) fn drop_clusters(&self, cluster: u64, count: u64, was: ReleaseReason) {
-        self.drop_references(cluster, count, 1, was);
+    pub(in crate::qcow2) fn drop_clusters(&self, cluster: u64, count: u64, reason: ReleaseReason) {
+        self.drop_references(cluster, count, 1, reason);
     }
 
     /// Passes `times` references to each of the `count` host clusters from `cluster` on to the write-back.
@@ -154,9 +154,9 @@ impl Clusters {
         cluster: u64,
         count: u64,
         times: u64,
-        was: ReleaseReason,
+        reason: ReleaseReason,
     ) {
-        self.dropped.push(cluster, count, times, was);
+        self.dropped.push(cluster, count, times, reason);
     }
 
     /// Passes one reference to each of these metadata clusters to the write-back. The write-back lowers the refcounts.
@@ -191,10 +191,10 @@ impl Clusters {
 
     /// Quarantines clusters whose refcount became 0 on disk. No further compressed data is placed in these clusters. The caller
     /// has held the guard of [`Self::lock_scanning`] since before the refcount changed.
-    pub(in crate::qcow2) fn quarantine(&self, cluster: u64, count: u64, was: ReleaseReason) {
-        let (epoch, discard) = (self.facts.epochs().current(), self.passes_discard(was));
-        self.tail.leave_run(cluster, count, self.geometry.cluster_bits);
-        self.allocator.rest(Quarantined { epoch, cluster, count, discard });
+    pub(in crate::qcow2) fn quarantine(&self, cluster: u64, count: u64, reason: ReleaseReason) {
+        let (epoch, discard) = (self.facts.epochs().current(), self.passes_discard(reason));
+        self.tail.close_run(cluster, count, self.geometry.cluster_bits);
+        self.allocator.quarantine(Quarantined { epoch, cluster, count, discard });
     }
 
     /// Takes the scanning lock. While this lock is held, no refcount block is scanned for free clusters.
@@ -203,9 +203,9 @@ impl Clusters {
     }
 
     /// Whether a freed cluster is discarded on the host.
-    pub(in crate::qcow2) fn passes_discard(&self, was: ReleaseReason) -> bool {
+    pub(in crate::qcow2) fn passes_discard(&self, reason: ReleaseReason) -> bool {
         let modes = self.facts.modes();
-        match was {
+        match reason {
             ReleaseReason::CutOff => true,
             ReleaseReason::Discarded => modes.contains(Modes::PASS_REQUEST),
             ReleaseReason::Snapshot => modes.contains(Modes::PASS_SNAPSHOT),
@@ -214,19 +214,19 @@ impl Clusters {
     }
 }
 
-/// Clusters whose quarantine has ended and that are being discarded on the host, in ascending order. If [`Woken`] is dropped
-/// before all clusters are discarded, the remaining clusters are quarantined again. The host may still be discarding the first
-/// of these clusters. The cancelled request holds its epoch guard until that discard has ended.
-struct Woken<'a> {
+/// Clusters whose quarantine has ended and that are being discarded on the host, in ascending order. If [`Discarding`] is
+/// dropped before all clusters are discarded, the remaining clusters are quarantined again. The host may still be discarding
+/// the first of these clusters. The cancelled request holds its epoch guard until that discard has ended.
+struct Discarding<'a> {
     clusters: &'a Clusters,
     runs: VecDeque<Quarantined>,
 }
 
-impl Drop for Woken<'_> {
+impl Drop for Discarding<'_> {
     fn drop(&mut self) {
         for run in self.runs.drain(..) {
             let epoch = self.clusters.facts.epochs().current();
-            self.clusters.allocator.rest(Quarantined { epoch, ..run });
+            self.clusters.allocator.quarantine(Quarantined { epoch, ..run });
         }
     }
 }

@@ -111,7 +111,7 @@ impl Clusters {
     /// Scans the next refcount block and reports the free clusters of the block to the allocator. Contiguous blocks that do not
     /// exist are scanned together, up to the block of cluster `reach`.
     async fn scan_next(&self, reach: u64) -> Result<()> {
-        let _turn = self.allocator.scanning.lock().await;
+        let _guard = self.allocator.scanning.lock().await;
         let per_block = self.geometry.refcounts_per_block();
         let start = self.allocator.scanned();
         let block = start / per_block;
@@ -122,7 +122,7 @@ impl Clusters {
             return Err(Error::from_errno(Errno::FBIG));
         }
         if base == 0 {
-            self.allocator.found(start, end, vec![(start, end)]);
+            self.allocator.add_scanned(start, end, vec![(start, end)]);
             return Ok(());
         }
         let mut free: Vec<(u64, u64)> = Vec::new();
@@ -145,7 +145,7 @@ impl Clusters {
                 at = at.saturating_add(1);
             }
         }
-        self.allocator.found(start, end, free);
+        self.allocator.add_scanned(start, end, free);
         Ok(())
     }
 

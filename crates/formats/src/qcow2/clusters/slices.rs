@@ -40,7 +40,7 @@ impl Clusters {
     }
 
     /// The largest number of references that a cluster can have.
-    pub(in crate::qcow2) fn most(&self) -> u64 {
+    pub(in crate::qcow2) fn max_refcount(&self) -> u64 {
         self.mask()
     }
 
@@ -83,7 +83,7 @@ impl Clusters {
 
     /// Adds one reference to a host cluster if the cluster is in use and its refcount is below the maximum. Returns whether a
     /// reference was added.
-    pub(super) async fn share(&self, cluster: u64) -> Result<bool> {
+    pub(super) async fn add_reference_if_in_use(&self, cluster: u64) -> Result<bool> {
         let position = self.position(cluster)?;
         let Some(slice) = self.slice(&position).await? else { return Ok(false) };
         let word = slice
@@ -124,18 +124,18 @@ impl Clusters {
         Ok(self.drop_up_to(cluster, 1).await?.saturating_sub(1))
     }
 
-    /// Removes up to `most` references from a host cluster. Returns the number of references before the call.
+    /// Removes up to `limit` references from a host cluster. Returns the number of references before the call.
     ///
     /// # Errors
     /// `Corrupt` if the refcount is already 0 or the refcount block does not exist, and the errors of requests to the image
     /// file.
-    pub(super) async fn drop_up_to(&self, cluster: u64, most: u64) -> Result<u64> {
+    pub(super) async fn drop_up_to(&self, cluster: u64, limit: u64) -> Result<u64> {
         let position = self.position(cluster)?;
         let Some(slice) = self.slice(&position).await? else {
             return Err(Error::corrupt(format!("cluster {cluster} has no refcount to drop")));
         };
         let before = self
-            .change(&slice, &position, |count| (count > 0).then(|| count.saturating_sub(most)))?;
+            .change(&slice, &position, |count| (count > 0).then(|| count.saturating_sub(limit)))?;
         point();
         slice.mark_dirty();
         Ok(before)
@@ -173,7 +173,7 @@ impl Clusters {
     /// Writes all dirty refcounts to the file, without a flush.
     pub(in crate::qcow2) async fn write_back(&self) -> Result<()> {
         // Two writes of one slice must not be reordered.
-        let _turn = self.writing.lock().await;
+        let _guard = self.writing.lock().await;
         let copies = self.cache.take_dirty();
         if copies.is_empty() {
             return Ok(());
@@ -234,6 +234,6 @@ impl Clusters {
     /// When a refcount block overlaps with protected metadata, when the image accepts no further requests, and the errors of
     /// requests to the image file.
     pub(in crate::qcow2) async fn write_back_refcounts(&self) -> Result<()> {
-        self.facts.note_if_corrupt(self.write_back().await, 0).await
+        self.facts.mark_if_corrupt(self.write_back().await, 0).await
     }
 }

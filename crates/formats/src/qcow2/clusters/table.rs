@@ -142,7 +142,7 @@ impl Clusters {
     }
 
     /// Takes the lock of the refcount table. While this lock is held, the table does not move and no refcount block is created.
-    pub(in crate::qcow2) async fn hold_table(&self) -> MutexGuard<'_, ()> {
+    pub(in crate::qcow2) async fn lock_table(&self) -> MutexGuard<'_, ()> {
         self.growing.lock().await
     }
 

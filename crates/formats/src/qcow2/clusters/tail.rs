@@ -23,7 +23,7 @@ use super::dropped::ReleaseReason;
 #[derive(Debug, Default)]
 pub(super) struct Tail {
     /// Held while a stream is placed.
-    turn: AsyncMutex<()>,
+    lock: AsyncMutex<()>,
     /// A byte offset in the file. A multiple of the cluster size (initially 0) means that no host cluster has space left.
     next: AtomicU64,
 }
@@ -35,7 +35,7 @@ impl Tail {
     }
 
     /// Call this before a host cluster is quarantined. No further stream is placed in this cluster.
-    pub(super) fn leave(&self, cluster: u64, cluster_bits: u32) {
+    pub(super) fn close_cluster(&self, cluster: u64, cluster_bits: u32) {
         let there = |next: u64| (next >> cluster_bits == cluster).then_some(0);
         let _ = self.next.fetch_update(AcqRel, Acquire, there);
     }
@@ -45,8 +45,8 @@ impl Tail {
         self.next.store(0, Release);
     }
 
-    /// Like [`Self::leave`], but for `count` host clusters from `cluster` on.
-    pub(super) fn leave_run(&self, cluster: u64, count: u64, cluster_bits: u32) {
+    /// Like [`Self::close_cluster`], but for `count` host clusters from `cluster` on.
+    pub(super) fn close_run(&self, cluster: u64, count: u64, cluster_bits: u32) {
         let run = cluster..cluster.saturating_add(count);
         let there = |next: u64| run.contains(&(next >> cluster_bits)).then_some(0);
         let _ = self.next.fetch_update(AcqRel, Acquire, there);
@@ -56,14 +56,14 @@ impl Tail {
 impl Clusters {
     /// Adds one reference to the host cluster that contains the tail's byte offset `next`. Returns `None` if the tail has left
     /// this cluster: all streams of the cluster may have been freed, and the cluster may already contain other data. Code that
-    /// frees the cluster calls [`Tail::leave`] before the cluster can be reused. So if the tail is unchanged after the
+    /// frees the cluster calls [`Tail::close_cluster`] before the cluster can be reused. So if the tail is unchanged after the
     /// reference was added, the cluster is still valid.
-    async fn share_tail(&self, next: u64) -> Result<Option<Counted<'_>>> {
+    async fn add_tail_reference(&self, next: u64) -> Result<Option<Counted<'_>>> {
         let cluster = next >> self.geometry.cluster_bits;
-        if !self.share(cluster).await? {
+        if !self.add_reference_if_in_use(cluster).await? {
             return Ok(None);
         }
-        let shared = self.own_counted(cluster, ReleaseReason::Data);
+        let shared = self.own_reference(cluster, ReleaseReason::Data);
         point();
         Ok(Some(shared).filter(|_| self.tail.next.load(Acquire) == next))
     }
@@ -77,12 +77,12 @@ impl Clusters {
     ) -> Result<Placed<'_>> {
         self.facts.event(DebugEvent::ClusterAllocBytes).await;
         let bits = self.geometry.cluster_bits;
-        let _turn = self.tail.turn.lock().await;
+        let _guard = self.tail.lock.lock().await;
         let next = self.tail.next.load(Acquire);
         let end = self.geometry.cluster_end(next);
         if next < end
             && len <= end - next
-            && let Some(shared) = self.share_tail(next).await?
+            && let Some(shared) = self.add_tail_reference(next).await?
         {
             point();
             self.tail.next.store(next.saturating_add(len), Release);
@@ -93,7 +93,7 @@ impl Clusters {
         run.begin_write();
         let start = run.start() << bits;
         let shared = match next < end && start == end {
-            true => self.share_tail(next).await?,
+            true => self.add_tail_reference(next).await?,
             false => None,
         };
         let new = self.count(run, ReleaseReason::Data).await?;

@@ -58,7 +58,7 @@ impl Clusters {
         progress: &dyn Fn(u64, u64),
     ) -> Result<NewRefcounts<'_>> {
         let per_block = (self.geometry.cluster_size() << 3) >> order;
-        let old = self.structure();
+        let old = self.refcount_structures();
         let indices = self.blocks_needed(order, per_block, &old).await?;
         let mut layout = self.lay_out(indices, per_block).await?;
         for run in &mut layout.held {
@@ -83,7 +83,7 @@ impl Clusters {
     /// Fails if a refcount does not fit into 2^`order` bits. The caller ensures that no metadata is dirty.
     pub(in crate::qcow2) async fn check_refcounts_fit(&self, order: u32) -> Result<()> {
         let per_block = (self.geometry.cluster_size() << 3) >> order;
-        let old = self.structure();
+        let old = self.refcount_structures();
         self.blocks_needed(order, per_block, &old).await.map(drop)
     }
 
@@ -95,11 +95,11 @@ impl Clusters {
         per_block: u64,
         old: &BTreeSet<u64>,
     ) -> Result<Vec<u64>> {
-        let most = refcount_max(order);
+        let max = refcount_max(order);
         let mut indices: Vec<u64> = Vec::new();
         let note = |cluster: u64, count: u64| {
             let count = count.saturating_sub(u64::from(old.contains(&cluster)));
-            if count > most {
+            if count > max {
                 let bits = 1_u64 << order;
                 let offset = cluster << self.geometry.cluster_bits;
                 return Err(Error::invalid(format!(

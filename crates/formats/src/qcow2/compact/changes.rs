@@ -9,10 +9,10 @@ use super::super::clusters::Counted;
 use super::super::clusters::ReleaseReason;
 use super::super::layout::L2Entry;
 use super::Compaction;
-use super::sources::{EntryAt, references};
+use super::referrers::{EntryAt, references};
 
 /// Maximum number of L2 tables that are changed concurrently.
-const TABLES: usize = 16;
+const MAX_TABLES: usize = 16;
 
 /// New words for entries of an L2 table: index, old word, new word.
 type Patches = Vec<(u64, u64, u64)>;
@@ -32,7 +32,7 @@ pub(super) struct Changes<'a> {
 
 impl<'a> Changes<'a> {
     /// Takes ownership of the references to a copy, until the entries are changed.
-    pub(super) fn own(&mut self, counted: Counted<'a>) {
+    pub(super) fn own_references(&mut self, counted: Counted<'a>) {
         self.counted.push(counted);
     }
 
@@ -69,7 +69,7 @@ impl<'a> Changes<'a> {
 impl Compaction<'_> {
     /// Flushes the copies and their refcounts. Then writes and flushes the L2 entries that refer to the copies. Then passes
     /// the references to the originals to the write-back. The write-back lowers the refcounts of the originals.
-    pub(super) async fn switch_over(&self, changes: Changes<'_>) -> Result<()> {
+    pub(super) async fn write_changes(&self, changes: Changes<'_>) -> Result<()> {
         let file = self.facts.file()?;
         self.clusters.write_back_refcounts().await?;
         file.flush().await?;
@@ -77,7 +77,7 @@ impl Compaction<'_> {
         changes.counted.into_iter().for_each(Counted::keep);
         let mut writes = changes.tables.into_iter().map(|(table, to)| self.patch(table, to));
         loop {
-            let some: Vec<_> = writes.by_ref().take(TABLES).collect();
+            let some: Vec<_> = writes.by_ref().take(MAX_TABLES).collect();
             if some.is_empty() {
                 break;
             }

@@ -20,7 +20,7 @@ use super::super::layout::CryptoHeader;
 use super::Compaction;
 
 /// The maximum length of a LUKS header that is moved. With eight key slots, a LUKS header is a few MiB long.
-const MOST: u64 = 16 << 20;
+const MAX_LENGTH: u64 = 16 << 20;
 
 impl Compaction<'_> {
     /// Moves the LUKS header to lower clusters if it uses `cluster`. Returns the number of freed clusters, 0 if there
@@ -29,9 +29,9 @@ impl Compaction<'_> {
         let Some(old) = self.facts.header().extensions.crypto else { return Ok(None) };
         let Some(end) = old.offset.checked_add(old.length) else { return Ok(None) };
         let clusters = self.geometry.cluster_index(old.offset)..self.geometry.clusters_for(end);
-        if old.length > MOST
+        if old.length > MAX_LENGTH
             || !clusters.contains(&cluster)
-            || !self.is_luks_alone(&clusters).await?
+            || !self.is_luks_unshared(&clusters).await?
         {
             return Ok(None);
         }
@@ -41,8 +41,8 @@ impl Compaction<'_> {
         let file = self.facts.file()?;
         let len = usize::try_from(old.length).unwrap_or(0);
         // The new clusters have refcounts before key material is written to them.
-        let (offset, counted) = self.metadata.store_unnamed_table(vec![0; len]).await?;
-        let turn = self.facts.hold_header().await;
+        let (offset, counted) = self.metadata.store_unreferenced_table(vec![0; len]).await?;
+        let guard = self.facts.lock_header().await;
         let copied = async {
             // While the header lock is held, no password can be changed.
             let keys = file.read(old.offset, IoBufMut::new(len)).await?.freeze();
@@ -50,7 +50,7 @@ impl Compaction<'_> {
             file.flush().await?;
             let new = CryptoHeader { offset, ..old };
             self.metadata
-                .rewrite_held_header(&turn, |header| header.extensions.crypto = Some(new))
+                .rewrite_locked_header(&guard, |header| header.extensions.crypto = Some(new))
                 .await
         };
         if let Err(error) = copied.await {
@@ -66,7 +66,7 @@ impl Compaction<'_> {
             return Err(error);
         }
         counted.keep();
-        drop(turn);
+        drop(guard);
         let count = clusters.end.saturating_sub(clusters.start);
         let len = usize::try_from(count << self.geometry.cluster_bits).unwrap_or(0);
         wipe(&file, old.offset, len).await?;
@@ -75,7 +75,7 @@ impl Compaction<'_> {
     }
 
     /// Whether the clusters of the LUKS header contain no other structure and no guest data.
-    async fn is_luks_alone(&self, clusters: &Range<u64>) -> Result<bool> {
+    async fn is_luks_unshared(&self, clusters: &Range<u64>) -> Result<bool> {
         for cluster in clusters.clone() {
             if self.clusters.get(cluster).await? != 1 {
                 return Ok(false);
@@ -98,11 +98,11 @@ impl Compaction<'_> {
             }
         }
         let window: Vec<u64> = clusters.clone().rev().collect();
-        let sources = self.sources_of(&window).await?;
-        Ok(sources.window.len() == window.len()
-            && sources.entries.is_empty()
-            && sources.tables.is_empty()
-            && sources.shared.is_empty())
+        let referrers = self.find_referrers(&window).await?;
+        Ok(referrers.window.len() == window.len()
+            && referrers.entries.is_empty()
+            && referrers.tables.is_empty()
+            && referrers.shared.is_empty())
     }
 }
 

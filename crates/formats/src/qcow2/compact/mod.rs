@@ -4,7 +4,7 @@
 //! | file | concern |
 //! |---|---|
 //! | `usage` | finding the clusters in use |
-//! | `sources` | finding the references to the clusters at the end |
+//! | `referrers` | finding the references to the clusters at the end |
 //! | `moves` | choosing the clusters that move; moving guest data and L2 tables |
 //! | `packed`, `packing` | moving compressed data; choosing its new location (without I/O) |
 //! | `changes` | making L2 entries refer to the copies |
@@ -26,8 +26,8 @@ mod luks;
 mod moves;
 mod packed;
 mod packing;
+mod referrers;
 mod release;
-mod sources;
 mod structures;
 mod usage;
 
@@ -72,27 +72,27 @@ impl<'a> Compaction<'a> {
 }
 
 impl Compaction<'_> {
-    /// Moves up to `most` bytes of clusters, but at least one cluster, or one metadata structure of any length. Moves nothing
-    /// if no cluster or structure can move.
-    pub(super) async fn compact_step(&self, most: u64) -> Result<Step> {
+    /// Moves up to `max_bytes` bytes of clusters, but at least one cluster, or one metadata structure of any length. Moves
+    /// nothing if no cluster or structure can move.
+    pub(super) async fn compact_step(&self, max_bytes: u64) -> Result<Step> {
         self.facts.check_writable()?;
         // Bitmaps are added and removed without draining the node.
-        let _bitmaps = self.bitmaps.hold().await;
+        let _bitmaps = self.bitmaps.lock().await;
         if self.clusters.have_overlaps() {
             // Moving a cluster would free the original, although other metadata also uses the original.
             return Err(Error::corrupt("metadata structures overlap: the image needs a check"));
         }
-        self.metadata.settle_metadata().await?;
+        self.metadata.write_all_metadata().await?;
         let used = self.used_clusters().await?;
-        let movable = used.boundary();
+        let movable = used.clusters_to_move();
         let left = movable << self.geometry.cluster_bits;
         if movable == 0 {
             return Ok(Step::default());
         }
-        let count = (most >> self.geometry.cluster_bits).clamp(1, WINDOW).min(movable);
+        let count = (max_bytes >> self.geometry.cluster_bits).clamp(1, WINDOW).min(movable);
         let window = used.last(count);
         let moved = self.move_window(&window, used.count()).await?;
-        self.metadata.settle_metadata().await?;
+        self.metadata.write_all_metadata().await?;
         let bytes = moved.clusters << self.geometry.cluster_bits;
         Ok(Step { moved: bytes, left: left.saturating_sub(bytes), obstacle: moved.obstacle })
     }
@@ -101,25 +101,26 @@ impl Compaction<'_> {
     /// move, moves the metadata structure at the end of the file, or returns why it must stay. `packed_end` is the number of
     /// clusters that the file would have without free clusters.
     async fn move_window(&self, window: &[u64], packed_end: u64) -> Result<Moved> {
-        let mut sources = self.sources_of(window).await?;
-        let mut chosen = self.choose(&mut sources).await?;
+        let mut referrers = self.find_referrers(window).await?;
+        let mut chosen = self.choose(&mut referrers).await?;
         let mut changes = Changes::default();
-        let stays = self.move_packed(&chosen.packed, &mut sources.pieces, &mut changes).await?;
-        if let Some(stays) = stays {
-            chosen.keep_behind(stays.cluster);
+        let unmovable =
+            self.move_packed(&chosen.packed, &mut referrers.pieces, &mut changes).await?;
+        if let Some(unmovable) = unmovable {
+            chosen.keep_behind(unmovable.cluster);
         }
         let complete = self.move_data(&chosen, &mut changes).await?;
         let mut moved = Moved { clusters: changes.free(), obstacle: None };
-        self.switch_over(changes).await?;
+        self.write_changes(changes).await?;
         if !complete {
             // No free cluster is left in front of the window.
             return Ok(moved);
         }
-        let tables = self.move_tables(&chosen.tables, &sources).await?;
+        let tables = self.move_tables(&chosen.tables, &referrers).await?;
         moved.clusters = moved.clusters.saturating_add(tables);
         if moved.clusters == 0 {
-            if stays.is_some() {
-                moved.obstacle = stays.map(|stays| stays.why);
+            if unmovable.is_some() {
+                moved.obstacle = unmovable.map(|unmovable| unmovable.reason);
                 return Ok(moved);
             }
             // Structures move one at a time, because a structure may be longer than one cluster. A structure moves only if no

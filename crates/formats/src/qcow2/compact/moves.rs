@@ -12,7 +12,7 @@ use super::super::clusters::Reserved;
 use super::super::layout::{L1Entry, L2Kind};
 use super::Compaction;
 use super::changes::Changes;
-use super::sources::{EntryAt, Referrers, TableAt, references};
+use super::referrers::{EntryAt, Referrers, TableAt, references};
 
 /// Maximum number of bytes that are copied in one batch.
 const AT_ONCE: u64 = 4 << 20;
@@ -42,17 +42,17 @@ impl Chosen {
 impl Compaction<'_> {
     /// Chooses the clusters that can move. Begins with the last cluster of the file, and stops at the first cluster with
     /// unknown references.
-    pub(super) async fn choose(&self, sources: &mut Referrers) -> Result<Chosen> {
+    pub(super) async fn choose(&self, referrers: &mut Referrers) -> Result<Chosen> {
         let mut chosen = Chosen::default();
-        for cluster in &sources.window {
+        for cluster in &referrers.window {
             let refcount = self.clusters.get(*cluster).await?;
-            let entries = sources.entries.get(cluster).map_or(0, |entries| references(entries));
-            let tables = sources.tables.get(cluster).map_or(0, Vec::len);
-            let packed = sources.shared.get(cluster).copied().unwrap_or(0);
+            let entries = referrers.entries.get(cluster).map_or(0, |entries| references(entries));
+            let tables = referrers.tables.get(cluster).map_or(0, Vec::len);
+            let packed = referrers.shared.get(cluster).copied().unwrap_or(0);
             let tables = u64::try_from(tables).unwrap_or(u64::MAX);
             match (entries, tables, packed) {
                 (1.., 0, 0) if entries == refcount => {
-                    let entries = sources.entries.remove(cluster).unwrap_or_default();
+                    let entries = referrers.entries.remove(cluster).unwrap_or_default();
                     chosen.data.push((*cluster, entries));
                 }
                 (0, 1.., 0) if tables == refcount => chosen.tables.push(*cluster),
@@ -98,8 +98,10 @@ impl Compaction<'_> {
             for ((cluster, entries), run) in runs {
                 let new = run.start();
                 let more = references(entries).saturating_sub(1);
-                changes.own(self.clusters.count(run, ReleaseReason::Data).await?);
-                changes.own(self.clusters.count_again(new, more, ReleaseReason::Data).await?);
+                changes.own_references(self.clusters.count(run, ReleaseReason::Data).await?);
+                changes.own_references(
+                    self.clusters.count_again(new, more, ReleaseReason::Data).await?,
+                );
                 changes.add_moved(entries, new << bits, *cluster);
             }
             if !complete {
@@ -125,14 +127,14 @@ impl Compaction<'_> {
     }
 
     /// Moves L2 tables to lower clusters until no free lower cluster is left. Returns the number of tables that moved.
-    pub(super) async fn move_tables(&self, tables: &[u64], sources: &Referrers) -> Result<u64> {
+    pub(super) async fn move_tables(&self, tables: &[u64], referrers: &Referrers) -> Result<u64> {
         let bits = self.geometry.cluster_bits;
         let file = self.facts.file()?;
         let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
         let mut placed: Vec<(u64, u64, &[TableAt])> = Vec::new();
         let mut counted = Vec::new();
         for cluster in tables {
-            let places = sources.tables.get(cluster).map_or(&[][..], Vec::as_slice);
+            let places = referrers.tables.get(cluster).map_or(&[][..], Vec::as_slice);
             let Some(mut run) = self.reserve_below(*cluster).await? else { break };
             let table = file.read(cluster << bits, IoBufMut::new(len)).await?;
             run.begin_write();
@@ -151,7 +153,7 @@ impl Compaction<'_> {
             // From here on, an entry on disk may refer to the copy, even if the write of the entry fails.
             counted.into_iter().for_each(Counted::keep);
             for at in *places {
-                self.repoint(at, at.entry.moved_to(new << bits)).await?;
+                self.replace_l1_entry(at, at.entry.moved_to(new << bits)).await?;
             }
         }
         // Write and flush the new L1 entries before the references to the old tables are dropped.
@@ -164,7 +166,7 @@ impl Compaction<'_> {
     }
 
     /// Replaces an L1 entry, in memory for the active table and on disk for a snapshot.
-    async fn repoint(&self, at: &TableAt, entry: L1Entry) -> Result<()> {
+    async fn replace_l1_entry(&self, at: &TableAt, entry: L1Entry) -> Result<()> {
         let Some(l1) = at.l1 else {
             self.mapping.set_l1_entry(at.index, entry);
             return Ok(());

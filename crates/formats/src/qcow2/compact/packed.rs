@@ -17,15 +17,15 @@ use super::super::clusters::Reserved;
 use super::super::layout::{Geometry, L2Entry};
 use super::Compaction;
 use super::changes::Changes;
-use super::packing::{Packing, Room, SECTOR, Span};
-use super::sources::{EntryAt, references};
+use super::packing::{Fit, Packing, SECTOR, Span};
+use super::referrers::{EntryAt, references};
 
 /// Maximum number of bytes of the clusters that are freed in one batch.
 const AT_ONCE: u64 = 4 << 20;
 /// Maximum number of sectors that are copied with one read and one write.
-const COPY: u64 = (256 << 10) / SECTOR;
+const MAX_COPY_SECTORS: u64 = (256 << 10) / SECTOR;
 /// Maximum number of concurrent copies.
-const COPIES: usize = 16;
+const MAX_COPIES: usize = 16;
 
 /// The compressed data of one guest cluster, as the L2 entry describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,10 +41,10 @@ pub(super) type Pieces = BTreeMap<Piece, Vec<EntryAt>>;
 
 /// Clusters that cannot move, and the reason.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Stay {
+pub(super) struct Unmovable {
     /// The highest of these clusters.
     pub(super) cluster: u64,
-    pub(super) why: &'static str,
+    pub(super) reason: &'static str,
 }
 
 impl Piece {
@@ -67,7 +67,11 @@ impl Piece {
 }
 
 /// Removes and returns the pieces that lie completely or partly in clusters from `lowest` on.
-fn take_from(pieces: &mut Pieces, lowest: u64, geometry: Geometry) -> Vec<(Piece, Vec<EntryAt>)> {
+fn take_pieces_from(
+    pieces: &mut Pieces,
+    lowest: u64,
+    geometry: Geometry,
+) -> Vec<(Piece, Vec<EntryAt>)> {
     // No piece is longer than two clusters, so earlier pieces cannot reach `lowest`.
     let start = lowest.saturating_sub(2) << geometry.cluster_bits;
     let from = Piece { host: start, len: 0 };
@@ -85,25 +89,25 @@ impl Compaction<'_> {
         clusters: &[u64],
         pieces: &mut Pieces,
         changes: &mut Changes<'a>,
-    ) -> Result<Option<Stay>> {
+    ) -> Result<Option<Unmovable>> {
         let mut at_once =
             usize::try_from(AT_ONCE / self.geometry.cluster_size()).unwrap_or(1).max(1);
         let per_cluster = self.geometry.cluster_size() / SECTOR;
-        let mut packing = Packing::new(per_cluster, self.clusters.most());
+        let mut packing = Packing::new(per_cluster, self.clusters.max_refcount());
         let mut rest = clusters;
         while let Some((batch, behind)) = rest.split_at_checked(at_once.min(rest.len())) {
             let (Some(highest), Some(lowest)) = (batch.first(), batch.last()) else { break };
-            let taken = take_from(pieces, *lowest, self.geometry);
-            let stay = |why| Ok(Some(Stay { cluster: *highest, why }));
+            let taken = take_pieces_from(pieces, *lowest, self.geometry);
+            let unmovable = |reason| Ok(Some(Unmovable { cluster: *highest, reason }));
             if !self.are_counted(&taken, clusters).await? {
-                return stay("compressed data that is not counted: the image needs a check");
+                return unmovable("compressed data that is not counted: the image needs a check");
             }
             let before = packing.clone();
             if self.move_pieces(&mut packing, &taken, *lowest, changes).await? {
                 changes.note_free(u64::try_from(batch.len()).unwrap_or(0));
                 rest = behind;
             } else if batch.len() == 1 {
-                return stay("compressed data for which there is no room in front of it");
+                return unmovable("compressed data for which there is no room in front of it");
             } else {
                 // Try a smaller batch: there may be space for a part of the pieces.
                 packing = before;
@@ -182,10 +186,12 @@ impl Compaction<'_> {
         }
         for (cluster, mut times) in counts {
             if let Some(run) = new.remove(&cluster) {
-                changes.own(self.clusters.count(run, ReleaseReason::Data).await?);
+                changes.own_references(self.clusters.count(run, ReleaseReason::Data).await?);
                 times = times.saturating_sub(1);
             }
-            changes.own(self.clusters.count_again(cluster, times, ReleaseReason::Data).await?);
+            changes.own_references(
+                self.clusters.count_again(cluster, times, ReleaseReason::Data).await?,
+            );
         }
         Ok(())
     }
@@ -201,11 +207,11 @@ impl Compaction<'_> {
         limit: u64,
     ) -> Result<bool> {
         let sectors = piece.sectors();
-        let room = packing.room(&sectors, references);
-        if room == Room::Here {
+        let fit = packing.fit(&sectors, references);
+        if fit == Fit::Here {
             return Ok(true);
         }
-        if let Room::Behind(count) = room {
+        if let Fit::Behind(count) = fit {
             self.clusters.rewind();
             let run = self.clusters.reserve(count).await?;
             let follows = run.start() == packing.end() && run.count() == count;
@@ -231,9 +237,9 @@ impl Compaction<'_> {
     async fn copy_sectors(&self, spans: &[Span]) -> Result<()> {
         let file = self.facts.file()?;
         let parts = spans.iter().flat_map(|span| {
-            (0..span.len.div_ceil(COPY)).map(move |part| {
-                let skipped = part.saturating_mul(COPY);
-                let len = span.len.saturating_sub(skipped).min(COPY);
+            (0..span.len.div_ceil(MAX_COPY_SECTORS)).map(move |part| {
+                let skipped = part.saturating_mul(MAX_COPY_SECTORS);
+                let len = span.len.saturating_sub(skipped).min(MAX_COPY_SECTORS);
                 (span.from.saturating_add(skipped), span.to.saturating_add(skipped), len)
             })
         });
@@ -247,7 +253,7 @@ impl Compaction<'_> {
             }
         });
         loop {
-            let some: Vec<_> = copies.by_ref().take(COPIES).collect();
+            let some: Vec<_> = copies.by_ref().take(MAX_COPIES).collect();
             if some.is_empty() {
                 return Ok(());
             }
@@ -279,7 +285,7 @@ mod tests {
         let all = [piece(0x1000, 0x400), piece(0x1e00, 0x200), piece(0x1f00, 0x300)];
         let all = all.into_iter().chain([piece(0x0e00, 0x1400), piece(0x3000, 0x200)]);
         let mut pieces: Pieces = all.map(|piece| (piece, Vec::new())).collect();
-        let taken = take_from(&mut pieces, 2, GEOMETRY);
+        let taken = take_pieces_from(&mut pieces, 2, GEOMETRY);
         let taken: Vec<u64> = taken.iter().map(|(piece, _)| piece.host).collect();
         assert_eq!(taken, [0x0e00, 0x1f00, 0x3000]);
         assert_eq!(pieces.len(), 2);

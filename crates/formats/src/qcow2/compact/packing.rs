@@ -26,7 +26,7 @@ pub(super) struct Span {
 
 /// The place where a piece fits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Room {
+pub(super) enum Fit {
     /// In the current clusters.
     Here,
     /// In the current clusters, if they are extended by this number of clusters.
@@ -41,7 +41,7 @@ pub(super) struct Packing {
     /// Sectors per cluster.
     per_cluster: u64,
     /// Maximum number of references of a cluster.
-    most: u64,
+    max_references: u64,
     /// The sectors of the current clusters. These contiguous clusters are being filled.
     run: Range<u64>,
     /// The first free sector of the current clusters.
@@ -52,21 +52,21 @@ pub(super) struct Packing {
     /// Number of references to each new cluster. The map contains at least the current clusters that have references.
     counts: BTreeMap<u64, u64>,
     /// The part of `counts` that [`Self::take`] has not returned yet.
-    fresh: BTreeMap<u64, u64>,
+    untaken_counts: BTreeMap<u64, u64>,
 }
 
 impl Packing {
-    /// Begins without clusters. A cluster has `per_cluster` sectors and at most `most` references.
-    pub(super) fn new(per_cluster: u64, most: u64) -> Self {
+    /// Begins without clusters. A cluster has `per_cluster` sectors and at most `max_references` references.
+    pub(super) fn new(per_cluster: u64, max_references: u64) -> Self {
         Self {
             per_cluster: per_cluster.max(1),
-            most,
+            max_references,
             run: 0..0,
             next: 0,
             open: false,
             spans: Vec::new(),
             counts: BTreeMap::new(),
-            fresh: BTreeMap::new(),
+            untaken_counts: BTreeMap::new(),
         }
     }
 
@@ -86,17 +86,17 @@ impl Packing {
 
     /// The place where a piece with `references` references fits. `piece` contains the sectors at the old location. The caller
     /// passes pieces in the order of their first sectors.
-    pub(super) fn room(&self, piece: &Range<u64>, references: u64) -> Room {
+    pub(super) fn fit(&self, piece: &Range<u64>, references: u64) -> Fit {
         let place = self.place(piece);
         let counted = |cluster: u64| self.counts.get(&cluster).copied().unwrap_or(0);
-        let full = |cluster: u64| counted(cluster).saturating_add(references) > self.most;
+        let full = |cluster: u64| counted(cluster).saturating_add(references) > self.max_references;
         if self.run.is_empty() || self.touched(place, piece).any(full) {
-            return Room::Elsewhere;
+            return Fit::Elsewhere;
         }
         let beyond = place.saturating_add(length(piece)).saturating_sub(self.run.end);
         match beyond.div_ceil(self.per_cluster) {
-            0 => Room::Here,
-            more => Room::Behind(more),
+            0 => Fit::Here,
+            more => Fit::Behind(more),
         }
     }
 
@@ -138,7 +138,7 @@ impl Packing {
         }
         self.next = self.next.max(end);
         for cluster in self.touched(place, piece) {
-            for counts in [&mut self.counts, &mut self.fresh] {
+            for counts in [&mut self.counts, &mut self.untaken_counts] {
                 let count = counts.entry(cluster).or_default();
                 *count = count.saturating_add(references);
             }
@@ -150,9 +150,9 @@ impl Packing {
     /// The next piece after this call may have any first sector.
     pub(super) fn take(&mut self) -> (Vec<Span>, BTreeMap<u64, u64>) {
         self.open = false;
-        let at_hand = self.run.start / self.per_cluster;
-        self.counts.retain(|cluster, _| *cluster >= at_hand);
-        (std::mem::take(&mut self.spans), std::mem::take(&mut self.fresh))
+        let current = self.run.start / self.per_cluster;
+        self.counts.retain(|cluster, _| *cluster >= current);
+        (std::mem::take(&mut self.spans), std::mem::take(&mut self.untaken_counts))
     }
 
     /// Places no further piece in the current clusters.
@@ -177,12 +177,12 @@ mod tests {
     #[test]
     fn pieces_that_share_sectors_stay_adjacent_and_gaps_disappear() {
         let mut packing = Packing::new(8, 100);
-        assert_eq!(packing.room(&(805..808), 1), Room::Elsewhere);
+        assert_eq!(packing.fit(&(805..808), 1), Fit::Elsewhere);
         packing.begin(2, 1);
         assert_eq!(packing.put(&(805..808), 1), 16);
-        assert_eq!(packing.room(&(807..812), 2), Room::Here);
+        assert_eq!(packing.fit(&(807..812), 2), Fit::Here);
         assert_eq!(packing.put(&(807..812), 2), 18);
-        assert_eq!(packing.room(&(820..822), 1), Room::Behind(1));
+        assert_eq!(packing.fit(&(820..822), 1), Fit::Behind(1));
         packing.extend(1);
         assert_eq!(packing.put(&(820..822), 1), 23);
         let taken = (vec![span(805, 16, 7), span(820, 23, 2)], BTreeMap::from([(2, 4), (3, 1)]));
@@ -190,7 +190,7 @@ mod tests {
         assert_eq!(packing.put(&(100..103), 1), 25);
         assert_eq!(packing.take(), (vec![span(100, 25, 3)], BTreeMap::from([(3, 1)])));
         packing.close();
-        assert_eq!(packing.room(&(90..91), 1), Room::Elsewhere);
+        assert_eq!(packing.fit(&(90..91), 1), Fit::Elsewhere);
     }
 
     #[test]
@@ -198,7 +198,7 @@ mod tests {
         let mut packing = Packing::new(8, 100);
         packing.begin(2, 1);
         packing.put(&(800..806), 1);
-        assert_eq!((packing.room(&(805..809), 1), packing.end()), (Room::Behind(1), 3));
+        assert_eq!((packing.fit(&(805..809), 1), packing.end()), (Fit::Behind(1), 3));
         packing.begin(7, 1);
         assert_eq!(packing.put(&(805..809), 1), 56);
         assert_eq!(packing.put(&(808..810), 1), 59);
@@ -211,8 +211,8 @@ mod tests {
         packing.begin(2, 1);
         packing.put(&(800..801), 2);
         packing.take();
-        assert_eq!(packing.room(&(800..801), 2), Room::Elsewhere);
-        assert_eq!(packing.room(&(800..801), 1), Room::Here);
+        assert_eq!(packing.fit(&(800..801), 2), Fit::Elsewhere);
+        assert_eq!(packing.fit(&(800..801), 1), Fit::Here);
         assert_eq!(packing.clusters_for(&(800..809)), 2);
     }
 }

@@ -6,23 +6,23 @@ use oxblk_core::{ErrorKind, Preallocation, Result};
 use super::Compaction;
 
 /// Maximum number of holes that one call punches.
-const HOLES: usize = 4096;
+const MAX_HOLES: usize = 4096;
 
 impl Compaction<'_> {
     /// Truncates the file behind the last used cluster if `from` is 0, and punches holes from the byte offset `from`
-    /// on. If there are more than [`HOLES`] holes to punch, returns the byte offset at which the next call must continue.
+    /// on. If there are more than [`MAX_HOLES`] holes to punch, returns the byte offset at which the next call must continue.
     pub(in crate::qcow2) async fn release_space(&self, from: u64) -> Result<Option<u64>> {
         self.facts.check_writable()?;
         // A change of bitmaps first raises the refcounts of its clusters in memory, so these clusters would look free on disk.
-        let _bitmaps = self.bitmaps.hold().await;
-        self.metadata.settle_metadata().await?;
-        self.bitmaps.stay();
+        let _bitmaps = self.bitmaps.lock().await;
+        self.metadata.write_all_metadata().await?;
+        self.bitmaps.keep_unchanged_in_place();
         let bits = self.geometry.cluster_bits;
         let used = self.used_clusters().await?;
         let file = self.facts.file()?;
         if from == 0 && used.end() << bits < file.size() {
             match file.resize(used.end() << bits, Preallocation::Off).await {
-                Ok(()) => self.clusters.note_cut_off(used.end()),
+                Ok(()) => self.clusters.note_truncated(used.end()),
                 // A block device cannot be truncated.
                 Err(error) if error.kind() == ErrorKind::Unsupported => {}
                 Err(error) => return Err(error),
@@ -30,7 +30,7 @@ impl Compaction<'_> {
         }
         let mut next = None;
         for (number, (start, end)) in used.gaps(from >> bits).enumerate() {
-            if number == HOLES {
+            if number == MAX_HOLES {
                 next = Some(start << bits);
                 break;
             }

@@ -15,7 +15,7 @@ impl Compaction<'_> {
     pub(super) async fn move_structure(&self, cluster: u64, packed_end: u64) -> Result<Moved> {
         let moved = if let Some(block) = self.clusters.block_at(cluster) {
             self.clusters.move_block(block, cluster).await?
-        } else if self.clusters.table_is_in(cluster) {
+        } else if self.clusters.is_in_table(cluster) {
             self.clusters.move_table().await?
         } else if self
             .geometry
@@ -25,7 +25,7 @@ impl Compaction<'_> {
             self.move_active_l1(cluster).await?
         } else if let Some(moved) = self.move_snapshots(cluster).await? {
             moved
-        } else if let Some(moved) = self.move_bitmap_or_less(cluster, packed_end).await? {
+        } else if let Some(moved) = self.move_bitmap(cluster, packed_end).await? {
             moved
         } else if let Some(moved) = self.move_luks_header(cluster).await? {
             moved
@@ -39,13 +39,13 @@ impl Compaction<'_> {
 
     /// Moves the bitmap or the bitmap directory that uses `cluster`. Data of the bitmap in front of the cluster `packed_end`
     /// stays. If there is not enough space, all data in front of `cluster` stays.
-    async fn move_bitmap_or_less(&self, cluster: u64, packed_end: u64) -> Result<Option<u64>> {
+    async fn move_bitmap(&self, cluster: u64, packed_end: u64) -> Result<Option<u64>> {
         let moved = self.bitmaps.move_bitmaps(cluster, packed_end).await?;
         if moved != Some(0) {
             return Ok(moved);
         }
         // Free the clusters that the failed attempt has allocated.
-        self.metadata.settle_metadata().await?;
+        self.metadata.write_all_metadata().await?;
         self.bitmaps.move_bitmaps(cluster, cluster).await
     }
 
@@ -60,12 +60,12 @@ impl Compaction<'_> {
         debug_assert!(self.geometry.l1_clusters(old, self.mapping.l1_entries()).contains(&cluster));
         let offset = self.metadata.store_table(bytes).await?;
         let (before, after) = (old.to_be_bytes(), offset.to_be_bytes());
-        let named =
+        let written =
             self.facts.exchange_header_field(field_offsets::L1_TABLE_OFFSET, &before, &after).await;
-        if named.is_err() {
+        if written.is_err() {
             self.clusters.drop_l1_clusters(l1.len(), offset);
         }
-        named?;
+        written?;
         self.mapping.set_l1_place(offset, self.mapping.l1_entries());
         let clusters = self.geometry.clusters_for(len);
         self.clusters.drop_clusters(

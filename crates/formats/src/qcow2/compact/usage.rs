@@ -10,16 +10,16 @@ use super::super::refscan::read_tables;
 use super::Compaction;
 
 /// The set of clusters in use.
-pub(super) struct Used(RoaringTreemap);
+pub(super) struct UsedClusters(RoaringTreemap);
 
-impl Used {
+impl UsedClusters {
     /// Number of clusters in use.
     pub(super) fn count(&self) -> u64 {
         self.0.len()
     }
 
     /// Number of used clusters that would have to move so that all used clusters are contiguous at the start of the file.
-    pub(super) fn boundary(&self) -> u64 {
+    pub(super) fn clusters_to_move(&self) -> u64 {
         let count = self.0.len();
         count.saturating_sub(self.0.range_cardinality(0..count))
     }
@@ -51,12 +51,12 @@ impl Used {
 impl Compaction<'_> {
     /// Reads from the refcount blocks on disk which clusters are in use. The caller ensures that no cached refcount block is
     /// dirty.
-    pub(super) async fn used_clusters(&self) -> Result<Used> {
+    pub(super) async fn used_clusters(&self) -> Result<UsedClusters> {
         let (per_block, order) =
             (self.geometry.refcounts_per_block(), self.geometry.refcount_order);
         let file = self.facts.file()?;
         let places = self.clusters.places_of(self.clusters.blocks())?;
-        let look = move |_: &u64, block: IoBufMut| -> Vec<(u64, u64)> {
+        let parse = move |_: &u64, block: IoBufMut| -> Vec<(u64, u64)> {
             let mut runs: Vec<(u64, u64)> = Vec::new();
             let used = (0..per_block).filter(|at| refcount_get(&block, *at, order) != Some(0));
             for at in used {
@@ -69,14 +69,14 @@ impl Compaction<'_> {
         };
         let mut used = RoaringTreemap::new();
         let mut blocks =
-            std::pin::pin!(read_tables(&file, self.geometry.cluster_size(), places, look));
+            std::pin::pin!(read_tables(&file, self.geometry.cluster_size(), places, parse));
         while let Some((index, runs)) = blocks.next().await {
             let start = index.saturating_mul(per_block);
             for (from, to) in runs? {
                 used.insert_range(start.saturating_add(from)..start.saturating_add(to));
             }
         }
-        Ok(Used(used))
+        Ok(UsedClusters(used))
     }
 }
 
@@ -86,10 +86,10 @@ mod tests {
 
     #[test]
     fn gaps_between_used_clusters_are_found() {
-        let used = Used(RoaringTreemap::from_iter([0, 1, 2, 5, 6, 9]));
+        let used = UsedClusters(RoaringTreemap::from_iter([0, 1, 2, 5, 6, 9]));
         assert_eq!(used.gaps(0).collect::<Vec<_>>(), [(3, 5), (7, 9)]);
         assert_eq!(used.gaps(4).collect::<Vec<_>>(), [(4, 5), (7, 9)]);
-        assert_eq!((used.boundary(), used.end()), (2, 10));
+        assert_eq!((used.clusters_to_move(), used.end()), (2, 10));
         assert_eq!(used.last(2), [9, 6]);
     }
 }

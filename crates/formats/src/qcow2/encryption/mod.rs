@@ -34,7 +34,7 @@ use serde_json::{Value, json};
 
 use super::layout::CryptMethod;
 
-pub(super) use open::{Given, open};
+pub(super) use open::{EncryptOptions, open};
 
 /// Error message if the options do not contain the ID of the secret with the password.
 const KEY_NEEDED: &str = "Parameter 'encrypt.key-secret' is required for cipher";

@@ -16,25 +16,25 @@ const AES_KEY: usize = 16;
 
 /// The encryption options for opening an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(in super::super) struct Given {
+pub(in super::super) struct EncryptOptions {
     format: Option<String>,
     key_secret: Option<String>,
 }
 
-impl Given {
+impl EncryptOptions {
     /// Takes `encrypt.*` out of the options.
     ///
     /// # Errors
     /// When an option is unknown or has the wrong type. The message is the same as in QEMU's tools.
     pub(in super::super) fn take(options: &mut Options) -> Result<Self> {
         let Some(mut encrypt) = options.take_options("encrypt") else { return Ok(Self::default()) };
-        let given = Self {
+        let options = Self {
             format: encrypt.take_str("format")?,
             key_secret: encrypt.take_str("key-secret")?,
         };
         match encrypt.keys().next() {
             Some(key) => Err(Error::invalid(format!("Parameter '{key}' is unexpected"))),
-            None => Ok(given),
+            None => Ok(options),
         }
     }
 
@@ -45,7 +45,7 @@ impl Given {
     pub(in super::super) fn require_same(&self, encryption: Option<&Encryption>) -> Result<()> {
         let known = encryption.and_then(Encryption::key_secret);
         match (encryption, self.key_secret.as_deref()) {
-            (Some(_), given @ Some(_)) if given != known => {
+            (Some(_), options @ Some(_)) if options != known => {
                 Err(Error::invalid("Cannot change the option 'encrypt.key-secret'"))
             }
             _ => Ok(()),
@@ -82,26 +82,26 @@ pub(in super::super) async fn open(
     context: &OpenContext,
     file: &Edge,
     header: &Header,
-    given: Given,
+    options: EncryptOptions,
 ) -> Result<Option<Encryption>> {
-    given.require_format(header.crypt_method)?;
+    options.require_format(header.crypt_method)?;
     if header.crypt_method == CryptMethod::None {
         return Ok(None);
     }
     // `info` and `check` need no key. `check` without a key also works on an image with a broken LUKS header.
-    let look_only = context.flags.no_io || (context.flags.check && given.key_secret.is_none());
+    let needs_no_key = context.flags.no_io || (context.flags.check && options.key_secret.is_none());
     let place = header.extensions.crypto;
     let luks = match place {
         None => None,
         Some(place) => match read_luks_header(file, place).await {
-            Err(_) if context.flags.check && look_only => None,
+            Err(_) if context.flags.check && needs_no_key => None,
             outcome => Some(outcome?),
         },
     };
-    let cipher = if look_only {
+    let cipher = if needs_no_key {
         None
     } else {
-        let id = given.key_secret.as_deref().ok_or_else(key_needed)?;
+        let id = options.key_secret.as_deref().ok_or_else(key_needed)?;
         let password = context.graph.secrets().password(id)?;
         let cipher = match (&luks, place) {
             (Some(luks), Some(place)) => luks_cipher(file, place, luks, &password).await?,
@@ -113,7 +113,7 @@ pub(in super::super) async fn open(
         method: header.crypt_method,
         luks: Mutex::new(luks),
         cipher,
-        key_secret: given.key_secret,
+        key_secret: options.key_secret,
         secrets: context.graph.secrets().clone(),
     }))
 }

@@ -8,12 +8,12 @@ use super::Facts;
 use crate::qcow2::layout::Incompatible;
 
 impl Facts {
-    /// Handles inconsistent metadata. The first call (also the first call after [`Self::report_again`]) logs an error. If the
-    /// image is writable, this call also stops all later requests, and marks the image corrupt (in version 3). Later calls only
-    /// return the error. Returns the error for the request that found the corruption.
+    /// Handles inconsistent metadata. The first call (also the first call after [`Self::log_next_corruption`]) logs an error.
+    /// If the image is writable, this call also stops all later requests, and marks the image corrupt (in version 3). Later
+    /// calls only return the error. Returns the error for the request that found the corruption.
     pub(in crate::qcow2) async fn mark_corrupt(&self, text: &str, offset: u64) -> Error {
         let error = Error::corrupt(text.to_owned()).at(offset);
-        if self.signalled.swap(true, Relaxed) {
+        if self.corruption_logged.swap(true, Relaxed) {
             return error;
         }
         if self.is_read_only() {
@@ -35,7 +35,7 @@ impl Facts {
     }
 
     /// Calls [`Self::mark_corrupt`] if `outcome` is a `Corrupt` error.
-    pub(in crate::qcow2) async fn note_if_corrupt<T>(
+    pub(in crate::qcow2) async fn mark_if_corrupt<T>(
         &self,
         outcome: Result<T>,
         offset: u64,

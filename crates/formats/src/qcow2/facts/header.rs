@@ -2,7 +2,8 @@
 //!
 //! The disk writes a sector completely or not at all. A single field lies within one sector, so a field is changed in place
 //! with one write. The complete header, with its extensions and the backing file's name, is often longer than a sector. A power
-//! cut may then leave some of its sectors unwritten. So [`write_whole`] uses an intermediate header that fits in one sector:
+//! cut may then leave some of its sectors unwritten. So [`write_complete_header`] uses an intermediate header that fits in one
+//! sector:
 //!
 //! 1. if the image has a backing file, write a copy of the old backing file's name behind the end of both the old and the new
 //!    header;
@@ -30,24 +31,24 @@ use crate::qcow2::read_ahead::read_ahead;
 /// Unit that the disk writes completely or not at all, in bytes.
 const SECTOR: usize = 512;
 /// Maximum size of the first read of the header. This is usually enough for the header and all its extensions.
-const HEAD: u64 = 64 << 10;
+const FIRST_READ: u64 = 64 << 10;
 
 /// The header as it was last read or written. While the image is open, the table sizes and table offsets in this value may
 /// be out of date: `Clusters`, `Mapping` and `Metadata` have the current values.
 pub(in crate::qcow2) struct HeaderState {
-    now: RwLock<Arc<Header>>,
+    current: RwLock<Arc<Header>>,
     /// The header lock. Held while the header is replaced, while feature bits are changed, and while passwords are changed.
     /// Changes of the disk size and of table offsets and lengths in place do not hold the lock.
-    turn: AsyncMutex<()>,
+    lock: AsyncMutex<()>,
 }
 
 impl HeaderState {
     pub(in crate::qcow2) fn new(header: Header) -> Self {
-        Self { now: RwLock::new(Arc::new(header)), turn: AsyncMutex::new(()) }
+        Self { current: RwLock::new(Arc::new(header)), lock: AsyncMutex::new(()) }
     }
 
     fn set(&self, header: Header) {
-        *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(header);
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(header);
     }
 }
 
@@ -55,7 +56,7 @@ impl Facts {
     /// The header in memory. Features, extensions and the backing file are current, apart from the bitmaps extension and its
     /// autoclear bit (see `Bitmaps`). For table offsets, use [`Self::header_on_disk`].
     pub(in crate::qcow2) fn header(&self) -> Arc<Header> {
-        Arc::clone(&self.header.now.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.header.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Reads the complete current header from disk. Every change of the header is on disk before it takes effect in memory.
@@ -71,8 +72,8 @@ impl Facts {
 
     /// Takes the header lock. While the lock is held, other tasks change at most the disk size and the offsets and lengths of
     /// tables in the header.
-    pub(in crate::qcow2) async fn hold_header(&self) -> MutexGuard<'_, ()> {
-        self.header.turn.lock().await
+    pub(in crate::qcow2) async fn lock_header(&self) -> MutexGuard<'_, ()> {
+        self.header.lock.lock().await
     }
 
     /// Applies `change` to the header, its extensions and the backing file's name, and writes and flushes the new header. A
@@ -93,21 +94,21 @@ impl Facts {
         change(&mut new);
         // A header that cannot be encoded is refused before the first write.
         new.encode()?;
-        let unknown = UntilKnown::new(&self.disabled);
-        if let Err(error) = write_whole(&file, &old, &new).await {
+        let guard = StopOnDrop::new(&self.disabled);
+        if let Err(error) = write_complete_header(&file, &old, &new).await {
             let restored = async {
-                write_whole(&file, &old, &old).await?;
+                write_complete_header(&file, &old, &old).await?;
                 file.flush().await
             };
-            if let Err(again) = self.stop_unless_known(restored).await {
+            if let Err(again) = self.stop_on_failure(restored).await {
                 tracing::error!(
                     "qcow2: the header on disk is in an unknown state; the image accepts no further requests: {again}"
                 );
             }
-            unknown.known();
+            guard.disarm();
             return Err(error);
         }
-        unknown.known();
+        guard.disarm();
         self.header.set(new);
         Ok(())
     }
@@ -118,7 +119,7 @@ impl Facts {
         bits: Incompatible,
         on: bool,
     ) -> Result<()> {
-        let _turn = self.header.turn.lock().await;
+        let _guard = self.header.lock.lock().await;
         let mut header = Header::clone(&self.header());
         header.incompatible.set(bits, on);
         let bytes = header.incompatible.bits().to_be_bytes();
@@ -131,7 +132,7 @@ impl Facts {
     /// program does not update the data of their features. `maintained`: bits of features whose data this program keeps valid.
     /// Does nothing in version 2.
     pub(in crate::qcow2) async fn clear_autoclear(&self, maintained: Autoclear) -> Result<()> {
-        let _turn = self.header.turn.lock().await;
+        let _guard = self.header.lock.lock().await;
         let mut header = Header::clone(&self.header());
         let mut kept = maintained;
         kept.set(Autoclear::RAW_DATA_FILE, self.has_raw_data());
@@ -144,12 +145,12 @@ impl Facts {
         Ok(())
     }
 
-    /// Calls [`stop_unless_known`] with the flag that stops all requests to this image.
-    pub(in crate::qcow2) async fn stop_unless_known<T>(
+    /// Calls [`stop_on_failure`] with the flag that stops all requests to this image.
+    pub(in crate::qcow2) async fn stop_on_failure<T>(
         &self,
-        named: impl Future<Output = Result<T>>,
+        change: impl Future<Output = Result<T>>,
     ) -> Result<T> {
-        stop_unless_known(named, &self.disabled).await
+        stop_on_failure(change, &self.disabled).await
     }
 
     /// Changes a field of the header from `old` to `new`, and flushes.
@@ -202,7 +203,7 @@ pub(in crate::qcow2) async fn clear_unknown_autoclear(file: &Edge, header: &Head
 /// Reads the header and its extensions.
 pub(in crate::qcow2) async fn read_header(file: &Edge) -> Result<Header> {
     let size = file.size();
-    let len = usize::try_from(size.min(HEAD)).unwrap_or(0);
+    let len = usize::try_from(size.min(FIRST_READ)).unwrap_or(0);
     let mut head = read_ahead(file, 0, len).await.bytes;
     loop {
         let have = u64::try_from(head.len()).unwrap_or(u64::MAX);
@@ -216,37 +217,37 @@ pub(in crate::qcow2) async fn read_header(file: &Edge) -> Result<Header> {
     }
 }
 
-/// Runs `named` to change a pointer on disk. Sets `stop` if `named` fails or is cancelled, so that nothing more is written
+/// Runs `change` to change a pointer on disk. Sets `stop` if `change` fails or is cancelled, so that nothing more is written
 /// to the image. The pointer may then have its old or its new value. A later change of only the old or only the new structure
 /// would be lost if the pointer refers to the other structure.
-pub(in crate::qcow2) async fn stop_unless_known<T>(
-    named: impl Future<Output = Result<T>>,
+pub(in crate::qcow2) async fn stop_on_failure<T>(
+    change: impl Future<Output = Result<T>>,
     stop: &AtomicBool,
 ) -> Result<T> {
-    let unknown = UntilKnown::new(stop);
-    let outcome = named.await;
+    let guard = StopOnDrop::new(stop);
+    let outcome = change.await;
     if outcome.is_ok() {
-        unknown.known();
+        guard.disarm();
     }
     outcome
 }
 
-/// A guard that exists while the value of a pointer on disk is unknown. If the guard is dropped before [`Self::known`] is
+/// A guard that exists while the value of a pointer on disk is unknown. If the guard is dropped before [`Self::disarm`] is
 /// called, because the change has failed or was cancelled, the flag is set. Without this, requests would continue with the old
 /// value of the pointer.
-struct UntilKnown<'a>(Option<&'a AtomicBool>);
+struct StopOnDrop<'a>(Option<&'a AtomicBool>);
 
-impl<'a> UntilKnown<'a> {
+impl<'a> StopOnDrop<'a> {
     fn new(stop: &'a AtomicBool) -> Self {
         Self(Some(stop))
     }
 
-    fn known(mut self) {
+    fn disarm(mut self) {
         self.0 = None;
     }
 }
 
-impl Drop for UntilKnown<'_> {
+impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         if let Some(stop) = self.0 {
             stop.store(true, Release);
@@ -266,13 +267,13 @@ pub(in crate::qcow2) async fn exchange(
     new: &[u8],
     stop: &AtomicBool,
 ) -> Result<()> {
-    let unknown = UntilKnown::new(stop);
+    let guard = StopOnDrop::new(stop);
     let Err(error) = write_field(file, offset, new).await else {
-        unknown.known();
+        guard.disarm();
         return Ok(());
     };
-    let restored = stop_unless_known(write_field(file, offset, old), stop).await;
-    unknown.known();
+    let restored = stop_on_failure(write_field(file, offset, old), stop).await;
+    guard.disarm();
     if let Err(again) = restored {
         tracing::error!(
             "qcow2: the pointer at offset {offset:#x} is in an unknown state; the image accepts no further requests: {again}"
@@ -285,7 +286,11 @@ pub(in crate::qcow2) async fn exchange(
 ///
 /// # Errors
 /// The errors of [`Header::encode`], before anything is written; the errors of requests to the image file.
-pub(in crate::qcow2) async fn write_whole(file: &Edge, old: &Header, new: &Header) -> Result<()> {
+pub(in crate::qcow2) async fn write_complete_header(
+    file: &Edge,
+    old: &Header,
+    new: &Header,
+) -> Result<()> {
     let len = usize::try_from(new.geometry.cluster_size()).unwrap_or(usize::MAX);
     let encoded = new.encode()?;
     let before = file.read(0, IoBufMut::new(len)).await?;
@@ -304,17 +309,17 @@ pub(in crate::qcow2) async fn write_whole(file: &Edge, old: &Header, new: &Heade
             Some((head, name)) => {
                 if let Some(name) = name {
                     spare = Some((free, name.len()));
-                    put(file, free, name).await?;
+                    write_and_flush(file, free, name).await?;
                 }
-                put(file, 0, head).await?;
-                put(file, SECTOR, part(SECTOR, end)).await?;
+                write_and_flush(file, 0, head).await?;
+                write_and_flush(file, SECTOR, part(SECTOR, end)).await?;
             }
-            None => return put(file, 0, part(0, end)).await,
+            None => return write_and_flush(file, 0, part(0, end)).await,
         }
     }
-    put(file, 0, part(0, SECTOR)).await?;
+    write_and_flush(file, 0, part(0, SECTOR)).await?;
     if let Some((offset, len)) = spare {
-        put(file, offset, vec![0; len]).await?;
+        write_and_flush(file, offset, vec![0; len]).await?;
     }
     Ok(())
 }
@@ -335,7 +340,7 @@ fn shorten(header: &Header, free: usize) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
     Some((head, name))
 }
 
-async fn put(file: &Edge, offset: usize, bytes: Vec<u8>) -> Result<()> {
+async fn write_and_flush(file: &Edge, offset: usize, bytes: Vec<u8>) -> Result<()> {
     let offset = u64::try_from(offset).unwrap_or(u64::MAX);
     file.write(offset, IoBuf::from(bytes), WriteFlags::empty()).await?;
     file.flush().await

@@ -12,7 +12,7 @@
 //! A file uses only files above it in this table. [`Facts`] uses no other owner. All owners have a reference to `Facts`, so it
 //! also contains the functions that each owner needs: reporting a corruption, and refusing requests after a corruption.
 //!
-//! Lock: `HeaderState::turn`, the header lock. A task holds this lock while it replaces the header, changes feature bits, or
+//! Lock: `HeaderState::lock`, the header lock. A task holds this lock while it replaces the header, changes feature bits, or
 //! changes passwords.
 
 mod corruption;
@@ -54,7 +54,7 @@ pub(super) struct Facts {
     /// Why requests fail, if a repair or an amend is the cause.
     replaced: ReplacedBy,
     /// A corruption was logged already, so later ones are not logged.
-    signalled: AtomicBool,
+    corruption_logged: AtomicBool,
     /// The runtime options.
     modes: AtomicU32,
 }
@@ -77,7 +77,7 @@ impl Facts {
             size: AtomicU64::new(header.size),
             disabled: AtomicBool::new(false),
             replaced: ReplacedBy::default(),
-            signalled: AtomicBool::new(false),
+            corruption_logged: AtomicBool::new(false),
             modes: AtomicU32::new(modes.bits()),
             header: HeaderState::new(header),
         }
@@ -143,8 +143,8 @@ impl Facts {
     }
 
     /// After this call, the next corruption is logged even if an earlier one was logged.
-    pub(super) fn report_again(&self) {
-        self.signalled.store(false, Relaxed);
+    pub(super) fn log_next_corruption(&self) {
+        self.corruption_logged.store(false, Relaxed);
     }
 
     /// The size of the disk in bytes as the header contains it. This size is not always a multiple of the sector size.

@@ -129,7 +129,7 @@ impl RunOptions {
     ///
     /// # Errors
     /// When the image's version does not support a requested option.
-    pub(in crate::qcow2) fn settle(&self, header: &Header, unmap: bool) -> Result<Modes> {
+    pub(in crate::qcow2) fn effective_modes(&self, header: &Header, unmap: bool) -> Result<Modes> {
         let fields = &self.fields;
         let lazy = header.compatible.contains(Compatible::LAZY_REFCOUNTS);
         let lazy = fields.lazy_refcounts.unwrap_or(lazy && header.version >= 3);

@@ -23,13 +23,13 @@ pub(super) struct ReplacedBy(OnceLock<Replaced>);
 
 impl Facts {
     /// Stops all requests, because `cause` replaces metadata on disk.
-    pub(in crate::qcow2) fn stop_for(&self, cause: Replaced) {
+    pub(in crate::qcow2) fn stop_requests(&self, cause: Replaced) {
         let _ = self.replaced.0.set(cause);
         self.disable();
     }
 
     /// The error of a request to an image that accepts no requests.
-    fn stopped(&self) -> Error {
+    fn stopped_error(&self) -> Error {
         let text = match self.replaced.0.get() {
             Some(Replaced::Repair) => {
                 "A repair may have changed metadata of the open image: it must be closed and opened again before it is used"
@@ -37,7 +37,7 @@ impl Facts {
             Some(Replaced::Amend) => {
                 "The format of the image was changed while it was open: it must be closed and opened again before it is used"
             }
-            None if self.signalled.load(Relaxed) => {
+            None if self.corruption_logged.load(Relaxed) => {
                 "The image is corrupt and accepts no further requests: it must be closed and repaired with 'check -r all'"
             }
             None => {
@@ -51,7 +51,7 @@ impl Facts {
     /// Refuses a request if the image accepts no requests.
     pub(in crate::qcow2) fn check_usable(&self) -> Result<()> {
         if !self.is_usable() {
-            return Err(self.stopped());
+            return Err(self.stopped_error());
         }
         Ok(())
     }

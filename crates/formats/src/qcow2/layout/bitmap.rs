@@ -54,7 +54,7 @@ struct RawEntry {
     flags: U32,
     kind: u8,
     granularity_bits: u8,
-    name_size: U16,
+    write_size: U16,
     extra_size: U32,
 }
 
@@ -65,7 +65,7 @@ const _: () = {
     assert!(offset_of!(RawEntry, flags) == 12);
     assert!(offset_of!(RawEntry, kind) == 16);
     assert!(offset_of!(RawEntry, granularity_bits) == 17);
-    assert!(offset_of!(RawEntry, name_size) == 18);
+    assert!(offset_of!(RawEntry, write_size) == 18);
     assert!(offset_of!(RawEntry, extra_size) == 20);
 };
 
@@ -149,7 +149,7 @@ impl BitmapEntry {
             flags: self.flags.bits().into(),
             kind: self.kind,
             granularity_bits: self.granularity_bits,
-            name_size: u16::try_from(self.name.len()).unwrap_or(u16::MAX).into(),
+            write_size: u16::try_from(self.name.len()).unwrap_or(u16::MAX).into(),
             extra_size: u32::try_from(self.extra.len()).unwrap_or(u32::MAX).into(),
         };
         out.extend(raw.as_bytes());
@@ -163,7 +163,7 @@ impl BitmapEntry {
         let (raw, rest) = RawEntry::read_from_prefix(bytes).ok()?;
         let extra_size = usize::try_from(raw.extra_size.get()).ok()?;
         let (extra, rest) = rest.split_at_checked(extra_size)?;
-        let (name, _) = rest.split_at_checked(raw.name_size.get().into())?;
+        let (name, _) = rest.split_at_checked(raw.write_size.get().into())?;
         let entry = Self {
             table_offset: raw.table_offset.get(),
             table_entries: raw.table_entries.get(),

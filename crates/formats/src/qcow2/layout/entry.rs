@@ -154,10 +154,10 @@ impl L2Entry {
                 L2Kind::Unallocated
             });
         }
-        self.odd_kind(geometry, version)
+        self.unusual_kind(geometry, version)
     }
 
-    fn odd_kind(self, geometry: Geometry, version: u32) -> Result<L2Kind, BadEntry> {
+    fn unusual_kind(self, geometry: Geometry, version: u32) -> Result<L2Kind, BadEntry> {
         if self.is_compressed() {
             let (host, len) = self.compressed_extent(geometry);
             if host >= MAX_OFFSET {

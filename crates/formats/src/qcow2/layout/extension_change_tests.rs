@@ -43,7 +43,7 @@ fn parse(head: &[u8]) -> Header {
 }
 
 /// Applies the writes. For each write, checks the header for every subset of sectors that a power cut can leave written.
-fn carry_out(start: &[u8], new: Option<&BitmapsExtension>) -> Vec<u8> {
+fn apply_planned(start: &[u8], new: Option<&BitmapsExtension>) -> Vec<u8> {
     let before = parse(start);
     let writes = change_bitmaps_extension(start, new).expect("the extension fits");
     let mut now = start.to_vec();
@@ -96,10 +96,10 @@ fn a_torn_write_leaves_a_valid_header_with_the_old_or_the_new_bitmaps_or_none() 
                         header.extensions.unknown = vec![(0x1234_5678, vec![5; unknown])];
                     }
                 });
-                let with = carry_out(&plain, Some(&OLD));
-                let changed = carry_out(&with, Some(&NEW));
-                let without = carry_out(&changed, None);
-                carry_out(&without, Some(&NEW));
+                let with = apply_planned(&plain, Some(&OLD));
+                let changed = apply_planned(&with, Some(&NEW));
+                let without = apply_planned(&changed, None);
+                apply_planned(&without, Some(&NEW));
             }
         }
     }
@@ -112,7 +112,7 @@ fn a_directory_is_replaced_by_another_in_one_write() {
             header.backing_file = backing.map(str::to_owned);
             header.extensions.backing_format = backing.map(|_| "qcow2".to_owned());
         });
-        let with = carry_out(&start, Some(&OLD));
+        let with = apply_planned(&start, Some(&OLD));
         assert_eq!(change_bitmaps_extension(&with, Some(&NEW)).unwrap().len(), 1);
     }
 }
@@ -124,9 +124,9 @@ fn an_extension_in_front_of_others_stays_but_is_not_valid() {
         header.extensions.bitmaps = Some(OLD);
         header.extensions.unknown = vec![(0x1234_5678, vec![5; 20])];
     });
-    let without = carry_out(&start, None);
+    let without = apply_planned(&start, None);
     // The next change reuses the extension.
-    carry_out(&without, Some(&NEW));
+    apply_planned(&without, Some(&NEW));
 }
 
 #[test]
@@ -150,5 +150,5 @@ fn a_backing_name_directly_behind_the_extension_is_not_changed() {
     start.copy_within(at..at + 4, at - 8);
     assert_eq!(parse(&start).extensions.bitmaps, Some(OLD));
     assert_eq!(parse(&start).backing_file.as_deref(), Some("name"));
-    carry_out(&start, None);
+    apply_planned(&start, None);
 }

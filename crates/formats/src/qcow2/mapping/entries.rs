@@ -46,7 +46,7 @@ impl Mapping {
 
     /// Reports the invalid L2 entry of the guest offset `offset` as a corruption. If the host offset is not aligned, the text
     /// is the same as in QEMU's tools.
-    pub(in crate::qcow2) async fn bad_entry(&self, offset: u64, entry: u64) -> Error {
+    pub(in crate::qcow2) async fn report_bad_entry(&self, offset: u64, entry: u64) -> Error {
         let text = if let Some(host) = self.unaligned_host(L2Entry(entry)) {
             let table = self.l1_entry(self.l1_index(offset)).raw_offset();
             let index = self.geometry.cluster_index(offset) & (self.geometry.l2_entries() - 1);
@@ -62,12 +62,12 @@ impl Mapping {
         self.facts.mark_corrupt(&text, offset).await
     }
 
-    /// Like [`Self::bad_entry`], but for a write to the guest offset `offset`. If the host offset is not aligned and the copied
-    /// flag is set, QEMU's tools have another text for a write.
-    pub(in crate::qcow2) async fn bad_target(&self, offset: u64, entry: u64) -> Error {
+    /// Like [`Self::report_bad_entry`], but for a write to the guest offset `offset`. If the host offset is not aligned and the
+    /// copied flag is set, QEMU's tools have another text for a write.
+    pub(in crate::qcow2) async fn report_bad_write_target(&self, offset: u64, entry: u64) -> Error {
         let entry = L2Entry(entry);
         let Some(host) = self.unaligned_host(entry).filter(|_| entry.copied()) else {
-            return self.bad_entry(offset, entry.0).await;
+            return self.report_bad_entry(offset, entry.0).await;
         };
         let is_zero = !self.geometry.extended_l2 && entry.0 & ZERO != 0;
         let what = if is_zero { "Preallocated zero" } else { "Data" };

@@ -34,7 +34,7 @@ impl Mapping {
     /// Sets an L1 entry and marks it dirty under one lock. So a flush that begins after a thread has seen the new entry also
     /// writes this entry.
     pub(in crate::qcow2) fn set_l1_entry(&self, index: u64, entry: L1Entry) {
-        set_and_note(&self.l1, &self.l1_dirty, index, entry);
+        set_dirty(&self.l1, &self.l1_dirty, index, entry);
     }
 
     /// A copy of the active L1 table.
@@ -124,8 +124,8 @@ impl Mapping {
 
     /// Returns the dirty L1 entries with their current values, and marks them clean.
     pub(in crate::qcow2) fn take_dirty_l1(&self) -> BTreeMap<u64, L1Entry> {
-        let mut notes = lock(&self.l1_dirty);
-        std::mem::take(&mut *notes).into_iter().map(|at| (at, self.l1_entry(at))).collect()
+        let mut dirty = lock(&self.l1_dirty);
+        std::mem::take(&mut *dirty).into_iter().map(|at| (at, self.l1_entry(at))).collect()
     }
 
     /// Marks L1 entries dirty again, because they were not written.
@@ -134,18 +134,13 @@ impl Mapping {
     }
 }
 
-/// Sets the entry and adds its index to `notes`, the indices of the dirty entries, under one lock. So no write-back cycle takes
+/// Sets the entry and adds its index to `dirty`, the indices of the dirty entries, under one lock. So no write-back cycle takes
 /// the indices between these steps.
-fn set_and_note(
-    entries: &Radix<AtomicU64>,
-    notes: &Mutex<BTreeSet<u64>>,
-    index: u64,
-    entry: L1Entry,
-) {
-    let mut notes = lock(notes);
+fn set_dirty(entries: &Radix<AtomicU64>, dirty: &Mutex<BTreeSet<u64>>, index: u64, entry: L1Entry) {
+    let mut dirty = lock(dirty);
     entries.get_or_make(index).store(entry.0, Release);
     point();
-    notes.insert(index);
+    dirty.insert(index);
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -161,13 +156,13 @@ mod tests {
 
     #[test]
     fn a_visible_l1_entry_is_already_marked_dirty() {
-        let (entries, notes) = (Radix::default(), Mutex::default());
+        let (entries, dirty) = (Radix::default(), Mutex::default());
         let seen = || entries.get(7).is_some_and(|entry: &AtomicU64| entry.load(Acquire) != 0);
         std::thread::scope(|scope| {
-            // While this thread holds the lock of `notes`, the entry cannot be marked dirty. So no thread may see the entry
+            // While this thread holds the lock of `dirty`, the entry cannot be marked dirty. So no thread may see the entry
             // yet.
-            let taking = lock(&notes);
-            scope.spawn(|| set_and_note(&entries, &notes, 7, L1Entry::new(65536)));
+            let taking = lock(&dirty);
+            scope.spawn(|| set_dirty(&entries, &dirty, 7, L1Entry::new(65536)));
             let begin = Instant::now();
             while begin.elapsed() < Duration::from_millis(100) {
                 assert!(!seen(), "the entry was visible before it was marked dirty");
@@ -175,6 +170,6 @@ mod tests {
             }
             drop(taking);
         });
-        assert!(seen() && lock(&notes).contains(&7));
+        assert!(seen() && lock(&dirty).contains(&7));
     }
 }

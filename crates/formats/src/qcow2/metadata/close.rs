@@ -38,12 +38,12 @@ impl Metadata {
 
     /// Writes all metadata to disk, empties the caches, and makes freed clusters available for allocation. Fails with `EBUSY`
     /// if a cached slice is pinned or dirty.
-    pub(in crate::qcow2) async fn settle_metadata(&self) -> Result<()> {
+    pub(in crate::qcow2) async fn write_all_metadata(&self) -> Result<()> {
         // The first write-back cycle lowers refcounts in memory, and the second one writes them.
         self.write_back(true).await?;
         self.write_back(true).await?;
         self.write_postponed().await?;
-        self.clusters.recycle().await?;
+        self.clusters.free_quarantined().await?;
         if self.mapping.clear() && self.clusters.cache().clear() {
             return Ok(());
         }

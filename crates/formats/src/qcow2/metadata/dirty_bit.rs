@@ -35,16 +35,16 @@ impl DirtyBit {
         self.0.load(Acquire) == CLEAR
     }
 
-    fn forget(&self) {
+    fn set_unknown(&self) {
         self.0.store(UNKNOWN, Release);
     }
 
     /// The bit on disk was cleared by a repair.
-    fn was_cleared(&self) {
-        self.learn(false);
+    fn set_cleared(&self) {
+        self.set_known(false);
     }
 
-    fn learn(&self, set: bool) {
+    fn set_known(&self, set: bool) {
         self.0.store(if set { SET } else { CLEAR }, Release);
     }
 }
@@ -53,7 +53,7 @@ impl Metadata {
     /// Call this after a repair. The repair has cleared the dirty bit on disk, and has also corrected what a failed change of
     /// snapshots left inconsistent.
     pub(in crate::qcow2) fn note_repair(&self) {
-        self.dirty_bit.was_cleared();
+        self.dirty_bit.set_cleared();
         self.clear_unfinished();
     }
 
@@ -93,9 +93,9 @@ impl Metadata {
     }
 
     async fn write_dirty_bit(&self, dirty: bool) -> Result<()> {
-        self.dirty_bit.forget();
+        self.dirty_bit.set_unknown();
         self.facts.set_incompatible(Incompatible::DIRTY, dirty).await?;
-        self.dirty_bit.learn(dirty);
+        self.dirty_bit.set_known(dirty);
         Ok(())
     }
 

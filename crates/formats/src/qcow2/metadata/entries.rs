@@ -67,7 +67,7 @@ impl Metadata {
         &self,
         from: u64,
         to: u64,
-        was: ReleaseReason,
+        reason: ReleaseReason,
         change: impl Fn(L2Kind, bool, bool) -> Option<L2Entry>,
     ) -> Result<()> {
         let has_backing = self.facts.children().has(ChildIdx::BACKING);
@@ -78,11 +78,11 @@ impl Metadata {
                     at,
                     to.min(at.saturating_add(AT_ONCE << self.geometry.cluster_bits)),
                     has_backing,
-                    was,
+                    reason,
                     &change,
                 )
                 .await?;
-            self.relieve().await?;
+            self.write_back_if_needed().await?;
         }
         Ok(())
     }
@@ -124,7 +124,7 @@ impl Metadata {
         at: u64,
         to: u64,
         has_backing: bool,
-        was: ReleaseReason,
+        reason: ReleaseReason,
         change: &impl Fn(L2Kind, bool, bool) -> Option<L2Entry>,
     ) -> Result<u64> {
         let size = self.geometry.cluster_size();
@@ -168,7 +168,7 @@ impl Metadata {
         }
         drop(changing);
         point();
-        self.clusters.drop_entries(&old, was);
+        self.clusters.drop_entries(&old, reason);
         match bad {
             None => Ok(next),
             Some(entry) => {

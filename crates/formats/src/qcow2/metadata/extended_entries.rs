@@ -33,7 +33,7 @@ impl Metadata {
         drop(slice);
         match found.kind(self.geometry) {
             Ok(kind) if !self.mapping.is_misplaced(offset, kind) => Ok((found, kind)),
-            _ => Err(self.mapping.bad_entry(offset, found.entry.0).await),
+            _ => Err(self.mapping.report_bad_entry(offset, found.entry.0).await),
         }
     }
 
@@ -82,7 +82,7 @@ impl Metadata {
         &self,
         from: u64,
         to: u64,
-        was: ReleaseReason,
+        reason: ReleaseReason,
         change: impl Fn(&OldEntry) -> Option<ExtendedEntry>,
     ) -> Result<()> {
         let has_backing = self.facts.children().has(ChildIdx::BACKING);
@@ -96,8 +96,8 @@ impl Metadata {
                 at = to.min((at - at % table).saturating_add(table));
                 continue;
             }
-            at = self.change_extended_slice(at, to, has_backing, was, &change).await?;
-            self.relieve().await?;
+            at = self.change_extended_slice(at, to, has_backing, reason, &change).await?;
+            self.write_back_if_needed().await?;
         }
         Ok(())
     }
@@ -108,7 +108,7 @@ impl Metadata {
         from: u64,
         to: u64,
         has_backing: bool,
-        was: ReleaseReason,
+        reason: ReleaseReason,
         change: &impl Fn(&OldEntry) -> Option<ExtendedEntry>,
     ) -> Result<u64> {
         self.ensure_table(self.mapping.l1_index(from)).await?;
@@ -134,10 +134,10 @@ impl Metadata {
         }
         drop(changing);
         drop(slice);
-        self.clusters.drop_entries(&dropped, was);
+        self.clusters.drop_entries(&dropped, reason);
         match bad {
             None => Ok(at),
-            Some(entry) => Err(self.mapping.bad_entry(at, entry).await),
+            Some(entry) => Err(self.mapping.report_bad_entry(at, entry).await),
         }
     }
 }

@@ -13,17 +13,17 @@ impl Metadata {
         &self,
         change: impl FnOnce(&mut Header),
     ) -> Result<()> {
-        let turn = self.facts.hold_header().await;
-        self.rewrite_held_header(&turn, change).await
+        let guard = self.facts.lock_header().await;
+        self.rewrite_locked_header(&guard, change).await
     }
 
     /// The same as [`Self::rewrite_header`], for callers that hold the header lock.
-    pub(in crate::qcow2) async fn rewrite_held_header(
+    pub(in crate::qcow2) async fn rewrite_locked_header(
         &self,
-        turn: &MutexGuard<'_, ()>,
+        guard: &MutexGuard<'_, ()>,
         change: impl FnOnce(&mut Header),
     ) -> Result<()> {
-        let table = self.clusters.hold_table().await;
-        self.facts.replace_header((turn, &table), change).await
+        let table = self.clusters.lock_table().await;
+        self.facts.replace_header((guard, &table), change).await
     }
 }

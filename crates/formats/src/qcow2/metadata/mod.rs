@@ -24,7 +24,7 @@
 //! refcount is lowered only after the reference is gone from the disk.
 //!
 //! Locks, in the order in which they are taken: `tables` (making an L2 table), `writing_back` (one write-back cycle at a time).
-//! Of the locks of [`Clusters`], `Tail::turn` is taken before these two, and all others after them.
+//! Of the locks of [`Clusters`], `Tail::lock` is taken before these two, and all others after them.
 
 mod close;
 mod dirty_bit;

@@ -16,12 +16,12 @@ use crate::qcow2::facts::run_options::{Modes, structure_names};
 
 /// Collects the clusters of one structure after another, and finds the clusters that several of them use.
 #[derive(Default)]
-struct Claims {
+struct OverlapFinder {
     seen: Vec<(Modes, RoaringTreemap)>,
     shared: BTreeMap<u64, Modes>,
 }
 
-impl Claims {
+impl OverlapFinder {
     fn add(&mut self, structure: Modes, clusters: RoaringTreemap) {
         for (other, theirs) in &self.seen {
             for cluster in theirs & &clusters {
@@ -46,27 +46,27 @@ impl Metadata {
             clusters
         };
         let size = self.geometry.cluster_size();
-        let mut claims = Claims::default();
-        claims.add(Modes::MAIN_HEADER, run(0, size));
+        let mut finder = OverlapFinder::default();
+        finder.add(Modes::MAIN_HEADER, run(0, size));
         let l1 = (self.mapping.l1_offset(), self.mapping.l1_entries().saturating_mul(8));
-        claims.add(Modes::ACTIVE_L1, run(l1.0, l1.1));
+        finder.add(Modes::ACTIVE_L1, run(l1.0, l1.1));
         let table = self.clusters.table_place();
         let table = run(table.offset, table.clusters.saturating_mul(size));
-        claims.add(Modes::REFCOUNT_TABLE, table);
+        finder.add(Modes::REFCOUNT_TABLE, table);
         let blocks = self.clusters.blocks().into_iter();
         let blocks = blocks.map(|block| self.clusters.block_offset(block));
-        claims
+        finder
             .add(Modes::REFCOUNT_BLOCK, blocks.map(|at| self.geometry.cluster_index(at)).collect());
         let snapshots = self.snapshot_table();
-        claims.add(Modes::SNAPSHOT_TABLE, run(snapshots.offset, snapshots.bytes));
-        claims.add(Modes::INACTIVE_L1, inactive);
+        finder.add(Modes::SNAPSHOT_TABLE, run(snapshots.offset, snapshots.bytes));
+        finder.add(Modes::INACTIVE_L1, inactive);
         // L2 tables that the active L1 table shares with snapshots are never written in place, so they are left out.
         let tables = (0..self.mapping.l1_entries()).map(|index| self.mapping.l1_entry(index));
         let tables = tables.filter(|entry| entry.copied()).filter_map(|entry| {
             entry.l2_offset(self.geometry).ok().flatten().map(|at| self.geometry.cluster_index(at))
         });
-        claims.add(Modes::ACTIVE_L2, tables.collect());
-        self.clusters.set_overlaps(claims.shared);
+        finder.add(Modes::ACTIVE_L2, tables.collect());
+        self.clusters.set_overlaps(finder.shared);
     }
 
     /// The same as [`Self::find_overlaps`], for an image that has become writable. Reads the snapshot table first.
@@ -110,7 +110,7 @@ impl Metadata {
         );
         found.set(Modes::SNAPSHOT_TABLE, overlaps(snapshots.offset, snapshots.bytes));
         let clusters = self.geometry.cluster_index(offset)..self.geometry.clusters_for(end);
-        let blocks = self.clusters.structure();
+        let blocks = self.clusters.refcount_structures();
         let is_block = blocks.range(clusters).next().is_some();
         found.set(Modes::REFCOUNT_BLOCK, is_block && !found.contains(Modes::REFCOUNT_TABLE));
         let tables =

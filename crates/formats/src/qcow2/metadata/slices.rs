@@ -13,14 +13,14 @@ use crate::qcow2::mapping::{Extent, Miss};
 use crate::slice_cache::Pinned;
 
 /// Each time that a lookup has failed this many times, the thread yields to other threads.
-const PATIENCE: u32 = 64;
+const TRIES_BEFORE_YIELD: u32 = 64;
 
 impl Metadata {
     /// Looks up the extent at the start of `offset..offset + len`. Loads the slice of the L2 table if it is not cached.
     pub(in crate::qcow2) async fn extent(&self, offset: u64, len: u64) -> Result<Extent> {
         match self.extent_or_entry(offset, len).await? {
             Ok(extent) => Ok(extent),
-            Err(entry) => Err(self.mapping.bad_entry(offset, entry).await),
+            Err(entry) => Err(self.mapping.report_bad_entry(offset, entry).await),
         }
     }
 
@@ -28,7 +28,7 @@ impl Metadata {
     pub(in crate::qcow2) async fn extent_to_write(&self, offset: u64, len: u64) -> Result<Extent> {
         match self.extent_or_entry(offset, len).await? {
             Ok(extent) => Ok(extent),
-            Err(entry) => Err(self.mapping.bad_target(offset, entry).await),
+            Err(entry) => Err(self.mapping.report_bad_write_target(offset, entry).await),
         }
     }
 
@@ -42,7 +42,7 @@ impl Metadata {
                 Err(Miss::Absent) => drop(self.pin_slice(offset).await?),
             }
             tries = tries.saturating_add(1);
-            if tries.is_multiple_of(PATIENCE) {
+            if tries.is_multiple_of(TRIES_BEFORE_YIELD) {
                 std::thread::yield_now();
             }
         }

@@ -17,7 +17,7 @@ impl Metadata {
     /// clusters that the new table refers to were written and flushed.
     pub(in crate::qcow2) async fn store_snapshots(&self, list: &[Snapshot]) -> Result<()> {
         let place = self.write_snapshots(list).await?;
-        self.name_snapshots(place).await
+        self.activate_snapshot_table(place).await
     }
 
     /// Adds the extra data that version 3 requires to each entry of the snapshot table. Does nothing if all entries have
@@ -76,16 +76,19 @@ impl Metadata {
     /// # Errors
     /// The errors of requests to the image file. The new table is then freed, and the old table stays in use. If the header
     /// cannot be restored, the image accepts no further requests.
-    pub(in crate::qcow2) async fn name_snapshots(&self, place: SnapshotTable) -> Result<()> {
+    pub(in crate::qcow2) async fn activate_snapshot_table(
+        &self,
+        place: SnapshotTable,
+    ) -> Result<()> {
         let fields = |place: SnapshotTable| {
             [&place.count.to_be_bytes()[..], &place.offset.to_be_bytes()[..]].concat()
         };
         let (before, after) = (fields(self.snapshot_table()), fields(place));
-        let named =
+        let written =
             self.facts.exchange_header_field(field_offsets::SNAPSHOT_COUNT, &before, &after).await;
-        if named.is_err() {
+        if written.is_err() {
             self.drop_table(place.offset, place.bytes);
-            return named;
+            return written;
         }
         let old = std::mem::replace(&mut *self.snapshots(), place);
         self.drop_table(old.offset, old.bytes);

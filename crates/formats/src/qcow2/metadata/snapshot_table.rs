@@ -10,7 +10,7 @@ use roaring::RoaringTreemap;
 use super::Metadata;
 use crate::qcow2::layout::{Header, L1Entry, MAX_SNAPSHOT_TABLE_BYTES, Snapshot, parse_snapshot};
 use crate::qcow2::read_ahead::{ReadAhead, read_ahead};
-use crate::qcow2::refscan::layers;
+use crate::qcow2::refscan::disjoint_ranges;
 
 /// Length of one read of the snapshot table, in bytes. The longest entry is shorter.
 const CHUNK: usize = 256 << 10;
@@ -161,7 +161,7 @@ impl Metadata {
             let end = snapshot.l1_offset.saturating_add(u64::from(snapshot.l1_entries) * 8);
             snapshot.l1_offset..end.min(file_end)
         });
-        for (range, _) in layers(ranges) {
+        for (range, _) in disjoint_ranges(ranges) {
             let entries = u32::try_from((range.end - range.start) / 8).unwrap_or(u32::MAX);
             let l1 = self.read_inactive_l1(range.start, entries).await?;
             for table in l1.iter().filter_map(|entry| entry.l2_offset(self.geometry).ok().flatten())

@@ -30,7 +30,7 @@ impl Metadata {
         if self.mapping.l1_entry(index).copied() {
             return Ok(());
         }
-        let _turn = self.tables.lock().await;
+        let _guard = self.tables.lock().await;
         let entry = self.mapping.l1_entry(index);
         if entry.copied() {
             return Ok(());
@@ -71,14 +71,14 @@ impl Metadata {
 
     /// Writes a table to new contiguous clusters and flushes it. Returns the offset of the table.
     pub(in crate::qcow2) async fn store_table(&self, bytes: Vec<u8>) -> Result<u64> {
-        let (offset, counted) = self.store_unnamed_table(bytes).await?;
+        let (offset, counted) = self.store_unreferenced_table(bytes).await?;
         counted.keep();
         Ok(offset)
     }
 
     /// The same as [`Self::store_table`], but the clusters are freed unless the caller calls [`Counted::keep`] on the
     /// returned references.
-    pub(in crate::qcow2) async fn store_unnamed_table(
+    pub(in crate::qcow2) async fn store_unreferenced_table(
         &self,
         mut bytes: Vec<u8>,
     ) -> Result<(u64, Counted<'_>)> {

@@ -44,7 +44,7 @@ impl Metadata {
     /// Runs a write-back cycle if many references were dropped. If the file cannot grow (a device) and few free clusters are
     /// left, one dropped reference is enough: the clusters that the cycle frees can be reused only after all current requests
     /// have ended, so the cycle must run before the file is full.
-    pub(in crate::qcow2) async fn relieve(&self) -> Result<()> {
+    pub(in crate::qcow2) async fn write_back_if_needed(&self) -> Result<()> {
         if self.clusters.needs_write_back().await? { self.write_back(false).await } else { Ok(()) }
     }
 
@@ -52,7 +52,7 @@ impl Metadata {
     /// afterwards, except for some refcounts: the next cycle writes the refcounts that this cycle lowers, and lazy refcounts
     /// may be written as late as when the image is closed.
     pub(in crate::qcow2) async fn write_back(&self, durable: bool) -> Result<()> {
-        let _turn = self.writing_back.lock().await;
+        let _guard = self.writing_back.lock().await;
         let file = self.facts.file()?;
         let mut cycle = Cycle::begin(self);
         if let Err(stopped) = self.facts.check_usable() {
@@ -87,7 +87,7 @@ impl Metadata {
             ),
             Ok(()) => {}
         }
-        self.clusters.recycle().await
+        self.clusters.free_quarantined().await
     }
 
     /// Flushes the data file and the image file.
@@ -179,7 +179,7 @@ impl Metadata {
         behind: Option<u64>,
         count: u64,
     ) -> Result<Reserved<'_>> {
-        self.relieve().await?;
+        self.write_back_if_needed().await?;
         self.clusters.reserve_to_use_behind(behind, count).await
     }
 }
@@ -187,7 +187,7 @@ impl Metadata {
 /// The input of one write-back cycle. If the cycle fails or is cancelled, dropping this value marks the slices and L1
 /// entries dirty again, and returns the dropped references to the list.
 struct Cycle<'a> {
-    image: &'a Metadata,
+    metadata: &'a Metadata,
     dropped: VecDeque<Dropped>,
     /// The changed L1 entries, with the values that they had when the cycle began. A later value may refer to a table that this
     /// cycle does not write.
@@ -196,13 +196,13 @@ struct Cycle<'a> {
 }
 
 impl<'a> Cycle<'a> {
-    fn begin(image: &'a Metadata) -> Self {
+    fn begin(metadata: &'a Metadata) -> Self {
         // The order matters; see step 1 in the module documentation.
-        let dropped = image.clusters.take_dropped();
+        let dropped = metadata.clusters.take_dropped();
         point();
-        let l1 = image.mapping.take_dirty_l1();
+        let l1 = metadata.mapping.take_dirty_l1();
         point();
-        Self { image, dropped, l1, copies: image.mapping.take_dirty_slices() }
+        Self { metadata, dropped, l1, copies: metadata.mapping.take_dirty_slices() }
     }
 
     fn changes_tables(&self) -> bool {
@@ -219,7 +219,7 @@ impl<'a> Cycle<'a> {
 
 impl Drop for Cycle<'_> {
     fn drop(&mut self) {
-        self.image.mapping.restore_dirty_l1(std::mem::take(&mut self.l1).into_keys());
-        self.image.clusters.restore_dropped(self.dropped.drain(..));
+        self.metadata.mapping.restore_dirty_l1(std::mem::take(&mut self.l1).into_keys());
+        self.metadata.clusters.restore_dropped(self.dropped.drain(..));
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! The map is sparse and consists of pages. In the most common case, all clusters of a page have the same count and claims,
 //! and the page stores them once. Otherwise the page stores one byte for each cluster, or four bytes for each cluster if a
-//! count is too large (see `NARROW`).
+//! count is too large (see `NARROW_COUNT`).
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -21,7 +21,7 @@ const COPIED: u32 = 1 << 31;
 const NOT_COPIED: u32 = 1 << 30;
 const COUNT: u32 = NOT_COPIED - 1;
 /// Mask of the count in a narrow entry. The claims are the two bits above it, in the same order as in a wide entry.
-const NARROW: u8 = 0x3f;
+const NARROW_COUNT: u8 = 0x3f;
 
 /// What an entry claims about the refcount of the cluster that it refers to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,16 +44,16 @@ impl Claim {
 
 /// The references of a cluster.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(in super::super) struct Referred(u32);
+pub(in super::super) struct ClusterReferences(u32);
 
-impl Referred {
+impl ClusterReferences {
     /// Number of references.
     pub(in super::super) fn count(self) -> u64 {
         u64::from(self.0 & COUNT)
     }
 
     /// Whether the refcount `refcount` contradicts the claim of an entry that refers to the cluster.
-    pub(in super::super) fn is_belied_by(self, refcount: u64) -> bool {
+    pub(in super::super) fn is_contradicted_by(self, refcount: u64) -> bool {
         let wrong = if refcount == 1 { NOT_COPIED } else { COPIED };
         self.0 & wrong != 0
     }
@@ -74,12 +74,12 @@ impl Default for Page {
 }
 
 fn widen(entry: u8) -> u32 {
-    (u32::from(entry & !NARROW) << 24) | u32::from(entry & NARROW)
+    (u32::from(entry & !NARROW_COUNT) << 24) | u32::from(entry & NARROW_COUNT)
 }
 
 fn narrow(entry: u32) -> Option<u8> {
     let [claims, ..] = (entry & !COUNT).to_be_bytes();
-    let count = u8::try_from(entry & COUNT).ok().filter(|count| *count <= NARROW)?;
+    let count = u8::try_from(entry & COUNT).ok().filter(|count| *count <= NARROW_COUNT)?;
     Some(claims | count)
 }
 
@@ -93,7 +93,7 @@ impl Page {
     }
 
     /// Gives each cluster its own entry.
-    fn spread(&mut self) {
+    fn expand(&mut self) {
         if let Self::Uniform(entry) = *self {
             *self = match narrow(entry) {
                 Some(entry) => Self::Narrow(Box::new([entry; LEN])),
@@ -103,7 +103,7 @@ impl Page {
     }
 
     /// If all entries of a narrow page are equal, stores one entry for all clusters.
-    fn join(&mut self) {
+    fn collapse_if_uniform(&mut self) {
         let Self::Narrow(entries) = self else { return };
         let [first, .., last] = **entries;
         if first == last && entries.iter().all(|entry| *entry == first) {
@@ -112,7 +112,7 @@ impl Page {
     }
 
     fn set(&mut self, index: usize, entry: u32) {
-        self.spread();
+        self.expand();
         if let Self::Narrow(entries) = self {
             if let (Some(byte), Some(place)) = (narrow(entry), entries.get_mut(index)) {
                 *place = byte;
@@ -132,18 +132,18 @@ impl Page {
     fn add_to_all(&mut self, range: Range<usize>, times: u32, claims: u32, limit: u32) -> bool {
         let whole = range == (0..LEN);
         if !whole {
-            self.spread();
+            self.expand();
         }
         let fits = match self {
             Self::Uniform(entry) => add(std::slice::from_mut(entry), times, claims, limit),
             Self::Narrow(entries) => {
                 let Some(entries) = entries.get_mut(range) else { return false };
-                let most = entries.iter().map(|entry| *entry & NARROW).max().unwrap_or(0);
-                let total = u32::from(most).saturating_add(times);
+                let largest = entries.iter().map(|entry| *entry & NARROW_COUNT).max().unwrap_or(0);
+                let total = u32::from(largest).saturating_add(times);
                 let (Some(times), Some(claims)) = (narrow(times), narrow(claims)) else {
                     return false;
                 };
-                let fits = total <= limit.min(NARROW.into());
+                let fits = total <= limit.min(NARROW_COUNT.into());
                 if fits {
                     entries.iter_mut().for_each(|entry| *entry = (*entry + times) | claims);
                 }
@@ -155,7 +155,7 @@ impl Page {
             }
         };
         if fits && !whole {
-            self.join();
+            self.collapse_if_uniform();
         }
         fits
     }
@@ -164,8 +164,8 @@ impl Page {
 /// Adds references and claims to all entries. Returns `false` and adds nothing if a count would exceed `limit` or the
 /// largest count that a wide entry can store.
 fn add(entries: &mut [u32], times: u32, claims: u32, limit: u32) -> bool {
-    let most = entries.iter().map(|entry| *entry & COUNT).max().unwrap_or(0);
-    let fits = most.saturating_add(times) <= limit.min(COUNT);
+    let largest = entries.iter().map(|entry| *entry & COUNT).max().unwrap_or(0);
+    let fits = largest.saturating_add(times) <= limit.min(COUNT);
     if fits {
         entries.iter_mut().for_each(|entry| *entry = (*entry + times) | claims);
     }
@@ -190,13 +190,13 @@ pub(in super::super) struct Added {
     pub(in super::super) overflow: bool,
 }
 
-/// Result of [`References::agree`] for a range of clusters whose refcounts equal the counted references.
+/// Result of [`References::compare_block`] for a range of clusters whose refcounts equal the counted references.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(in super::super) struct Agreement {
+pub(in super::super) struct MatchingBlock {
     /// The last cluster with a refcount other than 0.
     pub(in super::super) last: Option<u64>,
     /// Whether a refcount contradicts the claim of some entry.
-    pub(in super::super) belied: bool,
+    pub(in super::super) contradicted: bool,
 }
 
 fn index(cluster: u64) -> usize {
@@ -254,24 +254,24 @@ impl References {
     }
 
     /// The references of a cluster.
-    pub(in super::super) fn get(&self, cluster: u64) -> Referred {
+    pub(in super::super) fn get(&self, cluster: u64) -> ClusterReferences {
         let page = self.pages.get(&(cluster / PAGE));
-        self.told(page.map_or(0, |page| page.get(index(cluster))))
+        self.cluster_references(page.map_or(0, |page| page.get(index(cluster))))
     }
 
-    fn told(&self, entry: u32) -> Referred {
-        Referred((entry & !COUNT) | (entry & COUNT).min(self.limit))
+    fn cluster_references(&self, entry: u32) -> ClusterReferences {
+        ClusterReferences((entry & !COUNT) | (entry & COUNT).min(self.limit))
     }
 
     /// The clusters of `range` with references or claims, in order.
     pub(in super::super) fn in_range(
         &self,
         range: Range<u64>,
-    ) -> impl Iterator<Item = (u64, Referred)> {
+    ) -> impl Iterator<Item = (u64, ClusterReferences)> {
         let pages = self.pages.range(range.start / PAGE..range.end.div_ceil(PAGE));
         let entries = pages.flat_map(|(page, entries)| {
             let first = page.saturating_mul(PAGE);
-            (first..).zip((0..LEN).map(|index| self.told(entries.get(index))))
+            (first..).zip((0..LEN).map(|index| self.cluster_references(entries.get(index))))
         });
         entries.filter(move |(cluster, entry)| range.contains(cluster) && entry.0 != 0)
     }
@@ -298,13 +298,13 @@ impl References {
     /// Compares the refcounts in `block`, of 2^`order` bits each, with the counted references of the clusters of `range`.
     /// The first refcount in `block` is that of the first cluster. Returns `None` if a refcount differs or `block` is too
     /// short.
-    pub(in super::super) fn agree(
+    pub(in super::super) fn compare_block(
         &self,
         range: Range<u64>,
         block: &[u8],
         order: u32,
-    ) -> Option<Agreement> {
-        let mut found = Agreement::default();
+    ) -> Option<MatchingBlock> {
+        let mut found = MatchingBlock::default();
         let mut at = range.start;
         while at < range.end {
             let end = range.end.min((at / PAGE).saturating_add(1).saturating_mul(PAGE));
@@ -312,7 +312,7 @@ impl References {
             match self.pages.get(&(at / PAGE)) {
                 Some(page) => {
                     let entries = self.entries(page, at, end);
-                    agree_with(entries, block, skipped, order, &mut found)?;
+                    compare_entries(entries, block, skipped, order, &mut found)?;
                 }
                 None => all_zero(block, skipped, end - range.start, order).then_some(())?,
             }
@@ -327,39 +327,41 @@ impl References {
         page: &'a Page,
         at: u64,
         end: u64,
-    ) -> impl Iterator<Item = (u64, Referred)> + 'a {
+    ) -> impl Iterator<Item = (u64, ClusterReferences)> + 'a {
         let from = index(at);
-        (at..end).zip(from..).map(|(cluster, index)| (cluster, self.told(page.get(index))))
+        (at..end)
+            .zip(from..)
+            .map(|(cluster, index)| (cluster, self.cluster_references(page.get(index))))
     }
 }
 
 /// Compares the refcounts of the block, from index `skipped` on, with the counted references. Returns `None` if a refcount
 /// differs.
-fn agree_with(
-    entries: impl Iterator<Item = (u64, Referred)>,
+fn compare_entries(
+    entries: impl Iterator<Item = (u64, ClusterReferences)>,
     block: &[u8],
     skipped: u64,
     order: u32,
-    found: &mut Agreement,
+    found: &mut MatchingBlock,
 ) -> Option<()> {
-    let (mut same, mut belied, mut last) = (true, false, None);
-    let mut one = |(cluster, referred): (u64, Referred), refcount: u64| {
+    let (mut same, mut contradicted, mut last) = (true, false, None);
+    let mut compare = |(cluster, referred): (u64, ClusterReferences), refcount: u64| {
         same &= refcount == referred.count();
-        belied |= referred.is_belied_by(refcount);
+        contradicted |= referred.is_contradicted_by(refcount);
         last = if refcount > 0 { Some(cluster) } else { last };
     };
     if order == 4 {
         let start = usize::try_from(skipped.saturating_mul(2)).ok()?;
         let refcounts = block.get(start..)?.chunks_exact(2);
         for (entry, bytes) in entries.zip(refcounts) {
-            one(entry, bytes.try_into().map_or(0, u16::from_be_bytes).into());
+            compare(entry, bytes.try_into().map_or(0, u16::from_be_bytes).into());
         }
     } else {
         for (entry, at) in entries.zip(skipped..) {
-            one(entry, refcount_get(block, at, order)?);
+            compare(entry, refcount_get(block, at, order)?);
         }
     }
-    found.belied |= belied;
+    found.contradicted |= contradicted;
     found.last = last.or(found.last);
     same.then_some(())
 }
@@ -387,9 +389,9 @@ mod tests {
         let all: Vec<_> = references.in_range(0..u64::MAX).map(|(c, r)| (c, r.count())).collect();
         assert_eq!(all, [(5, 2), (1 << 40, 3)]);
         assert_eq!(references.in_range(6..1 << 40).count(), 0);
-        assert!(references.get(5).is_belied_by(2));
-        assert!(!references.get(5).is_belied_by(1));
-        assert!(!references.get(1 << 40).is_belied_by(1));
+        assert!(references.get(5).is_contradicted_by(2));
+        assert!(!references.get(5).is_contradicted_by(1));
+        assert!(!references.get(1 << 40).is_contradicted_by(1));
     }
 
     #[test]
@@ -397,8 +399,8 @@ mod tests {
         let mut references = References::new(u64::MAX);
         references.add(0, u32::MAX, Claim::Copied(false));
         assert_eq!(references.add(0, u32::MAX, Claim::None).count, u64::from(COUNT));
-        assert!(references.get(0).is_belied_by(1));
-        assert!(!references.get(0).is_belied_by(7));
+        assert!(references.get(0).is_contradicted_by(1));
+        assert!(!references.get(0).is_contradicted_by(7));
     }
 
     #[test]
@@ -412,7 +414,7 @@ mod tests {
         assert_eq!(references.add(700, 3, Claim::None).count, 64);
         assert_eq!(references.add_run(513, 300, 3, Claim::None), 300, "the page has become wide");
         assert_eq!(references.get(700).count(), 67);
-        assert!(references.get(700).is_belied_by(67));
+        assert!(references.get(700).is_contradicted_by(67));
         assert_eq!((references.get(99).count(), references.get(100).count()), (0, 4));
     }
 
@@ -428,13 +430,13 @@ mod tests {
                 crate::qcow2::layout::refcount_set(block, cluster - 300, order, value).unwrap();
             };
             (300..500).for_each(|cluster| set(&mut block, cluster, 1));
-            assert_eq!(references.agree(range.clone(), &block, order), None);
+            assert_eq!(references.compare_block(range.clone(), &block, order), None);
             set(&mut block, 1000, 1);
-            let whole = Agreement { last: Some(1000), belied: false };
-            assert_eq!(references.agree(range.clone(), &block, order), Some(whole));
+            let whole = MatchingBlock { last: Some(1000), contradicted: false };
+            assert_eq!(references.compare_block(range.clone(), &block, order), Some(whole));
             set(&mut block, 1299, 1);
-            assert_eq!(references.agree(range, &block, order), None);
-            assert_eq!(references.agree(300..1299, &block, order), Some(whole));
+            assert_eq!(references.compare_block(range, &block, order), None);
+            assert_eq!(references.compare_block(300..1299, &block, order), Some(whole));
         }
     }
 
@@ -468,7 +470,7 @@ mod tests {
         assert_eq!(references.get(255).count(), 101);
         references.add(255, 1, Claim::None);
         assert_eq!((references.get(254).count(), references.get(255).count()), (101, 102));
-        assert!(references.get(254).is_belied_by(101));
+        assert!(references.get(254).is_contradicted_by(101));
         assert_eq!(references.blocks(64), (0..11).collect::<Vec<_>>());
     }
 

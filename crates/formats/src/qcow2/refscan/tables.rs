@@ -16,12 +16,12 @@ const BATCH: u64 = 256 << 10;
 type Group<T> = (u64, Vec<T>);
 
 /// Reads the tables at `places` concurrently. `places` has a value of the caller and the byte offset for each table. For each
-/// table that can be read, calls `look` on a worker thread. The results have the order of `places`.
+/// table that can be read, calls `parse` on a worker thread. The results have the order of `places`.
 pub(in super::super) fn read_tables<T, P, L>(
     file: &Edge,
     cluster_size: u64,
     places: Vec<(T, u64)>,
-    look: L,
+    parse: L,
 ) -> impl Stream<Item = (T, Result<P>)> + use<'_, T, P, L>
 where
     T: Send + 'static,
@@ -33,15 +33,15 @@ where
     let at_once = usize::try_from(READ_AHEAD / batch_bytes).unwrap_or(1).clamp(2, 8);
     stream::iter(Batches { places: places.into_iter(), per_batch })
         .map(move |batch| {
-            let look = look.clone();
+            let parse = parse.clone();
             async move {
                 let read = read_batch(file, cluster_size, batch).await;
                 let work = move || {
-                    let seen = |(tag, table): (T, Result<IoBufMut>)| {
-                        let seen = table.map(|table| look(&tag, table));
-                        (tag, seen)
+                    let parsed = |(tag, table): (T, Result<IoBufMut>)| {
+                        let parsed = table.map(|table| parse(&tag, table));
+                        (tag, parsed)
                     };
-                    read.into_iter().map(seen).collect::<Vec<_>>()
+                    read.into_iter().map(parsed).collect::<Vec<_>>()
                 };
                 oxblk_ring::offload(work).await
             }
@@ -66,7 +66,7 @@ impl<T> Iterator for Batches<T> {
     }
 }
 
-fn grouped<T>(batch: Vec<(T, u64)>, cluster_size: u64) -> Vec<Group<T>> {
+fn group_contiguous<T>(batch: Vec<(T, u64)>, cluster_size: u64) -> Vec<Group<T>> {
     let mut groups: Vec<Group<T>> = Vec::new();
     let mut next = None;
     for (tag, offset) in batch {
@@ -87,7 +87,7 @@ async fn read_batch<T>(
 ) -> Vec<(T, Result<IoBufMut>)> {
     let size = usize::try_from(cluster_size).unwrap_or(usize::MAX);
     let mut memory = IoBufMut::new(size.saturating_mul(batch.len()));
-    let reads = grouped(batch, cluster_size).into_iter().map(|(offset, tags)| {
+    let reads = group_contiguous(batch, cluster_size).into_iter().map(|(offset, tags)| {
         let buf = memory.split_to(size.saturating_mul(tags.len()));
         read_group(file, cluster_size, offset, tags, buf)
     });
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn contiguous_tables_are_read_with_one_request() {
-        let groups = grouped(vec![('a', 512), ('b', 1024), ('c', 4096), ('d', 1024)], 512);
+        let groups = group_contiguous(vec![('a', 512), ('b', 1024), ('c', 4096), ('d', 1024)], 512);
         let expected = vec![(512, vec!['a', 'b']), (4096, vec!['c']), (1024, vec!['d'])];
         assert_eq!(groups, expected);
     }

@@ -11,24 +11,24 @@ use oxblk_core::{Errno, Error, ErrorKind, Result};
 use super::super::layout::{L1Entry, Snapshot, field_offsets};
 use super::super::metadata::Metadata;
 use super::ImageSnapshots;
-use super::copied::Alone;
-use super::references::{Pass, Reach};
+use super::copied::Unshared;
+use super::references::{CountPurpose, Reachable};
 
 /// Number of bytes that a disk writes atomically.
 const SECTOR: usize = 512;
 
 /// Guard of a change in progress. If the future of the change is dropped before the change ends, the image stays dirty and
 /// is repaired when it is opened for writing next.
-struct Halfway<'a>(Option<&'a Metadata>);
+struct UnfinishedChange<'a>(Option<&'a Metadata>);
 
-impl Halfway<'_> {
-    fn over<T>(mut self, outcome: T) -> T {
+impl UnfinishedChange<'_> {
+    fn end<T>(mut self, outcome: T) -> T {
         self.0 = None;
         outcome
     }
 }
 
-impl Drop for Halfway<'_> {
+impl Drop for UnfinishedChange<'_> {
     fn drop(&mut self) {
         if let Some(metadata) = self.0 {
             metadata.set_unfinished();
@@ -44,22 +44,27 @@ impl ImageSnapshots {
         self.metadata.write_back(true).await?;
         let list = self.metadata.snapshot_list().await?;
         self.metadata.set_dirty(true).await?;
-        let halfway = Halfway(Some(&self.metadata));
-        let outcome = self.share_active(list, new).await;
+        let unfinished = UnfinishedChange(Some(&self.metadata));
+        let outcome = self.snapshot_active_state(list, new).await;
         // All clusters that the active L1 table reaches are shared now, so no entry needs the copied flag.
-        halfway.over(self.settle(outcome, Alone::default()).await)
+        unfinished.end(self.finish_change(outcome, Unshared::default()).await)
     }
 
-    async fn share_active(&self, mut list: Vec<Snapshot>, new: &SnapshotInfo) -> Result<()> {
-        let reach = self.reach(&self.mapping.active_l1(), Pass::Share).await?;
-        self.disown_tables().await?;
-        self.raise_reach(&reach).await?;
+    async fn snapshot_active_state(
+        &self,
+        mut list: Vec<Snapshot>,
+        new: &SnapshotInfo,
+    ) -> Result<()> {
+        let reachable =
+            self.count_reachable(&self.mapping.active_l1(), CountPurpose::Raise).await?;
+        self.clear_l1_copied_flags().await?;
+        self.raise_reachable(&reachable).await?;
         let l1 = self.mapping.active_l1();
-        self.store_new(&mut list, new, &l1, &reach).await?;
+        self.store_new(&mut list, new, &l1, &reachable).await?;
         if new.vm_state_size > 0
             // Only the snapshot needs the VM state. If the active L1 table still mapped the VM state, the next snapshot
             // would contain it too.
-            && let Err(error) = self.forget_vm_state().await
+            && let Err(error) = self.free_vm_state().await
         {
             tracing::warn!("qcow2: the active VM state could not be freed: {error}");
         }
@@ -71,14 +76,14 @@ impl ImageSnapshots {
         list: &mut Vec<Snapshot>,
         new: &SnapshotInfo,
         l1: &[L1Entry],
-        reach: &Reach,
+        reachable: &Reachable,
     ) -> Result<()> {
         let bytes: Vec<u8> = l1.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
         let l1_offset = match bytes.is_empty() {
             true => 0,
             false => match self.metadata.store_table(bytes).await {
                 Ok(offset) => offset,
-                Err(error) => return Err(self.undo_raise(reach, error).await),
+                Err(error) => return Err(self.undo_raise(reachable, error).await),
             },
         };
         list.push(self.entry(list, new, l1_offset, l1.len()));
@@ -86,17 +91,17 @@ impl ImageSnapshots {
             Ok(()) => Ok(()),
             Err(error) => {
                 self.clusters.drop_l1_clusters(l1.len(), l1_offset);
-                Err(self.undo_raise(reach, error).await)
+                Err(self.undo_raise(reachable, error).await)
             }
         }
     }
 
     /// Lowers the refcounts that were raised for new references, because these references were not written. Returns
     /// `error`, the reason. If a refcount cannot be lowered, its cluster leaks.
-    pub(super) async fn undo_raise(&self, reach: &Reach, error: Error) -> Error {
+    pub(super) async fn undo_raise(&self, reachable: &Reachable, error: Error) -> Error {
         // If it is unknown to which table the header refers, the references may exist.
         if self.facts.check_usable().is_ok()
-            && let Err(failed) = self.lower_reach(reach).await
+            && let Err(failed) = self.lower_reachable(reachable).await
         {
             tracing::warn!("qcow2: clusters leak: {failed}");
         }
@@ -132,7 +137,7 @@ impl ImageSnapshots {
     }
 
     /// Applies a snapshot: a copy of its L1 table becomes the active L1 table.
-    pub(in crate::qcow2) async fn go_to_snapshot(&self, id: &str) -> Result<()> {
+    pub(in crate::qcow2) async fn apply_snapshot(&self, id: &str) -> Result<()> {
         self.facts.check_writable()?;
         self.check_counts_data()?;
         self.metadata.write_back(true).await?;
@@ -140,7 +145,7 @@ impl ImageSnapshots {
         snapshot.check_l1(self.geometry)?;
         let size = snapshot.size.unwrap_or_else(|| self.facts.size());
         if size != self.facts.size() {
-            self.bitmaps.check_live_bitmaps_can_follow(size)?;
+            self.bitmaps.check_usable_bitmaps_can_resize(size)?;
         }
         let mut l1 =
             self.metadata.read_inactive_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
@@ -150,38 +155,38 @@ impl ImageSnapshots {
             l1.resize(needed, L1Entry::EMPTY);
         }
         self.metadata.set_dirty(true).await?;
-        let halfway = Halfway(Some(&self.metadata));
-        let outcome = self.share_snapshot(&l1, size).await;
+        let unfinished = UnfinishedChange(Some(&self.metadata));
+        let outcome = self.activate_snapshot(&l1, size).await;
         // The snapshot still refers to all clusters that the active L1 table reaches, so no entry needs the copied flag.
-        halfway.over(self.settle(outcome, Alone::default()).await)
+        unfinished.end(self.finish_change(outcome, Unshared::default()).await)
     }
 
-    async fn share_snapshot(&self, l1: &[L1Entry], size: u64) -> Result<()> {
-        let reach = self.reach(l1, Pass::Share).await?;
+    async fn activate_snapshot(&self, l1: &[L1Entry], size: u64) -> Result<()> {
+        let reachable = self.count_reachable(l1, CountPurpose::Raise).await?;
         self.facts.file()?.flush().await?;
-        self.raise_reach(&reach).await?;
-        self.activate(l1, size, &reach).await
+        self.raise_reachable(&reachable).await?;
+        self.activate(l1, size, &reachable).await
     }
 
     /// Makes an empty L1 table of `entries` entries the active L1 table, and drops the references of the old table. The
     /// caller ensures that the node is drained and that no metadata is dirty.
-    pub(in crate::qcow2) async fn activate_nothing(&self, entries: usize) -> Result<()> {
+    pub(in crate::qcow2) async fn activate_empty_l1(&self, entries: usize) -> Result<()> {
         let l1 = vec![L1Entry::EMPTY; entries];
-        let nothing = self.reach(&l1, Pass::Leave).await?;
+        let nothing = self.count_reachable(&l1, CountPurpose::Drop).await?;
         self.activate(&l1, self.facts.size(), &nothing).await
     }
 
     /// Makes `l1` the active L1 table, and drops the references of the old table. The refcounts already include the
     /// references of `l1`.
-    async fn activate(&self, l1: &[L1Entry], size: u64, reach: &Reach) -> Result<()> {
+    async fn activate(&self, l1: &[L1Entry], size: u64, reachable: &Reachable) -> Result<()> {
         let old = (self.mapping.active_l1(), self.mapping.l1_offset());
         // The copied flags of a snapshot are not reliable, so they are cleared.
         let entry = |entry: &L1Entry| L1Entry(entry.0 & !(1 << 63));
         let bytes: Vec<u8> = l1.iter().flat_map(|word| entry(word).0.to_be_bytes()).collect();
         let entries = u32::try_from(l1.len()).map_err(|_| Error::from_errno(Errno::FBIG))?;
-        let offset = match self.name_l1(&old, &bytes, size).await {
+        let offset = match self.write_and_activate_l1(&old, &bytes, size).await {
             Ok(offset) => offset,
-            Err(error) => return Err(self.undo_raise(reach, error).await),
+            Err(error) => return Err(self.undo_raise(reachable, error).await),
         };
         self.mapping.replace_l1(l1.iter().map(entry), offset, entries.into());
         self.facts.set_size(size);
@@ -191,11 +196,11 @@ impl ImageSnapshots {
         }
         // The new table is active. If dropping the old references fails, clusters are leaked.
         let dropped = match offset == old.1 {
-            true => self.drop_reached(&old.0).await,
+            true => self.drop_reachable(&old.0).await,
             false => self.drop_l1(&old.0, old.1).await.map(drop),
         };
         if let Err(error) = dropped {
-            self.leaves_leaks(&error);
+            self.note_leaks(&error);
         }
         Ok(())
     }
@@ -203,7 +208,12 @@ impl ImageSnapshots {
     /// Writes an L1 table with these bytes. Then changes the header, so that it refers to this table instead of the `old`
     /// table, and contains the disk size `size`. Returns the offset of the table. If there is no free space for a new
     /// table, the old table is overwritten if that is safe.
-    async fn name_l1(&self, old: &(Vec<L1Entry>, u64), bytes: &[u8], size: u64) -> Result<u64> {
+    async fn write_and_activate_l1(
+        &self,
+        old: &(Vec<L1Entry>, u64),
+        bytes: &[u8],
+        size: u64,
+    ) -> Result<u64> {
         let offset = match self.metadata.store_table(bytes.to_vec()).await {
             Ok(offset) => offset,
             Err(error) if error.kind() == ErrorKind::NoSpace && size == self.facts.size() => {
@@ -216,8 +226,8 @@ impl ImageSnapshots {
         let before =
             self.facts.active_fields(self.facts.size_in_header(), count(old.0.len())?, old.1);
         let after = self.facts.active_fields(size, count(entries)?, offset);
-        let named = self.facts.exchange_header_field(field_offsets::SIZE, &before, &after).await;
-        if let Err(error) = named {
+        let written = self.facts.exchange_header_field(field_offsets::SIZE, &before, &after).await;
+        if let Err(error) = written {
             self.clusters.drop_l1_clusters(entries, offset);
             return Err(error);
         }
@@ -251,9 +261,9 @@ impl ImageSnapshots {
     }
 
     /// Drops the references to all clusters that an old L1 table reaches, but not to the clusters of the table itself.
-    async fn drop_reached(&self, l1: &[L1Entry]) -> Result<()> {
-        let reach = self.reach(l1, Pass::Leave).await?;
-        self.lower_reach(&reach).await.map(drop)
+    async fn drop_reachable(&self, l1: &[L1Entry]) -> Result<()> {
+        let reachable = self.count_reachable(l1, CountPurpose::Drop).await?;
+        self.lower_reachable(&reachable).await.map(drop)
     }
 
     /// Deletes a snapshot.
@@ -266,56 +276,56 @@ impl ImageSnapshots {
         snapshot.check_l1(self.geometry)?;
         let l1 = self.metadata.read_inactive_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
         list.remove(index);
-        let reach = self.reach(&l1, Pass::Leave).await?;
+        let reachable = self.count_reachable(&l1, CountPurpose::Drop).await?;
         self.metadata.set_dirty(true).await?;
-        let halfway = Halfway(Some(&self.metadata));
+        let unfinished = UnfinishedChange(Some(&self.metadata));
         if let Err(error) = self.metadata.store_snapshots(&list).await {
-            return halfway.over(self.settle(Err(error), Alone::default()).await);
+            return unfinished.end(self.finish_change(Err(error), Unshared::default()).await);
         }
         // The snapshot is deleted. If dropping its references fails, clusters are leaked.
-        let alone = match self.lower_durably(&reach).await {
-            Ok(alone) => {
+        let unshared = match self.lower_durably(&reachable).await {
+            Ok(unshared) => {
                 self.clusters.drop_l1_clusters(l1.len(), snapshot.l1_offset);
-                alone
+                unshared
             }
             Err(error) => {
-                self.leaves_leaks(&error);
-                Alone::default()
+                self.note_leaks(&error);
+                Unshared::default()
             }
         };
-        halfway.over(self.settle(Ok(()), alone).await)
+        unfinished.end(self.finish_change(Ok(()), unshared).await)
     }
 
-    async fn lower_durably(&self, reach: &Reach) -> Result<Alone> {
-        let alone = self.lower_reach(reach).await?;
+    async fn lower_durably(&self, reachable: &Reachable) -> Result<Unshared> {
+        let unshared = self.lower_reachable(reachable).await?;
         self.facts.file()?.flush().await?;
-        Ok(Alone::new(alone))
+        Ok(Unshared::new(unshared))
     }
 
     /// Records that a change succeeded, but that a later step failed, so that clusters may be leaked.
-    fn leaves_leaks(&self, error: &Error) {
+    fn note_leaks(&self, error: &Error) {
         tracing::warn!("qcow2: the image needs a repair when it is opened next: {error}");
         self.metadata.set_unfinished();
     }
 
     /// Ends a change: lowers refcounts, corrects copied flags, and clears the dirty bit. After a success, only entries that
-    /// refer to the clusters `alone` may lack the copied flag. After a failure, any entry may lack it. If a step of this
+    /// refer to the clusters `unshared` may lack the copied flag. After a failure, any entry may lack it. If a step of this
     /// function fails, the change is still in effect, and the image stays dirty. The image is then repaired when it is
     /// opened for writing next.
-    async fn settle(&self, outcome: Result<()>, alone: Alone) -> Result<()> {
+    async fn finish_change(&self, outcome: Result<()>, unshared: Unshared) -> Result<()> {
         if self.facts.check_usable().is_err() {
             // The image is corrupt, or it is unknown to which table the header refers. So the image accepts no more writes.
             return outcome;
         }
         let succeeded = outcome.is_ok();
-        let settled = async {
+        let finished = async {
             // The first write-back cycle lowers refcounts in memory, and the second one writes them.
             self.metadata.write_back(true).await?;
             self.metadata.write_back(true).await?;
             if succeeded {
-                self.claim_alone(alone).await?;
+                self.set_copied_flags(unshared).await?;
             } else {
-                self.claim_truth().await?;
+                self.correct_copied_flags().await?;
             }
             if self.metadata.is_unfinished() {
                 Ok(())
@@ -323,8 +333,8 @@ impl ImageSnapshots {
                 self.metadata.set_dirty(false).await
             }
         };
-        if let Err(error) = settled.await {
-            self.leaves_leaks(&error);
+        if let Err(error) = finished.await {
+            self.note_leaks(&error);
         }
         outcome
     }

@@ -14,7 +14,7 @@ use roaring::RoaringTreemap;
 
 use super::super::layout::Geometry;
 use super::super::layout::{L1Entry, L2Entry, L2Kind};
-use super::super::refscan::{Piece, pieces, read_tables};
+use super::super::refscan::{EntryGroup, group_entries, read_tables};
 use super::ImageSnapshots;
 
 /// The copied flag in L1 and L2 entries.
@@ -22,9 +22,9 @@ const COPIED: u64 = 1 << 63;
 
 /// Clusters whose refcount has become exactly one.
 #[derive(Debug, Default)]
-pub(super) struct Alone(Arc<RoaringTreemap>);
+pub(super) struct Unshared(Arc<RoaringTreemap>);
 
-impl Alone {
+impl Unshared {
     pub(super) fn new(clusters: RoaringTreemap) -> Self {
         Self(Arc::new(clusters))
     }
@@ -34,21 +34,21 @@ impl Alone {
     }
 }
 
-/// Sets the copied flag in the entries that refer to clusters of `alone`. Returns the new table, or `None` if no flag
+/// Sets the copied flag in the entries that refer to clusters of `unshared`. Returns the new table, or `None` if no flag
 /// changes.
-fn owned(
+fn with_copied_flags(
     table: IoBufMut,
-    alone: &RoaringTreemap,
+    unshared: &RoaringTreemap,
     geometry: Geometry,
     version: u32,
 ) -> Option<IoBuf> {
-    let changes = |piece: &Piece| match *piece {
-        Piece::Run { cluster, count, copied } => {
-            !copied && alone.range_cardinality(cluster..cluster.saturating_add(count.into())) > 0
+    let changes = |group: &EntryGroup| match *group {
+        EntryGroup::Run { cluster, count, copied } => {
+            !copied && unshared.range_cardinality(cluster..cluster.saturating_add(count.into())) > 0
         }
-        Piece::Odd { .. } => false,
+        EntryGroup::Unusual { .. } => false,
     };
-    if !pieces(&table, geometry, version, u64::MAX).iter().any(changes) {
+    if !group_entries(&table, geometry, version, u64::MAX).iter().any(changes) {
         return None;
     }
     let mut table = table;
@@ -57,7 +57,7 @@ fn owned(
         let entry = L2Entry((&*word).try_into().map_or(0, u64::from_be_bytes));
         let kind = entry.kind(geometry, version);
         if let Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) = kind
-            && alone.contains(geometry.cluster_index(host))
+            && unshared.contains(geometry.cluster_index(host))
         {
             word.copy_from_slice(&entry.with_copied(true).0.to_be_bytes());
         }
@@ -66,21 +66,21 @@ fn owned(
 }
 
 impl ImageSnapshots {
-    /// Sets the copied flag in the active L1 and L2 entries that refer to clusters of `alone`, on disk and in memory, and
-    /// flushes. Does nothing if `alone` is empty. The caller ensures that no slice is dirty.
-    pub(super) async fn claim_alone(&self, alone: Alone) -> Result<()> {
-        if alone.0.is_empty() {
+    /// Sets the copied flag in the active L1 and L2 entries that refer to clusters of `unshared`, on disk and in memory, and
+    /// flushes. Does nothing if `unshared` is empty. The caller ensures that no slice is dirty.
+    pub(super) async fn set_copied_flags(&self, unshared: Unshared) -> Result<()> {
+        if unshared.0.is_empty() {
             return Ok(());
         }
         let l1 = self.mapping.active_l1();
         let file = self.facts.file()?;
         let (geometry, version) = (self.geometry, self.facts.version());
-        let clusters = Arc::clone(&alone.0);
+        let clusters = Arc::clone(&unshared.0);
         let places = self.mapping.table_places(&l1)?;
-        let tables = self.tables_once(&l1)?;
+        let tables = self.distinct_tables(&l1)?;
         let tagged = tables.into_iter().map(|(offset, _)| (offset, offset)).collect();
         let changed = read_tables(&file, geometry.cluster_size(), tagged, move |_, table| {
-            owned(table, &clusters, geometry, version)
+            with_copied_flags(table, &clusters, geometry, version)
         });
         {
             let mut changed = std::pin::pin!(changed);
@@ -91,7 +91,7 @@ impl ImageSnapshots {
             }
         }
         for (index, offset) in places {
-            if alone.has(geometry.cluster_index(offset)) {
+            if unshared.has(geometry.cluster_index(offset)) {
                 self.mapping.set_l1_entry(index, L1Entry(offset | COPIED));
             }
         }
@@ -100,7 +100,7 @@ impl ImageSnapshots {
     }
 
     /// Clears the copied flag of all active L1 entries, writes the changed entries and flushes.
-    pub(super) async fn disown_tables(&self) -> Result<()> {
+    pub(super) async fn clear_l1_copied_flags(&self) -> Result<()> {
         for (index, offset) in self.mapping.table_places(&self.mapping.active_l1())? {
             if self.mapping.l1_entry(index).copied() {
                 self.mapping.set_l1_entry(index, L1Entry(offset));
@@ -112,29 +112,31 @@ impl ImageSnapshots {
 
     /// Sets or clears the copied flag of all active L1 and L2 entries according to the refcounts, on disk and in memory,
     /// and flushes. Invalid and compressed entries stay unchanged. The caller ensures that no slice is dirty.
-    pub(super) async fn claim_truth(&self) -> Result<()> {
+    pub(super) async fn correct_copied_flags(&self) -> Result<()> {
         let l1 = self.mapping.active_l1();
         let file = self.facts.file()?;
         {
-            let offsets = self.tables_once(&l1)?.into_iter().map(|(offset, _)| offset).collect();
+            let offsets =
+                self.distinct_tables(&l1)?.into_iter().map(|(offset, _)| offset).collect();
             let mut tables = Box::pin(self.l2_tables(offsets));
             while let Some(table) = tables.next().await {
                 let (offset, entries) = table?;
-                let mut claimed = Vec::with_capacity(entries.len());
+                let mut corrected = Vec::with_capacity(entries.len());
                 for entry in &entries {
-                    claimed.push(self.true_claim(*entry).await?);
+                    corrected.push(self.with_correct_copied(*entry).await?);
                 }
-                if claimed != entries {
-                    let bytes = self.table_with(&file, offset, &claimed).await?;
+                if corrected != entries {
+                    let bytes = self.table_with(&file, offset, &corrected).await?;
                     file.write(offset, bytes.into(), WriteFlags::empty()).await?;
                 }
             }
         }
         for (index, entry) in (0_u64..).zip(&l1) {
             let Ok(Some(table)) = entry.l2_offset(self.geometry) else { continue };
-            let alone = self.clusters.get(self.geometry.cluster_index(table)).await? == 1;
-            if alone != entry.copied() {
-                self.mapping.set_l1_entry(index, L1Entry(table | if alone { COPIED } else { 0 }));
+            let unshared = self.clusters.get(self.geometry.cluster_index(table)).await? == 1;
+            if unshared != entry.copied() {
+                self.mapping
+                    .set_l1_entry(index, L1Entry(table | if unshared { COPIED } else { 0 }));
             }
         }
         self.mapping.clear();
@@ -155,13 +157,13 @@ impl ImageSnapshots {
         Ok(bytes)
     }
 
-    async fn true_claim(&self, entry: L2Entry) -> Result<L2Entry> {
+    async fn with_correct_copied(&self, entry: L2Entry) -> Result<L2Entry> {
         let Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) =
             entry.kind(self.geometry, self.facts.version())
         else {
             return Ok(entry);
         };
-        let alone = self.clusters.get(self.geometry.cluster_index(host)).await? == 1;
-        Ok(entry.with_copied(alone))
+        let unshared = self.clusters.get(self.geometry.cluster_index(host)).await? == 1;
+        Ok(entry.with_copied(unshared))
     }
 }

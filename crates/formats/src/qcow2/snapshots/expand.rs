@@ -13,7 +13,7 @@ use super::super::clusters::ReleaseReason;
 use super::super::clusters::Reserved;
 use super::super::layout::{CryptMethod, L1Entry, L2Entry, L2Kind, Snapshot};
 use super::ImageSnapshots;
-use super::references::Pass;
+use super::references::CountPurpose;
 
 /// The L2 tables that have been read, by offset.
 type Tables = BTreeMap<u64, Table>;
@@ -68,7 +68,8 @@ impl ImageSnapshots {
 
     /// Whether an L2 table of this L1 table has zero clusters. Reads the L2 tables that are not in `known` yet.
     async fn has_zero_clusters(&self, l1: &[L1Entry], known: &mut Tables) -> Result<bool> {
-        let all: Vec<u64> = self.tables_once(l1)?.into_iter().map(|(offset, _)| offset).collect();
+        let all: Vec<u64> =
+            self.distinct_tables(l1)?.into_iter().map(|(offset, _)| offset).collect();
         let new = all.iter().copied().filter(|offset| !known.contains_key(offset)).collect();
         {
             let mut tables = Box::pin(self.l2_tables(new));
@@ -100,23 +101,25 @@ impl ImageSnapshots {
             new.push(self.clusters.count(run, ReleaseReason::Data).await?);
         }
         self.metadata.write_back(true).await?;
-        let (reach, left) =
-            (self.reach(&l1, Pass::Share).await?, self.reach(old, Pass::Leave).await?);
+        let (reachable, left) = (
+            self.count_reachable(&l1, CountPurpose::Raise).await?,
+            self.count_reachable(old, CountPurpose::Drop).await?,
+        );
         self.facts.file()?.flush().await?;
-        self.raise_reach(&reach).await?;
+        self.raise_reachable(&reachable).await?;
         drop(new);
         let bytes: Vec<u8> = l1.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
         let offset = match self.metadata.store_table(bytes).await {
             Ok(offset) => offset,
-            Err(error) => return Err(self.undo_raise(&reach, error).await),
+            Err(error) => return Err(self.undo_raise(&reachable, error).await),
         };
         let Some(snapshot) = list.get_mut(index) else { return Ok(()) };
         let old_offset = std::mem::replace(&mut snapshot.l1_offset, offset);
         if let Err(error) = self.metadata.store_snapshots(list).await {
             self.clusters.drop_l1_clusters(l1.len(), offset);
-            return Err(self.undo_raise(&reach, error).await);
+            return Err(self.undo_raise(&reachable, error).await);
         }
-        self.lower_reach(&left).await?;
+        self.lower_reachable(&left).await?;
         self.clusters.drop_l1_clusters(old.len(), old_offset);
         // The first write-back cycle lowers refcounts in memory, and the second one writes them.
         self.metadata.write_back(true).await?;
@@ -134,7 +137,7 @@ impl ImageSnapshots {
         let bits = self.geometry.cluster_bits;
         let file = self.facts.file()?;
         let mut held = Vec::new();
-        let all = self.tables_once(old)?.into_iter().map(|(offset, _)| offset);
+        let all = self.distinct_tables(old)?.into_iter().map(|(offset, _)| offset);
         let with_zeroes =
             all.filter(|at| matches!(known.get(at), Some(Table::HasZeroes))).collect();
         {

@@ -16,7 +16,7 @@ use super::super::clusters::ReleaseReason;
 use super::super::layout::{Geometry, refcount_get, refcount_max, refcount_set};
 use super::super::refscan::{References, read_tables};
 use super::ImageSnapshots;
-use super::references::Reach;
+use super::references::Reachable;
 
 /// The direction in which refcounts change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +34,7 @@ struct Changed {
     /// Clusters whose refcount has become 0.
     freed: Vec<Run>,
     /// Clusters whose refcount has become 1.
-    alone: Vec<Run>,
+    unshared: Vec<Run>,
 }
 
 fn push(runs: &mut Vec<Run>, cluster: u64) {
@@ -59,7 +59,7 @@ fn change_block(
 ) -> Result<Changed, u64> {
     let (per_block, order) = (geometry.refcounts_per_block(), geometry.refcount_order);
     let start = index.saturating_mul(per_block);
-    let (mut freed, mut alone) = (Vec::new(), Vec::new());
+    let (mut freed, mut unshared) = (Vec::new(), Vec::new());
     for (cluster, referred) in counted.in_range(start..start.saturating_add(per_block)) {
         let at = cluster.saturating_sub(start);
         let before = refcount_get(&block, at, order).ok_or(cluster)?;
@@ -71,47 +71,47 @@ fn change_block(
         refcount_set(&mut block, at, order, after).map_err(|_| cluster)?;
         match after {
             0 => push(&mut freed, cluster),
-            1 => push(&mut alone, cluster),
+            1 => push(&mut unshared, cluster),
             _ => {}
         }
     }
-    Ok(Changed { block: block.freeze(), freed, alone })
+    Ok(Changed { block: block.freeze(), freed, unshared })
 }
 
 impl ImageSnapshots {
-    /// Raises the refcounts of all clusters of `reach`. If a block cannot be changed, tries to lower the raised refcounts
+    /// Raises the refcounts of all clusters of `reachable`. If a block cannot be changed, tries to lower the raised refcounts
     /// again.
     ///
     /// # Errors
     /// `EINVAL` if a refcount would exceed its maximum, `EBUSY` if a slice of refcounts is in use, and the errors of
     /// requests to the image file.
-    pub(super) async fn raise_reach(&self, reach: &Reach) -> Result<()> {
-        let blocks = reach.counted.blocks(self.geometry.refcounts_per_block());
+    pub(super) async fn raise_reachable(&self, reachable: &Reachable) -> Result<()> {
+        let blocks = reachable.counted.blocks(self.geometry.refcounts_per_block());
         let mut done = Vec::new();
-        let raised = self.change_blocks(reach, blocks, Change::Raise, &mut done).await;
+        let raised = self.change_blocks(reachable, blocks, Change::Raise, &mut done).await;
         if raised.is_err() {
             // If lowering fails too, clusters are leaked.
-            let _ = self.change_blocks(reach, done, Change::Lower, &mut Vec::new()).await;
+            let _ = self.change_blocks(reachable, done, Change::Lower, &mut Vec::new()).await;
         }
         raised.map(drop)
     }
 
-    /// Lowers the refcounts of all clusters of `reach`. The caller ensures that the disk no longer contains the references.
+    /// Lowers the refcounts of all clusters of `reachable`. The caller ensures that the disk no longer contains the references.
     /// Returns the clusters whose refcount has become one.
     ///
     /// # Errors
     /// The errors of requests to the image file, `Corrupt` if a refcount is too low or a freed cluster contains metadata, and
     /// `EBUSY` if a slice of refcounts is in use. If only some refcount blocks cannot be changed, the refcounts in the other
     /// blocks are still lowered.
-    pub(super) async fn lower_reach(&self, reach: &Reach) -> Result<RoaringTreemap> {
-        let blocks = reach.counted.blocks(self.geometry.refcounts_per_block());
-        self.change_blocks(reach, blocks, Change::Lower, &mut Vec::new()).await
+    pub(super) async fn lower_reachable(&self, reachable: &Reachable) -> Result<RoaringTreemap> {
+        let blocks = reachable.counted.blocks(self.geometry.refcounts_per_block());
+        self.change_blocks(reachable, blocks, Change::Lower, &mut Vec::new()).await
     }
 
     /// Changes the refcounts in the blocks with these indices. The indices of the changed blocks are added to `done`.
     async fn change_blocks(
         &self,
-        reach: &Reach,
+        reachable: &Reachable,
         blocks: Vec<u64>,
         change: Change,
         done: &mut Vec<u64>,
@@ -122,20 +122,22 @@ impl ImageSnapshots {
             return Err(Error::new(ErrorKind::Busy, "refcounts are in use").errno(Errno::BUSY));
         }
         // A scan must not find a cluster with refcount 0 before the cluster is quarantined.
-        let _turn = self.clusters.lock_scanning().await;
+        let _guard = self.clusters.lock_scanning().await;
         let file = self.facts.file()?;
-        let (geometry, counted) = (self.geometry, Arc::clone(&reach.counted));
+        let (geometry, counted) = (self.geometry, Arc::clone(&reachable.counted));
         let places = self.clusters.places_of(blocks)?;
-        let look = move |(index, _): &(u64, u64), block: IoBufMut| {
+        let change_one = move |(index, _): &(u64, u64), block: IoBufMut| {
             change_block(&counted, *index, block, geometry, change)
         };
         let places = places.into_iter().map(|place| (place, place.1)).collect();
-        let blocks = read_tables(&file, geometry.cluster_size(), places, look);
+        let blocks = read_tables(&file, geometry.cluster_size(), places, change_one);
         let mut blocks = std::pin::pin!(blocks);
-        let (mut alone, mut outcome) = (RoaringTreemap::new(), Ok(()));
+        let (mut unshared, mut outcome) = (RoaringTreemap::new(), Ok(()));
         while let Some(((index, offset), changed)) = blocks.next().await {
             let written = match changed {
-                Ok(Ok(changed)) => self.write_changed(reach, offset, changed, &mut alone).await,
+                Ok(Ok(changed)) => {
+                    self.write_changed(reachable, offset, changed, &mut unshared).await
+                }
                 Ok(Err(cluster)) => Err(out_of_bounds(cluster, change)),
                 Err(unread) => Err(unread),
             };
@@ -145,25 +147,25 @@ impl ImageSnapshots {
                 Err(error) => outcome = outcome.and(Err(error)),
             }
         }
-        outcome.map(|()| alone)
+        outcome.map(|()| unshared)
     }
 
     /// Writes a changed block, and quarantines the clusters whose refcount has become 0.
     async fn write_changed(
         &self,
-        reach: &Reach,
+        reachable: &Reachable,
         offset: u64,
         changed: Changed,
-        alone: &mut RoaringTreemap,
+        unshared: &mut RoaringTreemap,
     ) -> Result<()> {
         let (bits, size) = (self.geometry.cluster_bits, self.geometry.cluster_size());
-        // The freed L2 tables of `reach`. They no longer count as metadata.
+        // The freed L2 tables of `reachable`. They no longer count as metadata.
         let mut tables = Vec::new();
         for (cluster, count) in &changed.freed {
             let end = cluster.saturating_add(*count);
             let mut at = *cluster;
-            let from = reach.tables.partition_point(|table| table < cluster);
-            for table in reach.tables.iter().skip(from).take_while(|table| **table < end) {
+            let from = reachable.tables.partition_point(|table| table < cluster);
+            for table in reachable.tables.iter().skip(from).take_while(|table| **table < end) {
                 self.check_freed(at, *table).await?;
                 tables.push(*table);
                 at = table.saturating_add(1);
@@ -179,8 +181,8 @@ impl ImageSnapshots {
         for (cluster, count) in changed.freed {
             self.clusters.quarantine(cluster, count, ReleaseReason::Snapshot);
         }
-        for (cluster, count) in changed.alone {
-            alone.insert_range(cluster..cluster.saturating_add(count));
+        for (cluster, count) in changed.unshared {
+            unshared.insert_range(cluster..cluster.saturating_add(count));
         }
         Ok(())
     }

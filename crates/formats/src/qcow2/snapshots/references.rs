@@ -3,7 +3,7 @@
 //! The refcount of a cluster counts every L1 table from which the cluster is reachable, even if the L1 tables share an L2
 //! table. So creating a snapshot raises the refcounts of all clusters that its L1 table reaches, and deleting the snapshot
 //! lowers these refcounts. An L2 table with several references is read once. All references are counted first
-//! ([`ImageSnapshots::reach`]), and then the refcounts are changed block by block (see `refcounts`).
+//! ([`ImageSnapshots::count_reachable`]), and then the refcounts are changed block by block (see `refcounts`).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use roaring::RoaringTreemap;
 
 use super::super::layout::{Geometry, L1Entry, L2Entry, L2Kind, l2_table};
-use super::super::refscan::{Claim, Piece, References, pieces, read_tables};
+use super::super::refscan::{Claim, EntryGroup, References, group_entries, read_tables};
 use super::ImageSnapshots;
 
 /// Approximate number of bytes of L2 tables that are read concurrently.
@@ -28,16 +28,16 @@ const COMPRESSED: u8 = 1 << 6;
 
 /// The purpose of counting the tables below an L1 table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::qcow2) enum Pass {
+pub(in crate::qcow2) enum CountPurpose {
     /// The refcounts will be raised. Copied flags are cleared, and an invalid L2 entry is an error.
-    Share,
+    Raise,
     /// The references will be dropped. Invalid L2 entries are skipped, except entries with a valid offset of a cluster
     /// inside the file.
-    Leave,
+    Drop,
 }
 
 /// The clusters that an L1 table reaches: its L2 tables, and the clusters to which their entries refer.
-pub(in crate::qcow2) struct Reach {
+pub(in crate::qcow2) struct Reachable {
     /// Number of references of each cluster.
     pub(super) counted: Arc<References>,
     /// The clusters of the L2 tables, in ascending order.
@@ -45,20 +45,26 @@ pub(in crate::qcow2) struct Reach {
 }
 
 /// Result of a worker thread for one table: its references, and the new table if it changes.
-type Seen = (Vec<Piece>, Option<IoBuf>);
+type ParsedTable = (Vec<EntryGroup>, Option<IoBuf>);
 
-fn look(table: IoBufMut, pass: Pass, geometry: Geometry, version: u32, clusters: u64) -> Seen {
-    let found = pieces(&table, geometry, version, clusters);
-    let claims = |piece: &Piece| match piece {
-        Piece::Run { copied, .. } => *copied,
-        Piece::Odd { both, .. } => both.entry.copied() && !both.entry.is_compressed(),
+fn parse_table(
+    table: IoBufMut,
+    purpose: CountPurpose,
+    geometry: Geometry,
+    version: u32,
+    clusters: u64,
+) -> ParsedTable {
+    let found = group_entries(&table, geometry, version, clusters);
+    let has_copied = |group: &EntryGroup| match group {
+        EntryGroup::Run { copied, .. } => *copied,
+        EntryGroup::Unusual { both, .. } => both.entry.copied() && !both.entry.is_compressed(),
     };
-    let changes = pass == Pass::Share && found.iter().any(claims);
-    (found, changes.then(|| disowned(table, geometry)))
+    let changes = purpose == CountPurpose::Raise && found.iter().any(has_copied);
+    (found, changes.then(|| without_copied_flags(table, geometry)))
 }
 
 /// The table with all copied flags cleared.
-fn disowned(mut table: IoBufMut, geometry: Geometry) -> IoBuf {
+fn without_copied_flags(mut table: IoBufMut, geometry: Geometry) -> IoBuf {
     let size = usize::try_from(geometry.l2_entry_size()).unwrap_or(8);
     for entry in table.chunks_exact_mut(size) {
         if let Some(first) = entry.first_mut()
@@ -73,7 +79,7 @@ fn disowned(mut table: IoBufMut, geometry: Geometry) -> IoBuf {
 impl ImageSnapshots {
     /// The offsets of the L2 tables to which an L1 table refers, in the order of the L1 entries. Each offset occurs once, with
     /// the number of L1 entries that refer to the table.
-    pub(super) fn tables_once(&self, l1: &[L1Entry]) -> Result<Vec<(u64, u32)>> {
+    pub(super) fn distinct_tables(&self, l1: &[L1Entry]) -> Result<Vec<(u64, u32)>> {
         let places = self.mapping.table_places(l1)?;
         let mut times: HashMap<u64, u32> = HashMap::with_capacity(places.len());
         for (_, offset) in &places {
@@ -102,39 +108,42 @@ impl ImageSnapshots {
             .buffered(at_once)
     }
 
-    /// Counts the references to all clusters that an L1 table reaches. With [`Pass::Share`], clears copied flags: the
+    /// Counts the references to all clusters that an L1 table reaches. With [`CountPurpose::Raise`], clears copied flags: the
     /// changed tables are written, but not flushed.
     ///
-    /// # Errors
-    /// Fails if a table cannot be read or written, or if an L1 entry is invalid. With [`Pass::Share`], also fails if an L2
-    /// entry is invalid. Some copied flags may already be cleared. The caller then writes to the same tables, so no write
-    /// is in flight when this function returns an error.
-    pub(super) async fn reach(&self, l1: &[L1Entry], pass: Pass) -> Result<Reach> {
-        let counted = self.count_tables(l1, pass).await;
+    /// # Errors Fails if a table cannot be read or written, or if an L1 entry is invalid. With [`CountPurpose::Raise`], also
+    /// fails if an L2 entry is invalid. Some copied flags may already be cleared. The caller then writes to the same tables, so
+    /// no write is in flight when this function returns an error.
+    pub(super) async fn count_reachable(
+        &self,
+        l1: &[L1Entry],
+        purpose: CountPurpose,
+    ) -> Result<Reachable> {
+        let counted = self.count_tables(l1, purpose).await;
         if counted.is_err() {
             oxblk_ring::settled().await;
         }
         counted
     }
 
-    async fn count_tables(&self, l1: &[L1Entry], pass: Pass) -> Result<Reach> {
+    async fn count_tables(&self, l1: &[L1Entry], purpose: CountPurpose) -> Result<Reachable> {
         let file = self.facts.file()?;
         let (geometry, version) = (self.geometry, self.facts.version());
         let clusters = geometry.clusters_for(file.size());
         let places: Vec<((u64, u32), u64)> =
-            self.tables_once(l1)?.into_iter().map(|table| (table, table.0)).collect();
+            self.distinct_tables(l1)?.into_iter().map(|table| (table, table.0)).collect();
         let mut tables: Vec<u64> =
             places.iter().map(|(_, offset)| geometry.cluster_index(*offset)).collect();
         let mut counted = References::new(u64::MAX);
-        let seen = read_tables(&file, geometry.cluster_size(), places, move |_, table| {
-            look(table, pass, geometry, version, clusters)
+        let parsed = read_tables(&file, geometry.cluster_size(), places, move |_, table| {
+            parse_table(table, purpose, geometry, version, clusters)
         });
-        let mut seen = std::pin::pin!(seen);
+        let mut parsed = std::pin::pin!(parsed);
         let mut writes = FuturesUnordered::new();
-        while let Some(((offset, times), seen)) = seen.next().await {
-            let (pieces, changed) = seen?;
-            for piece in pieces {
-                self.count_piece(&mut counted, (piece, times), pass, file.size())?;
+        while let Some(((offset, times), parsed)) = parsed.next().await {
+            let (groups, changed) = parsed?;
+            for group in groups {
+                self.count_group(&mut counted, (group, times), purpose, file.size())?;
             }
             count(&mut counted, (geometry.cluster_index(offset), 1), times)?;
             if let Some(table) = changed {
@@ -147,23 +156,23 @@ impl ImageSnapshots {
         while writes.try_next().await?.is_some() {}
         drop(writes);
         tables.sort_unstable();
-        Ok(Reach { counted: Arc::new(counted), tables })
+        Ok(Reachable { counted: Arc::new(counted), tables })
     }
 
-    fn count_piece(
+    fn count_group(
         &self,
         counted: &mut References,
-        (piece, times): (Piece, u32),
-        pass: Pass,
+        (group, times): (EntryGroup, u32),
+        purpose: CountPurpose,
         file_end: u64,
     ) -> Result<()> {
-        let entry = match piece {
-            Piece::Run { cluster, count: len, .. } => {
+        let entry = match group {
+            EntryGroup::Run { cluster, count: len, .. } => {
                 return count(counted, (cluster, len.into()), times);
             }
             // Clusters of a data file have no refcounts.
-            Piece::Odd { .. } if self.geometry.data_file => return Ok(()),
-            Piece::Odd { both, .. } => both.entry,
+            EntryGroup::Unusual { .. } if self.geometry.data_file => return Ok(()),
+            EntryGroup::Unusual { both, .. } => both.entry,
         };
         match entry.kind(self.geometry, self.facts.version()) {
             Ok(L2Kind::Compressed { host, len }) => {
@@ -173,11 +182,13 @@ impl ImageSnapshots {
             }
             // The entry is invalid, for example because of a contradictory bitmap, but its cluster lies inside the file.
             Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) })
-                if pass == Pass::Leave && host < file_end =>
+                if purpose == CountPurpose::Drop && host < file_end =>
             {
                 count(counted, (self.geometry.cluster_index(host), 1), times)
             }
-            _ if pass == Pass::Share => Err(Error::corrupt("L2 entry is invalid").at(entry.0)),
+            _ if purpose == CountPurpose::Raise => {
+                Err(Error::corrupt("L2 entry is invalid").at(entry.0))
+            }
             _ => Ok(()),
         }
     }
@@ -185,10 +196,10 @@ impl ImageSnapshots {
     /// Drops the references to all clusters that an L1 table reaches, and to the clusters of the L1 table itself at
     /// `offset`. Returns the clusters that the L1 table reaches and whose refcount has become one.
     pub(super) async fn drop_l1(&self, l1: &[L1Entry], offset: u64) -> Result<RoaringTreemap> {
-        let reach = self.reach(l1, Pass::Leave).await?;
-        let alone = self.lower_reach(&reach).await?;
+        let reachable = self.count_reachable(l1, CountPurpose::Drop).await?;
+        let unshared = self.lower_reachable(&reachable).await?;
         self.clusters.drop_l1_clusters(l1.len(), offset);
-        Ok(alone)
+        Ok(unshared)
     }
 }
 

@@ -13,7 +13,7 @@ use super::super::layout::{ExtendedEntry, L2Entry, L2Kind, SUBCLUSTERS, Subclust
 impl Qcow2 {
     /// Extends the range from `offset` to `end` to whole subclusters. `complete` is a mask of subclusters that have data: a
     /// start or end of the range inside such a subcluster is not moved.
-    pub(super) fn round_out(&self, offset: u64, end: u64, complete: u32) -> Range<u64> {
+    pub(super) fn round_to_subclusters(&self, offset: u64, end: u64, complete: u32) -> Range<u64> {
         let size = self.geometry.subcluster_size();
         let is_complete = |at: u64| {
             let index = self.geometry.offset_in_cluster(at) >> self.geometry.subcluster_bits();
@@ -40,16 +40,16 @@ impl Qcow2 {
         let bits = self.geometry.cluster_bits;
         let untouched = self.data.reads_as_zeroes(&run);
         let host = |guest: u64| (start << bits).saturating_add(guest.saturating_sub(first));
-        let mut head = self.carried(first, offset, end).await?;
-        let mut tail = if last == first { 0 } else { self.carried(last, offset, end).await? };
-        let (carried_head, carried_tail) = (head, tail);
+        let mut head = self.data_to_copy(first, offset, end).await?;
+        let mut tail = if last == first { 0 } else { self.data_to_copy(last, offset, end).await? };
+        let (copied_head, copied_tail) = (head, tail);
 
         // The subclusters next to the data are written together with the data. The others are copied separately.
-        let mut whole = self.round_out(offset, end, 0);
+        let mut whole = self.round_to_subclusters(offset, end, 0);
         let size = self.geometry.subcluster_size();
-        whole.start = self.take_before(first, whole.start, size, &mut head);
+        whole.start = self.extend_before(first, whole.start, size, &mut head);
         let rest = if last == first { &mut head } else { &mut tail };
-        whole.end = self.take_from(last, whole.end, size, rest);
+        whole.end = self.extend_behind(last, whole.end, size, rest);
 
         run.begin_write();
         let mut copies: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
@@ -68,10 +68,10 @@ impl Qcow2 {
                 let to = end.min(guest.saturating_add(1 << bits)) - guest;
                 let mut with_data = Subclusters::touched_by(self.geometry, from, to);
                 if guest == first {
-                    with_data |= carried_head;
+                    with_data |= copied_head;
                 }
                 if guest == last {
-                    with_data |= carried_tail;
+                    with_data |= copied_tail;
                 }
                 // Subclusters that had data and are not written have been copied.
                 let others = match old.entry.is_compressed() {
@@ -87,7 +87,7 @@ impl Qcow2 {
     }
 
     /// The subclusters of a cluster whose data must be copied when `offset..end` is written to a new cluster.
-    async fn carried(&self, cluster: u64, offset: u64, end: u64) -> Result<u32> {
+    async fn data_to_copy(&self, cluster: u64, offset: u64, end: u64) -> Result<u32> {
         let (found, kind) = self.metadata.extended_entry(cluster).await?;
         let with_data = match kind {
             L2Kind::Compressed { .. } => u32::MAX,
@@ -102,7 +102,7 @@ impl Qcow2 {
 
     /// Removes the adjacent subclusters directly before `start` from `mask`. Returns the start of the first removed subcluster,
     /// or `start` if none is removed.
-    fn take_before(&self, cluster: u64, mut start: u64, size: u64, mask: &mut u32) -> u64 {
+    fn extend_before(&self, cluster: u64, mut start: u64, size: u64, mask: &mut u32) -> u64 {
         while start > cluster {
             let before = start - size;
             let bit = Subclusters::touched_by(self.geometry, before - cluster, start - cluster);
@@ -117,7 +117,7 @@ impl Qcow2 {
 
     /// Removes the adjacent subclusters directly behind `end` from `mask`. Returns the end of the last removed subcluster, or
     /// `end` if none is removed.
-    fn take_from(&self, cluster: u64, mut end: u64, size: u64, mask: &mut u32) -> u64 {
+    fn extend_behind(&self, cluster: u64, mut end: u64, size: u64, mask: &mut u32) -> u64 {
         while end < cluster.saturating_add(self.geometry.cluster_size()) {
             let next = end.saturating_add(size);
             let bit = Subclusters::touched_by(self.geometry, end - cluster, next - cluster);

@@ -89,7 +89,7 @@ impl Qcow2 {
         let first = self.geometry.cluster_start(offset);
         let end = offset.saturating_add(length(&data));
         let touched = Subclusters::touched_by(self.geometry, offset - first, end - first);
-        let whole = self.round_out(offset, end, bitmap.allocated());
+        let whole = self.round_to_subclusters(offset, end, bitmap.allocated());
         let place = host.saturating_add(offset - first);
         self.fill(whole, offset, data, place, false).await?;
         let with_data =

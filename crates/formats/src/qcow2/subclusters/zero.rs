@@ -6,7 +6,7 @@ use oxblk_ring::IoBuf;
 
 use super::super::Qcow2;
 use super::super::clusters::ReleaseReason;
-use super::super::discard::given_up;
+use super::super::discard::zero_release_reason;
 use super::super::layout::{ExtendedEntry, L2Kind, Subclusters};
 
 impl Qcow2 {
@@ -34,7 +34,7 @@ impl Qcow2 {
             self.zero_part(offset, first, flags).await?;
         }
         self.metadata
-            .change_extended(first, last, given_up(unmap), |old| match old.kind {
+            .change_extended(first, last, zero_release_reason(unmap), |old| match old.kind {
                 L2Kind::Data { .. } if keep => {
                     Some(ExtendedEntry { bitmap: Subclusters::ZERO, ..old.entry })
                 }
@@ -63,7 +63,7 @@ impl Qcow2 {
         let frees = unmap && !self.facts.keeps_discarded();
         let next = cluster.saturating_add(self.geometry.cluster_size());
         self.metadata
-            .change_extended(cluster, next, given_up(unmap), |old| {
+            .change_extended(cluster, next, zero_release_reason(unmap), |old| {
                 let bitmap = old.entry.bitmap.with_zero(mask);
                 Some(match bitmap {
                     Subclusters::ZERO if frees => ExtendedEntry::ZERO,
@@ -89,14 +89,14 @@ impl Qcow2 {
     }
 
     /// Makes whole clusters unallocated. The caller holds the range lock.
-    pub(in super::super) async fn forget_subclusters(
+    pub(in super::super) async fn deallocate_subclusters(
         &self,
         from: u64,
         to: u64,
-        was: ReleaseReason,
+        reason: ReleaseReason,
     ) -> Result<()> {
         self.metadata
-            .change_extended(from, to, was, |old| {
+            .change_extended(from, to, reason, |old| {
                 (old.entry != ExtendedEntry::EMPTY).then_some(ExtendedEntry::EMPTY)
             })
             .await

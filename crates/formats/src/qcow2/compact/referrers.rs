@@ -2,7 +2,7 @@
 //! L1 tables of the snapshots, and of all L2 tables to which these L1 tables refer.
 //!
 //! A window is a list of clusters, last first. The number of clusters is bounded, but each cluster may have very many
-//! references. If more than [`MOST`] L2 entries are collected, the window becomes shorter.
+//! references. If more than [`MAX_ENTRIES`] L2 entries are collected, the window becomes shorter.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -16,7 +16,7 @@ use super::Compaction;
 use super::packed::{Piece, Pieces};
 
 /// Maximum number of collected L2 entries.
-const MOST: usize = 1 << 19;
+const MAX_ENTRIES: usize = 1 << 19;
 
 /// An L2 entry that refers to a cluster.
 #[derive(Debug, Clone, Copy)]
@@ -62,7 +62,7 @@ pub(super) struct Referrers {
     /// Number of references from compressed data, by cluster.
     pub(super) shared: HashMap<u64, u64>,
     /// Number of L2 entries in `entries` and `pieces`.
-    kept: usize,
+    entry_count: usize,
 }
 
 impl Referrers {
@@ -71,7 +71,7 @@ impl Referrers {
     }
 
     /// Adds an L2 entry if it refers to a cluster of the window.
-    fn take_in(&mut self, at: EntryAt, kind: L2Kind, geometry: Geometry) {
+    fn add_entry(&mut self, at: EntryAt, kind: L2Kind, geometry: Geometry) {
         let known = match kind {
             L2Kind::Data { host } | L2Kind::Zero { host: Some(host) } => {
                 let cluster = geometry.cluster_index(host);
@@ -97,36 +97,36 @@ impl Referrers {
             }
             _ => false,
         };
-        self.kept = self.kept.saturating_add(usize::from(known));
-        while self.kept > MOST {
-            self.halve(geometry);
+        self.entry_count = self.entry_count.saturating_add(usize::from(known));
+        while self.entry_count > MAX_ENTRIES {
+            self.halve_window(geometry);
         }
     }
 
     /// Keeps the upper half of the window, rounded down. A window of one cluster becomes empty.
-    fn halve(&mut self, geometry: Geometry) {
+    fn halve_window(&mut self, geometry: Geometry) {
         self.window.truncate(self.window.len() / 2);
         let lowest = self.window.last().copied().unwrap_or(u64::MAX);
         self.entries.retain(|cluster, _| *cluster >= lowest);
         self.pieces.retain(|piece, _| piece.clusters(geometry).end > lowest);
         self.shared.retain(|cluster, _| *cluster >= lowest);
         let all = self.entries.values().chain(self.pieces.values());
-        self.kept = all.fold(0, |sum, entries| sum.saturating_add(entries.len()));
+        self.entry_count = all.fold(0, |sum, entries| sum.saturating_add(entries.len()));
     }
 }
 
 impl Compaction<'_> {
     /// Finds the references to the clusters of a window. The caller ensures that no cached L2 slice is dirty.
-    pub(super) async fn sources_of(&self, window: &[u64]) -> Result<Referrers> {
+    pub(super) async fn find_referrers(&self, window: &[u64]) -> Result<Referrers> {
         let tables = self.all_tables().await?;
-        let mut sources = self.entries_of(window, &tables).await?;
+        let mut referrers = self.entries_of(window, &tables).await?;
         let cluster = |offset: u64| self.geometry.cluster_index(offset);
-        sources.tables = tables
+        referrers.tables = tables
             .into_iter()
             .map(|(offset, places)| (cluster(offset), places))
-            .filter(|(cluster, _)| sources.has(*cluster))
+            .filter(|(cluster, _)| referrers.has(*cluster))
             .collect();
-        Ok(sources)
+        Ok(referrers)
     }
 
     /// The L1 entries that refer to each L2 table, by the offset of the table.
@@ -167,7 +167,7 @@ impl Compaction<'_> {
         }
         let file = self.facts.file()?;
         let (geometry, version) = (self.geometry, self.facts.version());
-        let look = move |_: &u64, table: IoBufMut| -> Vec<(u64, L2Entry, L2Kind)> {
+        let parse = move |_: &u64, table: IoBufMut| -> Vec<(u64, L2Entry, L2Kind)> {
             let entries = (0_u64..).zip(l2_table(&table, geometry));
             let hit = |(index, both): (u64, ExtendedEntry)| {
                 let kind = both.entry.kind(geometry, version).ok()?;
@@ -185,14 +185,14 @@ impl Compaction<'_> {
             entries.filter_map(hit).collect()
         };
         let places = tables.keys().map(|offset| (*offset, *offset)).collect();
-        let mut read = std::pin::pin!(read_tables(&file, geometry.cluster_size(), places, look));
+        let mut read = std::pin::pin!(read_tables(&file, geometry.cluster_size(), places, parse));
         while let Some((table, hits)) = read.next().await {
             let leading = tables.get(&table).map_or(&[][..], Vec::as_slice);
             let first = leading.first().map_or(0, |at| at.index) << geometry.l2_bits();
             let times = u64::try_from(leading.len()).unwrap_or(u64::MAX);
             for (index, entry, kind) in hits? {
                 let guest = first.saturating_add(index) << geometry.cluster_bits;
-                found.take_in(EntryAt { table, index, guest, entry, times }, kind, geometry);
+                found.add_entry(EntryAt { table, index, guest, entry, times }, kind, geometry);
             }
         }
         Ok(found)
@@ -206,24 +206,27 @@ mod tests {
     const GEOMETRY: Geometry =
         Geometry { cluster_bits: 12, refcount_order: 4, extended_l2: false, data_file: false };
 
-    fn take_in(sources: &mut Referrers, entry: L2Entry) {
+    fn add_entry(referrers: &mut Referrers, entry: L2Entry) {
         let at = EntryAt { table: 0x1000, index: 0, guest: 0, entry, times: 2 };
-        sources.take_in(at, entry.kind(GEOMETRY, 3).unwrap(), GEOMETRY);
+        referrers.add_entry(at, entry.kind(GEOMETRY, 3).unwrap(), GEOMETRY);
     }
 
     #[test]
     fn each_cluster_of_the_window_counts_the_compressed_data_that_touches_it() {
-        let mut sources = Referrers { window: vec![9, 8, 5], ..Referrers::default() };
-        take_in(&mut sources, L2Entry::compressed(GEOMETRY, 0x7e00, 0x700).unwrap());
-        take_in(&mut sources, L2Entry::compressed(GEOMETRY, 0x8600, 0x100).unwrap());
-        take_in(&mut sources, L2Entry::compressed(GEOMETRY, 0x6600, 0x100).unwrap());
-        take_in(&mut sources, L2Entry::data(0x9000));
-        take_in(&mut sources, L2Entry::data(0x7000));
-        assert_eq!(sources.shared, HashMap::from([(8, 4)]));
-        assert_eq!((sources.pieces.len(), sources.entries.len(), sources.kept), (2, 1, 3));
-        sources.halve(GEOMETRY);
-        assert_eq!((sources.window.as_slice(), sources.kept), (&[9][..], 1));
-        sources.halve(GEOMETRY);
-        assert_eq!((sources.window.len(), sources.kept), (0, 0));
+        let mut referrers = Referrers { window: vec![9, 8, 5], ..Referrers::default() };
+        add_entry(&mut referrers, L2Entry::compressed(GEOMETRY, 0x7e00, 0x700).unwrap());
+        add_entry(&mut referrers, L2Entry::compressed(GEOMETRY, 0x8600, 0x100).unwrap());
+        add_entry(&mut referrers, L2Entry::compressed(GEOMETRY, 0x6600, 0x100).unwrap());
+        add_entry(&mut referrers, L2Entry::data(0x9000));
+        add_entry(&mut referrers, L2Entry::data(0x7000));
+        assert_eq!(referrers.shared, HashMap::from([(8, 4)]));
+        assert_eq!(
+            (referrers.pieces.len(), referrers.entries.len(), referrers.entry_count),
+            (2, 1, 3)
+        );
+        referrers.halve_window(GEOMETRY);
+        assert_eq!((referrers.window.as_slice(), referrers.entry_count), (&[9][..], 1));
+        referrers.halve_window(GEOMETRY);
+        assert_eq!((referrers.window.len(), referrers.entry_count), (0, 0));
     }
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 /// Cuts ranges at each start and each end of a range. Returns the parts in order, each with the number of ranges that
 /// it belongs to.
-pub(in super::super) fn layers(
+pub(in super::super) fn disjoint_ranges(
     ranges: impl IntoIterator<Item = Range<u64>>,
 ) -> Vec<(Range<u64>, u32)> {
     // How many ranges start at an offset, and how many end there.
@@ -36,12 +36,12 @@ mod tests {
 
     #[test]
     fn parts_do_not_overlap_and_count_their_ranges() {
-        assert_eq!(layers([]), []);
-        assert_eq!(layers([8..8, 16..24]), [(16..24, 1)]);
+        assert_eq!(disjoint_ranges([]), []);
+        assert_eq!(disjoint_ranges([8..8, 16..24]), [(16..24, 1)]);
         let adjacent = [(0..8, 1), (8..16, 1), (32..40, 1)];
-        assert_eq!(layers([32..40, 0..8, 8..16]), adjacent);
+        assert_eq!(disjoint_ranges([32..40, 0..8, 8..16]), adjacent);
         let stacked = [(0..8, 1), (8..16, 3), (16..24, 2), (24..32, 1)];
-        assert_eq!(layers([0..24, 8..16, 8..32]), stacked);
-        assert_eq!(layers([0..8, 0..8]), [(0..8, 2)]);
+        assert_eq!(disjoint_ranges([0..24, 8..16, 8..32]), stacked);
+        assert_eq!(disjoint_ranges([0..8, 0..8]), [(0..8, 2)]);
     }
 }

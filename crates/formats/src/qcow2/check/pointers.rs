@@ -41,8 +41,8 @@ const V3_LENGTHS: [u32; 2] = [104, 112];
 
 impl Checker<'_> {
     /// Notes that some references may be unknown, so that the repair frees nothing.
-    pub(super) fn not_seen(&mut self, finding: &str) {
-        self.unseen = true;
+    pub(super) fn note_unknown_references(&mut self, finding: &str) {
+        self.references_unknown = true;
         self.complete = false;
         self.doubts.push(finding.to_owned());
     }
@@ -50,60 +50,60 @@ impl Checker<'_> {
     /// Reports why references may be unknown, if the repair therefore frees no leaked clusters, changes no tables, or repairs
     /// nothing at all. A check without repair does not report these doubts. Returns whether the repair changes no tables
     /// for this reason.
-    pub(super) fn tell_doubts(&mut self) -> bool {
+    pub(super) fn report_doubts(&mut self) -> bool {
         let tables =
             !self.patches.is_empty() || self.repaired_table.is_some() || self.new_bitmaps.is_some();
         let doubts = std::mem::take(&mut self.doubts);
-        if self.report.leaks > 0 || self.wrong_width || (self.misled && tables) {
-            doubts.iter().for_each(|doubt| self.failed(doubt));
-            return !doubts.is_empty() && (self.wrong_width || self.misled);
+        if self.report.leaks > 0 || self.wrong_width || (self.wrong_pointer && tables) {
+            doubts.iter().for_each(|doubt| self.report_failure(doubt));
+            return !doubts.is_empty() && (self.wrong_width || self.wrong_pointer);
         }
         false
     }
 
     /// Says how to get the data of an image with which the repair can do nothing. If the repair has fixed some faults, the next
     /// repair may go further, so nothing is said.
-    pub(super) fn tell_next_step(&self) {
+    pub(super) fn report_next_step(&self) {
         if (self.report.leaks_fixed, self.report.corruptions_fixed) == (0, 0) {
-            self.note(FindingKind::Note, NEXT_STEP);
+            self.report_uncounted(FindingKind::Note, NEXT_STEP);
         }
     }
 
     /// Notes that a pointer in the header seems wrong.
-    fn misled(&mut self, finding: &str) {
-        self.not_seen(finding);
-        self.misled = true;
+    fn note_wrong_pointer(&mut self, finding: &str) {
+        self.note_unknown_references(finding);
+        self.wrong_pointer = true;
     }
 
     /// Notes that the header may contain a wrong offset of a structure. A wrong offset of the bitmap directory does not prevent
     /// the repair of tables. So the repair can remove a broken bitmap directory. The clusters of the bitmaps then keep their
     /// refcounts.
-    fn lies_elsewhere(&mut self, what: &str, finding: &str) {
+    fn note_wrong_offset(&mut self, what: &str, finding: &str) {
         match what {
-            "bitmap directory" => self.not_seen(finding),
-            _ => self.misled(finding),
+            "bitmap directory" => self.note_unknown_references(finding),
+            _ => self.note_wrong_pointer(finding),
         }
     }
 
     /// Checks the structures to which the header refers. The caller has counted all references, except those of bitmaps and
     /// refcount structures.
-    pub(super) async fn check_what_header_names(&mut self, snapshots: &Snapshots) {
+    pub(super) async fn check_header_pointers(&mut self, snapshots: &Snapshots) {
         let l1_bytes = u64::from(self.header.l1_entries).saturating_mul(8);
-        self.named.push((self.header.l1_offset, l1_bytes, "L1 table"));
+        self.pointer_targets.push((self.header.l1_offset, l1_bytes, "L1 table"));
         let broken = "ERROR the L1 table is broken: clusters that seem leaked may be in use";
         if self.l1_faults > 0 && self.header.l1_entries > 0 {
-            self.misled(broken);
-        } else if self.l1_flags_alone {
-            self.not_seen(broken);
+            self.note_wrong_pointer(broken);
+        } else if self.l1_flags_without_offset {
+            self.note_unknown_references(broken);
         }
         if self.no_l2_table {
-            self.misled(
+            self.note_wrong_pointer(
                 "ERROR a cluster that should contain an L2 table has mostly invalid entries: \
                  clusters that seem leaked may be in use",
             );
         }
         if let Some(crypto) = self.header.extensions.crypto {
-            self.named.push((crypto.offset, crypto.length, "LUKS header"));
+            self.pointer_targets.push((crypto.offset, crypto.length, "LUKS header"));
             self.check_luks(crypto).await;
         }
         self.check_snapshots(snapshots).await;
@@ -122,9 +122,12 @@ impl Checker<'_> {
         let payload = head.get(LUKS_PAYLOAD..LUKS_PAYLOAD.saturating_add(4));
         let payload = payload.and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_be_bytes);
         if !head.starts_with(LUKS_MARK) {
-            self.misled(&format!("ERROR there is no LUKS header at offset {:#x}", crypto.offset));
+            self.note_wrong_pointer(&format!(
+                "ERROR there is no LUKS header at offset {:#x}",
+                crypto.offset
+            ));
         } else if crypto.length < u64::from(payload).saturating_mul(512) {
-            self.misled(&format!(
+            self.note_wrong_pointer(&format!(
                 "ERROR the LUKS header is longer than {:#x} bytes",
                 crypto.length
             ));
@@ -133,14 +136,14 @@ impl Checker<'_> {
 
     async fn check_snapshots(&mut self, snapshots: &Snapshots) {
         let start = self.header.snapshots_offset;
-        self.named.push((start, snapshots.table_bytes, "snapshot table"));
+        self.pointer_targets.push((start, snapshots.table_bytes, "snapshot table"));
         for snapshot in &snapshots.list {
-            if !self.is_snapshot(snapshot) {
+            if !self.is_plausible_snapshot(snapshot) {
                 self.broken_snapshots = true;
                 continue;
             }
             let bytes = u64::from(snapshot.l1_entries).saturating_mul(8);
-            self.named.push((snapshot.l1_offset, bytes, "snapshot's L1 table"));
+            self.pointer_targets.push((snapshot.l1_offset, bytes, "snapshot's L1 table"));
         }
         let next = start.saturating_add(snapshots.table_bytes);
         if start == 0 || !self.geometry.is_aligned(start) {
@@ -149,28 +152,28 @@ impl Checker<'_> {
         let Some(bytes) = self.bytes_at(next, ENTRY).await else { return };
         if let Ok(Some((snapshot, _))) = parse_snapshot(&bytes)
             && snapshot.l1_entries > 0
-            && self.is_snapshot(&snapshot)
+            && self.is_plausible_snapshot(&snapshot)
             && self.seems_to_leak(snapshot.l1_offset).await
         {
-            self.misled(&format!(
+            self.note_wrong_pointer(&format!(
                 "ERROR a snapshot that the header does not count follows at offset {next:#x}"
             ));
         }
     }
 
     /// Notes that references of snapshots may be unknown, if the snapshot table is broken and the image has other faults.
-    pub(super) fn doubt_broken_snapshots(&mut self) {
+    pub(super) fn note_broken_snapshots(&mut self) {
         let faults = self.report.leaks > 0 || self.report.corruptions > 0;
         if self.broken_snapshots && (faults || !self.patches.is_empty() || self.rebuild) {
-            self.misled(
+            self.note_wrong_pointer(
                 "ERROR the snapshot table is broken: clusters that seem leaked may be in use",
             );
         }
     }
 
     /// Whether an entry of the snapshot table is plausible.
-    fn is_snapshot(&self, snapshot: &Snapshot) -> bool {
-        if u64::from(snapshot.l1_entries) < self.l1_entries_of(snapshot) {
+    fn is_plausible_snapshot(&self, snapshot: &Snapshot) -> bool {
+        if u64::from(snapshot.l1_entries) < self.needed_l1_entries(snapshot) {
             return false;
         }
         let bytes = u64::from(snapshot.l1_entries).saturating_mul(8);
@@ -184,7 +187,7 @@ impl Checker<'_> {
 
     /// The number of L1 entries that the disk and the VM state of a snapshot need. If the snapshot table entry contains no disk
     /// size, the disk size counts as 0.
-    fn l1_entries_of(&self, snapshot: &Snapshot) -> u64 {
+    fn needed_l1_entries(&self, snapshot: &Snapshot) -> u64 {
         let entries = |bytes| self.geometry.l1_entries_for(bytes).unwrap_or(u64::MAX);
         let disk = snapshot.size.map_or(0, entries);
         disk.saturating_add(entries(snapshot.vm_state_size))
@@ -224,17 +227,19 @@ impl Checker<'_> {
         };
         let length = word(100).unwrap_or(0);
         if V3_LENGTHS.contains(&length) && word(72) == Some(0) && word(96).is_some_and(|o| o <= 6) {
-            self.misled("ERROR the header is one of version 3 but says that it is of version 2");
+            self.note_wrong_pointer(
+                "ERROR the header is one of version 3 but says that it is of version 2",
+            );
         }
     }
 
-    /// Checks that the clusters of each structure in `named` have a refcount, and that no other structure uses these clusters.
-    /// If the refcounts must be rebuilt, the refcounts are unreliable and are not checked. With [`Fix::All`] or before a
-    /// rebuild, the LUKS header, the snapshot table and the bitmap directory may share clusters with other structures. The
-    /// active L1 table may share clusters in some cases (`is_misplaced_l1`).
-    pub(super) async fn check_named_ranges(&mut self) {
+    /// Checks that the clusters of each structure in `pointer_targets` have a refcount, and that no other structure uses these
+    /// clusters. If the refcounts must be rebuilt, the refcounts are unreliable and are not checked. With [`Fix::All`] or
+    /// before a rebuild, the LUKS header, the snapshot table and the bitmap directory may share clusters with other structures.
+    /// The active L1 table may share clusters in some cases (`is_misplaced_l1`).
+    pub(super) async fn check_pointer_targets(&mut self) {
         let (mut block, mut tables) = (None, None);
-        for (offset, bytes, what) in std::mem::take(&mut self.named) {
+        for (offset, bytes, what) in std::mem::take(&mut self.pointer_targets) {
             let first = self.geometry.cluster_index(offset);
             let end = self.geometry.clusters_for(offset.saturating_add(bytes));
             if bytes == 0 {
@@ -246,7 +251,7 @@ impl Checker<'_> {
                 }
                 let finding =
                     format!("ERROR the {what} at {offset:#x} reaches past the end of the file");
-                self.lies_elsewhere(what, &finding);
+                self.note_wrong_offset(what, &finding);
                 continue;
             }
             for cluster in first..end {
@@ -277,7 +282,7 @@ impl Checker<'_> {
                          reference={count}",
                         refcount.unwrap_or(0)
                     );
-                    self.lies_elsewhere(what, &finding);
+                    self.note_wrong_offset(what, &finding);
                     break;
                 }
             }
@@ -292,7 +297,10 @@ impl Checker<'_> {
         if tables.refcounts.contains(&cluster) {
             return true;
         }
-        if self.l1_faults > 0 || self.l1_flags_alone || (self.fix != Fix::All && !self.rebuild) {
+        if self.l1_faults > 0
+            || self.l1_flags_without_offset
+            || (self.fix != Fix::All && !self.rebuild)
+        {
             return true;
         }
         let (offset, entries) = (self.header.l1_offset, u64::from(self.header.l1_entries));
@@ -310,7 +318,7 @@ impl Checker<'_> {
         let l1 = l1.filter(|l1| l1.iter().any(|entry| *entry != 0));
         let cluster = |entry: &u64| self.geometry.cluster_index(L1Entry(*entry).raw_offset());
         OtherTables {
-            refcounts: self.structure.iter().copied().collect(),
+            refcounts: self.refcount_structures.iter().copied().collect(),
             l2: l1.map(|l1| l1.iter().map(cluster).collect()),
         }
     }

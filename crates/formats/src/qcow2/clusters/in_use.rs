@@ -10,7 +10,7 @@ use super::Clusters;
 
 impl Clusters {
     /// The clusters of the refcount table and of the refcount blocks.
-    pub(in crate::qcow2) fn structure(&self) -> BTreeSet<u64> {
+    pub(in crate::qcow2) fn refcount_structures(&self) -> BTreeSet<u64> {
         let table = self.table_place();
         let first = self.geometry.cluster_index(table.offset);
         let blocks = (0..self.table_entries.load(Acquire)).map(|index| self.block_offset(index));

@@ -5,9 +5,9 @@
 
 use super::super::layout::{ExtendedEntry, Geometry, l2_table};
 
-/// A part of the references of a table. Pieces have the order of the table entries.
+/// Some of the references of a table. Groups have the order of the table entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in super::super) enum Piece {
+pub(in super::super) enum EntryGroup {
     /// Contiguous clusters, one for each entry.
     Run {
         /// The first host cluster.
@@ -19,7 +19,7 @@ pub(in super::super) enum Piece {
     },
     /// An entry that the caller must examine: it is compressed or invalid, it refers to a cluster behind the end of the
     /// file, or the image has a data file.
-    Odd {
+    Unusual {
         /// Index of the entry in the table.
         index: u32,
         /// The unchanged entry.
@@ -29,13 +29,13 @@ pub(in super::super) enum Piece {
 
 /// The references of the entries of a table, in a file of `clusters` clusters. Valid entries without a host cluster are
 /// left out, unless the image has a data file.
-pub(in super::super) fn pieces(
+pub(in super::super) fn group_entries(
     table: &[u8],
     geometry: Geometry,
     version: u32,
     clusters: u64,
-) -> Vec<Piece> {
-    let mut pieces = Vec::new();
+) -> Vec<EntryGroup> {
+    let mut groups = Vec::new();
     let mut last: Option<(u64, u32, bool)> = None;
     for (index, both) in (0_u32..).zip(l2_table(table, geometry)) {
         if both == ExtendedEntry::EMPTY {
@@ -45,7 +45,7 @@ pub(in super::super) fn pieces(
         let host = entry.raw_offset();
         let cluster = host >> geometry.cluster_bits;
         // Offsets in a data file are not clusters of this file.
-        let odd = geometry.data_file
+        let unusual = geometry.data_file
             || entry.is_compressed()
             || entry.reserved() != 0
             || !geometry.is_aligned(host)
@@ -53,9 +53,9 @@ pub(in super::super) fn pieces(
             || (version < 3 && entry.has_zero_flag())
             || (host == 0 && both.bitmap.allocated() != 0)
             || both.bitmap.is_contradictory();
-        if odd {
-            pieces.extend(last.take().map(run));
-            pieces.push(Piece::Odd { index, both });
+        if unusual {
+            groups.extend(last.take().map(run));
+            groups.push(EntryGroup::Unusual { index, both });
             continue;
         }
         if host == 0 {
@@ -68,15 +68,15 @@ pub(in super::super) fn pieces(
             {
                 *count = count.saturating_add(1);
             }
-            _ => pieces.extend(last.replace((cluster, 1, copied)).map(run)),
+            _ => groups.extend(last.replace((cluster, 1, copied)).map(run)),
         }
     }
-    pieces.extend(last.map(run));
-    pieces
+    groups.extend(last.map(run));
+    groups
 }
 
-fn run((cluster, count, copied): (u64, u32, bool)) -> Piece {
-    Piece::Run { cluster, count, copied }
+fn run((cluster, count, copied): (u64, u32, bool)) -> EntryGroup {
+    EntryGroup::Run { cluster, count, copied }
 }
 
 #[cfg(test)]
@@ -87,9 +87,9 @@ mod tests {
     const GEOMETRY: Geometry =
         Geometry { cluster_bits: 12, refcount_order: 4, extended_l2: false, data_file: false };
 
-    fn of(entries: &[u64]) -> Vec<Piece> {
+    fn of(entries: &[u64]) -> Vec<EntryGroup> {
         let table: Vec<u8> = entries.iter().flat_map(|entry| entry.to_be_bytes()).collect();
-        pieces(&table, GEOMETRY, 3, 100)
+        group_entries(&table, GEOMETRY, 3, 100)
     }
 
     #[test]
@@ -104,9 +104,9 @@ mod tests {
             0x5000,
         ];
         let expected = [
-            Piece::Run { cluster: 5, count: 3, copied: true },
-            Piece::Run { cluster: 8, count: 1, copied: false },
-            Piece::Run { cluster: 5, count: 1, copied: false },
+            EntryGroup::Run { cluster: 5, count: 3, copied: true },
+            EntryGroup::Run { cluster: 8, count: 1, copied: false },
+            EntryGroup::Run { cluster: 5, count: 1, copied: false },
         ];
         assert_eq!(of(&entries), expected);
     }
@@ -115,11 +115,11 @@ mod tests {
     fn unusual_entries_are_returned_between_the_runs_in_table_order() {
         let packed = L2Entry::compressed(GEOMETRY, 0x7000, 700).unwrap().0;
         let entries = [0x5000, packed, 0x6000 | 1 << 57, 0x6200, 100 << 12, 0x6000];
-        let odd = |index: u32| {
+        let unusual = |index: u32| {
             let entry = L2Entry(entries[usize::try_from(index).unwrap()]);
-            Piece::Odd { index, both: ExtendedEntry { entry, ..ExtendedEntry::EMPTY } }
+            EntryGroup::Unusual { index, both: ExtendedEntry { entry, ..ExtendedEntry::EMPTY } }
         };
-        let run = |cluster| Piece::Run { cluster, count: 1, copied: false };
-        assert_eq!(of(&entries), [run(5), odd(1), odd(2), odd(3), odd(4), run(6)]);
+        let run = |cluster| EntryGroup::Run { cluster, count: 1, copied: false };
+        assert_eq!(of(&entries), [run(5), unusual(1), unusual(2), unusual(3), unusual(4), run(6)]);
     }
 }

@@ -1,6 +1,7 @@
 //! New metadata clusters that are written and have refcounts, but to which no metadata refers yet.
 //!
-//! Unless [`Fresh::keep`] is called, dropping [`Fresh`] frees these clusters. So a change that fails leaks no clusters.
+//! Unless [`NewClusters::keep`] is called, dropping [`NewClusters`] frees these clusters. So a change that fails leaks no
+//! clusters.
 
 use oxblk_core::{Result, WriteFlags, run_all};
 use oxblk_ring::{IoBuf, IoBufMut};
@@ -10,20 +11,20 @@ use super::super::clusters::ReleaseReason;
 use super::Bitmaps;
 
 /// New metadata clusters that one change has written.
-pub(super) struct Fresh<'a> {
+pub(super) struct NewClusters<'a> {
     bitmaps: &'a Bitmaps,
     clusters: RoaringTreemap,
     kept: bool,
 }
 
-impl<'a> Fresh<'a> {
+impl<'a> NewClusters<'a> {
     /// Makes an empty set of clusters.
     pub(super) fn new(bitmaps: &'a Bitmaps) -> Self {
         Self { bitmaps, clusters: RoaringTreemap::new(), kept: false }
     }
 
     /// Writes each of `pieces` (one cluster each) to a new cluster, and returns the cluster numbers.
-    pub(super) async fn put(&mut self, mut pieces: Vec<IoBufMut>) -> Result<Vec<u64>> {
+    pub(super) async fn write(&mut self, mut pieces: Vec<IoBufMut>) -> Result<Vec<u64>> {
         let bits = self.bitmaps.geometry.cluster_bits;
         let file = self.bitmaps.facts.file()?;
         let mut clusters = Vec::new();
@@ -47,7 +48,7 @@ impl<'a> Fresh<'a> {
 
     /// Writes `bytes` to new contiguous clusters, and returns the number of the first cluster. The part of the last cluster
     /// behind `bytes` keeps its old contents.
-    pub(super) async fn put_together(&mut self, bytes: Vec<u8>) -> Result<u64> {
+    pub(super) async fn write_contiguous(&mut self, bytes: Vec<u8>) -> Result<u64> {
         let geometry = self.bitmaps.geometry;
         let count = geometry.clusters_for(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
         let mut run = self.bitmaps.clusters.reserve_contiguous(count).await?;
@@ -74,7 +75,7 @@ impl<'a> Fresh<'a> {
     }
 
     /// Writes the refcounts of the clusters, and flushes. After this, metadata may refer to the clusters.
-    pub(super) async fn settle(&self) -> Result<()> {
+    pub(super) async fn make_durable(&self) -> Result<()> {
         self.bitmaps.clusters.write_back_refcounts().await?;
         self.bitmaps.facts.file()?.flush().await
     }
@@ -85,7 +86,7 @@ impl<'a> Fresh<'a> {
     }
 }
 
-impl Drop for Fresh<'_> {
+impl Drop for NewClusters<'_> {
     fn drop(&mut self) {
         if !self.kept {
             self.bitmaps.clusters.drop_table_clusters(&self.clusters);
