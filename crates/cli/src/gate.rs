@@ -4,14 +4,14 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use oxblk_core::Gate;
 
-static DISTRUSTED: AtomicBool = AtomicBool::new(false);
+static REFUSES_OTHER_FILES: AtomicBool = AtomicBool::new(false);
 
 /// Makes [`chosen`] return a gate that refuses all files to which images refer.
-pub(crate) fn distrust() {
-    DISTRUSTED.store(true, Relaxed);
+pub(crate) fn refuse_other_files() {
+    REFUSES_OTHER_FILES.store(true, Relaxed);
 }
 
 /// The gate that the user chose. The gate accepts every name, as QEMU does, or no name.
 pub(crate) fn chosen() -> Gate {
-    if DISTRUSTED.load(Relaxed) { Gate::Nothing } else { Gate::Anything }
+    if REFUSES_OTHER_FILES.load(Relaxed) { Gate::Nothing } else { Gate::Anything }
 }

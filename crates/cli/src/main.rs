@@ -156,7 +156,7 @@ fn overview(name: &str) -> String {
 
 /// Runs a tool.
 fn tool(run: fn(Program, Vec<String>) -> u8, program: Program, arguments: Vec<String>) -> ExitCode {
-    program.be_the_one_that_runs();
+    program.set_running();
     log::start_for_tool();
     ExitCode::from(run(program, arguments))
 }

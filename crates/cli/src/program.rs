@@ -73,7 +73,7 @@ impl Program {
     }
 
     /// Makes the function [`warn`] print the name of this tool.
-    pub(crate) fn be_the_one_that_runs(&self) {
+    pub(crate) fn set_running(&self) {
         RUNNING.get_or_init(|| self.clone());
     }
 
@@ -144,14 +144,14 @@ pub(crate) fn flush_out() {
 /// Prints to standard error, after all earlier log lines. A failed write is ignored.
 pub(crate) fn err(text: Arguments<'_>) {
     flush_out();
-    log::settle();
+    log::wait_until_written();
     drop(bar::hide_while(|| write_all(&mut std::io::stderr().lock(), text)));
 }
 
 /// The exit code of the process: the exit code of the command, or failure if the result could not be printed.
 pub(crate) fn finish(code: ExitCode) -> ExitCode {
     flush_out();
-    log::settle();
+    log::wait_until_written();
     let lost = OUTPUT_LOST.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Some(error) = lost.filter(|_| code == ExitCode::SUCCESS) else { return code };
     // A reader that closes its end of a pipe needs no error message.

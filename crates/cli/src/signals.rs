@@ -34,9 +34,9 @@ const ENDING: [c_int; 10] =
 
 /// Signals that end the process immediately when they are repeated. Signals of timers and limits are not in the list,
 /// because the kernel repeats them.
-const INSISTENT: [c_int; 4] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
+const ENDING_WHEN_REPEATED: [c_int; 4] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
 
-/// After this time since the first signal, another signal of `INSISTENT` ends the process immediately.
+/// After this time since the first signal, another signal of `ENDING_WHEN_REPEATED` ends the process immediately.
 const REPEAT_AFTER: Duration = Duration::from_secs(1);
 
 /// Sends a byte to a socket for each signal, until the value is dropped.
@@ -60,7 +60,7 @@ pub(crate) fn catch_stop(stop: &Arc<AtomicBool>) {
 /// If a signal handler cannot be installed.
 pub(crate) fn catch(stop: &Arc<AtomicBool>, more: &[c_int]) -> io::Result<()> {
     let caught = signals_to_catch(more);
-    let insistent = || caught.iter().filter(|signal| INSISTENT.contains(signal));
+    let insistent = || caught.iter().filter(|signal| ENDING_WHEN_REPEATED.contains(signal));
     let repeated = Arc::new(AtomicBool::new(false));
     // Handlers run in the order of registration. These handlers come first, so `repeated` is not set yet when the first
     // signal runs them.

@@ -288,7 +288,7 @@ impl Shared {
         };
         let second = self.status(1, second, offset, left).await?;
         let len = first.status.len.min(second.status.len);
-        if self.job.strict && kept_as(&first) != kept_as(&second) {
+        if self.job.strict && compared_flags(&first) != compared_flags(&second) {
             self.found(Difference::Status(offset));
             return Ok(None);
         }
@@ -321,7 +321,7 @@ fn is_stored(found: &ChainStatus) -> bool {
 
 /// The status flags that a strict comparison compares. `RECURSE` and `PASSED_ON` are not compared, because they only
 /// control the status query of the nodes below. The flag for the end of the disk is compared, as in QEMU.
-fn kept_as(found: &ChainStatus) -> StatusFlags {
+fn compared_flags(found: &ChainStatus) -> StatusFlags {
     found.status.flags - (StatusFlags::RECURSE | StatusFlags::PASSED_ON)
 }
 

@@ -122,7 +122,7 @@ impl Convert {
         let graph = self.source.graph().clone();
         let source = self.source.backend().node()?;
         refuse_source_file(&source, &self.target)?;
-        let reading = keep_writers_away(&source)?;
+        let reading = lock_out_writers(&source)?;
         let outcome = self.convert_from(threads).await;
         drop(reading);
         // If the disk was closed during the conversion, this was the last use of the source.
@@ -190,7 +190,7 @@ fn identity(name: &str) -> Option<(u64, u64)> {
 
 /// Attaches the conversion to its source. Until the attachment is dropped, the file locks of the source keep writers in other
 /// processes away. A source that is open for writing already has the necessary locks, so it needs no attachment.
-fn keep_writers_away(source: &Arc<Node>) -> Result<Option<Attachment>> {
+fn lock_out_writers(source: &Arc<Node>) -> Result<Option<Attachment>> {
     if !source.is_read_only() {
         return Ok(None);
     }

@@ -32,7 +32,7 @@ pub(crate) const OBJECT: &str = "define a secret or a throttle group that images
 pub(crate) const fn untrusted<A>() -> Flag<A> {
     let about = "refuse images that refer to other files (backing file, data file)";
     Flag::switch_with(long("untrusted").in_full().common(), about, |_| {
-        gate::distrust();
+        gate::refuse_other_files();
         Ok(())
     })
 }

@@ -69,7 +69,7 @@ struct Arguments {
 
 /// Output is collected until it has this number of bytes, and then printed, because an image may have millions of
 /// extents.
-const GATHERED: usize = 32 << 10;
+const MAX_COLLECTED: usize = 32 << 10;
 
 /// Runs the command.
 pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
@@ -141,7 +141,7 @@ impl Output<'_> {
     fn add(&mut self, text: std::fmt::Arguments<'_>) {
         // Writing to a string cannot fail.
         let _ = self.text.write_fmt(text);
-        if self.text.len() >= GATHERED {
+        if self.text.len() >= MAX_COLLECTED {
             self.print();
         }
     }

@@ -171,7 +171,7 @@ impl Session {
         if let Ok(node) = open.backend.node() {
             drop(open.backend.graph().drain(&node).await);
         }
-        self.settle().await;
+        self.wait_for_requests().await;
         match open.backend.close().await {
             Ok(()) => true,
             Err(error) => {
@@ -189,7 +189,7 @@ impl Session {
     }
 
     /// Waits for all requests started by [`Self::start`].
-    pub(super) async fn settle(&self) {
+    pub(super) async fn wait_for_requests(&self) {
         let tasks = self.in_flight.take();
         for task in tasks {
             task.await;

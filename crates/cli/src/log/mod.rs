@@ -12,10 +12,10 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 use stream::LogStream;
-pub(crate) use stream::settle;
+pub(crate) use stream::wait_until_written;
 
 /// The time that a server waits for one log line to be written, before it prints a message and at its end.
-const PATIENCE: Duration = Duration::from_secs(1);
+const MAX_LINE_WAIT: Duration = Duration::from_secs(1);
 
 /// Starts the log of a tool. Without a valid `RUST_LOG`, only errors are logged, without their level.
 pub(crate) fn start_for_tool() {
@@ -28,7 +28,7 @@ pub(crate) fn start_for_tool() {
 /// Starts the log of a server. Without a valid `RUST_LOG`, warnings and errors are logged. The server can end even if no
 /// process reads its standard error.
 pub(crate) fn start_for_server() {
-    stream::start_writer(PATIENCE);
+    stream::start_writer(MAX_LINE_WAIT);
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     start(filter, true);
 }

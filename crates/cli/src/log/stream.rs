@@ -4,11 +4,11 @@
 //! reads. So a line goes to a bounded queue, and a separate thread writes the queue to standard error.
 //!
 //! Invariant: no thread waits for standard error while it holds the lock of the queue, so [`LogStream`] never waits for
-//! standard error. Before the program prints a message to standard error, it calls [`settle`], so that log lines and
-//! messages stay in order.
+//! standard error. Before the program prints a message to standard error, it calls [`wait_until_written`], so that log lines
+//! and messages stay in order.
 //!
 //! If the thread cannot be started, lines stay in the queue. Each new line tries to start the thread again, and
-//! [`settle`] writes the lines on the calling thread.
+//! [`wait_until_written`] writes the lines on the calling thread.
 
 use std::io::{self, Write};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -26,7 +26,7 @@ struct Shared {
     has_writer: bool,
     /// The thread is writing a line.
     is_writing: bool,
-    /// The time that [`settle`] waits for a line to be written. `None`: no limit.
+    /// The time that [`wait_until_written`] waits for a line to be written. `None`: no limit.
     patience: Option<Duration>,
 }
 
@@ -45,7 +45,8 @@ fn lock() -> MutexGuard<'static, Shared> {
     SHARED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Starts the writing thread if it does not run, and limits the time that [`settle`] waits for a line to `patience`.
+/// Starts the writing thread if it does not run, and limits the time that [`wait_until_written`] waits for a line to
+/// `patience`.
 pub(super) fn start_writer(patience: Duration) {
     let mut shared = lock();
     shared.patience = Some(patience);
@@ -82,7 +83,7 @@ fn write(line: &[u8]) {
 }
 
 /// Waits until all lines are written. In a server, the wait ends if a line is not written in time.
-pub(crate) fn settle() {
+pub(crate) fn wait_until_written() {
     let mut shared = lock();
     loop {
         if shared.has_writer {

@@ -67,7 +67,7 @@ fn fail(message: impl Display) -> ExitCode {
 async fn serve(options: Options) -> Result<()> {
     let signals = Signals::new().map_err(|error| format!("Cannot catch signals: {error}"))?;
     let disk = disk::open(&options).await?;
-    let served = match signals.have_come() {
+    let served = match signals.has_arrived() {
         true => Ok(()),
         false => listen_and_serve(&options, &disk, signals).await,
     };

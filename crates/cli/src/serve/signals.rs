@@ -27,13 +27,13 @@ impl Signals {
         signals::catch(&seen, &[SIGUSR1])?;
         let (from, to) = UnixStream::pair()?;
         let stream = Stream::from_fd(OwnedFd::from(from.try_clone()?))?;
-        // `have_come` reports a signal that arrives before this line.
+        // `has_arrived` reports a signal that arrives before this line.
         let delivery = signals::deliver(&[SIGUSR1], from, to)?;
         Ok(Signals { stream, seen, _delivery: delivery })
     }
 
     /// Whether a signal has arrived.
-    pub(super) fn have_come(&self) -> bool {
+    pub(super) fn has_arrived(&self) -> bool {
         self.seen.load(SeqCst)
     }
 

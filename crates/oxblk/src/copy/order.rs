@@ -91,9 +91,9 @@ pub(super) struct Ticket<J> {
 }
 
 impl<J> Ticket<J> {
-    /// Hands in a job and waits until another worker has written it. If this worker becomes the writer instead, the job is
+    /// Submits a job and waits until another worker has written it. If this worker becomes the writer instead, the job is
     /// returned together with the [`Writer`], and the caller writes it.
-    pub(super) async fn hand_in(&self, job: J) -> Option<(J, Writer<J>)> {
+    pub(super) async fn submit(&self, job: J) -> Option<(J, Writer<J>)> {
         self.order.lock().ready.insert(self.number, Some(job));
         std::future::poll_fn(|context| {
             // The functions of a waker are called only while the state is unlocked: they may poll another worker.
@@ -187,11 +187,11 @@ mod tests {
     fn the_worker_with_the_next_number_writes_all_jobs_handed_in() {
         let order = Arc::new(Order::default());
         let [first, second, third, fourth, fifth] = std::array::from_fn(|_| order.ticket());
-        let mut second_waits = pin!(second.hand_in(2));
-        let mut fourth_waits = pin!(fourth.hand_in(4));
+        let mut second_waits = pin!(second.submit(2));
+        let mut fourth_waits = pin!(fourth.submit(4));
         assert!(poll(second_waits.as_mut()).is_pending());
         assert!(poll(fourth_waits.as_mut()).is_pending());
-        let Poll::Ready(Some((1, mut writer))) = poll(pin!(first.hand_in(1))) else {
+        let Poll::Ready(Some((1, mut writer))) = poll(pin!(first.submit(1))) else {
             panic!("the first job is the next to be written")
         };
         assert_eq!(writer.next(), Some(2));
@@ -201,16 +201,16 @@ mod tests {
         assert!(matches!(poll(second_waits), Poll::Ready(None)));
         assert_eq!(writer.next(), None);
         assert!(matches!(poll(fourth_waits), Poll::Ready(None)));
-        assert!(matches!(poll(pin!(fifth.hand_in(5))), Poll::Ready(Some((5, _)))));
+        assert!(matches!(poll(pin!(fifth.submit(5))), Poll::Ready(Some((5, _)))));
     }
 
     #[test]
     fn after_a_writer_is_dropped_the_worker_with_the_next_job_writes() {
         let order = Arc::new(Order::default());
         let [first, second, third] = std::array::from_fn(|_| order.ticket());
-        let mut third_waits = Box::pin(third.hand_in(3));
+        let mut third_waits = Box::pin(third.submit(3));
         assert!(poll(third_waits.as_mut()).is_pending());
-        let Poll::Ready(Some((1, writer))) = poll(pin!(first.hand_in(1))) else {
+        let Poll::Ready(Some((1, writer))) = poll(pin!(first.submit(1))) else {
             panic!("the first job is the next to be written")
         };
         drop(second);

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Maximum length of a sleep. After a request to stop or a failure, a wait ends within this time.
-const NAP: Duration = Duration::from_millis(20);
+const MAX_SLEEP: Duration = Duration::from_millis(20);
 
 /// Assigns start times to requests. The time between the starts of two consecutive requests is at least the time that
 /// the bytes of the first request take at the given rate.
@@ -32,7 +32,7 @@ impl Rate {
         };
         let mut left = start.saturating_sub(now);
         while !left.is_zero() && !is_over() {
-            oxblk_ring::sleep(left.min(NAP)).await;
+            oxblk_ring::sleep(left.min(MAX_SLEEP)).await;
             left = start.saturating_sub(oxblk_ring::now());
         }
     }

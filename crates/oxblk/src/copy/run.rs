@@ -174,15 +174,15 @@ impl Shared {
 
     /// Returns the parts of a chunk that are written. The chunk is read if it contains data and is not offloaded.
     async fn prepare(&self, chunk: Chunk) -> Result<Parts, CopyError> {
-        self.go_on(chunk.offset)?;
+        self.check_running(chunk.offset)?;
         let place = chunk.offset - self.begin;
         match chunk.action {
             Action::Skip => Ok(Vec::new()),
             Action::Zero => Ok(vec![(place, Part::Zero(chunk.len))]),
             Action::Copy => {
                 if let Some(rate) = &self.rate {
-                    rate.pass(chunk.len, || self.go_on(chunk.offset).is_err()).await;
-                    self.go_on(chunk.offset)?;
+                    rate.pass(chunk.len, || self.check_running(chunk.offset).is_err()).await;
+                    self.check_running(chunk.offset)?;
                 }
                 if self.offload.is_on() {
                     return Ok(vec![(place, Part::Move(chunk))]);
@@ -205,7 +205,7 @@ impl Shared {
 
     /// Fails if a stop of the copy was requested, or after a failure below `offset`, the offset of a chunk. Such a chunk is no
     /// longer needed.
-    pub(super) fn go_on(&self, offset: u64) -> Result<(), CopyError> {
+    pub(super) fn check_running(&self, offset: u64) -> Result<(), CopyError> {
         if self.copy.stop.load(Relaxed) {
             return Err(CopyError::stopped(offset, "Interrupted"));
         }

@@ -91,7 +91,7 @@ impl Shared {
 
     /// Hands in a chunk and waits until this worker or another one has written it.
     pub(super) async fn write_in_order(self: &Arc<Self>, ticket: &Ticket<Job>, job: Job) {
-        if let Some((job, writer)) = ticket.hand_in(job).await {
+        if let Some((job, writer)) = ticket.submit(job).await {
             self.write_jobs(job, writer).await;
         }
     }
@@ -111,7 +111,7 @@ impl Shared {
     }
 
     async fn write_one_by_one(&self, offset: u64, parts: Parts) -> Result<(), CopyError> {
-        self.go_on(offset)?;
+        self.check_running(offset)?;
         for (at, part) in parts {
             match part {
                 Part::Move(chunk) => {
@@ -183,7 +183,7 @@ impl Shared {
         let end = offset.saturating_add(len);
         let mut at = offset;
         while at < end {
-            self.go_on(at)?;
+            self.check_running(at)?;
             let step = ZERO_STEP.min(end - at);
             let zeroed = self.copy.target.write_zeroes(at, step, ZeroFlags::MAY_UNMAP).await;
             zeroed.map_err(|error| CopyError { stage: Stage::Writing, offset: at, error })?;

@@ -30,7 +30,7 @@ impl OpenDisk {
     /// where a drop cannot wait.
     pub(super) async fn release(self) {
         if let Some(closing) = self.begin_closing() {
-            closing.await.unwrap_or_else(|_| log_lost());
+            closing.await.unwrap_or_else(|_| log_unfinished_close());
         }
     }
 
@@ -63,11 +63,11 @@ impl Drop for OpenDisk {
         if let Some(closing) = self.begin_closing().filter(|_| try_thread_index().is_none())
             && closing.wait().is_err()
         {
-            log_lost();
+            log_unfinished_close();
         }
     }
 }
 
-fn log_lost() {
+fn log_unfinished_close() {
     tracing::error!("the I/O thread ended before it had closed a dropped disk");
 }

@@ -95,7 +95,7 @@ impl ImageInfo {
             format: driver.backing_format,
         });
         let mut children: Vec<_> = node.children().iter().collect();
-        children.sort_by_key(|(child, _)| shown_at(*child));
+        children.sort_by_key(|(child, _)| display_order(*child));
         Self {
             format: node.factory().name().to_owned(),
             virtual_size: in_sectors(node.size()),
@@ -122,7 +122,7 @@ impl ImageInfo {
 }
 
 /// Orders the children as QEMU shows them: the child that was opened last is the first.
-fn shown_at(child: ChildIdx) -> (u8, Reverse<ChildIdx>) {
+fn display_order(child: ChildIdx) -> (u8, Reverse<ChildIdx>) {
     let slot = match child {
         ChildIdx::BACKING => 1,
         ChildIdx::DATA => 2,

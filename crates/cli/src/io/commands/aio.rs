@@ -193,6 +193,6 @@ fn failed(verb: &str, error: &Error) {
 
 /// `aio_flush`.
 pub(in crate::io) async fn flush(session: &Session, _call: Call<'_>) -> Outcome {
-    session.settle().await;
+    session.wait_for_requests().await;
     Outcome::Done
 }

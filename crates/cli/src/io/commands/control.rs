@@ -69,7 +69,7 @@ pub(in crate::io) async fn sigraise(_session: &Session, call: Call<'_>) -> Outco
         return Outcome::Failed;
     };
     flush_out();
-    log::settle();
+    log::wait_until_written();
     // As with raise(3), an invalid signal number has no effect.
     drop(signal_hook::low_level::raise(signal));
     Outcome::Done

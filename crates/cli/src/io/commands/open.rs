@@ -106,7 +106,7 @@ pub(in crate::io) async fn reopen(session: &Session, call: Call<'_>) -> Outcome 
     if let Ok(node) = open.backend.node() {
         drop(open.backend.graph().drain(&node).await);
     }
-    session.settle().await;
+    session.wait_for_requests().await;
     match apply(&open.backend, changes).await {
         Ok(()) => Outcome::Done,
         Err(error) => {

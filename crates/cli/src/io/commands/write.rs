@@ -145,10 +145,10 @@ pub(in crate::io) async fn write(session: &Session, call: Call<'_>) -> Outcome {
         out(format_args!("{REGISTERED_ZEROES}\n"));
         return Outcome::Failed;
     }
-    carry_out(session, &options, offset, len).await
+    execute_write(session, &options, offset, len).await
 }
 
-async fn carry_out(session: &Session, options: &Options, offset: u64, len: u64) -> Outcome {
+async fn execute_write(session: &Session, options: &Options, offset: u64, len: u64) -> Outcome {
     let Some(open) = session.current() else { return Outcome::Failed };
     let data = if options.zeroes {
         IoBuf::from(Vec::new())
