@@ -106,9 +106,9 @@ impl InOrder {
         }))
     }
 
-    /// Records that the piece at `start` is complete. Then calls `tell` for each progress report that is due, with the number
+    /// Records that the piece at `start` is complete. Then calls `report` for each progress report that is due, with the number
     /// of counted bytes up to that report. One thread at a time makes the reports, in order. The thread holds no lock during a
-    /// call, so `tell` may wait for other threads that complete pieces.
+    /// call, so `report` may wait for other threads that complete pieces.
     pub(crate) fn done(&self, start: u64, piece: Piece, report: impl Fn(u64)) {
         self.lock().complete(start, piece);
         let Some(reporting) = Reporting::begin(self) else { return };

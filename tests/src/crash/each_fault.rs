@@ -130,7 +130,7 @@ impl Known {
                 let is =
                     |content: &Content| content.active == now && content.kept.len() == list.len();
                 if !is(&after) && (outcome.is_ok() || !is(&before)) {
-                    return Err(format!("{outcome:?} left neither what was nor what was to be"));
+                    return Err(format!("{outcome:?} left neither the old state nor the new one"));
                 }
                 self.content = if is(&after) { after } else { before };
                 let outcome = match outcome {
@@ -194,7 +194,7 @@ async fn work(image: &Image, steps: &[Step], size: u64, rule: FailRule) -> Resul
     }
     let op = Op::Write { offset: 0, len: 512, seed: 3, fua: true };
     run::execute(&disk, &op).await.map_err(|e| format!("a last write: {e}"))?;
-    chain::close(disk).await.map_err(|e| format!("cannot be closed at last: {e}"))?;
+    chain::close(disk).await.map_err(|e| format!("cannot be closed at the end: {e}"))?;
     chain::check(image, Tolerance::Leaks).await?;
     Ok(met.is_some())
 }

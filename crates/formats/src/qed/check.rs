@@ -183,7 +183,7 @@ impl Qed {
     pub(super) async fn set_data_entry(&self, guest: u64, entry: u64) -> Result<()> {
         let (_, index) = self.slice_of(guest);
         let slice = self.pin_slice(guest).await?;
-        let slice = slice.ok_or_else(|| Error::corrupt("an L2 table is gone"))?;
+        let slice = slice.ok_or_else(|| Error::corrupt("an L2 table no longer exists"))?;
         set(&mut slice.begin_change(), index, entry);
         Ok(())
     }

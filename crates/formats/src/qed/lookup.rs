@@ -199,8 +199,9 @@ impl Qed {
     }
 
     async fn load_slice(&self, slice: u64) -> Result<IoBufMut> {
-        let place =
-            self.slice_place(slice)?.ok_or_else(|| Error::corrupt("an L2 table is gone"))?;
+        let place = self
+            .slice_place(slice)?
+            .ok_or_else(|| Error::corrupt("an L2 table no longer exists"))?;
         let bytes = self.slice_words.saturating_mul(ENTRY_BYTES);
         let buf = IoBufMut::new(usize::try_from(bytes).unwrap_or(0));
         let file = self.file()?;

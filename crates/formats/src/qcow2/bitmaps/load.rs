@@ -107,7 +107,7 @@ impl Bitmaps {
             let table = self.read_bitmap_table(file, entry).await.map_err(could_not)?;
             let clusters = self.bitmap_clusters(file, entry, &table)?;
             if !self.note_metadata_clusters(&clusters) {
-                return Err("its clusters hold something else as well".to_owned());
+                return Err("other metadata or data also uses its clusters".to_owned());
             }
             let map = match entry.flags.contains(BitmapFlags::IN_USE) {
                 true => Ok(None),

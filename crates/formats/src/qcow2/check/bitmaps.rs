@@ -44,7 +44,7 @@ impl Checker<'_> {
         let Some(place) = self.header.extensions.bitmaps else {
             if self.header.autoclear.contains(Autoclear::BITMAPS) {
                 self.note_unknown_references(
-                    "ERROR the header says that there are bitmaps but not where",
+                    "ERROR the header has the bit for bitmaps, but no offset of a bitmap directory",
                 );
             }
             return;
@@ -210,7 +210,7 @@ impl Checker<'_> {
             }
         }
         if shared {
-            return Some("its clusters hold something else as well".to_owned());
+            return Some("other metadata or data also uses its clusters".to_owned());
         }
         let bytes = bitmap_bytes(self.header.size, entry.granularity().unwrap_or(1));
         let needed = self.geometry.clusters_for(bytes).max(1);
@@ -247,7 +247,7 @@ impl Checker<'_> {
         self.plan_drop(place.directory_offset, place.directory_size);
         for entry in kept {
             let name = entry.name().into_owned();
-            let fault = "the clusters of the bitmap directory hold something else as well";
+            let fault = "other metadata or data also uses the clusters of the bitmap directory";
             // The fault of the directory was reported as a fault of another bitmap.
             self.plan_replacement(Replacement {
                 structure: Structure::BitmapDirectory,

@@ -16,9 +16,8 @@
 //!
 //! Memory is bounded. For contiguous clusters, the map needs at most about 4 bytes per referenced cluster. For scattered
 //! clusters, the map needs about 256 to 1024 bytes per referenced cluster. A value in the image determines the length of a read
-//! only if the limits of this value were checked. The number of planned repairs is limited, and L2 tables that lie on each
-//! other are read only in part. References that exceed the end of the file by a cluster or more are reported,
-//! and not counted.
+//! only if the limits of this value were checked. The number of planned repairs is limited, and L2 tables that overlap are read
+//! only in part. References that exceed the end of the file by a cluster or more are reported, and not counted.
 //!
 //! A repair frees clusters only if all references are known. If a pointer in the header seems wrong, clusters that seem to be
 //! leaked may belong to the metadata to which the pointer should refer ([`pointers`]). Then the repair lowers no refcount, and

@@ -228,7 +228,7 @@ impl Checker<'_> {
         let length = word(100).unwrap_or(0);
         if V3_LENGTHS.contains(&length) && word(72) == Some(0) && word(96).is_some_and(|o| o <= 6) {
             self.note_wrong_pointer(
-                "ERROR the header is one of version 3 but says that it is of version 2",
+                "ERROR the header has the fields of version 3, but its version field is 2",
             );
         }
     }

@@ -41,7 +41,8 @@ impl Mapping {
     /// lookup, another task may have copied the table and changed the copy, and the changed slice may have left the cache.
     pub(in crate::qcow2) async fn read_slice(&self, slice: u64, offset: u64) -> Result<IoBufMut> {
         let place = self.slice_place(slice).await?;
-        let place = place.ok_or_else(|| Error::corrupt("the L2 table is gone").at(offset))?;
+        let place =
+            place.ok_or_else(|| Error::corrupt("the L2 table no longer exists").at(offset))?;
         point();
         let len = usize::try_from(self.slice_words.saturating_mul(8)).unwrap_or(0);
         self.facts.event(DebugEvent::L2Load).await;

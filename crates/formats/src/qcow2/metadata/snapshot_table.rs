@@ -206,7 +206,7 @@ impl Metadata {
         for snapshot in list {
             snapshot.check_l1(self.geometry)?;
             room = room.checked_sub(snapshot.l1_entries.into()).ok_or_else(|| {
-                Error::corrupt("snapshots lie on each other: the image needs a check")
+                Error::corrupt("L1 tables of snapshots overlap: the image needs a check")
             })?;
         }
         Ok(())
