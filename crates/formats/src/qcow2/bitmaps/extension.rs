@@ -1,7 +1,7 @@
 //! Changing the bitmaps extension of the header. The extension contains the offset of the bitmap directory.
 //!
-//! `plan` computes the writes, and `write_planned` executes these writes. So a header without space for the extension is
-//! reported before anything is written. Each write is flushed before the next write starts.
+//! `plan_extension` computes the writes, and `write_planned` executes these writes. So a header without space for the extension
+//! is reported before anything is written. Each write is flushed before the next write starts.
 
 use oxblk_core::{Edge, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
@@ -26,7 +26,7 @@ pub(in super::super) async fn plan_extension(
     change_bitmaps_extension(&head, new)
 }
 
-/// Executes the writes of [`plan`], with a flush after each write.
+/// Executes the writes of [`plan_extension`], with a flush after each write.
 ///
 /// # Errors
 /// The errors of requests to the image file. After an error, it is unknown whether the header refers to the old or to the new
