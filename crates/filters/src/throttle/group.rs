@@ -116,14 +116,16 @@ impl Queue {
         next.or_else(|| self.members.first()).and_then(|(_, waiting)| waiting.front())
     }
 
-    /// Gives the turn to the first request of the node that follows `member`.
-    fn give_turn_after(&mut self, member: MemberId) {
+    /// Gives the turn to the first request of the node that follows `member`. The caller notifies the returned ticket after it has
+    /// unlocked the group: a notification may run code of the executor that wakes the request.
+    #[must_use]
+    fn give_turn_after(&mut self, member: MemberId) -> Option<Arc<Ticket>> {
         let next = self.after(member).cloned();
         self.is_taken = next.is_some();
-        if let Some(next) = next {
+        if let Some(next) = &next {
             next.has_turn.store(true, Relaxed);
-            next.turn.notify(usize::MAX);
         }
+        next
     }
 }
 
@@ -345,11 +347,14 @@ impl Waiting<'_> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let mut state = self.member.group.lock();
-        if let Some(queue) = state.queue(self.direction) {
+        let next = state.queue(self.direction).and_then(|queue| {
             queue.remove(self.member.id, &self.ticket);
-            if self.ticket.has_turn.load(Relaxed) {
-                queue.give_turn_after(self.member.id);
-            }
+            let had_turn = self.ticket.has_turn.load(Relaxed);
+            if had_turn { queue.give_turn_after(self.member.id) } else { None }
+        });
+        drop(state);
+        if let Some(next) = next {
+            next.turn.notify(usize::MAX);
         }
     }
 }
