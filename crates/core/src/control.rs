@@ -9,6 +9,7 @@
 //! ([`lock_all`]), so two such operations never wait for each other. It holds back requests only after it has all locks. An
 //! operation that uses only one node never waits for the lock of another node.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -41,7 +42,15 @@ pub(crate) struct ControlGuard {
 /// The control locks of a node and of nodes below it: no other control operation is in progress there, and the edges between
 /// these nodes do not change.
 pub(crate) struct Controls {
+    nodes: Vec<Arc<Node>>,
     _guards: Vec<ControlGuard>,
+}
+
+impl Controls {
+    /// The nodes whose control locks are held.
+    pub(crate) fn nodes(&self) -> &[Arc<Node>] {
+        &self.nodes
+    }
 }
 
 /// Exclusive use of a node: no request and no other control operation is in progress.
@@ -62,11 +71,9 @@ impl Graph {
     pub(crate) async fn controls_for_change(&self, nodes: &[Arc<Node>]) -> Controls {
         lock_set(|| {
             let mut all = nodes_from(nodes, |child| child != ChildIdx::BACKING);
-            for above in nodes_above(nodes) {
-                if !all.iter().any(|node| Arc::ptr_eq(node, &above)) {
-                    all.push(above);
-                }
-            }
+            let below: HashSet<_> = all.iter().map(Arc::as_ptr).collect();
+            let above = nodes_above(nodes).into_iter();
+            all.extend(above.filter(|node| !below.contains(&Arc::as_ptr(node))));
             all
         })
         .await
@@ -135,13 +142,13 @@ async fn lock_all(mut nodes: Vec<Arc<Node>>) -> Vec<ControlGuard> {
 
 /// Takes the control locks of the nodes that `find` returns. If the edges between these nodes have changed during the wait,
 /// releases the locks and tries again.
-async fn lock_set(find: impl Fn() -> Vec<Arc<Node>>) -> Controls {
+pub(crate) async fn lock_set(find: impl Fn() -> Vec<Arc<Node>>) -> Controls {
     let mut nodes = find();
     loop {
         let guards = lock_all(nodes.clone()).await;
         let now = find();
         if now.len() == nodes.len() && now.iter().zip(&nodes).all(|(a, b)| Arc::ptr_eq(a, b)) {
-            return Controls { _guards: guards };
+            return Controls { nodes, _guards: guards };
         }
         drop(guards);
         nodes = now;

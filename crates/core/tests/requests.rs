@@ -19,6 +19,8 @@ mod failed_pieces;
 #[path = "requests/graph_changes.rs"]
 mod graph_changes;
 mod memory;
+#[path = "requests/references.rs"]
+mod references;
 #[path = "requests/users.rs"]
 mod users;
 #[path = "requests/write_through.rs"]

@@ -40,11 +40,8 @@ impl Graph {
                 return Err(unsupported_option(driver, "backing"));
             }
             Some(Value::String(name)) => {
-                let found = self.node(&name);
-                return found.map(Below::Node).ok_or_else(|| {
-                    let text = format!("Cannot find device='{name}' nor node-name='{name}'");
-                    Error::invalid(text).prefix(BACKING)
-                });
+                let found = context.opening.node(self, &name);
+                return found.map(Below::Node).map_err(|error| error.prefix(BACKING));
             }
             Some(Value::Object(mut map)) => {
                 let plain = map.shift_remove("");
@@ -65,9 +62,9 @@ impl Graph {
                     Below::Nothing
                 } else {
                     let depth = depth.saturating_add(1);
-                    let epochs = Arc::clone(&context.epochs);
+                    let opening = Arc::clone(&context.opening);
                     let rest = Target::default();
-                    Below::Target(Target { options, flags, depth, nesting, epochs, ..rest })
+                    Below::Target(Target { options, flags, depth, nesting, opening, ..rest })
                 });
             };
             let path = match context.image_filename() {
@@ -90,7 +87,7 @@ impl Graph {
             named_above: true,
             depth: depth.saturating_add(1),
             nesting,
-            epochs: Arc::clone(&context.epochs),
+            opening: Arc::clone(&context.opening),
         }))
     }
 }

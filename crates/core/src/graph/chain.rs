@@ -121,7 +121,7 @@ impl Graph {
             if !layers.is_empty() {
                 error = context.about(error, Named::of(&layer));
             }
-            self.close_layer(layer).await;
+            close_layer(layer).await;
         }
         error
     }
@@ -140,9 +140,10 @@ impl Graph {
         let bitmaps = match loaded {
             Ok(bitmaps) => bitmaps,
             Err(error) => {
-                self.close_layer(layer).await;
+                let opening = Arc::clone(&layer.context.opening);
+                close_layer(layer).await;
                 if let Some(backing) = backing {
-                    self.release_after_failure(backing).await;
+                    opening.release_later(backing);
                 }
                 return Err(error);
             }
@@ -165,6 +166,7 @@ impl Graph {
             change_lock: Arc::clone(self.change_lock()),
         };
         let node = self.insert(layer.name, parts);
+        context.opening.has_opened(&node);
         node.adopt_bitmaps(&bitmaps)?;
         if node.children().has(ChildIdx::DATA) {
             // The driver needed more permissions on the data file while it opened the image.
@@ -177,12 +179,12 @@ impl Graph {
         }
         Ok(node)
     }
+}
 
-    /// Closes an image that does not become a node.
-    async fn close_layer(&self, layer: Layer) {
-        close_unused(&*layer.opened).await;
-        self.release_children(&layer.context.children, layer.file).await;
-    }
+/// Closes an image that does not become a node.
+async fn close_layer(layer: Layer) {
+    close_unused(&*layer.opened).await;
+    layer.context.opening.release_children(&layer.context.children, layer.file);
 }
 
 /// The files of the images above the image that is being opened.

@@ -68,7 +68,7 @@ impl OpenContext {
         let attached = attached
             .and_then(|()| self.children.attach_as(parent, child, name, roles, &node, permissions));
         if let Err(error) = attached {
-            self.graph.release_after_failure(node).await;
+            self.opening.release_later(node);
             return Err(error);
         }
         Ok(())
@@ -84,9 +84,7 @@ impl OpenContext {
         let missing = || Error::invalid(format!("A block device must be specified for \"{key}\""));
         let options = match option {
             Some(Value::String(name)) => {
-                return self.graph.node(&name).ok_or_else(|| {
-                    Error::invalid(format!("Cannot find device='{name}' nor node-name='{name}'"))
-                });
+                return self.opening.node(&self.graph, &name);
             }
             Some(Value::Object(map)) if map.len() > 1 && map.contains_key("") => {
                 return Err(Error::invalid(PLAIN_AND_NESTED));
@@ -111,7 +109,7 @@ impl OpenContext {
             flags,
             protocol: !is_image,
             nesting: self.nesting.saturating_add(1),
-            epochs: Arc::clone(&self.epochs),
+            opening: Arc::clone(&self.opening),
             ..Target::default()
         };
         let node = Box::pin(self.graph.open_chain(target)).await?;

@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 
+use super::open::Target;
 use super::{Graph, OpenContext, OpenFlags};
 use crate::create::Created;
 use crate::gate::Purpose;
@@ -26,18 +27,18 @@ impl OpenContext {
         flags.unmap = true;
         flags.copy_on_read = false;
         let node = match self.options.take(ChildIdx::DATA.name()) {
-            Some(Value::String(name)) => self.graph.node(&name).ok_or_else(|| {
-                Error::invalid(format!("Cannot find device='{name}' nor node-name='{name}'"))
-            })?,
+            Some(Value::String(name)) => self.opening.node(&self.graph, &name)?,
             Some(Value::Object(map)) => {
-                self.graph.open_storage(None, Options::from_map(map)?, flags).await?
+                let options = Options::from_map(map)?;
+                self.graph.open_storage(&self.opening, None, options, flags).await?
             }
             Some(_) => return Err(Error::invalid("Invalid parameter type for 'data-file'")),
             None => {
                 let Some(name) = named else { return Ok(false) };
                 let admitted = self.graph.gate().admit(Purpose::Data, name)?;
                 flags.no_symlinks = admitted.no_symlinks;
-                self.graph.open_storage(Some(&admitted.name), Options::new(), flags).await?
+                let (name, none) = (Some(admitted.name.as_str()), Options::new());
+                self.graph.open_storage(&self.opening, name, none, flags).await?
             }
         };
         // The driver reads and changes the data file while it opens the image.
@@ -50,7 +51,7 @@ impl OpenContext {
         match self.children.attach(&self.node_name, ChildSpec::DATA, &node, permissions) {
             Ok(()) => Ok(true),
             Err(error) => {
-                self.graph.release_after_failure(node).await;
+                self.opening.release_later(node);
                 Err(error)
             }
         }
@@ -80,7 +81,14 @@ impl Graph {
 
     async fn open_new_data_file(&self, filename: &str) -> Result<Attachment> {
         let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
-        let node = self.open_storage(Some(filename), Options::new(), flags).await?;
+        let filename_only = Target {
+            filename: Some(filename.to_owned()),
+            flags,
+            protocol: true,
+            ..Target::default()
+        };
+        let node = self.open_tree(&filename_only).await?;
+        node.follow_parent();
         let writes = Perm::WRITE | Perm::RESIZE;
         let permissions =
             Permissions { taken: Perm::CONSISTENT_READ | writes, shared: Perm::all() - writes };

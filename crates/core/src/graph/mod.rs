@@ -16,6 +16,7 @@ mod filename;
 mod generic;
 mod live_children;
 mod open;
+mod opening;
 mod probe;
 mod removal;
 mod reopen;

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::chain::{Below, Layer};
 use super::generic::{Generic, take_generic};
+use super::opening::Opening;
 use super::{Graph, Opened};
 use crate::backend::no_medium;
 use crate::control::run_to_completion;
@@ -93,6 +94,8 @@ pub struct OpenContext {
     pub epochs: Arc<Epochs>,
     /// Nesting depth of the node; see [`Target::nesting`].
     pub(super) nesting: u32,
+    /// The open to which this node belongs.
+    pub(super) opening: Arc<Opening>,
 }
 
 impl OpenContext {
@@ -126,7 +129,7 @@ impl OpenContext {
 }
 
 /// A description of the node to open.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Target {
     pub(super) filename: Option<String>,
     pub(super) options: Options,
@@ -139,8 +142,8 @@ pub(super) struct Target {
     pub(super) depth: u32,
     /// Nesting depth: the number of nodes above this node that are connected to it by `file` edges.
     pub(super) nesting: u32,
-    /// The epochs of all nodes that are opened together.
-    pub(super) epochs: Arc<Epochs>,
+    /// The open to which the node belongs.
+    pub(super) opening: Arc<Opening>,
 }
 
 impl Graph {
@@ -215,12 +218,19 @@ impl Graph {
     /// the node that options describe.
     pub(super) async fn open_storage(
         &self,
+        opening: &Arc<Opening>,
         name: Option<&str>,
         options: Options,
         flags: OpenFlags,
     ) -> Result<Arc<Node>> {
-        let filename = name.map(str::to_owned);
-        let target = Target { filename, options, flags, protocol: true, ..Target::default() };
+        let target = Target {
+            filename: name.map(str::to_owned),
+            options,
+            flags,
+            protocol: true,
+            opening: Arc::clone(opening),
+            ..Target::default()
+        };
         // The caller adds the name of the image to the error.
         let node = Box::pin(self.open_chain(target)).await?;
         node.follow_parent();
@@ -234,12 +244,7 @@ impl Graph {
             // An image that is opened halfway must be closed. So the opening runs to its end even if the caller's
             // future is dropped. In this case the new node is closed.
             let opening = async move {
-                // The requests of the opening are in no drain. So no node to which the image refers changes meanwhile.
-                let _structure = match graph.may_refer_to_nodes(&target) {
-                    true => Some(graph.share_structure().await),
-                    false => None,
-                };
-                let node = Some(graph.open_chain(target).await?);
+                let node = Some(graph.open_tree(&target).await?);
                 Ok(Opened { graph, node })
             };
             let outcome = run_to_completion(opening).await;
@@ -253,21 +258,6 @@ impl Graph {
         })
     }
 
-    /// Whether an option may be the name of a node that exists.
-    fn may_refer_to_nodes(&self, target: &Target) -> bool {
-        let is_json = target.filename.as_deref().is_some_and(|name| name.starts_with("json:"));
-        let mut values: Vec<_> = target.options.iter().map(|(_, value)| value).collect();
-        while let Some(value) = values.pop() {
-            match value {
-                Value::String(name) if self.node(name).is_some() => return true,
-                Value::Object(map) => values.extend(map.values()),
-                Value::Array(list) => values.extend(list),
-                _ => {}
-            }
-        }
-        is_json
-    }
-
     /// Opens an image and its storage, but not its backing file.
     pub(super) async fn open_layer(&self, mut target: Target) -> Result<(Layer, Below)> {
         if let Some(json) = target.filename.as_deref().and_then(|name| name.strip_prefix("json:")) {
@@ -275,6 +265,7 @@ impl Graph {
                 let is_json = error.to_string().starts_with("Invalid JSON object");
                 if is_json { error } else { error.prefix("Could not parse the JSON options") }
             })?;
+            target.opening.check_references(self, &options)?;
             options.overlay(&target.options);
             target.options = options;
             target.filename = None;
@@ -335,7 +326,7 @@ impl Graph {
         match driver {
             Ok(driver) => self.open_driver(driver, target, generic, Some(file)).await,
             Err(error) => {
-                self.release_after_failure(file).await;
+                target.opening.release_later(file);
                 Err(error)
             }
         }
@@ -351,9 +342,7 @@ impl Graph {
         flags.no_io = false;
         let options = match target.options.take("file") {
             Some(Value::String(name)) => {
-                return self.node(&name).ok_or_else(|| {
-                    Error::invalid(format!("Cannot find device='{name}' nor node-name='{name}'"))
-                });
+                return target.opening.node(self, &name);
             }
             // An object with only the empty key (`file.=x`) contains no reference to a node.
             Some(Value::Object(map)) if map.len() > 1 && map.contains_key("") => {
@@ -379,7 +368,7 @@ impl Graph {
             named_above: false,
             depth: target.depth,
             nesting: target.nesting.saturating_add(1),
-            epochs: Arc::clone(&target.epochs),
+            opening: Arc::clone(&target.opening),
         };
         // The caller that opens the image adds the name to the error.
         let node = Box::pin(self.open_chain(child)).await?;
@@ -395,22 +384,13 @@ impl Graph {
         file: Option<Arc<Node>>,
     ) -> Result<(Layer, Below)> {
         let children = Arc::new(Children::default());
+        let opening = Arc::clone(&target.opening);
         match self.open_parts(driver, target, generic, file.clone(), &children).await {
             Ok(opened) => Ok(opened),
             Err(error) => {
-                self.release_children(&children, file).await;
+                opening.release_children(&children, file);
                 Err(error)
             }
-        }
-    }
-
-    /// Closes the children of an image that failed to open.
-    pub(super) async fn release_children(&self, children: &Children, file: Option<Arc<Node>>) {
-        for node in children.detach().into_iter().rev() {
-            self.release_after_failure(node).await;
-        }
-        if let Some(file) = file {
-            self.release_after_failure(file).await;
         }
     }
 
@@ -426,7 +406,7 @@ impl Graph {
             return Err(Error::invalid("force-share=on can only be used with read-only images"));
         }
         let name = self.claim_name(generic.node_name.as_deref())?;
-        let Target { filename, options, named_above, depth, nesting, epochs, .. } = target;
+        let Target { filename, options, named_above, depth, nesting, opening, .. } = target;
         let mut context = OpenContext {
             graph: self.clone(),
             node_name: name.name.clone(),
@@ -435,8 +415,9 @@ impl Graph {
             children: Arc::clone(children),
             filename: filename.clone(),
             backing: None,
-            epochs,
+            epochs: Arc::clone(&opening.epochs),
             nesting,
+            opening,
         };
         let backing_option = take_backing(driver, &mut context)?;
         let mut opened_with = context.options.clone();

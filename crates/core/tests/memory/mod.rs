@@ -19,6 +19,8 @@ pub struct Memory {
     pub limits: Limits,
     /// Number of times that each request yields to other tasks.
     pub yields: u32,
+    /// While this is set, no request ends.
+    pub held: AtomicBool,
     /// The driver implements zero writes itself.
     pub zeroes: bool,
     /// Number of times that the driver yields to other tasks before a discard takes effect. As on a host, the discard
@@ -26,6 +28,8 @@ pub struct Memory {
     pub landing: AtomicU32,
     /// Writes and discards that start at this offset fail and change nothing.
     pub bad: Option<u64>,
+    /// Reads that start at this offset fail.
+    pub bad_read: Option<u64>,
     /// A resize fails after it has changed the size.
     pub resize_fails: AtomicBool,
     /// The permissions that the driver received last.
@@ -47,6 +51,9 @@ impl Memory {
 
     async fn pause(&self) {
         for _ in 0..self.yields {
+            oxblk_ring::yield_now().await;
+        }
+        while self.held.load(SeqCst) {
             oxblk_ring::yield_now().await;
         }
     }
@@ -101,6 +108,9 @@ impl Driver for MemoryDriver {
             self.check(offset, buf.len());
             self.0.record("read", offset, buf.len());
             self.0.pause().await;
+            if self.0.bad_read == Some(offset) {
+                return Err(Error::from_errno(Errno::IO));
+            }
             let bytes = self.0.bytes.lock().unwrap();
             let at = usize::try_from(offset).unwrap();
             for (i, byte) in buf.iter_mut().enumerate() {
@@ -301,7 +311,8 @@ impl DriverFactory for CheckeredFactory {
     }
 }
 
-/// A filter that passes all requests on.
+/// A filter that passes all requests on. With the option `reads=on`, the open reads the first sector of the child; with
+/// `fails=on`, the open then fails.
 struct Pass(Arc<Children>);
 
 impl Driver for Pass {
@@ -330,6 +341,12 @@ impl DriverFactory for PassFactory {
     }
     fn open<'a>(&'a self, context: &'a mut OpenContext) -> BoxFuture<'a, Result<Box<dyn Driver>>> {
         Box::pin(async move {
+            if context.options.take_bool("reads")? == Some(true) {
+                context.file()?.read(0, IoBufMut::new(512)).await?;
+            }
+            if context.options.take_bool("fails")? == Some(true) {
+                return Err(Error::from_errno(Errno::IO));
+            }
             let driver: Box<dyn Driver> = Box::new(Pass(Arc::clone(&context.children)));
             Ok(driver)
         })
