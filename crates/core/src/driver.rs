@@ -202,6 +202,11 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
+    /// A child, or a node below it, was replaced or reopened. It may have another size now, or other limits
+    /// ([`Limits::grows`]). The driver forgets what it has derived from them. No request is in flight. The sizes and limits of
+    /// the children are up to date.
+    fn below_changed(&self) {}
+
     /// Limits and capabilities. The node raises the memory alignment to that of its children.
     fn limits(&self) -> Limits {
         Limits::default()

@@ -264,6 +264,7 @@ pub(super) async fn refresh(changed: &[Arc<Node>]) -> Vec<Arc<Node>> {
     above.backends.iter().for_each(Backend::update_root);
     let nodes = above.bottom_up();
     for node in &nodes {
+        node.driver().below_changed();
         node.refresh_limits();
         let size = match node.driver().refresh_size() {
             Some(size) => size.await,

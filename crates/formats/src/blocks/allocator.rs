@@ -182,6 +182,15 @@ impl Allocator {
         *state = State { end, gaps, fresh, max_end, quarantined, is_known: true, returning };
     }
 
+    /// From block `fresh` on, the file contains no data (`None`: no block is fresh). Does nothing if the allocator does not know
+    /// which blocks are in use.
+    pub(crate) fn set_fresh(&self, fresh: Option<u32>) {
+        let mut state = self.lock();
+        if state.is_known {
+            state.fresh = fresh.unwrap_or(u32::MAX).max(state.end);
+        }
+    }
+
     /// Sets which blocks are in use in an image that will be repaired. No block is fresh.
     pub(crate) fn begin_repair(&self, used: &RoaringBitmap, max_end: u32) -> Repair<'_> {
         self.set_used(used, None, max_end);

@@ -62,6 +62,10 @@ impl Driver for Parallels {
         self.header.size
     }
 
+    fn below_changed(&self) {
+        self.file_changed();
+    }
+
     fn limits(&self) -> Limits {
         let cluster = u32::try_from(self.header.cluster).unwrap_or(1);
         Limits {

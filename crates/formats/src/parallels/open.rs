@@ -2,10 +2,10 @@
 //! repaired if it was not closed or has a fault.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Release};
 
 use oxblk_core::check::{Finding, Fix};
-use oxblk_core::{Edge, Error, ErrorKind, OpenContext, Result};
+use oxblk_core::{ChildIdx, Edge, Error, ErrorKind, OpenContext, Result};
 use oxblk_ring::{IoBufMut, Mutex as AsyncMutex, RangeLock};
 
 use super::Parallels;
@@ -36,8 +36,8 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Parallels> {
     if header.has_extension {
         context.fall_back_to_read_only(HAS_EXTENSION)?;
     }
-    let whole = file.size().saturating_sub(header.data_offset) / header.cluster;
     let image = Parallels {
+        whole_clusters: AtomicU32::new(whole_clusters(&header, &file)),
         header,
         children: Arc::clone(&context.children),
         access: WriteAccess::new(context.flags.read_only),
@@ -46,7 +46,6 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Parallels> {
         mark: Mark::new(header.in_use),
         unclean: AtomicBool::new(header.in_use),
         data_offset_is_valid: AtomicBool::new(header.data_offset_is_valid),
-        whole_clusters: AtomicU32::new(u32::try_from(whole).unwrap_or(u32::MAX)),
         dirty: DirtySectors::default(),
         freed: FreedBlocks::default(),
         guest: RangeLock::new(),
@@ -60,6 +59,12 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Parallels> {
         image.allow_allocations(&file, &survey);
     }
     Ok(image)
+}
+
+/// The number of clusters that the file contains completely.
+fn whole_clusters(header: &Header, file: &Edge) -> u32 {
+    let whole = file.size().saturating_sub(header.data_offset) / header.cluster;
+    u32::try_from(whole).unwrap_or(u32::MAX)
 }
 
 impl Parallels {
@@ -104,9 +109,21 @@ impl Parallels {
 
     /// Tells the allocator which clusters of the file are in use, so that clusters can be allocated.
     pub(super) fn allow_allocations(&self, file: &Edge, survey: &Survey) {
-        let grows = file.node().limits().grows;
+        self.allocator.set_used(&survey.used, self.fresh_from(file), 0);
+    }
+
+    /// The first cluster that lies completely behind the end of the file. `None` if the file cannot grow.
+    fn fresh_from(&self, file: &Edge) -> Option<u32> {
         let behind = file.size().saturating_sub(self.header.data_offset);
         let fresh = u32::try_from(behind.div_ceil(self.header.cluster)).unwrap_or(u32::MAX);
-        self.allocator.set_used(&survey.used, grows.then_some(fresh), 0);
+        file.node().limits().grows.then_some(fresh)
+    }
+
+    /// Takes over the size of the file, and whether it can grow. No request is in flight.
+    pub(super) fn file_changed(&self) {
+        if let Some(file) = self.children.get(ChildIdx::FILE) {
+            self.allocator.set_fresh(self.fresh_from(&file));
+            self.whole_clusters.store(whole_clusters(&self.header, &file), Release);
+        }
     }
 }

@@ -98,6 +98,10 @@ impl Driver for Qcow2 {
         self.facts.size()
     }
 
+    fn below_changed(&self) {
+        self.clusters.file_changed();
+    }
+
     fn limits(&self) -> Limits {
         let cluster = u32::try_from(self.geometry.cluster_size()).unwrap_or(1);
         let subcluster = u32::try_from(self.geometry.subcluster_size()).unwrap_or(1);

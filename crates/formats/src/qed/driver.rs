@@ -76,6 +76,10 @@ impl Driver for Qed {
         Self::size(self)
     }
 
+    fn below_changed(&self) {
+        self.file_changed();
+    }
+
     fn limits(&self) -> Limits {
         let cluster = u32::try_from(self.geometry.cluster()).unwrap_or(1);
         Limits {

@@ -5,12 +5,15 @@
 //! read to find the clusters in use. Closing a writable image writes all tables. If the image was changed, closing also
 //! fills a small number of gaps, and removes the need-check flag.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{Relaxed, Release},
+};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use oxblk_core::check::{Finding, Fix};
-use oxblk_core::{BackingFile, Edge, Error, ErrorKind, OpenContext, Result};
+use oxblk_core::{BackingFile, ChildIdx, Edge, Error, ErrorKind, OpenContext, Result};
 use oxblk_ring::{Event, IoBufMut, Mutex as AsyncMutex, RangeLock};
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
@@ -211,10 +214,21 @@ impl Qed {
 
     /// Tells the allocator which clusters of the file are in use, so that clusters can be allocated.
     pub(super) fn allow_allocations(&self, file: &Edge, used: &RoaringBitmap) {
-        let grows = file.node().limits().grows;
+        self.allocator.set_used(used, self.fresh_from(file), 0);
+    }
+
+    /// The first cluster that lies completely behind the end of the file. `None` if the file cannot grow.
+    fn fresh_from(&self, file: &Edge) -> Option<u32> {
         let clusters = self.geometry.index(self.geometry.end(file.size()));
-        let fresh = u32::try_from(clusters).unwrap_or(u32::MAX);
-        self.allocator.set_used(used, grows.then_some(fresh), 0);
+        file.node().limits().grows.then(|| u32::try_from(clusters).unwrap_or(u32::MAX))
+    }
+
+    /// Takes over the size of the file, and whether it can grow. No request is in flight.
+    pub(super) fn file_changed(&self) {
+        if let Some(file) = self.children.get(ChildIdx::FILE) {
+            self.allocator.set_fresh(self.fresh_from(&file));
+            self.file_end.store(file.size(), Release);
+        }
     }
 
     /// Writes all tables. If the image was changed, fills a small number of gaps, truncates the file, and removes the

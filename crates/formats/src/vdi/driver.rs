@@ -63,6 +63,10 @@ impl Driver for Vdi {
         self.header.size
     }
 
+    fn below_changed(&self) {
+        self.file_changed();
+    }
+
     fn limits(&self) -> Limits {
         let file = self.children.get(ChildIdx::FILE);
         let file_is_zero = file.is_some_and(|file| file.node().limits().has_zero_init);

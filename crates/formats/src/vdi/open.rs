@@ -3,9 +3,9 @@
 //! block would change two blocks of the disk.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Release};
 
-use oxblk_core::{Edge, Error, OpenContext, Result};
+use oxblk_core::{ChildIdx, Edge, Error, OpenContext, Result};
 use oxblk_ring::{IoBufMut, Mutex as AsyncMutex, RangeLock};
 
 use super::Vdi;
@@ -27,15 +27,14 @@ pub(super) async fn read_header(file: &Edge) -> Result<Header> {
 pub(super) async fn open(context: &mut OpenContext) -> Result<Vdi> {
     let file = context.file()?;
     let header = read_header(&file).await?;
-    let whole = file.size().saturating_sub(header.data_offset) / BLOCK;
     let image = Vdi {
+        whole_blocks: AtomicU32::new(whole_blocks(&header, &file)),
         header,
         children: Arc::clone(&context.children),
         access: WriteAccess::new(context.flags.read_only),
         map: EntryMap::new(header.blocks),
         allocator: Allocator::new(header.blocks, Arc::clone(&context.epochs)),
         allocated_on_disk: AtomicU64::new(header.allocated.into()),
-        whole_blocks: AtomicU32::new(u32::try_from(whole).unwrap_or(u32::MAX)),
         dirty: DirtySectors::default(),
         freed: FreedBlocks::default(),
         guest: RangeLock::new(),
@@ -48,6 +47,12 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Vdi> {
         image.allow_allocations(&file, &survey);
     }
     Ok(image)
+}
+
+/// The number of blocks that the file contains completely.
+fn whole_blocks(header: &Header, file: &Edge) -> u32 {
+    let whole = file.size().saturating_sub(header.data_offset) / BLOCK;
+    u32::try_from(whole).unwrap_or(u32::MAX)
 }
 
 impl Vdi {
@@ -80,9 +85,20 @@ impl Vdi {
 
     /// Tells the allocator which blocks of the file are in use, so that blocks can be allocated.
     pub(super) fn allow_allocations(&self, file: &Edge, survey: &Survey) {
-        let grows = file.node().limits().grows;
+        self.allocator.set_used(&survey.used, self.fresh_from(file), 0);
+    }
+
+    /// The first block that lies completely behind the end of the file. `None` if the file cannot grow.
+    fn fresh_from(&self, file: &Edge) -> Option<u32> {
         let behind = file.size().saturating_sub(self.header.data_offset).div_ceil(BLOCK);
-        let fresh = grows.then(|| u32::try_from(behind).unwrap_or(u32::MAX));
-        self.allocator.set_used(&survey.used, fresh, 0);
+        file.node().limits().grows.then(|| u32::try_from(behind).unwrap_or(u32::MAX))
+    }
+
+    /// Takes over the size of the file, and whether it can grow. No request is in flight.
+    pub(super) fn file_changed(&self) {
+        if let Some(file) = self.children.get(ChildIdx::FILE) {
+            self.allocator.set_fresh(self.fresh_from(&file));
+            self.whole_blocks.store(whole_blocks(&self.header, &file), Release);
+        }
     }
 }

@@ -77,6 +77,10 @@ impl Driver for Vpc {
         self.size
     }
 
+    fn below_changed(&self) {
+        self.file_changed();
+    }
+
     fn limits(&self) -> Limits {
         Limits { zero_flags: ZeroFlags::MAY_UNMAP, has_zero_init: true, ..Limits::default() }
     }

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::Ordering::{Acquire, Release};
 
-use oxblk_core::Edge;
+use oxblk_core::{ChildIdx, Edge};
 use roaring::RoaringBitmap;
 
 use super::Vpc;
@@ -88,9 +88,23 @@ impl Vpc {
         if !is_at_end && self.metadata.at_end != Copy::Different {
             self.end.touch();
         }
-        let behind = unused_from.saturating_sub(row.first);
+        self.allocator.set_used(&row.used, self.fresh_from(file, unused_from), 0);
+    }
+
+    /// The first slot that lies completely behind `end`, the end of the blocks in the file. `None` if the file cannot grow.
+    fn fresh_from(&self, file: &Edge, end: u64) -> Option<u32> {
+        let behind = end.saturating_sub(self.first_slot.load(Acquire));
         let fresh = behind.div_ceil(self.metadata.header.stride());
-        let fresh = u32::try_from(fresh).unwrap_or(u32::MAX);
-        self.allocator.set_used(&row.used, file.node().limits().grows.then_some(fresh), 0);
+        file.node().limits().grows.then(|| u32::try_from(fresh).unwrap_or(u32::MAX))
+    }
+
+    /// Takes over the size of the file, and whether it can grow. No request is in flight.
+    pub(super) fn file_changed(&self) {
+        if let Some(file) = self.children.get(ChildIdx::FILE) {
+            let last = last_sector(file.size());
+            let end = if self.end.footer() == last { last } else { file.size() };
+            self.allocator.set_fresh(self.fresh_from(&file, end));
+            self.file_len.store(file.size(), Release);
+        }
     }
 }

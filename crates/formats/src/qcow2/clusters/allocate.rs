@@ -90,12 +90,17 @@ impl Clusters {
         self.allocator.note_truncated(cluster);
     }
 
-    /// Forgets which clusters are free, and where compressed data ends, because another program may have changed the image.
-    /// The caller ensures that the node is drained.
-    pub(in crate::qcow2) fn forget_free(&self) {
+    /// Takes over the size of the file, and whether it can grow. No request is in flight.
+    pub(in crate::qcow2) fn file_changed(&self) {
         if let Ok(file) = self.file() {
             self.allocator.note_file_size(&file);
         }
+    }
+
+    /// Forgets which clusters are free, and where compressed data ends, because another program may have changed the image.
+    /// The caller ensures that the node is drained.
+    pub(in crate::qcow2) fn forget_free(&self) {
+        self.file_changed();
         self.allocator.forget_free();
         self.tail.forget();
     }
