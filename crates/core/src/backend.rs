@@ -302,6 +302,11 @@ impl Backend {
         *self.0.permissions.lock().unwrap_or_else(PoisonError::into_inner) = permissions;
     }
 
+    /// The address of the backend, which identifies it while it exists.
+    pub(crate) fn key(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
+    }
+
     pub(crate) fn downgrade(&self) -> WeakBackend {
         WeakBackend(Arc::downgrade(&self.0))
     }

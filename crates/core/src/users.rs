@@ -55,6 +55,11 @@ impl Users {
         });
     }
 
+    /// Whether `edge` is the edge of a parent.
+    pub(crate) fn has(&self, edge: &Arc<Edge>) -> bool {
+        self.lock().edges.iter().any(|other| std::ptr::eq(other.as_ptr(), Arc::as_ptr(edge)))
+    }
+
     /// Removes the edges that `keep` refuses.
     pub(crate) fn retain(&self, keep: impl Fn(&Edge) -> bool) {
         let kept = |edge: &Weak<Edge>| edge.upgrade().is_some_and(|edge| keep(&edge));

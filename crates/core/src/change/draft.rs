@@ -1,4 +1,7 @@
 //! [`Draft`]: the graph as it will be after a change. It consists of the differences from the graph as it is now.
+//!
+//! A node may have many thousands of users. So the differences are found by the addresses of nodes, edges and backends, and a change
+//! of all users of a node takes time in proportion to their number.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -25,16 +28,25 @@ pub(super) fn node_key(node: &Arc<Node>) -> NodeKey {
 #[derive(Default)]
 pub(super) struct Draft {
     slots: Vec<NewChild>,
+    /// The positions in `slots` for each parent.
+    slots_of: HashMap<NodeKey, Vec<usize>>,
     roots: Vec<NewRoot>,
-    attached: Vec<Arc<Edge>>,
+    /// The last position in `roots` for each backend.
+    root_of: HashMap<usize, usize>,
+    attached: HashMap<EdgeKey, Arc<Edge>>,
+    /// The edges in `attached`, in the order of the steps, for each node.
+    attached_to: HashMap<NodeKey, Vec<Arc<Edge>>>,
+    /// The nodes in `attached_to`, in the order of the steps.
+    gain_users: Vec<NodeKey>,
     removed: HashMap<EdgeKey, Arc<Edge>>,
     permissions: HashMap<EdgeKey, (Arc<Edge>, Permissions)>,
     also_shared: HashMap<EdgeKey, (Arc<Edge>, Perm)>,
     read_only: HashMap<NodeKey, (Arc<Node>, bool)>,
     /// The edges whose permissions the caller has chosen.
     chosen: Vec<Arc<Edge>>,
-    /// The nodes where a difference begins, in the order of the steps.
+    /// The nodes where a difference begins, each once, in the order of the steps.
     first: Vec<Arc<Node>>,
+    is_first: HashSet<NodeKey>,
     /// Backends that must not be dropped before the change lock is released.
     backends: Vec<Backend>,
     /// The permissions that backends want from now on.
@@ -60,29 +72,48 @@ impl Draft {
     /// Makes `edge` a user of its node with permissions that the caller has chosen.
     pub(super) fn attach(&mut self, edge: &Arc<Edge>) {
         self.set_permissions(edge, edge.permissions());
-        self.attached.push(Arc::clone(edge));
+        self.add_user(edge);
+    }
+
+    fn add_user(&mut self, edge: &Arc<Edge>) {
+        if self.attached.insert(edge_key(edge), Arc::clone(edge)).is_none() {
+            let node = node_key(edge.node());
+            let users = self.attached_to.entry(node).or_default();
+            if users.is_empty() {
+                self.gain_users.push(node);
+            }
+            users.push(Arc::clone(edge));
+        }
     }
 
     /// The edges that become users of their nodes.
     pub(super) fn attached(&self) -> Vec<Arc<Edge>> {
         let kept = |edge: &&Arc<Edge>| !self.is_removed(edge);
-        self.attached.iter().filter(kept).cloned().collect()
+        let users = self.gain_users.iter().filter_map(|node| self.attached_to.get(node));
+        users.flatten().filter(kept).cloned().collect()
     }
 
     pub(super) fn remove(&mut self, edge: &Arc<Edge>) {
         self.removed.insert(edge_key(edge), Arc::clone(edge));
-        self.first.push(Arc::clone(edge.node()));
+        self.begins_at(edge.node());
+    }
+
+    /// Records that a difference begins at `node`.
+    fn begins_at(&mut self, node: &Arc<Node>) {
+        if self.is_first.insert(node_key(node)) {
+            self.first.push(Arc::clone(node));
+        }
     }
 
     pub(super) fn set_permissions(&mut self, edge: &Arc<Edge>, permissions: Permissions) {
         self.permissions.insert(edge_key(edge), (Arc::clone(edge), permissions));
         self.chosen.push(Arc::clone(edge));
-        self.first.push(Arc::clone(edge.node()));
+        self.begins_at(edge.node());
     }
 
     pub(super) fn also_share(&mut self, parent: &Arc<Node>, edge: &Arc<Edge>, shared: Perm) {
         self.also_shared.insert(edge_key(edge), (Arc::clone(edge), shared));
-        self.first.push(Arc::clone(parent));
+        self.begins_at(parent);
     }
 
     /// Changes the permissions of `backend`; see [`super::Change::set_backend_permissions`].
@@ -112,7 +143,7 @@ impl Draft {
     }
 
     fn root(&self, backend: &Backend) -> Option<Arc<Edge>> {
-        match self.roots.iter().rev().find(|new| new.backend == *backend) {
+        match self.root_of.get(&backend.key()).and_then(|at| self.roots.get(*at)) {
             Some(new) => new.edge.clone(),
             None => backend.root().ok(),
         }
@@ -122,6 +153,7 @@ impl Draft {
         if let Some(old) = self.root(&backend) {
             self.remove(&old);
         }
+        self.root_of.insert(backend.key(), self.roots.len());
         self.roots.push(NewRoot { backend, edge });
     }
 
@@ -204,12 +236,15 @@ impl Draft {
             }
             None => None,
         };
-        self.attached.extend(edge.clone());
+        if let Some(edge) = &edge {
+            self.add_user(edge);
+        }
         if let Some(old) = self.child(parent, child) {
             self.remove(&old);
         }
+        self.slots_of.entry(node_key(parent)).or_default().push(self.slots.len());
         self.slots.push(NewChild { parent: Arc::clone(parent), child, edge });
-        self.first.push(Arc::clone(parent));
+        self.begins_at(parent);
         Ok(())
     }
 
@@ -234,6 +269,7 @@ impl Draft {
         new: &Arc<Node>,
         which: impl Fn(&Edge) -> bool,
     ) -> Result<()> {
+        let stay = self.below(new);
         for edge in self.users(old) {
             if !which(&edge) {
                 continue;
@@ -241,7 +277,7 @@ impl Draft {
             match edge.owner() {
                 Some(Owner::Node(parent, child)) => {
                     let Some(parent) = parent.upgrade() else { continue };
-                    if !self.reaches(new, &parent) {
+                    if !stay.contains(&node_key(&parent)) {
                         self.replace_child(&parent, *child, Some(new))?;
                     }
                 }
@@ -265,12 +301,12 @@ impl Draft {
 
     pub(super) fn set_read_only(&mut self, node: &Arc<Node>, read_only: bool) {
         self.read_only.insert(node_key(node), (Arc::clone(node), read_only));
-        self.first.push(Arc::clone(node));
+        self.begins_at(node);
     }
 
     /// Updates the permissions below `node`.
     pub(super) fn refresh(&mut self, node: &Arc<Node>) {
-        self.first.push(Arc::clone(node));
+        self.begins_at(node);
     }
 
     /// Records permissions that follow from those of the parents.
@@ -293,7 +329,8 @@ impl Draft {
     }
 
     fn is_user(&self, edge: &Arc<Edge>) -> bool {
-        self.users(edge.node()).iter().any(|user| Arc::ptr_eq(user, edge))
+        let is_added = self.attached.contains_key(&edge_key(edge));
+        !self.is_removed(edge) && (is_added || edge.node().users().has(edge))
     }
 
     /// Refuses new permissions of an edge that no longer uses its node. Permissions of an edge that the change removes are
@@ -351,17 +388,22 @@ impl Draft {
     }
 
     pub(super) fn child(&self, parent: &Arc<Node>, child: ChildIdx) -> Option<Arc<Edge>> {
-        let new = |slot: &&NewChild| Arc::ptr_eq(&slot.parent, parent) && slot.child == child;
-        match self.slots.iter().rev().find(new) {
+        match self.new_children(parent).rev().find(|new| new.child == child) {
             Some(slot) => slot.edge.clone(),
             None => parent.children().get(child),
         }
     }
 
+    /// The children of `parent` that are replaced, in the order of the steps.
+    fn new_children(&self, parent: &Arc<Node>) -> impl DoubleEndedIterator<Item = &NewChild> {
+        let slots = self.slots_of.get(&node_key(parent)).into_iter().flatten();
+        slots.filter_map(|at| self.slots.get(*at))
+    }
+
     /// The children of `parent`.
     pub(super) fn children(&self, parent: &Arc<Node>) -> Vec<(ChildIdx, Arc<Edge>)> {
         let mut children: Vec<_> = parent.children().iter().collect();
-        for new in self.slots.iter().filter(|slot| Arc::ptr_eq(&slot.parent, parent)) {
+        for new in self.new_children(parent) {
             children.retain(|(child, _)| *child != new.child);
             children.extend(new.edge.clone().map(|edge| (new.child, edge)));
         }
@@ -371,11 +413,9 @@ impl Draft {
     /// The edges through which `node` is used.
     pub(super) fn users(&self, node: &Arc<Node>) -> Vec<Arc<Edge>> {
         let mut users = node.parents();
-        for new in self.attached.iter().filter(|edge| Arc::ptr_eq(edge.node(), node)) {
-            if !users.iter().any(|user| Arc::ptr_eq(user, new)) {
-                users.push(Arc::clone(new));
-            }
-        }
+        // During the change, a new user may be among the users of the node already.
+        users.retain(|edge| !self.attached.contains_key(&edge_key(edge)));
+        users.extend(self.attached_to.get(&node_key(node)).into_iter().flatten().cloned());
         users.retain(|edge| !self.is_removed(edge));
         users
     }
@@ -414,11 +454,12 @@ impl Draft {
 
     /// Refuses a new child from which its parent can be reached.
     fn check_cycles(&self) -> Result<()> {
+        let mut below = HashMap::new();
         for NewChild { parent, edge, .. } in &self.slots {
-            if let Some(edge) = edge
-                && !self.is_removed(edge)
-                && self.reaches(edge.node(), parent)
-            {
+            let Some(edge) = edge.as_ref().filter(|edge| !self.is_removed(edge)) else { continue };
+            let node = edge.node();
+            let below = below.entry(node_key(node)).or_insert_with(|| self.below(node));
+            if below.contains(&node_key(parent)) {
                 return Err(Error::invalid(format!(
                     "Making '{}' a {} child of '{}' would create a cycle",
                     edge.node().name(),
@@ -430,23 +471,26 @@ impl Draft {
         Ok(())
     }
 
-    /// Whether `node` is `top` or is below it.
-    fn reaches(&self, top: &Arc<Node>, node: &Arc<Node>) -> bool {
-        let (mut next, mut seen) = (vec![Arc::clone(top)], HashSet::new());
+    /// `top` and all nodes below it.
+    fn below(&self, top: &Arc<Node>) -> HashSet<NodeKey> {
+        let (mut next, mut found) = (vec![Arc::clone(top)], HashSet::new());
         while let Some(from) = next.pop() {
-            if Arc::ptr_eq(&from, node) {
-                return true;
-            }
-            if seen.insert(node_key(&from)) {
+            if found.insert(node_key(&from)) {
                 next.extend(self.children(&from).iter().map(|(_, edge)| Arc::clone(edge.node())));
             }
         }
-        false
+        found
     }
 
-    /// Makes the draft the graph. Returns the nodes that have lost a child edge or a root edge.
+    /// Makes the draft the graph. Returns the nodes that have lost a child edge or a root edge, each once.
     pub(super) fn apply(&mut self) -> Vec<Arc<Node>> {
-        let mut released = Vec::new();
+        let (mut released, mut is_released) = (Vec::new(), HashSet::new());
+        let mut release = |old: &Edge| {
+            old.replace_permissions(Permissions::NONE);
+            if is_released.insert(node_key(old.node())) {
+                released.push(Arc::clone(old.node()));
+            }
+        };
         // An edge that a later step replaces was never a user.
         let removed = &self.removed;
         let is_final = |edge: &Option<Arc<Edge>>| {
@@ -456,9 +500,8 @@ impl Draft {
             if is_final(&edge)
                 && let Some(old) = parent.children().set(child, edge)
             {
-                old.node().users().remove(&old);
-                old.replace_permissions(Permissions::NONE);
-                released.push(Arc::clone(old.node()));
+                // The users of its node are updated below.
+                release(&old);
             }
         }
         for NewRoot { backend, edge } in &self.roots {
@@ -466,8 +509,7 @@ impl Draft {
                 let old = backend.root();
                 backend.store_root(edge.as_ref());
                 if let Ok(old) = old {
-                    old.replace_permissions(Permissions::NONE);
-                    released.push(Arc::clone(old.node()));
+                    release(&old);
                 }
             }
         }

@@ -88,24 +88,27 @@ pub(super) fn check(draft: &Draft, affected: &[Arc<Node>]) -> Result<()> {
 
 fn check_conflicts(draft: &Draft, node: &Arc<Node>) -> Result<()> {
     let users = draft.users(node);
-    if users.len() < 2 || !may_conflict(draft, &users) {
-        return Ok(());
+    let (mut unshared, mut unshared_twice) = (Perm::empty(), Perm::empty());
+    for user in &users {
+        let refuses = Perm::all() - draft.permissions(user).shared;
+        unshared_twice |= unshared & refuses;
+        unshared |= refuses;
     }
     for taker in &users {
+        let Permissions { taken, shared } = draft.permissions(taker);
+        // If only one user does not share a permission, this user may take it.
+        let refused_by_others = (unshared & shared) | unshared_twice;
+        if !taken.intersects(refused_by_others) {
+            continue;
+        }
         for sharer in users.iter().filter(|other| !Arc::ptr_eq(other, taker)) {
-            let refused = draft.permissions(taker).taken - draft.permissions(sharer).shared;
+            let refused = taken - draft.permissions(sharer).shared;
             if !refused.is_empty() {
                 return Err(conflict(node.name(), refused, taker, sharer));
             }
         }
     }
     Ok(())
-}
-
-/// Whether a user takes a permission that a user does not share. Without such users no pair must be compared.
-fn may_conflict(draft: &Draft, users: &[Arc<Edge>]) -> bool {
-    let all = users.iter().fold(Permissions::NONE, |all, edge| all.and(draft.permissions(edge)));
-    !(all.taken - all.shared).is_empty()
 }
 
 fn conflict(node: &str, refused: Perm, taker: &Edge, sharer: &Edge) -> Error {

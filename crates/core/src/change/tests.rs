@@ -7,8 +7,9 @@ use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::{Attachment, Change};
 use crate::{
-    BoxFuture, ChildIdx, ChildSpec, Driver, DriverFactory, DriverKind, Edge, Errno, Error, Gate,
-    Graph, Node, NodeAccess, OpenContext, OpenFlags, Perm, Permissions, Result, Roles, WriteFlags,
+    Backend, BoxFuture, ChildIdx, ChildSpec, Driver, DriverFactory, DriverKind, Edge, Errno, Error,
+    Gate, Graph, Node, NodeAccess, OpenContext, OpenFlags, Perm, Permissions, Result, Roles,
+    WriteFlags,
 };
 
 /// What the driver of a node has received.
@@ -254,6 +255,35 @@ fn children_without_a_slot_are_added_and_removed() {
     nodes.assert_sound();
     drop(reader);
     nodes.assert_sound();
+}
+
+/// If the time of a change were quadratic in the number of users, this test would take minutes.
+#[test]
+fn twenty_thousand_users_move_to_another_node() {
+    const COUNT: usize = 10_000;
+    let nodes = Nodes::new(COUNT + 2);
+    let (old, new) = (nodes.node(COUNT), nodes.node(COUNT + 1));
+    let empty = |_| Backend::empty(&nodes.graph, "", Permissions::sharing_all(READ));
+    let backends: Vec<_> = (0..COUNT).map(empty).collect();
+    let mut change = Change::of(old);
+    for (at, backend) in backends.iter().enumerate() {
+        change.replace_child(nodes.node(at), ChildIdx::BACKING, Some(old));
+        change.insert_root(backend, Arc::clone(old));
+    }
+    change.commit().unwrap();
+    assert_eq!(old.parents().len(), 2 * COUNT);
+    let mut change = Change::of(old);
+    change.replace_node(old, new, |_| true);
+    let released = change.commit().unwrap();
+    assert!(released.len() == 1 && Arc::ptr_eq(&released[0], old));
+    assert!(!old.has_parents());
+    assert_eq!(new.parents().len(), 2 * COUNT);
+    assert!(backends.iter().all(|backend| Arc::ptr_eq(&backend.node().unwrap(), new)));
+    assert_eq!(nodes.record(COUNT + 1).held().taken, READ);
+    let mut change = Change::of(old);
+    backends.iter().for_each(|backend| change.remove_root(backend));
+    change.commit().unwrap();
+    assert_eq!(new.parents().len(), COUNT);
 }
 
 #[test]

@@ -9,6 +9,7 @@
 //!
 //! Once the nodes are drained, the change runs to its end even if its future is dropped.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use oxblk_ring::{RwLockWriteGuardArc, UntilSettled};
@@ -42,12 +43,39 @@ pub struct GraphChange {
 type Which = Box<dyn Fn(&Edge) -> bool + Send>;
 
 enum Step {
-    Child { parent: Arc<Node>, child: ChildIdx, new: Option<Arc<Node>> },
-    NewChild { parent: Arc<Node>, child: ChildIdx, name: String, roles: Roles, node: Arc<Node> },
-    Node { old: Arc<Node>, new: Arc<Node>, which: Which },
-    Root { backend: Backend, node: Option<Arc<Node>> },
-    Insert { backend: Backend, node: Arc<Node> },
-    RemoveFilter { filter: Arc<Node> },
+    Child {
+        parent: Arc<Node>,
+        child: ChildIdx,
+        new: Option<Arc<Node>>,
+    },
+    NewChild {
+        parent: Arc<Node>,
+        child: ChildIdx,
+        name: String,
+        roles: Roles,
+        node: Arc<Node>,
+    },
+    /// A child of a driver with a [`ChildList`](crate::ChildList) is removed.
+    Unlist {
+        parent: Arc<Node>,
+        child: ChildIdx,
+    },
+    Node {
+        old: Arc<Node>,
+        new: Arc<Node>,
+        which: Which,
+    },
+    Root {
+        backend: Backend,
+        node: Option<Arc<Node>>,
+    },
+    Insert {
+        backend: Backend,
+        node: Arc<Node>,
+    },
+    RemoveFilter {
+        filter: Arc<Node>,
+    },
 }
 
 impl Graph {
@@ -58,14 +86,16 @@ impl Graph {
 }
 
 impl GraphChange {
-    /// Replaces a child of `parent`. `None` removes the child.
+    /// Replaces a child of `parent`. `None` removes the child, which must be a backing file. [`Graph::change_children`] removes
+    /// children of other kinds.
     pub fn replace_child(&mut self, parent: &Arc<Node>, child: ChildIdx, new: Option<&Arc<Node>>) {
         let (parent, new) = (Arc::clone(parent), new.cloned());
         self.steps.push(Step::Child { parent, child, new });
     }
 
-    /// Adds a child that has no slot. `name` is the parent's name for the child (`children.2`).
-    pub fn add_child(
+    /// Adds a child that has no slot. `name` is the parent's name for the child (`children.2`). The caller has checked the child
+    /// with the [`ChildList`](crate::ChildList) of the parent.
+    pub(super) fn add_child(
         &mut self,
         parent: &Arc<Node>,
         name: &str,
@@ -76,6 +106,11 @@ impl GraphChange {
         let (parent, node, name) = (Arc::clone(parent), Arc::clone(node), name.to_owned());
         self.steps.push(Step::NewChild { parent, child, name, roles, node });
         child
+    }
+
+    /// Removes a child that has no slot. The caller has checked this with the [`ChildList`](crate::ChildList) of the parent.
+    pub(super) fn unlist_child(&mut self, parent: &Arc<Node>, child: ChildIdx) {
+        self.steps.push(Step::Unlist { parent: Arc::clone(parent), child });
     }
 
     /// Moves the users of `old` that `which` accepts to `new`. The users that exist when the change is made are moved, also if
@@ -131,14 +166,15 @@ impl GraphChange {
         made: impl FnOnce() + 'static,
     ) -> Result<()> {
         let Self { graph, steps } = self;
+        steps.iter().try_for_each(Step::check)?;
         let touched = graph.touched(&steps)?;
         let controls = graph.controls_for_change(&touched).await;
         let drained = graph.drain_all(&touched).await?;
         // If the thread ends halfway, the nodes stay locked until the host has completed the operations that were begun.
         let guards = UntilSettled::new((drained, controls));
         run_to_completion(async move {
-            let changed: Vec<_> = steps.iter().filter_map(Step::changed).collect();
-            let losing: Vec<_> = steps.iter().filter_map(Step::losing).collect();
+            let changed = each_once(steps.iter().filter_map(Step::changed));
+            let losing = each_once(steps.iter().filter_map(Step::losing));
             let released = match flush(&losing).await {
                 Ok(()) => change(&graph, steps).commit(),
                 Err(error) => Err(error),
@@ -174,18 +210,20 @@ impl GraphChange {
 impl Graph {
     /// The nodes that the steps concern, each once. They are drained.
     fn touched(&self, steps: &[Step]) -> Result<Vec<Arc<Node>>> {
-        let mut nodes: Vec<Arc<Node>> = Vec::new();
-        for node in steps.iter().flat_map(Step::touched) {
+        let nodes = each_once(steps.iter().flat_map(Step::touched));
+        for node in &nodes {
             if !Arc::ptr_eq(node.change_lock(), self.change_lock()) {
                 let text = format!("Node '{}' belongs to another graph", node.name());
                 return Err(Error::invalid(text));
             }
-            if !nodes.iter().any(|other| Arc::ptr_eq(other, &node)) {
-                nodes.push(node);
-            }
         }
         Ok(nodes)
     }
+}
+
+fn each_once(nodes: impl Iterator<Item = Arc<Node>>) -> Vec<Arc<Node>> {
+    let mut seen = HashSet::new();
+    nodes.filter(|node| seen.insert(Arc::as_ptr(node))).collect()
 }
 
 /// Flushes nodes that are drained. A write marks only the node through which it enters the graph as unflushed, so the nodes are
@@ -199,10 +237,24 @@ async fn flush(nodes: &[Arc<Node>]) -> Result<()> {
 }
 
 impl Step {
+    /// Refuses to remove a child that is no backing file. The caller holds the lock of changes, so the child stays the same.
+    fn check(&self) -> Result<()> {
+        let Self::Child { parent, child, new: None } = self else { return Ok(()) };
+        match parent.children().get(*child) {
+            Some(old) if !old.roles().contains(Roles::COW) => {
+                let (name, parent) = (old.name(), parent.name());
+                Err(Error::invalid(format!("Cannot remove the '{name}' child of '{parent}'")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The nodes that get other users or children. The node that loses a user or a child comes first.
     fn touched(&self) -> Vec<Arc<Node>> {
         match self {
-            Self::Child { parent, .. } | Self::NewChild { parent, .. } => vec![Arc::clone(parent)],
+            Self::Child { parent, .. }
+            | Self::NewChild { parent, .. }
+            | Self::Unlist { parent, .. } => vec![Arc::clone(parent)],
             Self::Node { old, new, .. } => vec![Arc::clone(old), Arc::clone(new)],
             Self::RemoveFilter { filter } => {
                 let below = filter.filtered_child().map(|edge| Arc::clone(edge.node()));
@@ -226,7 +278,9 @@ impl Step {
     /// The node whose users see other nodes after this step.
     fn changed(&self) -> Option<Arc<Node>> {
         match self {
-            Self::Child { parent, .. } | Self::NewChild { parent, .. } => Some(Arc::clone(parent)),
+            Self::Child { parent, .. }
+            | Self::NewChild { parent, .. }
+            | Self::Unlist { parent, .. } => Some(Arc::clone(parent)),
             Self::Node { new, .. } | Self::Insert { node: new, .. } => Some(Arc::clone(new)),
             Self::RemoveFilter { filter } => {
                 filter.filtered_child().map(|edge| Arc::clone(edge.node()))
@@ -244,6 +298,7 @@ fn change(graph: &Graph, steps: Vec<Step>) -> Change {
             Step::Child { parent, child, new } => {
                 change.replace_child(&parent, child, new.as_ref());
             }
+            Step::Unlist { parent, child } => change.replace_child(&parent, child, None),
             Step::NewChild { parent, child, name, roles, node } => {
                 change.add_child(&parent, child, &name, roles, &node);
             }

@@ -8,6 +8,7 @@
 //! backend: the backend is new, or a node above gets another backing file. The requests of this backend are then held
 //! back too.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::walk::{Above, nodes_below};
@@ -45,8 +46,17 @@ pub(super) struct Active {
     id: u64,
     target: Target,
     held: Vec<Quiesced>,
+    /// The addresses of the backends in `held`.
+    is_held: HashSet<usize>,
     /// The nodes whose drivers let waiting requests pass ([`Drain`](crate::driver::Drain)).
     passing: Vec<Arc<Node>>,
+}
+
+impl Active {
+    fn new(id: u64, target: Target) -> Self {
+        let (held, passing) = (Vec::new(), Vec::new());
+        Self { id, target, held, is_held: HashSet::new(), passing }
+    }
 }
 
 /// What must be done after the registry is unlocked.
@@ -100,7 +110,7 @@ impl Graph {
         let mut registry = self.registry();
         let id = registry.next_drain;
         registry.next_drain = id.wrapping_add(1);
-        registry.drains.push(Active { id, target, held: Vec::new(), passing: Vec::new() });
+        registry.drains.push(Active::new(id, target));
         let rest = registry.extend_drains();
         let held = registry.drains.last().map(|drain| &drain.held);
         let backends = held.into_iter().flatten().map(|quiesced| quiesced.backend().clone());
@@ -126,7 +136,7 @@ impl Registry {
         for drain in &mut self.drains {
             let above = drain.target.backends();
             for backend in &above {
-                if drain.held.iter().any(|quiesced| quiesced.backend() == backend) {
+                if !drain.is_held.insert(backend.key()) {
                     continue;
                 }
                 drain.held.push(backend.hold_back());

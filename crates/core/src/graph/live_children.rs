@@ -75,7 +75,7 @@ impl Graph {
         };
         list.check_removal(child)?;
         let mut change = self.change();
-        change.replace_child(&parent, at, None);
+        change.unlist_child(&parent, at);
         let name = child.to_owned();
         let made = move || {
             if let Some(list) = parent.driver().child_list() {

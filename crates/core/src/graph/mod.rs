@@ -48,6 +48,8 @@ use crate::{Backend, Children, Error, ErrorKind, Events, Node, Objects, Result, 
 #[derive(Default)]
 struct Registry {
     nodes: HashMap<String, Weak<Node>>,
+    /// The entries of nodes that no longer exist are removed when `nodes` has this length.
+    nodes_are_pruned_at: usize,
     /// Names of nodes that are being opened.
     claimed: HashSet<String>,
     /// Nodes that stay alive without users (`blockdev-add`).
@@ -58,6 +60,16 @@ struct Registry {
     /// Drains in progress. Each drain holds back the requests of all backends that can reach the drained node.
     drains: Vec<drain::Active>,
     next_drain: u64,
+}
+
+impl Registry {
+    /// Removes the entries of nodes that no longer exist, once their number may have doubled.
+    fn prune_nodes(&mut self) {
+        if self.nodes.len() >= self.nodes_are_pruned_at {
+            self.nodes.retain(|_, node| node.strong_count() > 0);
+            self.nodes_are_pruned_at = self.nodes.len().saturating_mul(2).max(64);
+        }
+    }
 }
 
 struct Inner {
@@ -301,7 +313,7 @@ impl Graph {
     fn insert(&self, claimed: ClaimedName, parts: NodeParts) -> Arc<Node> {
         let node = Node::new(parts);
         let mut registry = self.registry();
-        registry.nodes.retain(|_, other| other.strong_count() > 0);
+        registry.prune_nodes();
         registry.nodes.insert(node.name().to_owned(), Arc::downgrade(&node));
         drop(registry);
         // The node is in the registry now, so its name stays reserved.

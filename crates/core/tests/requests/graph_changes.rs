@@ -292,6 +292,48 @@ fn impossible_changes_are_refused_and_change_nothing() {
     });
 }
 
+/// If the time of a change were quadratic in the number of users, this test would take minutes.
+#[test]
+fn a_filter_is_inserted_above_a_node_with_ten_thousand_users() {
+    block_on(async {
+        let graph = graph();
+        let memory = Memory::new(4096, Limits::default());
+        let below = node(&graph, "m", &memory);
+        let disks: Vec<_> = (0..10_000).map(|_| Backend::empty(&graph, "", super::all())).collect();
+        let mut change = graph.change();
+        disks.iter().for_each(|disk| change.set_root(disk, &below));
+        change.run().await.unwrap();
+        let filter = filter(&graph).await;
+        replace(&graph, &below, &filter).await.unwrap();
+        assert!(disks.iter().all(|disk| disk.node().unwrap().name() == "f"));
+        disks[9_999].write(0, vec![1; 512].into(), NONE).await.unwrap();
+        let mut change = graph.change();
+        disks.iter().for_each(|disk| change.remove_root(disk));
+        change.run().await.unwrap();
+        assert_eq!(memory.take_log().last().unwrap(), "close 0+0");
+        assert!(disks.iter().all(|disk| disk.node().is_err()));
+    });
+}
+
+#[test]
+fn only_a_backing_file_can_be_removed_from_a_node_without_a_list_of_children() {
+    block_on(async {
+        let graph = graph();
+        let below = node(&graph, "m", &Memory::new(4096, Limits::default()));
+        let filter = filter(&graph).await;
+        let error = graph.change_children("f", None, Some("m")).await.unwrap_err();
+        assert_eq!(error.to_string(), "The node f does not support adding a child");
+        let error = graph.change_children("f", Some("file"), None).await.unwrap_err();
+        assert_eq!(error.to_string(), "The node f does not support removing a child");
+        let mut change = graph.change();
+        change.replace_child(&filter, ChildIdx::FILE, None);
+        let error = change.run().await.unwrap_err();
+        assert_eq!(error.to_string(), "Cannot remove the 'file' child of 'f'");
+        graph.release(filter).await.unwrap();
+        drop(below);
+    });
+}
+
 #[test]
 fn a_change_waits_for_requests_in_flight() {
     block_on(async {
