@@ -178,6 +178,21 @@ fn a_flush_without_completed_writes_reaches_no_driver() {
 }
 
 #[test]
+fn a_flush_after_a_failed_read_reaches_no_driver() {
+    block_on(async {
+        let graph = graph();
+        let memory = Arc::new(Memory { bad_read: Some(512), ..Memory::default() });
+        memory.bytes.lock().unwrap().resize(4096, 0);
+        let disk = Backend::new(&graph, "", node(&graph, "m", &memory), all()).unwrap();
+        disk.read(512, IoBufMut::new(512)).await.unwrap_err();
+        oxblk_ring::settled().await;
+        disk.flush().await.unwrap();
+        disk.close().await.unwrap();
+        assert_eq!(memory.take_log(), ["read 512+512", "close 0+0"]);
+    });
+}
+
+#[test]
 fn zero_writes_use_the_driver_for_whole_blocks_and_data_for_the_rest() {
     block_on(async {
         let graph = graph();

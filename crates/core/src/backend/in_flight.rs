@@ -72,7 +72,12 @@ impl Backend {
         }
         let root = self.0.roots.mine().load_full().ok_or_else(no_medium)?;
         let epochs = root.enter();
-        Ok(Some(Request { root, guards: Some((epochs, count)), backend: self }))
+        Ok(Some(Request {
+            root,
+            guards: Some((epochs, count)),
+            backend: self,
+            changes_nothing: false,
+        }))
     }
 }
 
@@ -164,6 +169,8 @@ pub(super) struct Request<'a> {
     pub(super) root: Arc<RootEdge>,
     guards: Option<(Entered, InFlight<'a>)>,
     backend: &'a Backend,
+    /// Set by [`Request::only_reads`].
+    changes_nothing: bool,
 }
 
 impl Drop for Request<'_> {
@@ -209,7 +216,14 @@ impl Request<'_> {
     pub(super) fn leave_behind(&mut self) -> Option<Place> {
         let (epochs, count) = self.guards.take()?;
         let (backend, root) = (self.backend.clone(), Arc::clone(&self.root));
-        Some(Place { backend, root, epochs, shard: count.detach(), is_unfinished: true })
+        let (shard, is_unfinished) = (count.detach(), !self.changes_nothing);
+        Some(Place { backend, root, epochs, shard, is_unfinished })
+    }
+
+    /// Records that the request writes nothing. If such a request fails, the node has no more data to flush than before.
+    pub(super) fn only_reads(mut self) -> Self {
+        self.changes_nothing = !self.root.below.reads_write;
+        self
     }
 
     /// Runs the work of the request. Once begun, the work runs to its end even if the caller's future is dropped.

@@ -22,7 +22,7 @@ impl Backend {
     /// the driver and the host.
     pub async fn read(&self, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
         let len = request::as_u64(buf.len());
-        let request = self.begin().await?.check(offset, len)?;
+        let request = self.begin().await?.check(offset, len)?.only_reads();
         let buf = if request.root.below.reads_write {
             let root = Arc::clone(&request.root);
             let work = async move { request::read_padded(root.edge.node(), offset, buf).await };
@@ -168,7 +168,7 @@ impl Backend {
         len: u64,
         want: Want,
     ) -> Result<ChainStatus> {
-        let request = self.begin().await?.check(offset, 0)?;
+        let request = self.begin().await?.check(offset, 0)?.only_reads();
         let node = request.root.edge.node();
         let status = request::status_above(node, base, offset, len, want).await?;
         request.done();
