@@ -36,7 +36,10 @@ use crate::epoch::Epochs;
 use crate::graph::nodes_below;
 use crate::node::SlowPathFlags;
 use crate::perm::{Permissions, Roles};
-use crate::{ChildIdx, Edge, Errno, Error, ErrorKind, Graph, Node, Options, Preallocation, Result};
+use crate::{
+    ChildIdx, Edge, Errno, Error, ErrorKind, Graph, Node, Operations, Options, Preallocation,
+    Result,
+};
 pub(crate) use in_flight::Quiesced;
 use sole_writer::Lender;
 pub use sole_writer::SoleWriter;
@@ -280,6 +283,11 @@ impl Backend {
         edge
     }
 
+    /// Whether this is the backend of a job.
+    pub(crate) fn is_of_job(&self) -> bool {
+        self.0.is_fixed
+    }
+
     /// The permissions that this backend takes on a root node.
     pub(crate) fn permissions(&self) -> Permissions {
         *self.0.permissions.lock().unwrap_or_else(PoisonError::into_inner)
@@ -386,8 +394,8 @@ impl Backend {
     ///
     /// # Errors
     /// [`ErrorKind::Denied`] without resize permission or if the node is read-only; [`ErrorKind::Unsupported`] if the
-    /// driver cannot change the size; the errors of [`crate::check_length`]; `ENOMEDIUM` if the backend is closed;
-    /// otherwise the errors of the driver and the host.
+    /// driver cannot change the size; the errors of [`crate::check_length`]; `EBUSY` if a job or an export blocks
+    /// [`Operations::RESIZE`]; `ENOMEDIUM` if the backend is closed; otherwise the errors of the driver and the host.
     pub async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         // If a node passes its permissions to its `file` child, the child is resized.
         let (mut lowest, mut above) = (self.node()?, Vec::new());
@@ -397,7 +405,12 @@ impl Backend {
             above.push(std::mem::replace(&mut lowest, below));
         }
         let backend = self.clone();
-        let resize = move |_| async move { backend.root()?.resize(size, preallocation).await };
+        let resize = move |node: Arc<Node>| async move {
+            let root = backend.root()?;
+            backend.check_operation(root.node(), Operations::RESIZE)?;
+            backend.check_operation(&node, Operations::RESIZE)?;
+            root.resize(size, preallocation).await
+        };
         self.0.graph.run_exclusive_below(above, &lowest, self.while_open(resize)).await
     }
 

@@ -12,6 +12,7 @@ pub mod amend;
 mod backend;
 mod backing;
 pub mod bitmap;
+mod blocked;
 mod change;
 pub mod check;
 mod child_list;
@@ -55,6 +56,7 @@ mod atomics {
 }
 
 pub use backend::{Backend, SoleWriter, Statistics};
+pub use blocked::{OperationBlock, Operations};
 pub use change::{Attachment, FrozenChain};
 pub use child_list::ChildList;
 pub use children::{ChildIdx, ChildSpec, Children};

@@ -18,6 +18,7 @@ use arc_swap::ArcSwap;
 use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
 
 use crate::bitmap::{BitmapError, BitmapList, DirtyBitmap};
+use crate::blocked::Blocked;
 use crate::change::ChangeLock;
 use crate::control::ControlLock;
 use crate::counted::AlignedWrites;
@@ -77,6 +78,9 @@ pub struct Node {
     filename: Option<String>,
     control_lock: ControlLock,
     change_lock: ChangeLock,
+    blocked: Blocked,
+    /// A job inserted this filter, and the user does not know it.
+    is_implicit: AtomicBool,
 }
 
 /// The settings that a reopen may change.
@@ -131,6 +135,8 @@ impl Node {
             filename: parts.filename,
             control_lock: ControlLock::default(),
             change_lock: parts.change_lock,
+            blocked: Blocked::default(),
+            is_implicit: AtomicBool::new(false),
         };
         node.refresh_limits();
         let node = Arc::new(node);
@@ -143,6 +149,22 @@ impl Node {
     /// The node-name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The operations that jobs and exports block.
+    pub(crate) fn blocked(&self) -> &Blocked {
+        &self.blocked
+    }
+
+    /// Marks a filter as implicit: a job has inserted it, and the user has not named it. Information for users leaves the filter
+    /// out and describes the node below.
+    pub fn make_implicit(&self) {
+        self.is_implicit.store(true, Release);
+    }
+
+    /// Whether the filter is [implicit](Self::make_implicit).
+    pub fn is_implicit(&self) -> bool {
+        self.is_implicit.load(Acquire)
     }
 
     /// The lock that serialises control operations on this node.

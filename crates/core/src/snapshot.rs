@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::backend::no_medium;
 use crate::driver::BoxFuture;
-use crate::{Backend, Errno, Error, ErrorKind, Node, Result};
+use crate::{Backend, Errno, Error, ErrorKind, Node, Operations, Result};
 
 /// Properties of an internal snapshot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -126,7 +126,13 @@ impl Backend {
         let new = new.clone();
         let (keeper, above) = keeper(self.node()?)?;
         let create = move |node: Arc<Node>| async move { of(&node)?.create(&new).await };
-        self.graph().run_exclusive_below(above, &keeper, self.while_writer(create)).await
+        self.graph()
+            .run_exclusive_below(
+                above,
+                &keeper,
+                self.while_writer(self.unless_blocked(Operations::SNAPSHOT, create)),
+            )
+            .await
     }
 
     /// Restores the state of the disk that the snapshot with this id stores.
@@ -165,7 +171,13 @@ impl Backend {
             }
             outcome
         };
-        self.graph().run_exclusive_below(above, &keeper, self.while_writer(apply)).await
+        self.graph()
+            .run_exclusive_below(
+                above,
+                &keeper,
+                self.while_writer(self.unless_blocked(Operations::SNAPSHOT, apply)),
+            )
+            .await
     }
 
     /// Makes a read-only image show the state that the snapshot with this id stores, until the image is closed. The
@@ -230,7 +242,13 @@ impl Backend {
             let id = selection.id(of(&node)?).await?;
             of(&node)?.delete(&id).await
         };
-        self.graph().run_exclusive_below(above, &keeper, self.while_writer(delete)).await
+        self.graph()
+            .run_exclusive_below(
+                above,
+                &keeper,
+                self.while_writer(self.unless_blocked(Operations::SNAPSHOT, delete)),
+            )
+            .await
     }
 }
 

@@ -6,6 +6,8 @@
 mod abandoned;
 #[path = "requests/bitmaps.rs"]
 mod bitmaps;
+#[path = "requests/blocked.rs"]
+mod blocked;
 #[path = "requests/closing.rs"]
 mod closing;
 #[path = "requests/creation.rs"]

@@ -15,7 +15,7 @@ use super::{Backend, WeakBackend};
 use crate::change::Change;
 use crate::control::in_background;
 use crate::perm::{Perm, Permissions};
-use crate::{Edge, Error, ErrorKind, FrozenChain, Node, Result};
+use crate::{Edge, Error, ErrorKind, FrozenChain, Node, OperationBlock, Operations, Result};
 
 /// The permissions to change a node.
 const CHANGES: Perm = Perm::WRITE.union(Perm::WRITE_UNCHANGED).union(Perm::RESIZE);
@@ -35,6 +35,7 @@ pub(super) struct Lender {
     before: Permissions,
     /// The backing chain of the node.
     _frozen: FrozenChain,
+    _blocked: OperationBlock,
 }
 
 impl Lender {
@@ -54,7 +55,7 @@ impl Backend {
     /// Waits for the requests in flight. Afterwards, writes through this backend and its clones fail until the job ends.
     ///
     /// # Errors
-    /// When another user may write to the node or change the size of the node; `ENOMEDIUM` if the backend is closed.
+    /// When another user may write to the node or change the size of the node; `EBUSY` during another job; `ENOMEDIUM` if the backend is closed.
     /// After an error, nothing has changed.
     pub async fn sole_writer(&self, job: &str) -> Result<SoleWriter> {
         let (backend, job) = (self.clone(), Arc::<str>::from(job));
@@ -80,15 +81,20 @@ impl Backend {
             taken: before.taken & (before.shared - CHANGES),
             shared: before.shared | ours.taken,
         };
+        node.check_operation(Operations::JOB)?;
         let frozen = self.graph().freeze(node, None)?;
         let backend = Self::of_job(self.graph(), ours, &job, "main node");
+        let kind = job.strip_suffix(" job").unwrap_or(&job);
+        let reason = format!("block device is in use by block job: {kind}");
         let mut change = Change::of(node);
         change.set_root(&backend, Arc::clone(node));
         change.set_permissions(&lender, left);
         backend.join(change)?;
         lender.yield_to(Some(job));
         backend.set_write_through(self.0.write_through.load(Relaxed));
-        let lender = Lender { backend: self.downgrade(), before, _frozen: frozen };
+        let blocked = self.graph().block_operations(node, Operations::all(), &reason);
+        let lender =
+            Lender { backend: self.downgrade(), before, _frozen: frozen, _blocked: blocked };
         *backend.0.lender.lock().unwrap_or_else(PoisonError::into_inner) = Some(lender);
         Ok(SoleWriter { backend, is_ended: false })
     }

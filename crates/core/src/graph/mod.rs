@@ -43,7 +43,9 @@ use crate::control::{Controls, in_background, run_to_completion};
 use crate::driver::{BoxFuture, Driver, DriverFactory, DriverTable};
 use crate::gate::Gate;
 use crate::node::{NodeParts, Settings};
-use crate::{Backend, Children, Error, ErrorKind, Events, Node, Objects, Result, Secrets};
+use crate::{
+    Backend, Children, Error, ErrorKind, Events, Node, Objects, Operations, Result, Secrets,
+};
 
 #[derive(Default)]
 struct Registry {
@@ -236,8 +238,9 @@ impl Graph {
     /// Undoes [`Self::own`], and closes the node if it has no user.
     ///
     /// # Errors
-    /// The errors of [`Self::release`].
+    /// `EBUSY` if a job or an export blocks [`Operations::DELETE`]; the errors of [`Self::release`].
     pub async fn disown(&self, node: Arc<Node>) -> Result<()> {
+        node.check_operation(Operations::DELETE)?;
         node.users().disown();
         self.registry().owned.retain(|other| !Arc::ptr_eq(other, &node));
         self.release(node).await

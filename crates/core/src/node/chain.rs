@@ -44,6 +44,17 @@ impl Node {
         node
     }
 
+    /// The first node that is no implicit filter, from this node down ([`Node::make_implicit`]).
+    pub fn skip_implicit_filters(self: &Arc<Self>) -> Arc<Self> {
+        let mut node = Arc::clone(self);
+        while node.is_implicit()
+            && let Some(below) = node.filtered_child()
+        {
+            node = Arc::clone(below.node());
+        }
+        node
+    }
+
     /// The edge of a backing chain that leads down from this node: to the filtered node of a filter, or to the backing file.
     pub fn filter_or_cow_child(&self) -> Option<Arc<Edge>> {
         self.filtered_child().or_else(|| self.cow_child())

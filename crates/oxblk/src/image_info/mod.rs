@@ -64,7 +64,7 @@ impl ImageInfo {
     /// [`NotFound`](crate::ErrorKind::NotFound) if the backend is closed; the errors of the image if its snapshot table cannot
     /// be read. If the image was opened without its snapshots, the list of snapshots is empty.
     pub async fn read(backend: &Backend) -> Result<Self> {
-        let root = backend.node()?;
+        let root = backend.node()?.skip_implicit_filters();
         let mut info = Self::of_node(&root);
         let mut rest = vec![(root, &mut info)];
         while let Some((node, info)) = rest.pop() {
@@ -78,7 +78,7 @@ impl ImageInfo {
             for (name, below) in &mut info.children {
                 let mut children = node.children().iter();
                 if let Some((_, edge)) = children.find(|(_, edge)| edge.name() == *name) {
-                    rest.push((Arc::clone(edge.node()), below));
+                    rest.push((edge.node().skip_implicit_filters(), below));
                 }
             }
         }
@@ -109,7 +109,9 @@ impl ImageInfo {
             limits: node.limits(),
             children: children
                 .into_iter()
-                .map(|(_, edge)| (edge.name().to_owned(), Self::of_node(edge.node())))
+                .map(|(_, edge)| {
+                    (edge.name().to_owned(), Self::of_node(&edge.node().skip_implicit_filters()))
+                })
                 .collect(),
             name,
         }
