@@ -3,7 +3,8 @@
 //! 1. Make the base writable. If the base is smaller than the overlay, grow the base to the size of the overlay.
 //! 2. Copy all data and zeroes of the images above the base into the base ([`crate::copy`]).
 //! 3. Flush the base and make it read-only again.
-//! 4. If requested, empty the overlay. This is the last step, so that a crash loses no data.
+//! 4. If requested, empty the overlay. This is the last step, so that a crash loses no data. An overlay below a filter is not
+//!    emptied, as in QEMU.
 //!
 //! The guest-visible contents of the overlay do not change at any time. Images between the overlay and the base have
 //! inconsistent contents afterwards, since their backing file has changed.
@@ -26,7 +27,7 @@ use crate::copy::{self, Copy, CopyError, CopyOptions, Observer};
 pub struct Commit {
     /// The overlay. It must be writable if `empty` is set. Writes through this backend fail during the commit.
     pub top: Backend,
-    /// The node of the overlay's backing chain that receives the data.
+    /// The node of the overlay's backing chain that receives the data. Filters may be above the overlay and in the chain.
     pub base: Arc<Node>,
     /// If true, the overlay is emptied at the end.
     pub empty: bool,
@@ -77,7 +78,7 @@ async fn run_alone(
     let copied = copy_down(commit, top, writable.backend(), helpers).await;
     let closed = writable.close().await.map_err(CommitError::Close);
     copied.and(closed)?;
-    if commit.empty {
+    if commit.empty && node.filtered_child().is_none() {
         top.make_empty().await.map_err(CommitError::Empty)?;
     }
     Ok(())

@@ -37,7 +37,7 @@ const STEP: u64 = 256 << 10;
 
 /// An overlay to be rebased.
 pub struct Rebase {
-    /// The overlay. It is writable and has its old backing file. Writes through this backend fail during the rebase.
+    /// The overlay, possibly below filters. It is writable and has its old backing file. Writes through this backend fail during the rebase.
     pub disk: Backend,
     /// The old backing file; `None`: zeroes.
     pub old: Option<Backend>,
@@ -132,7 +132,9 @@ pub async fn run(job: Rebase, helpers: &[IoThread]) -> Outcome {
 /// Runs a rebase whose `disk` is the only writer of the overlay.
 async fn run_alone(job: Rebase, helpers: &[IoThread]) -> Outcome {
     let (count, stop) = (job.parallel, Arc::clone(&job.stop));
-    let cluster = job.disk.node().map_or(0, |node| node.driver().info().cluster_size).max(512);
+    let cluster =
+        job.disk.node().map_or(0, |node| node.skip_filters().driver().info().cluster_size);
+    let cluster = cluster.max(512);
     let shared = Arc::new(Shared {
         size: job.disk.size(),
         cluster,

@@ -34,6 +34,37 @@ fn io(both: &Differential, disk: &str, commands: &[&str]) {
     both.same(Io, &words);
 }
 
+/// The image `top.qcow2` below `filter`.
+fn below(filter: &str) -> String {
+    format!("driver={filter},file.driver=qcow2,file.file.filename=top.qcow2")
+}
+
+#[test]
+fn commit_and_rebase_use_the_image_below_a_filter() {
+    const GROUP: [&str; 2] = ["--object", "throttle-group,id=g"];
+    let through = |filter: &str, words: &[&str]| {
+        let both = images();
+        both.qemu(Io, &["-c", "write -P 3 320k 64k", "-c", "write -z 384k 64k", "top.qcow2"]);
+        let options = below(filter);
+        let last = ["--image-opts", options.as_str()];
+        both.same(Img, &[words, &GROUP, &last].concat());
+        both.same(Img, &["map", "--output=json", "top.qcow2"]);
+        for image in ["top.qcow2", "middle.qcow2", "base.qcow2"] {
+            both.same_content(image);
+        }
+    };
+    for filter in ["throttle,throttle-group=g", "copy-on-read"] {
+        through(filter, &["commit"]);
+        through(filter, &["rebase", "-u", "-b", "base.qcow2", "-F", "qcow2"]);
+        through(filter, &["rebase", "-b", ""]);
+    }
+    for base in ["middle.qcow2", "base.qcow2", "absent.qcow2"] {
+        through("throttle,throttle-group=g", &["commit", "-b", base]);
+    }
+    through("throttle,throttle-group=g", &["commit", "-d"]);
+    through("compress", &["rebase", "-b", ""]);
+}
+
 #[test]
 fn copy_on_read_copies_what_qemu_copies() {
     for (options, commands) in [

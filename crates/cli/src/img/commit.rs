@@ -149,8 +149,10 @@ async fn commit(
 fn base(context: &Context, arguments: &Arguments, top: &Backend) -> Step<Arc<Node>> {
     let node = top.node().map_err(|error| context.error(&error))?;
     let Some(name) = &arguments.base else {
-        let below = node.child(ChildIdx::BACKING);
-        return below.ok_or_else(|| context.failed("Image does not have a backing file"));
+        let below = node.skip_filters().child(ChildIdx::BACKING);
+        return below
+            .map(|below| below.skip_filters())
+            .ok_or_else(|| context.failed("Image does not have a backing file"));
     };
     node.find_backing(name).ok_or_else(|| {
         context.failed(format_args!(

@@ -208,16 +208,18 @@ impl Job<'_> {
         if self.arguments.only_name {
             return self.change().await;
         }
-        let common = self.arguments.backing.as_ref().and_then(|name| {
-            // Resolve the name relative to the overlay, as every open of the overlay does.
-            let path = path_from(&node, name);
-            let real = std::fs::canonicalize(names::to_path(&path)).ok().map(names::from_os);
-            node.find_backing(&real.unwrap_or(path))
+        // Resolve the name relative to the overlay, as every open of the overlay does.
+        let name = self.arguments.backing.as_ref();
+        let path = name.map(|name| path_from(&node, name));
+        let common = path.as_ref().and_then(|path| {
+            let real = std::fs::canonicalize(names::to_path(path)).ok().map(names::from_os);
+            node.find_backing(real.as_ref().unwrap_or(path))
         });
-        let old = node.child(ChildIdx::BACKING).map(|node| self.reader(node)).transpose()?;
-        let new = match (&common, &self.arguments.backing) {
+        let old = node.skip_filters().child(ChildIdx::BACKING);
+        let old = old.map(|node| self.reader(node)).transpose()?;
+        let new = match (&common, name.zip(path.as_ref())) {
             (Some(layer), _) => Some(self.reader(Arc::clone(layer))?),
-            (None, Some(name)) => Some(self.open_new(&node, name).await?),
+            (None, Some((name, path))) => Some(self.open_new(name, path).await?),
             (None, None) => None,
         };
         let outcome = self.work(old.clone(), new.clone(), common).await;
@@ -234,12 +236,11 @@ impl Job<'_> {
         Backend::new(self.graph, "", node, permissions).map_err(|error| self.context.error(&error))
     }
 
-    async fn open_new(&self, node: &Node, name: &str) -> Step<Backend> {
-        let path = path_from(node, name);
+    async fn open_new(&self, name: &str, path: &str) -> Step<Backend> {
         let options =
             reading().cache(self.arguments.backing_cache).force_share(self.arguments.share);
         let format = self.arguments.backing_format.as_deref();
-        let image = ImageName::file(&path, format).hint_without_backing(CHANGE_ONLY_THE_NAME);
+        let image = ImageName::file(path, format).hint_without_backing(CHANGE_ONLY_THE_NAME);
         let opened = image.open(self.graph, options).await;
         opened.map_err(|error| {
             let context = format_args!("Could not open new backing file '{name}': ");
@@ -281,7 +282,7 @@ impl Job<'_> {
         if self.arguments.backing.is_some() && self.arguments.backing_format.is_none() {
             return Err(self.cannot_change("backing format must be specified"));
         }
-        if node.driver().backing().is_none() {
+        if node.skip_filters().driver().backing().is_none() {
             return Err(self.cannot_change(&strerror(Errno::OPNOTSUPP)));
         }
         Ok(())
