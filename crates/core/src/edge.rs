@@ -244,7 +244,7 @@ impl Edge {
         buf: IoBufMut,
         bottom: Option<&Arc<Node>>,
     ) -> Result<IoBufMut> {
-        self.may_write()?;
+        self.may_write_with(WriteFlags::UNCHANGED)?;
         request::read_copying(&self.node, offset, buf, bottom).await
     }
 

@@ -66,6 +66,73 @@ fn commit_and_rebase_use_the_image_below_a_filter() {
 }
 
 #[test]
+fn names_of_blkdebug_contain_only_plain_names() {
+    let both = images();
+    for image in [
+        "image.driver=compress,image.file.driver=qcow2,image.file.file.filename=a.qcow2",
+        "image.driver=preallocate,image.file.driver=file,image.file.filename=b.raw",
+        "image.driver=raw,image.file.driver=preallocate,image.file.file.filename=b.raw",
+        "image.driver=raw,image.file.driver=raw,image.file.file.filename=b.raw",
+        "image.driver=raw,image.file.driver=file,image.file.filename=b.raw",
+        "image.driver=blkdebug,image.image.driver=file,image.image.filename=b.raw",
+    ] {
+        both.same(Img, &["info", "--image-opts", &format!("driver=blkdebug,{image}")]);
+    }
+}
+
+#[test]
+fn odd_options_of_filters_are_refused_in_the_same_words() {
+    let both = images();
+    let quorum = "driver=quorum,vote-threshold=1,children.0.driver=raw,\
+                  children.0.file.filename=b.raw";
+    for file in [
+        "file.driver=file,file.filename=b.raw",
+        "file.driver=",
+        "file.driver=foo",
+        "file.filename=b.raw",
+        "file.filename=absent",
+        "file.driver=file",
+        "file.driver=null-co",
+        "file=absent",
+    ] {
+        both.same(Img, &["info", "--image-opts", &format!("{quorum},{file}")]);
+    }
+    for rules in [
+        r#""inject-error":{}"#,
+        r#""set-state":{}"#,
+        r#""inject-error":[]"#,
+        r#""inject-error":[{}]"#,
+        r#""inject-error":{"a":{}}"#,
+    ] {
+        let name = format!(
+            r#"json:{{"driver":"blkdebug","image":{{"driver":"file","filename":"b.raw"}},{rules}}}"#
+        );
+        both.same(Io, &["-c", "read 0 512", &name]);
+    }
+}
+
+#[test]
+fn a_scheme_in_the_option_filename_has_no_meaning() {
+    let both = images();
+    for name in ["file:b.raw", "nbd:b.raw", "foo:b.raw", "http:", "blkdebug:", "blkdebug::b.raw"] {
+        both.same(Img, &["info", "--image-opts", &format!("driver=raw,file.filename={name}")]);
+        both.same(Img, &["info", "--image-opts", &format!("file.filename={name}")]);
+    }
+    both.file("x:y", &[7; 4096]);
+    both.same(Io, &["--image-opts", "driver=raw,file.filename=x:y", "-c", "read -P 7 0 4k"]);
+}
+
+#[test]
+fn a_filter_that_cannot_be_reopened_prevents_the_reopen_of_the_node_above() {
+    let both = images();
+    let options = "driver=blkdebug,image.driver=copy-on-read,image.read-only=off,\
+                   image.file.driver=qcow2,image.file.file.filename=top.qcow2";
+    let commands = ["-c", "read 0 4k", "-c", "reopen -w", "-c", "write 0 4k"];
+    both.same(Io, &[&["-r", "--image-opts", options][..], &commands].concat());
+    both.same_content("top.qcow2");
+}
+
+#[test]
 fn copy_on_read_copies_what_qemu_copies() {
     for (options, commands) in [
         ("", &["read -P 1 0 64k", "read -P 2 64k 64k", "read 0 512k", "map", "alloc 0 1M"][..]),

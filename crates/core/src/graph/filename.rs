@@ -47,13 +47,19 @@ impl Graph {
             let driver = found.ok_or_else(|| no_protocol(scheme))?;
             return Ok((*driver, driver.parse_filename(filename)?));
         }
-        let scored = protocols().map(|driver| (driver.probe_path(filename), *driver));
-        let best = scored.filter(|(score, _)| *score > 0).max_by_key(|(score, _)| *score);
-        let driver = match best {
-            Some((_, driver)) => driver,
-            None => self.driver("file")?,
-        };
+        let driver = self.protocol_for_path(filename)?;
         Ok((driver, driver.parse_filename(filename)?))
+    }
+
+    /// The protocol driver for a path. A scheme has no meaning in a path.
+    pub(super) fn protocol_for_path(&self, path: &str) -> Result<&'static dyn DriverFactory> {
+        let protocols = self.drivers().iter().filter(|driver| driver.is_protocol());
+        let scored = protocols.map(|driver| (driver.probe_path(path), *driver));
+        let best = scored.filter(|(score, _)| *score > 0).max_by_key(|(score, _)| *score);
+        match best {
+            Some((_, driver)) => Ok(driver),
+            None => self.driver("file"),
+        }
     }
 
     /// The options that describe the image with this file name and format. A parent can use these options for its

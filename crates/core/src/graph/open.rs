@@ -271,13 +271,14 @@ impl Graph {
             target.filename = None;
         }
         self.drop_scheme(&mut target);
-        let generic = take_generic(&mut target.options, &target.flags)?;
+        let mut generic = take_generic(&mut target.options, &target.flags)?;
         if target.protocol
             && target.filename.is_none()
             && generic.driver.is_none()
-            && target.options.get_str("filename").is_some()
+            && let Some(path) = target.options.get_str("filename")
         {
-            target.filename = target.options.take_str("filename")?;
+            // As in QEMU, the option `filename` is a path, and a scheme in it has no meaning.
+            generic.driver = Some(self.protocol_for_path(path)?.name().to_owned());
         }
         self.open_with(target, generic).await
     }
@@ -298,6 +299,13 @@ impl Graph {
             Some(name) => Some(self.driver(name)?),
             None => None,
         };
+        if let Some(driver) = named
+            && driver.opens_children()
+            && !driver.is_protocol()
+            && target.options.contains("file")
+        {
+            return self.open_with_unknown_file(driver, target, generic).await;
+        }
         let protocol = match (named, &target.filename) {
             (Some(driver), _) if driver.opens_children() => Some(driver),
             (None, Some(name)) if target.protocol => Some(self.protocol_for(name)?.0),
@@ -330,6 +338,20 @@ impl Graph {
                 Err(error)
             }
         }
+    }
+
+    /// Opens a node of a driver that has no `file` child, although the options describe one. As in QEMU, the errors of the child and
+    /// of the driver take precedence over the unknown option.
+    async fn open_with_unknown_file(
+        &self,
+        driver: &'static dyn DriverFactory,
+        mut target: Target,
+        generic: Generic,
+    ) -> Result<(Layer, Below)> {
+        let file = self.open_file_child(&mut target, &generic).await?;
+        target.opening.release_later(file);
+        target.options.insert("file", "");
+        self.open_driver(driver, target, generic, None).await
     }
 
     /// Opens the `file` child, from the `file` option or the file name.

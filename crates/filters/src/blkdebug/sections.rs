@@ -8,7 +8,7 @@ use std::io::Read;
 use std::time::Duration;
 
 use oxblk_core::{DebugEvent, Error, Options, Perm, Result, names};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::rules::{ANY_STATE, Action, Fault, Inject, IoType, Rule};
 
@@ -202,6 +202,10 @@ fn assignment(line: &str) -> Option<(&str, &str)> {
 /// When a section is not valid.
 pub(super) fn of_options(kind: Kind, options: &mut Options) -> Result<Vec<Section>> {
     let name = kind.name();
+    if options.get(name).and_then(Value::as_object).is_some_and(Map::is_empty) {
+        // The option stays, so it is refused as unknown.
+        return Ok(Vec::new());
+    }
     let Some(mut all) = options.take_options(name) else { return Ok(Vec::new()) };
     let mut sections = Vec::new();
     while let Some(values) = all.take(&sections.len().to_string()) {

@@ -33,14 +33,19 @@ const IN_FILE_NAMES: &[&str] = &["filename", "config"];
 
 /// The file name of the node if this is sufficient to open the node again; otherwise the options as a `json:` name.
 pub fn of_node(node: &Node) -> String {
+    match node.filename() {
+        Some(name) if is_plain(node) => name,
+        _ => format!("json:{}", qemu_json::compact(&options_of(node))),
+    }
+}
+
+/// Whether the file name of a node, if there is one, is sufficient to open the node again.
+fn is_plain(node: &Node) -> bool {
     // A format on top of another format. If the file were opened by its name, probing would find only the lower format.
     let stacked = node.child(ChildIdx::FILE).is_some_and(|file| !file.factory().is_protocol())
         && !node.factory().is_protocol();
     let is_filter = node.factory().kind() == DriverKind::Filter && !node.factory().is_protocol();
-    match node.filename() {
-        Some(name) if !is_changed(node) && !stacked && !is_filter => name,
-        _ => format!("json:{}", qemu_json::compact(&options_of(node))),
-    }
+    !is_changed(node) && !stacked && !is_filter
 }
 
 /// Whether the node, or a protocol below it, was opened with options that are not in the file name.
@@ -55,7 +60,9 @@ fn is_changed(node: &Node) -> bool {
                 ChildIdx::DATA => node.factory().is_protocol(),
                 _ => true,
             };
-            is_named && is_changed(edge.node())
+            // The name of `blkdebug` contains the name of its image.
+            let contains_name = node.factory().is_protocol();
+            is_named && if contains_name { !is_plain(edge.node()) } else { is_changed(edge.node()) }
         })
 }
 

@@ -309,7 +309,10 @@ impl Plan<'_> {
             (None | Some(Value::Null), None) => return Ok(()),
             (None, Some(node)) => {
                 let inherited = inherit(&node.flags(), child, parent_flags);
-                if node.follows_parent() && inherited != node.flags() {
+                // As in QEMU, a filter that cannot be reopened prevents the reopen, even if its flags stay the same.
+                let is_fixed =
+                    node.factory().kind() == DriverKind::Filter && node.driver().reopen().is_none();
+                if node.follows_parent() && (is_fixed || inherited != node.flags()) {
                     self.plan_below(node, Options::new(), inherited, true);
                 }
                 return Ok(());
