@@ -2,8 +2,9 @@
 //!
 //! Only secrets and throttle groups have an effect. For objects of other types, only the type and the identifier are checked.
 
-use oxblk_core::{Error, Objects, Options, Result};
+use oxblk_core::{Error, Objects, Options, Result, parse_json};
 use oxblk_filters::throttle::{Group, GroupLimits, KINDS, Notation};
+use serde_json::Value;
 
 /// The object types of QEMU's tools.
 const TYPES: &[&str] = &[
@@ -42,7 +43,9 @@ const IDENTIFIER_HINT: &str =
 /// # Errors
 /// If the definition is invalid, or if the secret cannot be read.
 pub fn define_object(objects: &Objects, definition: &str) -> Result<()> {
+    let mut dotted = None;
     let (mut options, notation) = if is_json(definition) {
+        dotted = dotted_key(&parse_json(definition)?);
         (Options::from_json(definition)?, Notation::Json)
     } else {
         (Options::from_keyval(definition, TYPE)?, Notation::KeyValue)
@@ -58,6 +61,9 @@ pub fn define_object(objects: &Objects, definition: &str) -> Result<()> {
     let Some(id) = text("id", &mut options) else {
         return Err(Error::invalid("Parameter 'id' is missing"));
     };
+    if let Some(key) = dotted {
+        return Err(Error::invalid(format!("Parameter '{key}' is unexpected")));
+    }
     check_identifier(&id)?;
     match kind.as_str() {
         "secret" if objects.contains(&id) => Err(Objects::duplicate(&id)),
@@ -110,6 +116,15 @@ fn throttle_group_properties() -> Vec<String> {
     properties
 }
 
+/// The path of the first member whose name contains a dot. In JSON, such a member is no nested object.
+fn dotted_key(value: &Value) -> Option<String> {
+    let members = value.as_object()?.iter();
+    members.into_iter().find_map(|(key, value)| match key.contains('.') {
+        true => Some(key.clone()),
+        false => dotted_key(value).map(|below| format!("{key}.{below}")),
+    })
+}
+
 fn is_json(definition: &str) -> bool {
     definition.starts_with('{')
 }
@@ -159,6 +174,22 @@ mod tests {
         assert!(object_help("secret,help,x").is_err());
         for definition in ["secret,id=help,data=x", r#"{"qom-type":"help"}"#] {
             assert_eq!(help(definition), None, "{definition}");
+        }
+    }
+
+    #[test]
+    fn dotted_names_in_json_are_refused() {
+        let define = |json: &str| define_object(&Objects::default(), json);
+        for (json, key) in [
+            (
+                r#"{"qom-type":"throttle-group","id":"g","limits.iops-total":5}"#,
+                "limits.iops-total",
+            ),
+            (r#"{"qom-type":"throttle-group","id":"g","limits":{"a.b":5}}"#, "limits.a.b"),
+            (r#"{"qom-type":"secret","id":"s","data":"x","a.b":1}"#, "a.b"),
+        ] {
+            let text = format!("Parameter '{key}' is unexpected");
+            assert_eq!(define(json).unwrap_err().to_string(), text);
         }
     }
 
