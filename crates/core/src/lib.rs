@@ -68,7 +68,10 @@ pub use edge::Edge;
 pub use epoch::{EpochGuard, Epochs};
 pub use errno::Errno;
 pub use error::{Error, ErrorKind, Result, strerror};
-pub use events::{BlockEvent, Events, Listening, QuorumOperation};
+pub use events::{
+    BlockEvent, EventSource, Events, IoErrorAction, IoOperation, Listening, Notice,
+    QuorumOperation, Subscription,
+};
 pub use flags::{WriteFlags, ZeroFlags};
 pub use gate::{Admitted, Directory, Gate, Purpose, RefusedName};
 pub use graph::{

@@ -7,6 +7,8 @@
 mod chain;
 mod slow_path;
 mod users;
+mod write_watch;
+mod writes;
 
 use std::sync::atomic::{
     AtomicBool, AtomicU32, AtomicU64,
@@ -26,10 +28,11 @@ use crate::edge::Owner;
 use crate::epoch::Epochs;
 use crate::unflushed::Unflushed;
 use crate::users::Users;
-use crate::{ChildIdx, Children, DebugEvent, Edge, Limits, OpenFlags, Options, Result};
+use crate::{ChildIdx, Children, DebugEvent, Edge, Events, Limits, OpenFlags, Options, Result};
 
 use slow_path::SlowPath;
 pub(crate) use slow_path::SlowPathFlags;
+use write_watch::WriteWatch;
 
 /// How `detect-zeroes` treats writes that contain only zeroes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -62,6 +65,7 @@ pub struct Node {
     request_alignment: AtomicU32,
     mem_alignment: AtomicU32,
     slow_path: SlowPath,
+    write_watch: WriteWatch,
     write_guard: OnceLock<WriteGuard>,
     bitmaps: BitmapList,
     // The order of these locks is in docs/architecture.md, "Locks and their order". A holder of a range in `serialise`
@@ -77,6 +81,7 @@ pub struct Node {
     filename: Option<String>,
     control_lock: ControlLock,
     change_lock: ChangeLock,
+    events: Events,
 }
 
 /// The settings that a reopen may change.
@@ -100,6 +105,7 @@ pub(crate) struct NodeParts {
     pub(crate) settings: Settings,
     pub(crate) filename: Option<String>,
     pub(crate) change_lock: ChangeLock,
+    pub(crate) events: Events,
 }
 
 impl Node {
@@ -121,6 +127,7 @@ impl Node {
             users: Users::default(),
             epochs: parts.epochs,
             slow_path: SlowPath::new(flags),
+            write_watch: WriteWatch::default(),
             serialise: RangeLock::new(),
             aligned_writes: AlignedWrites::default(),
             unflushed: Unflushed::new(),
@@ -131,6 +138,7 @@ impl Node {
             filename: parts.filename,
             control_lock: ControlLock::default(),
             change_lock: parts.change_lock,
+            events: parts.events,
         };
         node.refresh_limits();
         let node = Arc::new(node);

@@ -163,6 +163,7 @@ impl Graph {
             },
             filename: context.filename,
             change_lock: Arc::clone(self.change_lock()),
+            events: self.events().clone(),
         };
         let node = self.insert(layer.name, parts);
         node.adopt_bitmaps(&bitmaps)?;
