@@ -54,7 +54,11 @@ mod atomics {
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 }
 
-pub use backend::{Backend, SoleWriter, Statistics};
+pub use backend::{
+    AccountingOptions, Backend, Boundaries, Counts, Device, DeviceOptions, DeviceState,
+    IntervalStatistics, IoStatus, IoType, Latencies, LatencyHistogram, OnError, PerIoType,
+    SoleWriter, Statistics,
+};
 pub use change::{Attachment, FrozenChain};
 pub use child_list::ChildList;
 pub use children::{ChildIdx, ChildSpec, Children};

@@ -198,8 +198,12 @@ impl Node {
     }
 
     pub(crate) fn set_size(&self, size: u64) {
-        self.size.store(whole_sectors(self.factory, size), Release);
+        let size = whole_sectors(self.factory, size);
+        let former = self.size.swap(size, AcqRel);
         self.bitmaps.resize(|| self.size());
+        if size != former {
+            self.report_size();
+        }
     }
 
     /// The dirty bitmaps of this node. [`crate::Graph::add_bitmap`] adds a bitmap.

@@ -4,12 +4,16 @@
 
 #[path = "requests/abandoned.rs"]
 mod abandoned;
+#[path = "requests/accounting.rs"]
+mod accounting;
 #[path = "requests/bitmaps.rs"]
 mod bitmaps;
 #[path = "requests/closing.rs"]
 mod closing;
 #[path = "requests/creation.rs"]
 mod creation;
+#[path = "requests/devices.rs"]
+mod devices;
 #[path = "requests/drains.rs"]
 mod drains;
 #[path = "requests/failed_changes.rs"]
@@ -18,7 +22,11 @@ mod failed_changes;
 mod failed_pieces;
 #[path = "requests/graph_changes.rs"]
 mod graph_changes;
+#[path = "requests/held_requests.rs"]
+mod held_requests;
 mod memory;
+#[path = "requests/notifications.rs"]
+mod notifications;
 #[path = "requests/users.rs"]
 mod users;
 #[path = "requests/write_through.rs"]

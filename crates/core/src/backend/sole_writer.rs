@@ -6,7 +6,6 @@
 //! another writer, and another writer cannot be attached during the job. Clones of the backend that starts the job may still
 //! exist: their writes are refused until the job ends. Until then, the backing chain of the node is frozen.
 
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
 
 use oxblk_ring::try_thread_index;
@@ -87,7 +86,7 @@ impl Backend {
         change.set_permissions(&lender, left);
         backend.join(change)?;
         lender.yield_to(Some(job));
-        backend.set_write_through(self.0.write_through.load(Relaxed));
+        backend.set_write_through(self.is_write_through());
         let lender = Lender { backend: self.downgrade(), before, _frozen: frozen };
         *backend.0.lender.lock().unwrap_or_else(PoisonError::into_inner) = Some(lender);
         Ok(SoleWriter { backend, is_ended: false })
