@@ -134,14 +134,20 @@ impl<'a> Future for Held<'a> {
             }
             Some(at) => {
                 let waker = context.waker();
-                if let Some(entry) = state.entries.get_mut(at)
-                    && !entry.waker.as_ref().is_some_and(|old| old.will_wake(waker))
-                {
-                    entry.waker = Some(waker.clone());
-                }
+                let replaced = match state.entries.get_mut(at) {
+                    Some(entry)
+                        if !entry.waker.as_ref().is_some_and(|old| old.will_wake(waker)) =>
+                    {
+                        entry.waker.replace(waker.clone())
+                    }
+                    _ => None,
+                };
+                drop(state);
+                // The drop of a waker may run code of an executor.
+                drop(replaced);
+                Poll::Pending
             }
         }
-        Poll::Pending
     }
 }
 
