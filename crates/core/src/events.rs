@@ -106,7 +106,8 @@ pub enum BlockEvent {
         /// Whether the tray is open now.
         tray_open: bool,
     },
-    /// The size of a disk has changed, other than by [`Self::MediumInserted`] or [`Self::MediumRemoved`].
+    /// The size of a disk has changed: the root node was resized, or the backend has another root node. A node that grows because
+    /// another user writes past its end does not report this.
     Resized {
         /// The backend.
         source: EventSource,

@@ -22,6 +22,8 @@ mod failed_changes;
 mod failed_pieces;
 #[path = "requests/graph_changes.rs"]
 mod graph_changes;
+#[path = "requests/held_model.rs"]
+mod held_model;
 #[path = "requests/held_requests.rs"]
 mod held_requests;
 mod memory;

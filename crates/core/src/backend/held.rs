@@ -126,11 +126,11 @@ impl<'a> Future for Held<'a> {
         let mut state = self.requests.lock();
         let has_turn = state.has_turn;
         match state.position(self.ticket) {
-            None => return Poll::Ready(None),
+            None => Poll::Ready(None),
             Some(0) if !has_turn && state.entries.front().is_some_and(|entry| entry.is_resumed) => {
                 state.entries.pop_front();
                 state.has_turn = true;
-                return Poll::Ready(Some(Turn(self.requests)));
+                Poll::Ready(Some(Turn(self.requests)))
             }
             Some(at) => {
                 let waker = context.waker();
