@@ -176,6 +176,8 @@ impl Drop for Turn<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use futures_util::FutureExt;
 
     use super::*;
@@ -201,6 +203,43 @@ mod tests {
         // The fourth request was held after the resume.
         assert!((&mut four).now_or_never().is_none());
         assert_eq!(requests.len(), 1);
+    }
+
+    /// Counts its wakes.
+    #[derive(Default)]
+    struct Wakes(AtomicU64);
+
+    impl std::task::Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Release);
+        }
+    }
+
+    /// Polls a held request that may not begin yet. Returns the count of its wakes.
+    fn wait(held: &mut Held<'_>) -> Arc<Wakes> {
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(Arc::clone(&wakes));
+        assert!(Pin::new(held).poll(&mut Context::from_waker(&waker)).is_pending());
+        wakes
+    }
+
+    #[test]
+    fn the_next_request_is_woken_when_one_begins_or_is_dropped() {
+        let requests = HeldRequests::default();
+        let mut held = [hold(&requests), hold(&requests), hold(&requests)];
+        let wakes = held.each_mut().map(wait);
+        let count = || wakes.each_ref().map(|wakes| wakes.0.load(Acquire));
+        requests.resume();
+        assert_eq!(count(), [1, 0, 0]);
+        let [first, mut second, third] = held;
+        // The first request was woken and is dropped before it runs.
+        drop(first);
+        assert_eq!(count(), [1, 1, 0]);
+        let turn = (&mut second).now_or_never().unwrap();
+        assert_eq!(count(), [1, 1, 0]);
+        drop(turn);
+        assert_eq!(count(), [1, 1, 1]);
+        drop(third);
     }
 
     #[test]
