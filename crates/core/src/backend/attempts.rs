@@ -42,9 +42,8 @@ impl Backend {
         Ok(request)
     }
 
-    /// Carries out a request. `attempt` makes an attempt of the request, and learns whether there is certainly no further attempt.
-    /// `ignored` is the result of a request that has failed
-    /// if the device ignores errors.
+    /// Carries out a request. `attempt` makes an attempt of the request; its second argument is true if no other attempt can
+    /// follow. `ignored` is the result of a request that has failed if the device ignores errors.
     pub(super) async fn carry_out<'a, T, F>(
         &'a self,
         io: Io,
