@@ -3,26 +3,39 @@
 //! | file | concern |
 //! |---|---|
 //! | this file | the handle: root, size, resizing, closing, reopening |
+//! | `root` | the root edge |
 //! | `requests` | reads, writes, zero writes, discards, flushes, status queries |
-//! | `in_flight` | counting requests, and holding them back |
+//! | `in_flight` | counting requests in flight, and holding them back |
+//! | `attempts` | carrying out a request: accounting, and further attempts after errors |
+//! | `accounting` | statistics |
+//! | `device` | the attached device |
+//! | `error_policy`, `held` | what happens after an error; requests that are held after an error |
+//! | `mode` | which of these parts a backend uses |
 //! | `copy` | copies from one backend to another |
 //! | `sole_writer` | the right to be the only writer of a node |
 //!
-//! A [`Backend`] has a name and a root edge. A backend checks that a request lies inside the disk, and keeps
-//! statistics. The backend counts requests in flight per thread, so that [`Backend::quiesce`] can wait for them. Each
+//! A [`Backend`] has a name and a root edge. A backend checks that a request lies inside the disk. The
+//! backend counts requests in flight per thread, so that [`Backend::quiesce`] can wait for them. Each
 //! request enters the current epoch: clusters that are freed during the request are not reused before the request has
 //! ended. All I/O threads may use a backend concurrently.
 
+mod accounting;
+mod attempts;
 mod copy;
+mod device;
+mod error_policy;
+mod held;
 mod in_flight;
+mod mode;
 mod requests;
+mod root;
 mod sole_writer;
 
 use std::sync::atomic::{
     AtomicBool, AtomicU64, AtomicUsize,
     Ordering::{Relaxed, SeqCst},
 };
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use arc_swap::ArcSwapOption;
 use futures_util::future::LocalBoxFuture;
@@ -30,92 +43,43 @@ use oxblk_ring::{Event, Sharded};
 
 use crate::change::Change;
 use crate::control::run_to_completion;
-use crate::driver::DriverKind;
 use crate::edge::Owner;
-use crate::epoch::Epochs;
-use crate::graph::nodes_below;
-use crate::node::SlowPathFlags;
 use crate::perm::{Permissions, Roles};
 use crate::{
     ChildIdx, Edge, Errno, Error, ErrorKind, Graph, Node, Operations, Options, Preallocation,
     Result,
 };
+use accounting::Accounting;
+pub use accounting::{
+    AccountingOptions, Boundaries, Counts, IntervalStatistics, IoType, Latencies, LatencyHistogram,
+    PerIoType, Statistics,
+};
+use device::DeviceSlot;
+pub use device::{Device, DeviceOptions, DeviceState};
+pub use error_policy::{IoStatus, OnError};
+use held::HeldRequests;
 pub(crate) use in_flight::Quiesced;
+use mode::{Mode, ModeCell};
+use root::{ReportedSize, Root};
 use sole_writer::Lender;
 pub use sole_writer::SoleWriter;
 
-/// Counters of one I/O thread, or of all other threads together.
-#[derive(Debug, Default)]
-struct Counters {
-    in_flight: AtomicU64,
-    read_ops: AtomicU64,
-    read_bytes: AtomicU64,
-    write_ops: AtomicU64,
-    write_bytes: AtomicU64,
-    flush_ops: AtomicU64,
-}
-
-/// Counts of the requests to a backend that have succeeded.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Statistics {
-    /// Completed reads.
-    pub read_ops: u64,
-    /// Bytes read.
-    pub read_bytes: u64,
-    /// Completed writes, zero writes, discards, and copies to this backend.
-    pub write_ops: u64,
-    /// Bytes that these writes, zero writes, discards and copies covered.
-    pub write_bytes: u64,
-    /// Completed flushes.
-    pub flush_ops: u64,
-}
-
-/// The root edge as one thread sees it. Each I/O thread has a separate reference count, so that requests of several
-/// threads do not contend for one cache line.
-type Root = ArcSwapOption<RootEdge>;
-
-// The alignment keeps the reference counts of different threads in different cache lines.
-#[repr(align(128))]
-struct RootEdge {
-    edge: Arc<Edge>,
-    below: Arc<BelowRoot>,
-}
-
-/// What a request must know about the nodes below the root edge.
-struct BelowRoot {
-    /// The epochs that each request enters. There is one for each set of nodes that were opened together.
-    epochs: Box<[Arc<Epochs>]>,
-    /// Reads may write (copy-on-read).
-    reads_write: bool,
-}
-
-impl BelowRoot {
-    fn of(root: &Arc<Node>) -> Self {
-        let (mut epochs, mut reads_write) = (Vec::new(), false);
-        for node in nodes_below(root) {
-            reads_write |=
-                node.has_gate(SlowPathFlags::COPY_ON_READ) || node.driver().reads_write();
-            // Only formats free clusters that other requests may still use.
-            let is_format = node.factory().kind() == DriverKind::Format;
-            if is_format && !epochs.iter().any(|other| Arc::ptr_eq(other, node.epochs())) {
-                epochs.push(Arc::clone(node.epochs()));
-            }
-        }
-        if epochs.is_empty() {
-            epochs.push(Arc::clone(root.epochs()));
-        }
-        Self { epochs: epochs.into(), reads_write }
-    }
-}
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
 struct Inner {
     name: String,
     graph: Graph,
     roots: Sharded<Root>,
-    counters: Sharded<Counters>,
+    id: u64,
+    /// Numbers of requests in flight.
+    in_flight: Sharded<AtomicU64>,
+    mode: ModeCell,
+    reported_size: ReportedSize,
+    accounting: OnceLock<Accounting>,
+    device: DeviceSlot,
+    held: HeldRequests,
     quiesced: AtomicUsize,
     changed: Event,
-    write_through: AtomicBool,
     /// The permissions that this backend takes on its root node.
     permissions: Mutex<Permissions>,
     /// The user of the root edge and the name of the edge, for messages.
@@ -251,10 +215,15 @@ impl Backend {
             name: name.to_owned(),
             graph: graph.clone(),
             roots: Sharded::default(),
-            counters: Sharded::default(),
+            id: NEXT_ID.fetch_add(1, Relaxed),
+            in_flight: Sharded::default(),
+            mode: ModeCell::default(),
+            reported_size: ReportedSize::default(),
+            accounting: OnceLock::new(),
+            device: DeviceSlot::default(),
+            held: HeldRequests::default(),
             quiesced: AtomicUsize::new(0),
             changed: Event::new(),
-            write_through: AtomicBool::new(false),
             permissions: Mutex::new(permissions),
             user,
             edge_name,
@@ -319,22 +288,9 @@ impl Backend {
         WeakBackend(Arc::downgrade(&self.0))
     }
 
-    /// Sets the root edge of all threads. Only a [`Change`] calls this, while no request is in flight.
-    pub(crate) fn store_root(&self, edge: Option<&Arc<Edge>>) {
-        let below = edge.map(|edge| (edge, Arc::new(BelowRoot::of(edge.node()))));
-        for root in self.0.roots.iter() {
-            root.store(below.as_ref().map(|(edge, below)| {
-                let (edge, below) = (Arc::clone(edge), Arc::clone(below));
-                Arc::new(RootEdge { edge, below })
-            }));
-        }
-    }
-
-    /// Looks again at the nodes below the root node. The caller has changed these nodes, and holds back the requests.
-    pub(crate) fn update_root(&self) {
-        if let Ok(root) = self.root() {
-            self.store_root(Some(&root));
-        }
+    /// The number of the backend. No other backend of this process has the same number.
+    pub fn id(&self) -> u64 {
+        self.0.id
     }
 
     /// The name of the backend.
@@ -347,47 +303,16 @@ impl Backend {
         &self.0.graph
     }
 
-    /// The root edge.
-    ///
-    /// # Errors
-    /// `ENOMEDIUM` when the backend is closed.
-    pub fn root(&self) -> Result<Arc<Edge>> {
-        self.0.roots.mine().load().as_ref().map(|root| Arc::clone(&root.edge)).ok_or_else(no_medium)
-    }
-
-    /// The root node.
-    ///
-    /// # Errors
-    /// `ENOMEDIUM` when the backend is closed.
-    pub fn node(&self) -> Result<Arc<Node>> {
-        Ok(Arc::clone(self.root()?.node()))
-    }
-
-    /// Size in bytes; 0 when the backend is closed.
-    pub fn size(&self) -> u64 {
-        self.0.roots.mine().load().as_ref().map_or(0, |root| root.edge.size())
-    }
-
-    /// Whether the root node is read-only. A closed backend is read-only too.
-    pub fn is_read_only(&self) -> bool {
-        self.0.roots.mine().load().as_ref().is_none_or(|root| root.edge.node().is_read_only())
-    }
-
     /// Sets write-through mode. In this mode, the data of every write, zero write and copy is on stable storage when
     /// the request completes.
+    /// This is QEMU's `write-cache=off`.
     pub fn set_write_through(&self, on: bool) {
-        self.0.write_through.store(on, Relaxed);
+        self.0.mode.set(Mode::WRITE_THROUGH, on);
     }
 
-    /// The counts of the requests that have succeeded up to now.
-    pub fn statistics(&self) -> Statistics {
-        self.0.counters.iter().fold(Statistics::default(), |sum, one| Statistics {
-            read_ops: sum.read_ops.wrapping_add(one.read_ops.load(Relaxed)),
-            read_bytes: sum.read_bytes.wrapping_add(one.read_bytes.load(Relaxed)),
-            write_ops: sum.write_ops.wrapping_add(one.write_ops.load(Relaxed)),
-            write_bytes: sum.write_bytes.wrapping_add(one.write_bytes.load(Relaxed)),
-            flush_ops: sum.flush_ops.wrapping_add(one.flush_ops.load(Relaxed)),
-        })
+    /// Whether the backend is in write-through mode.
+    pub fn is_write_through(&self) -> bool {
+        self.0.mode.get().contains(Mode::WRITE_THROUGH)
     }
 
     /// Sets the size of the disk. Other requests wait until the resize has ended.
@@ -472,6 +397,7 @@ impl Backend {
     /// Records that the backend never gets a root node again.
     fn mark_closed(&self) {
         self.0.is_closed.store(true, SeqCst);
+        self.fail_held();
         self.0.graph.unregister_backend(self);
     }
 

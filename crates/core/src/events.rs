@@ -1,10 +1,14 @@
-//! Events: conditions that drivers report to the users of a graph, for example a child with wrong data.
+//! Events: what nodes and backends report to the users of a graph, for example a child with wrong data, or another medium.
 //!
-//! A driver raises an event while it handles a request, on the thread of this request. So a listener must not block. If nobody
-//! listens, the log reports the event.
+//! An event is raised on the thread that handles the request or the control operation. So a listener must not block. A
+//! [`Subscription`] keeps events in a queue for a reader that takes its time. If nobody listens, the log reports the event.
+
+mod subscription;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub use subscription::{Notice, Subscription};
 
 /// A type of operation of the driver `quorum`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +57,127 @@ pub enum BlockEvent {
         /// The number of sectors of the request.
         sectors_count: u64,
     },
+    /// A write has exceeded the write threshold of a node (`BLOCK_WRITE_THRESHOLD`). The node has no threshold afterwards.
+    WriteThreshold {
+        /// The name of the node.
+        node_name: String,
+        /// The number of bytes between the threshold and the end of the write.
+        amount_exceeded: u64,
+        /// The threshold in bytes.
+        write_threshold: u64,
+    },
+    /// A request of a device has failed (`BLOCK_IO_ERROR`).
+    IoError {
+        /// The backend of the device.
+        source: EventSource,
+        /// The name of the root node. `None`: the backend is empty now.
+        node_name: Option<String>,
+        /// The type of the operation.
+        operation: IoOperation,
+        /// What happens to the request.
+        action: IoErrorAction,
+        /// Whether the error is `ENOSPC`. `None` if the device has no I/O status.
+        nospace: Option<bool>,
+        /// The errno of the error.
+        errno: i32,
+        /// The text of the error.
+        reason: String,
+    },
+    /// An empty backend has got a root node.
+    MediumInserted {
+        /// The backend.
+        source: EventSource,
+        /// The name of the root node.
+        node_name: String,
+        /// The size of the disk in bytes.
+        size: u64,
+    },
+    /// A backend has lost its root node.
+    MediumRemoved {
+        /// The backend.
+        source: EventSource,
+        /// The name of the former root node.
+        node_name: String,
+    },
+    /// The tray of a device has been opened or closed (`DEVICE_TRAY_MOVED`).
+    TrayMoved {
+        /// The backend of the device.
+        source: EventSource,
+        /// Whether the tray is open now.
+        tray_open: bool,
+    },
+    /// The size of a disk has changed: the root node was resized, or the backend has another root node. A node that grows because
+    /// another user writes past its end does not report this.
+    Resized {
+        /// The backend.
+        source: EventSource,
+        /// The name of the root node.
+        node_name: String,
+        /// The new size in bytes.
+        size: u64,
+    },
+}
+
+/// The backend that has raised an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventSource {
+    /// The number of the backend ([`Backend::id`](crate::Backend::id)).
+    pub backend: u64,
+    /// The name of the backend; may be empty. QEMU's member `device`.
+    pub device: String,
+    /// The identifier of the attached device. QEMU's members `id` and `qom-path`.
+    pub id: Option<String>,
+}
+
+impl fmt::Display for EventSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.id, self.device.as_str()) {
+            (Some(id), _) => write!(f, "device '{id}'"),
+            (None, "") => f.write_str("an unnamed block device"),
+            (None, name) => write!(f, "block device '{name}'"),
+        }
+    }
+}
+
+/// The type of an operation in [`BlockEvent::IoError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IoOperation {
+    /// A read.
+    Read,
+    /// A write, a zero write, a discard or a flush.
+    Write,
+}
+
+impl IoOperation {
+    /// QEMU's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+        }
+    }
+}
+
+/// What happens to a request of a device that has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IoErrorAction {
+    /// The request completes as if it had succeeded.
+    Ignore,
+    /// The device gets the error.
+    Report,
+    /// The request is held until [`Backend::resume`](crate::Backend::resume).
+    Stop,
+}
+
+impl IoErrorAction {
+    /// QEMU's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ignore => "ignore",
+            Self::Report => "report",
+            Self::Stop => "stop",
+        }
+    }
 }
 
 impl fmt::Display for BlockEvent {
@@ -70,7 +195,41 @@ impl fmt::Display for BlockEvent {
                     None => write!(f, "child '{node_name}' of a quorum has other data"),
                 }
             }
+            Self::IoError { source, operation, action, reason, .. } => {
+                let (operation, action) = (operation.name(), action.name());
+                write!(f, "{operation} of {source} failed: {reason} (action: {action})")
+            }
+            Self::MediumInserted { source, node_name, size } => {
+                write!(f, "{source} has the medium '{node_name}' of {size} bytes now")
+            }
+            Self::MediumRemoved { source, node_name } => {
+                write!(f, "the medium '{node_name}' was removed from {source}")
+            }
+            Self::TrayMoved { source, tray_open } => {
+                let state = if *tray_open { "open" } else { "closed" };
+                write!(f, "the tray of {source} is {state} now")
+            }
+            Self::Resized { source, node_name, size } => {
+                write!(f, "node '{node_name}' of {source} has {size} bytes now")
+            }
+            Self::WriteThreshold { node_name, amount_exceeded, write_threshold } => write!(
+                f,
+                "a write to '{node_name}' ends {amount_exceeded} bytes beyond the write threshold {write_threshold}"
+            ),
         }
+    }
+}
+
+impl BlockEvent {
+    /// Whether the event reports a fault, or something that a person should know.
+    fn is_warning(&self) -> bool {
+        !matches!(
+            self,
+            Self::MediumInserted { .. }
+                | Self::MediumRemoved { .. }
+                | Self::TrayMoved { .. }
+                | Self::Resized { .. }
+        )
     }
 }
 
@@ -104,7 +263,10 @@ impl Events {
         let listeners: Vec<Listener> =
             self.lock().list.iter().map(|(_, listener)| Arc::clone(listener)).collect();
         if listeners.is_empty() {
-            tracing::warn!("{event}");
+            match event.is_warning() {
+                true => tracing::warn!("{event}"),
+                false => tracing::debug!("{event}"),
+            }
         }
         for listener in listeners {
             listener(event);

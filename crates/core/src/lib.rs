@@ -55,7 +55,11 @@ mod atomics {
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 }
 
-pub use backend::{Backend, SoleWriter, Statistics};
+pub use backend::{
+    AccountingOptions, Backend, Boundaries, Counts, Device, DeviceOptions, DeviceState,
+    IntervalStatistics, IoStatus, IoType, Latencies, LatencyHistogram, OnError, PerIoType,
+    SoleWriter, Statistics,
+};
 pub use blocked::{OperationBlock, Operations};
 pub use change::{Attachment, FrozenChain};
 pub use child_list::ChildList;
@@ -70,7 +74,10 @@ pub use edge::Edge;
 pub use epoch::{EpochGuard, Epochs};
 pub use errno::Errno;
 pub use error::{Error, ErrorKind, Result, strerror};
-pub use events::{BlockEvent, Events, Listening, QuorumOperation};
+pub use events::{
+    BlockEvent, EventSource, Events, IoErrorAction, IoOperation, Listening, Notice,
+    QuorumOperation, Subscription,
+};
 pub use flags::{WriteFlags, ZeroFlags};
 pub use gate::{Admitted, Directory, Gate, Purpose, RefusedName};
 pub use graph::{

@@ -7,6 +7,8 @@
 mod chain;
 mod slow_path;
 mod users;
+mod write_watch;
+mod writes;
 
 use std::sync::atomic::{
     AtomicBool, AtomicU32, AtomicU64,
@@ -27,10 +29,11 @@ use crate::edge::Owner;
 use crate::epoch::Epochs;
 use crate::unflushed::Unflushed;
 use crate::users::Users;
-use crate::{ChildIdx, Children, DebugEvent, Edge, Limits, OpenFlags, Options, Result};
+use crate::{ChildIdx, Children, DebugEvent, Edge, Events, Limits, OpenFlags, Options, Result};
 
 use slow_path::SlowPath;
 pub(crate) use slow_path::SlowPathFlags;
+use write_watch::WriteWatch;
 
 /// How `detect-zeroes` treats writes that contain only zeroes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -63,6 +66,7 @@ pub struct Node {
     request_alignment: AtomicU32,
     mem_alignment: AtomicU32,
     slow_path: SlowPath,
+    write_watch: WriteWatch,
     write_guard: OnceLock<WriteGuard>,
     bitmaps: BitmapList,
     // The order of these locks is in docs/architecture.md, "Locks and their order". A holder of a range in `serialise`
@@ -81,6 +85,7 @@ pub struct Node {
     blocked: Blocked,
     /// A job inserted this filter, and the user does not know it.
     is_implicit: AtomicBool,
+    events: Events,
 }
 
 /// The settings that a reopen may change.
@@ -104,6 +109,7 @@ pub(crate) struct NodeParts {
     pub(crate) settings: Settings,
     pub(crate) filename: Option<String>,
     pub(crate) change_lock: ChangeLock,
+    pub(crate) events: Events,
 }
 
 impl Node {
@@ -125,6 +131,7 @@ impl Node {
             users: Users::default(),
             epochs: parts.epochs,
             slow_path: SlowPath::new(flags),
+            write_watch: WriteWatch::default(),
             serialise: RangeLock::new(),
             aligned_writes: AlignedWrites::default(),
             unflushed: Unflushed::new(),
@@ -137,6 +144,7 @@ impl Node {
             change_lock: parts.change_lock,
             blocked: Blocked::default(),
             is_implicit: AtomicBool::new(false),
+            events: parts.events,
         };
         node.refresh_limits();
         let node = Arc::new(node);
@@ -212,8 +220,12 @@ impl Node {
     }
 
     pub(crate) fn set_size(&self, size: u64) {
-        self.size.store(whole_sectors(self.factory, size), Release);
+        let size = whole_sectors(self.factory, size);
+        let former = self.size.swap(size, AcqRel);
         self.bitmaps.resize(|| self.size());
+        if size != former {
+            self.report_size();
+        }
     }
 
     /// The dirty bitmaps of this node. [`crate::Graph::add_bitmap`] adds a bitmap.

@@ -4,6 +4,8 @@
 
 #[path = "requests/abandoned.rs"]
 mod abandoned;
+#[path = "requests/accounting.rs"]
+mod accounting;
 #[path = "requests/bitmaps.rs"]
 mod bitmaps;
 #[path = "requests/blocked.rs"]
@@ -12,6 +14,8 @@ mod blocked;
 mod closing;
 #[path = "requests/creation.rs"]
 mod creation;
+#[path = "requests/devices.rs"]
+mod devices;
 #[path = "requests/drains.rs"]
 mod drains;
 #[path = "requests/failed_changes.rs"]
@@ -20,7 +24,13 @@ mod failed_changes;
 mod failed_pieces;
 #[path = "requests/graph_changes.rs"]
 mod graph_changes;
+#[path = "requests/held_model.rs"]
+mod held_model;
+#[path = "requests/held_requests.rs"]
+mod held_requests;
 mod memory;
+#[path = "requests/notifications.rs"]
+mod notifications;
 #[path = "requests/references.rs"]
 mod references;
 #[path = "requests/users.rs"]

@@ -5,7 +5,6 @@
 //! flight at the other backend.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use oxblk_ring::UntilSettled;
 
@@ -38,7 +37,7 @@ impl Backend {
                 return failed;
             }
         };
-        let through = target.0.write_through.load(Relaxed);
+        let through = target.is_write_through();
         let (source, dest) = (Arc::clone(&from.root), Arc::clone(&to.root));
         let places = UntilSettled::new([from.leave_behind(), to.leave_behind()]);
         run_to_completion(async move {
@@ -50,9 +49,7 @@ impl Backend {
             places.release().into_iter().flatten().flatten().for_each(Place::done);
             Ok::<_, Error>(())
         })
-        .await?;
-        target.count_write(len);
-        Ok(())
+        .await
     }
 }
 

@@ -9,7 +9,8 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use oxblk_ring::{Shard, UntilSettled, keep_until_settled};
 
-use super::{Backend, Inner, RootEdge, no_medium};
+use super::root::RootEdge;
+use super::{Backend, Inner, no_medium};
 use crate::control::run_to_completion;
 use crate::epoch::{EpochPlace, Epochs};
 use crate::{Drained, Error, ErrorKind, Result};
@@ -32,7 +33,7 @@ impl Backend {
     pub(crate) async fn idle(&self) {
         loop {
             let listener = self.0.changed.listen();
-            if self.0.counters.iter().all(|one| one.in_flight.load(SeqCst) == 0) {
+            if self.0.in_flight.iter().all(|one| one.load(SeqCst) == 0) {
                 return;
             }
             listener.await;
@@ -81,7 +82,7 @@ impl Backend {
     }
 }
 
-/// The epochs that a request has entered, in the order of [`BelowRoot::epochs`](super::BelowRoot).
+/// The epochs that a request has entered, in the order of [`BelowRoot::epochs`](super::root::BelowRoot).
 enum Entered {
     None,
     One(EpochPlace),
@@ -140,7 +141,7 @@ pub(super) struct InFlight<'a> {
 impl<'a> InFlight<'a> {
     fn enter(backend: &'a Backend) -> Self {
         let shard = Shard::mine();
-        backend.0.counters.at(shard).in_flight.fetch_add(1, SeqCst);
+        backend.0.in_flight.at(shard).fetch_add(1, SeqCst);
         Self { shard, backend: &backend.0 }
     }
 
@@ -154,7 +155,7 @@ impl<'a> InFlight<'a> {
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        self.backend.counters.at(self.shard).in_flight.fetch_sub(1, SeqCst);
+        self.backend.in_flight.at(self.shard).fetch_sub(1, SeqCst);
         if self.backend.quiesced.load(SeqCst) != 0 {
             self.backend.changed.notify(usize::MAX);
         }

@@ -6,7 +6,6 @@
 //! another writer, and another writer cannot be attached during the job. Clones of the backend that starts the job may still
 //! exist: their writes are refused until the job ends. Until then, the backing chain of the node is frozen.
 
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
 
 use oxblk_ring::try_thread_index;
@@ -91,7 +90,7 @@ impl Backend {
         change.set_permissions(&lender, left);
         backend.join(change)?;
         lender.yield_to(Some(job));
-        backend.set_write_through(self.0.write_through.load(Relaxed));
+        backend.set_write_through(self.is_write_through());
         let blocked = self.graph().block_operations(node, Operations::all(), &reason);
         let lender =
             Lender { backend: self.downgrade(), before, _frozen: frozen, _blocked: blocked };

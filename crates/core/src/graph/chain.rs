@@ -164,6 +164,7 @@ impl Graph {
             },
             filename: context.filename,
             change_lock: Arc::clone(self.change_lock()),
+            events: self.events().clone(),
         };
         let node = self.insert(layer.name, parts);
         context.opening.has_opened(&node);

@@ -19,7 +19,7 @@ use super::walk::{Above, nodes_above};
 use crate::change::Change;
 use crate::control::run_to_completion;
 use crate::perm::Roles;
-use crate::{Backend, ChildIdx, Edge, Error, Node, Result, request};
+use crate::{Backend, BlockEvent, ChildIdx, Edge, Error, Node, Result, request};
 
 /// The steps of a change of the graph. Nothing changes before [`GraphChange::run`].
 ///
@@ -175,6 +175,7 @@ impl GraphChange {
         run_to_completion(async move {
             let changed = each_once(steps.iter().filter_map(Step::changed));
             let losing = each_once(steps.iter().filter_map(Step::losing));
+            let media: Vec<_> = steps.iter().filter_map(Step::medium).collect();
             let released = match flush(&losing).await {
                 Ok(()) => change(&graph, steps).commit(),
                 Err(error) => Err(error),
@@ -189,12 +190,14 @@ impl GraphChange {
                 }
             };
             made();
+            media.iter().for_each(MediumChange::made);
             for node in nodes_above(&changed).iter().filter(|node| !node.is_read_only()) {
                 // The children are others now and may have data to flush.
                 node.mark_unflushed();
             }
             graph.extend_drains();
             refresh(&changed).await;
+            media.iter().for_each(MediumChange::report);
             // Requests resume before the next control operation gets a lock.
             drop(guards.release());
             for node in released {
@@ -267,6 +270,16 @@ impl Step {
         }
     }
 
+    /// The change of the medium of a backend.
+    fn medium(&self) -> Option<MediumChange> {
+        let (backend, node, is_inserted) = match self {
+            Self::Insert { backend, node } => (backend, Arc::clone(node), true),
+            Self::Root { backend, node: None } => (backend, backend.node().ok()?, false),
+            _ => return None,
+        };
+        Some(MediumChange { backend: backend.clone(), node, is_inserted })
+    }
+
     /// The node that loses a user or a child.
     fn losing(&self) -> Option<Arc<Node>> {
         match self {
@@ -287,6 +300,34 @@ impl Step {
             }
             Self::Root { node, .. } => node.clone(),
         }
+    }
+}
+
+/// A backend gets or loses its root node.
+struct MediumChange {
+    backend: Backend,
+    node: Arc<Node>,
+    is_inserted: bool,
+}
+
+impl MediumChange {
+    /// The change is made, and requests are held back.
+    fn made(&self) {
+        if !self.is_inserted {
+            // The requests must not continue with another medium.
+            self.backend.fail_held();
+        }
+    }
+
+    fn report(&self) {
+        let (source, node_name) = (self.backend.event_source(), self.node.name().to_owned());
+        self.backend.graph().events().raise(&match self.is_inserted {
+            true => {
+                let size = self.node.size();
+                BlockEvent::MediumInserted { source, node_name, size }
+            }
+            false => BlockEvent::MediumRemoved { source, node_name },
+        });
     }
 }
 
@@ -315,8 +356,9 @@ fn change(graph: &Graph, steps: Vec<Step>) -> Change {
 /// Updates the limits and sizes of the nodes `changed` and of all nodes above them, the children of a node before the node.
 /// Returns these nodes. The caller holds back the requests.
 pub(super) async fn refresh(changed: &[Arc<Node>]) -> Vec<Arc<Node>> {
-    let above = Above::of(changed);
+    let mut above = Above::of(changed);
     above.backends.iter().for_each(Backend::update_root);
+    let backends = std::mem::take(&mut above.backends);
     let nodes = above.bottom_up();
     for node in &nodes {
         node.driver().below_changed();
@@ -332,5 +374,7 @@ pub(super) async fn refresh(changed: &[Arc<Node>]) -> Vec<Arc<Node>> {
             }
         }
     }
+    // The size of a disk also changes with its root node.
+    backends.iter().for_each(Backend::report_size);
     nodes
 }

@@ -287,6 +287,7 @@ impl Graph {
             settings: Settings { flags, ..Settings::default() },
             filename: None,
             change_lock: Arc::clone(self.change_lock()),
+            events: self.events().clone(),
         };
         Ok(self.insert(claimed, parts))
     }

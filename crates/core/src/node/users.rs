@@ -3,6 +3,7 @@
 use std::sync::{Arc, PoisonError};
 
 use crate::change::ChangeLock;
+use crate::edge::Owner;
 use crate::users::Users;
 use crate::{Edge, Node};
 
@@ -15,6 +16,17 @@ impl Node {
     /// The edges through which parents use this node.
     pub fn parents(&self) -> Vec<Arc<Edge>> {
         self.users.edges()
+    }
+
+    /// Lets the backends with this root node report its size.
+    pub(crate) fn report_size(&self) {
+        for edge in self.parents() {
+            if let Some(Owner::Backend(backend)) = edge.owner()
+                && let Some(backend) = backend.upgrade()
+            {
+                backend.report_size();
+            }
+        }
     }
 
     /// The users of this node.

@@ -213,6 +213,7 @@ fn copy(buf: &mut IoBufMut, from: u64, to: u64, data: &[u8]) {
 async fn keep(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     let len = as_u64(data.len());
     node.debug_event(DebugEvent::CorWrite).await;
+    node.note_write(offset, len);
     if oxblk_ring::is_zero(&data)
         && let Some(request) = node.driver().write_zeroes(offset, len, ZeroFlags::empty())
     {

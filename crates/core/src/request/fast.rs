@@ -104,12 +104,13 @@ fn walk<T>(
             }
             Step::Host { offset: host, len: covered } => {
                 let first = min_len(covered, len);
-                let end = if first < len {
-                    End::Split { first }
-                } else {
-                    End::Host { leaf: node, offset: host }
-                };
-                return then(end);
+                if first < len {
+                    return then(End::Split { first });
+                }
+                if op == MapOp::Write {
+                    node.note_write(at, as_u64(len));
+                }
+                return then(End::Host { leaf: node, offset: host });
             }
             Step::Forward { child, offset: below, len: covered } => {
                 let first = min_len(covered, len);
@@ -124,6 +125,9 @@ fn walk<T>(
                 let edge = node.children().peek(child);
                 if edge.is_none() {
                     return then(End::Slow { node, offset: at });
+                }
+                if op == MapOp::Write {
+                    node.note_write(at, as_u64(len));
                 }
                 at = below;
                 edge

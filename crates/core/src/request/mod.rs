@@ -287,6 +287,7 @@ async fn changed(
     len: u64,
     change: BoxFuture<'_, Result<()>>,
 ) -> Result<()> {
+    node.note_write(offset, len);
     let changing = Changing::begin(node, offset, len);
     let outcome = align::in_turn(node, offset, len, change).await;
     changing.end();

@@ -186,6 +186,7 @@ pub(super) async fn write_pieces(node: &Node, offset: u64, data: IoBuf) -> Resul
         node.guard_write(offset, &data)?;
     }
     let end = offset.saturating_add(as_u64(data.len()));
+    node.note_write(offset, as_u64(data.len()));
     node.debug_event(DebugEvent::Pwritev).await;
     let outcome = write_cut(node, offset, data).await;
     node.debug_event(DebugEvent::PwritevDone).await;

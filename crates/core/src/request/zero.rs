@@ -83,6 +83,7 @@ async fn zero_one(node: &Arc<Node>, offset: u64, len: u64, flags: ZeroFlags) -> 
         && let Some(request) = node.driver().write_zeroes(offset, len, flags)
     {
         let grow = async {
+            node.note_write(offset, len);
             node.debug_event(DebugEvent::PwritevZero).await;
             let outcome = request.await;
             node.debug_event(DebugEvent::PwritevDone).await;

@@ -1,8 +1,9 @@
 //! Drivers in memory for the tests of the request path: a protocol with configurable limits, and a format that scatters
 //! its clusters and reads unallocated clusters from its backing file.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use oxblk_core::{
     BoxFuture, ChildIdx, Children, Driver, DriverFactory, DriverKind, Errno, Error, Graph, Limits,
@@ -32,6 +33,10 @@ pub struct Memory {
     pub bad_read: Option<u64>,
     /// A resize fails after it has changed the size.
     pub resize_fails: AtomicBool,
+    /// The errno with which all reads, writes, zero writes, discards and flushes fail; 0: they succeed.
+    pub errno: AtomicI32,
+    /// Duration of each read, write, zero write, discard and flush in milliseconds.
+    pub delay_ms: AtomicU64,
     /// The permissions that the driver received last.
     pub permissions: Mutex<Option<Permissions>>,
 }
@@ -55,6 +60,19 @@ impl Memory {
         }
         while self.held.load(SeqCst) {
             oxblk_ring::yield_now().await;
+        }
+        let delay = self.delay_ms.load(SeqCst);
+        if delay != 0 {
+            oxblk_ring::sleep(Duration::from_millis(delay)).await;
+        }
+    }
+
+    /// The outcome of a request, after its delay.
+    async fn outcome(&self) -> Result<()> {
+        self.pause().await;
+        match self.errno.load(SeqCst) {
+            0 => Ok(()),
+            errno => Err(Error::from_errno(errno)),
         }
     }
 
@@ -107,7 +125,7 @@ impl Driver for MemoryDriver {
         Box::pin(async move {
             self.check(offset, buf.len());
             self.0.record("read", offset, buf.len());
-            self.0.pause().await;
+            self.0.outcome().await?;
             if self.0.bad_read == Some(offset) {
                 return Err(Error::from_errno(Errno::IO));
             }
@@ -124,7 +142,7 @@ impl Driver for MemoryDriver {
         Box::pin(async move {
             self.check(offset, data.len());
             self.0.record("write", offset, data.len());
-            self.0.pause().await;
+            self.0.outcome().await?;
             self.0.refuse(offset)?;
             if self.0.landing.load(SeqCst) == 0 {
                 self.0.put(offset, &data);
@@ -139,6 +157,7 @@ impl Driver for MemoryDriver {
         Some(Box::pin(async move {
             let len = usize::try_from(len).unwrap();
             self.0.record("discard", offset, len);
+            self.0.outcome().await?;
             self.0.refuse(offset)?;
             self.0.land(move |memory| memory.put(offset, &vec![0; len])).await;
             Ok(())
@@ -158,6 +177,7 @@ impl Driver for MemoryDriver {
             let len = usize::try_from(len).unwrap();
             let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
             self.0.record(if unmap { "unmap" } else { "zero" }, offset, len);
+            self.0.outcome().await?;
             let at = usize::try_from(offset).unwrap();
             self.0.bytes.lock().unwrap()[at..at + len].fill(0);
             Ok(())
@@ -167,8 +187,7 @@ impl Driver for MemoryDriver {
     fn flush(&self) -> Option<BoxFuture<'_, Result<()>>> {
         Some(Box::pin(async move {
             self.0.record("flush", 0, 0);
-            self.0.pause().await;
-            Ok(())
+            self.0.outcome().await
         }))
     }
 
