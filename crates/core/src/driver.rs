@@ -300,6 +300,11 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
+    /// The capability to show the disk as it was at an earlier point in time.
+    fn snapshot_access(&self) -> Option<&dyn crate::SnapshotAccess> {
+        None
+    }
+
     /// The capability to store dirty bitmaps in the image.
     fn persistent_bitmaps(&self) -> Option<&dyn PersistentBitmaps> {
         None
@@ -380,6 +385,11 @@ pub trait Drain: Send + Sync {
     fn begin(&self);
     /// The drain ends.
     fn end(&self);
+    /// Waits until the driver does no work that no request waits for ([`Background`](crate::Background)). A drain calls this when
+    /// all requests have ended. `None`: there is no such work.
+    fn idle(&self) -> Option<BoxFuture<'_, ()>> {
+        None
+    }
 }
 
 /// Changes the size of a node.
@@ -524,6 +534,12 @@ pub trait DriverFactory: Send + Sync + 'static {
     /// store no metadata in that child.
     fn passes_permissions(&self) -> bool {
         self.children().iter().any(|spec| spec.roles.contains(Roles::FILTERED))
+    }
+
+    /// Whether a node of this driver needs the node that is its child, not only the data that the child shows. Such a node keeps
+    /// its child when the other users of the child move to another node.
+    fn needs_child(&self) -> bool {
+        false
     }
 
     /// Opens a node. `context` contains the generic options. The driver removes the options that it knows from

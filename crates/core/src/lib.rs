@@ -10,6 +10,7 @@
 
 pub mod amend;
 mod backend;
+mod background;
 mod backing;
 pub mod bitmap;
 mod blocked;
@@ -42,6 +43,7 @@ mod perm;
 mod request;
 mod secret;
 pub mod snapshot;
+mod snapshot_access;
 mod status;
 #[cfg(test)]
 mod under_loom;
@@ -60,6 +62,7 @@ pub use backend::{
     IntervalStatistics, IoStatus, IoType, Latencies, LatencyHistogram, OnError, PerIoType,
     SoleWriter, Statistics,
 };
+pub use background::Background;
 pub use blocked::{OperationBlock, Operations};
 pub use change::{Attachment, FrozenChain};
 pub use child_list::ChildList;
@@ -94,4 +97,5 @@ pub use options::{
 pub use perm::{NodeAccess, Perm, Permissions, Roles};
 pub use request::{ChainStatus, CopyOnRead, run_all};
 pub use secret::Secrets;
+pub use snapshot_access::SnapshotAccess;
 pub use status::{Status, StatusFlags};

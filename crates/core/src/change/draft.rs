@@ -277,7 +277,7 @@ impl Draft {
             match edge.owner() {
                 Some(Owner::Node(parent, child)) => {
                     let Some(parent) = parent.upgrade() else { continue };
-                    if !stay.contains(&node_key(&parent)) {
+                    if !parent.factory().needs_child() && !stay.contains(&node_key(&parent)) {
                         self.replace_child(&parent, *child, Some(new))?;
                     }
                 }

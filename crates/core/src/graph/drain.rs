@@ -80,15 +80,15 @@ impl Graph {
     /// Holds back the requests of every backend that can reach `node`, and waits until their requests in flight have
     /// ended.
     pub async fn drain(&self, node: &Arc<Node>) -> Drained {
-        let (drained, backends) = self.hold_back(Target::Node(Arc::clone(node)));
-        idle(backends).await;
+        let (drained, held) = self.hold_back(Target::Node(Arc::clone(node)));
+        held.idle().await;
         drained
     }
 
     /// Holds back the requests of one backend, and waits until its requests in flight have ended.
     pub(crate) async fn drain_backend(&self, backend: &Backend) -> Drained {
-        let (drained, backends) = self.hold_back(Target::Backend(backend.downgrade()));
-        idle(backends).await;
+        let (drained, held) = self.hold_back(Target::Backend(backend.downgrade()));
+        held.idle().await;
         drained
     }
 
@@ -98,26 +98,24 @@ impl Graph {
             return Err(no_medium());
         }
         let targets = nodes.iter().map(|node| Target::Node(Arc::clone(node)));
-        let (drained, backends): (Vec<_>, Vec<_>) =
+        let (drained, held): (Vec<_>, Vec<_>) =
             targets.map(|target| self.hold_back(target)).unzip();
-        for backends in backends {
-            idle(backends).await;
+        for held in held {
+            held.idle().await;
         }
         Ok(drained)
     }
 
-    fn hold_back(&self, target: Target) -> (Drained, Vec<Backend>) {
+    fn hold_back(&self, target: Target) -> (Drained, Held) {
         let mut registry = self.registry();
         let id = registry.next_drain;
         registry.next_drain = id.wrapping_add(1);
         registry.drains.push(Active::new(id, target));
         let rest = registry.extend_drains();
-        let held = registry.drains.last().map(|drain| &drain.held);
-        let backends = held.into_iter().flatten().map(|quiesced| quiesced.backend().clone());
-        let backends = backends.collect();
+        let held = registry.drains.last().map(Held::of).unwrap_or_default();
         drop(registry);
         rest.finish();
-        (Drained { graph: self.clone(), id }, backends)
+        (Drained { graph: self.clone(), id }, held)
     }
 
     /// Makes the drains in progress hold back the backends that can now reach a drained node. The caller has changed
@@ -155,9 +153,29 @@ impl Registry {
     }
 }
 
-async fn idle(backends: Vec<Backend>) {
-    for backend in backends {
-        backend.idle().await;
+/// What a drain waits for.
+#[derive(Default)]
+struct Held {
+    backends: Vec<Backend>,
+    nodes: Vec<Arc<Node>>,
+}
+
+impl Held {
+    fn of(drain: &Active) -> Self {
+        let backends = drain.held.iter().map(|quiesced| quiesced.backend().clone());
+        Self { backends: backends.collect(), nodes: drain.passing.clone() }
+    }
+
+    /// Waits until the requests of the backends have ended, and then for the work of drivers that no request waits for.
+    async fn idle(self) {
+        for backend in self.backends {
+            backend.idle().await;
+        }
+        for node in self.nodes {
+            if let Some(idle) = node.driver().drain().and_then(Drain::idle) {
+                idle.await;
+            }
+        }
     }
 }
 

@@ -302,6 +302,7 @@ impl Graph {
         if let Some(driver) = named
             && driver.opens_children()
             && !driver.is_protocol()
+            && driver.children().iter().all(|spec| spec.child != ChildIdx::FILE)
             && target.options.contains("file")
         {
             return self.open_with_unknown_file(driver, target, generic).await;
