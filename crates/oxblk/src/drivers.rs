@@ -2,7 +2,8 @@
 
 use oxblk_core::{DriverFactory, DriverTable, Error};
 use oxblk_filters::{
-    blkdebug, blklogwrites, blkverify, compress, copy_on_read, preallocate, quorum, throttle,
+    blkdebug, blklogwrites, blkverify, compress, copy_before_write, copy_on_read, preallocate,
+    quorum, snapshot_access, throttle,
 };
 use oxblk_formats::{absent, parallels, qcow2, qed, raw, vdi, vpc};
 use oxblk_protocols::{file, null};
@@ -22,10 +23,12 @@ static DRIVERS: DriverTable = &[
     &blkdebug::BLKDEBUG,
     &blklogwrites::BLKLOGWRITES,
     &blkverify::BLKVERIFY,
+    &copy_before_write::COPY_BEFORE_WRITE,
     &copy_on_read::COPY_ON_READ,
     &compress::COMPRESS,
     &preallocate::PREALLOCATE,
     &quorum::QUORUM,
+    &snapshot_access::SNAPSHOT_ACCESS,
     &absent::VMDK,
     &absent::VHDX,
     &absent::QCOW,

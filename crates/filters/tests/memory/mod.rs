@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use oxblk_core::{
-    BoxFuture, Driver, DriverFactory, DriverKind, Error, Graph, Limits, Node, OpenContext,
+    BoxFuture, Driver, DriverFactory, DriverKind, Errno, Error, Graph, Limits, Node, OpenContext,
     OpenFlags, Result, WriteFlags,
 };
 use oxblk_ring::{IoBuf, IoBufMut, sleep};
@@ -41,6 +41,14 @@ pub struct Contents {
     /// The errno of all writes, or 0.
     pub fails_writes: AtomicI32,
     pub flushes: AtomicU64,
+    /// The number of reads and of writes that have begun.
+    pub reads: AtomicU64,
+    pub writes: AtomicU64,
+    /// The number of the read or write that fails with `EIO`. The first has the number 1. 0: none.
+    pub failing_read: AtomicU64,
+    pub failing_write: AtomicU64,
+    /// The additional duration of a write in milliseconds.
+    pub write_time: AtomicU64,
     /// The number of the next request, which determines how long the request takes.
     requests: AtomicU64,
     /// The seed of the durations. 0: requests take no time.
@@ -75,6 +83,10 @@ fn fault(errno: &AtomicI32) -> Result<()> {
     }
 }
 
+fn fault_at(failing: &AtomicU64, number: u64) -> Result<()> {
+    if failing.load(Relaxed) == number { Err(Error::from_errno(Errno::IO)) } else { Ok(()) }
+}
+
 fn range(offset: u64, len: usize) -> std::ops::Range<usize> {
     let start = usize::try_from(offset).unwrap();
     start..start + len
@@ -83,8 +95,10 @@ fn range(offset: u64, len: usize) -> std::ops::Range<usize> {
 impl Driver for Memory {
     fn read(&self, offset: u64, mut buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>> {
         Box::pin(async move {
+            let number = self.0.reads.fetch_add(1, Relaxed) + 1;
             self.0.wait().await;
             fault(&self.0.fails_reads)?;
+            fault_at(&self.0.failing_read, number)?;
             let len = buf.len();
             buf.copy_from_slice(&self.0.data.lock().unwrap()[range(offset, len)]);
             Ok(buf)
@@ -93,8 +107,14 @@ impl Driver for Memory {
 
     fn write(&self, offset: u64, data: IoBuf, _: WriteFlags) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
+            let number = self.0.writes.fetch_add(1, Relaxed) + 1;
             self.0.wait().await;
+            let time = self.0.write_time.load(Relaxed);
+            if time != 0 {
+                sleep(Duration::from_millis(time)).await;
+            }
             fault(&self.0.fails_writes)?;
+            fault_at(&self.0.failing_write, number)?;
             self.0.data.lock().unwrap()[range(offset, data.len())].copy_from_slice(&data);
             Ok(())
         })
