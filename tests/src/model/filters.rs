@@ -26,9 +26,9 @@ impl Filters {
         // The others pass no compressed writes on.
         let above = match variant.compress {
             true => &["copy-on-read", "throttle"][..],
-            false => &["copy-on-read", "throttle", "blkdebug", "blklogwrites"],
+            false => &["copy-on-read", "throttle", "blkdebug", "blklogwrites", "copy-before-write"],
         };
-        let below = &["preallocate", "throttle", "blkdebug", "blklogwrites"];
+        let below = &["preallocate", "throttle", "blkdebug", "blklogwrites", "copy-before-write"];
         let mut pick = |from: &[&'static str]| {
             (0..random.below(MOST + 1)).map(|_| *random.pick(from)).collect()
         };
@@ -65,6 +65,10 @@ fn wrap(name: &str, below: &Options) -> Options {
         "blklogwrites" => {
             let log = json!({ "driver": "null-co", "size": 1_u64 << 40 });
             json!({ "driver": name, "file": below, "log": log })
+        }
+        "copy-before-write" => {
+            let target = json!({ "driver": "null-co", "size": 1_u64 << 40, "read-only": false });
+            json!({ "driver": name, "file": below, "target": target })
         }
         "preallocate" => json!({ "driver": name, "file": below, "prealloc-size": 1 << 20 }),
         "throttle" => json!({ "driver": name, "file": below, "throttle-group": GROUP }),

@@ -6,6 +6,7 @@ mod blklogwrites;
 mod blkverify;
 mod convert_guest;
 mod copy;
+mod copy_before_write;
 mod debug_events;
 mod filters;
 mod generated;

@@ -113,6 +113,11 @@ impl Driver for CopyBeforeWrite {
         Limits { request_alignment: 1, ..self.below.limits() }
     }
 
+    /// As in QEMU, the name of the disk stands for the node, although it does not contain the target.
+    fn filename(&self) -> Option<String> {
+        self.below.edge().ok()?.node().filename()
+    }
+
     fn child_permissions(&self, child: ChildIdx, parents: Permissions) -> Option<Permissions> {
         Some(match child {
             ChildIdx::FILE => file_permissions(parents),

@@ -115,6 +115,11 @@ impl Driver for SnapshotAccessNode {
         Limits { request_alignment: alignment, ..Limits::default() }
     }
 
+    /// As in QEMU, the name of the disk stands for the node.
+    fn filename(&self) -> Option<String> {
+        self.file().ok()?.node().filename()
+    }
+
     /// The child must keep the old contents even if nothing reads them yet. The snapshot does not depend on present data, so other
     /// users may change it.
     fn child_permissions(&self, _child: ChildIdx, _parents: Permissions) -> Option<Permissions> {

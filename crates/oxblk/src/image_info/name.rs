@@ -34,9 +34,14 @@ const IN_FILE_NAMES: &[&str] = &["filename", "config"];
 /// The file name of the node if this is sufficient to open the node again; otherwise the options as a `json:` name.
 pub fn of_node(node: &Node) -> String {
     match node.filename() {
-        Some(name) if is_plain(node) => name,
+        Some(name) if is_plain(node) || shows_child_name(node) => name,
         _ => format!("json:{}", qemu_json::compact(&options_of(node))),
     }
+}
+
+/// Whether the driver reports the file name of its child as its own, although this name is not sufficient.
+fn shows_child_name(node: &Node) -> bool {
+    !node.factory().is_protocol() && node.driver().filename().is_some()
 }
 
 /// Whether the file name of a node, if there is one, is sufficient to open the node again.

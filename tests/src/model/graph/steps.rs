@@ -18,13 +18,14 @@ pub(super) fn writing() -> Permissions {
 }
 
 /// The nodes that can be inserted above any node, which has the name `{}`.
-const INSERTED: [&str; 6] = [
+const INSERTED: [&str; 7] = [
     "driver=throttle,throttle-group=free,file={}",
     "driver=throttle,throttle-group=limited,file={}",
     "driver=raw,file={}",
     "driver=refuser,file={}",
     "driver=blklogwrites,file={},log.driver=null-co,log.size=1T",
     "driver=quorum,vote-threshold=1,children.0={}",
+    "driver=copy-before-write,file={},target.driver=null-co,target.size=1T",
 ];
 
 /// No chain has more nodes.
@@ -212,7 +213,8 @@ impl Changer {
 }
 
 fn is_inserted(node: &Node) -> bool {
-    ["throttle", "raw", "refuser", "blklogwrites", "quorum"].contains(&node.factory().name())
+    let names = ["throttle", "raw", "refuser", "blklogwrites", "quorum", "copy-before-write"];
+    names.contains(&node.factory().name())
 }
 
 /// The nodes of a disk, each once.

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use oxblk::in_sectors;
-use oxblk_core::{Backend, ChildIdx, Error, ImageInfo, Node, StatusFlags, Want};
+use oxblk_core::{Backend, ChildIdx, Error, ImageInfo, Node, StatusFlags, Want, strerror};
 
 use super::Call;
 use crate::io::Outcome;
@@ -130,7 +130,10 @@ pub(in crate::io) async fn alloc(session: &Session, call: Call<'_>) -> Outcome {
                 at = at.saturating_add(len);
                 left -= len;
             }
-            Err(error) => return failed(session, &error),
+            Err(error) => {
+                out(format_args!("is_allocated failed: {}\n", strerror(error.raw_errno())));
+                return Outcome::Failed;
+            }
         }
     }
     out(format_args!("{sum}/{count} bytes allocated at offset {}\n", long_bytes(offset)));
@@ -138,6 +141,7 @@ pub(in crate::io) async fn alloc(session: &Session, call: Call<'_>) -> Outcome {
 }
 
 fn failed(session: &Session, error: &Error) -> Outcome {
-    session.program.error(format_args!("Failed to query allocation status: {error}"));
+    let reason = strerror(error.raw_errno());
+    session.program.error(format_args!("Failed to get allocation status: {reason}"));
     Outcome::Failed
 }
