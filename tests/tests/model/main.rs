@@ -3,5 +3,6 @@
 mod cancelled_requests;
 mod concurrent_control;
 mod copy_on_read;
+mod filters;
 mod graph_changes;
 mod random;

@@ -169,7 +169,7 @@ impl Disk {
     }
 
     /// The copies that [`keep_common_moments`](Disk::keep_common_moments) has made. For each boundary: the number of
-    /// boundaries that the first disk had passed, and a copy of each disk.
+    /// boundaries that all disks together had passed, and a copy of each disk.
     pub fn common_moments(&self) -> Vec<(u64, Vec<Disk>)> {
         let moments = self.lock().moments.clone();
         moments.map_or_else(Vec::new, |moments| moments.kept())
