@@ -8,6 +8,7 @@
 //! - [`hostile`]: damaged images, and images that an attacker has made;
 //! - [`model`]: random operations against a model in memory;
 //! - [`crash`]: power cuts and failing disks under random operations;
+//! - [`filters`]: stacks of filters for the model and crash harnesses;
 //! - [`fuzz`]: the fuzz targets, and the saved inputs that fuzzing found;
 //! - [`guest`]: a Linux guest that boots from a served disk.
 //!
@@ -15,6 +16,7 @@
 
 pub mod crash;
 pub mod differential;
+pub mod filters;
 pub mod formats;
 pub mod fuzz;
 pub mod guest;

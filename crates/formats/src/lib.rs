@@ -11,6 +11,7 @@
 
 pub mod absent;
 mod blocks;
+mod file_len;
 mod header_mark;
 mod not_writable;
 pub mod parallels;

@@ -23,6 +23,8 @@ Runs the random tests until each variant of each driver has had its share of eac
   damage         --cuts damaged disks
   graph          --operations changes of the graph under requests, on simulated disks
   graph-threads  the same on real files, with requests from four I/O threads
+  filtered-model, filtered-threads, filtered-crash, filtered-faults
+                 as the tests without filters, with up to five random filters
 With --minutes it runs for that time instead. --driver takes a family (qcow2) or a variant
 (qcow2-64k), --jobs says how many tests run at once (as many as there are cores).
 

@@ -220,7 +220,7 @@ impl Run {
     fn begin_requests(&mut self) -> History {
         self.shape.size = self.content.active.len() as u64;
         self.shape.longest = (self.shape.cluster * 4).clamp(4096, 512 << 10).min(self.shape.size);
-        History::new(&self.disk)
+        History::new(&[&self.disk])
     }
 
     fn end_requests(&mut self, from: u64, history: &History, now: Arc<[u8]>) -> Result<(), String> {

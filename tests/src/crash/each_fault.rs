@@ -17,6 +17,8 @@ use oxblk_ring::sim::{self, Disk, FailRule, FaultOp, Faults};
 
 use super::changes::{Change, Content, carry_out, read_all, snapshots};
 use super::oracle::CrashOracle;
+use crate::filters::Stack;
+use crate::filters::disks::Disks;
 use crate::formats::Variant;
 use crate::model::chain::{self, Image, Tolerance};
 use crate::model::ops::{Op, Shape};
@@ -36,10 +38,12 @@ enum Step {
 
 /// Returns the steps of a seed: requests that change the disk, flushes, and each image-wide change that the variant supports
 /// once or twice.
-fn steps(shape: &Shape, variant: &Variant, random: &mut Random) -> Vec<Step> {
+fn steps(shape: &Shape, variant: &Variant, random: &mut Random, stack: &Stack) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut now = shape.clone();
-    let snapshots = variant.snapshots && !variant.options.contains("refcount_bits=1,");
+    let plain = *stack == Stack::default();
+    // Snapshots are not taken through filters above the image, and the image is not emptied through them.
+    let snapshots = plain && variant.snapshots && !variant.options.contains("refcount_bits=1,");
     let requests = |steps: &mut Vec<Step>, now: &Shape, random: &mut Random| {
         for _ in 0..5 {
             let op = now.random_op(random);
@@ -58,7 +62,7 @@ fn steps(shape: &Shape, variant: &Variant, random: &mut Random) -> Vec<Step> {
         requests(&mut steps, &now, random);
         steps.push(Step::Change(Change::Remove("1".to_owned())));
     }
-    if variant.resizes {
+    if stack.resizes(variant) {
         now.size = (now.size * 3 / 2).next_multiple_of(512);
         steps.push(Step::Change(Change::Resize(now.size)));
         requests(&mut steps, &now, random);
@@ -67,7 +71,7 @@ fn steps(shape: &Shape, variant: &Variant, random: &mut Random) -> Vec<Step> {
         steps.push(Step::Change(Change::Resize(now.size)));
         requests(&mut steps, &now, random);
     }
-    if variant.backing && !variant.data_file {
+    if plain && variant.backing && !variant.data_file {
         steps.push(Step::Change(Change::Empty));
         requests(&mut steps, &now, random);
     }
@@ -97,10 +101,16 @@ async fn after_cut(variant: &'static Variant, disk: Disk) -> Result<Arc<[u8]>, S
     Ok(bytes)
 }
 
+/// The image, and the disks of the filters.
+struct Medium {
+    variant: &'static Variant,
+    disks: Disks,
+}
+
 impl Known {
     /// Executes one step. Returns whether the step failed. A change that the format does not support while a snapshot exists
     /// does not count as a failure.
-    async fn step(&mut self, disk: &Backend, medium: &Image, step: &Step) -> Result<bool, String> {
+    async fn step(&mut self, disk: &Backend, medium: &Medium, step: &Step) -> Result<bool, String> {
         let outcome = match step {
             Step::Request(op) if op.range().end > disk.size() => return Ok(false),
             Step::Request(op) => {
@@ -148,8 +158,10 @@ impl Known {
             return Ok(false);
         }
         if let Step::Request(_) = step {
-            for left in [medium.disk.after_power_loss_none(), medium.disk.after_power_loss_all()] {
+            let on = medium.disks.image_disk();
+            for left in [on.after_power_loss_none(), on.after_power_loss_all()] {
                 let fail = |e| format!("{error}, and after a power cut: {e}");
+                let left = medium.disks.on(&[left]).image();
                 let bytes = after_cut(medium.variant, left).await.map_err(fail)?;
                 self.durable.check(&bytes).map_err(fail)?;
             }
@@ -159,31 +171,40 @@ impl Known {
 }
 
 /// Runs the steps with one failing operation. Returns whether a step failed.
-async fn work(image: &Image, steps: &[Step], size: u64, rule: FailRule) -> Result<bool, String> {
-    chain::create(image, size).await?;
-    let images = std::slice::from_ref(image);
-    let disk = chain::open(images).await?;
+async fn work(
+    image: Image,
+    steps: &[Step],
+    size: u64,
+    rule: FailRule,
+    stack: &Stack,
+) -> Result<bool, String> {
+    chain::create(&image, size).await?;
     let active: Arc<[u8]> = vec![0; usize::try_from(size).expect("a small disk")].into();
+    let medium = Medium { variant: image.variant, disks: Disks::new(stack, &image.disk, &active) };
+    let on = medium.disks.image_disk().clone();
+    let disk = chain::open_filtered(std::slice::from_ref(&image), &medium.disks).await?;
     let content = Content { active: Arc::clone(&active), kept: std::collections::BTreeMap::new() };
     let mut known = Known { content, durable: CrashOracle::new(active) };
     disk.flush().await.map_err(|e| e.to_string())?;
-    image.disk.set_faults(Faults { fail: vec![rule], ..Faults::default() });
+    on.set_faults(Faults { fail: vec![rule], ..Faults::default() });
     let mut met = None;
     for (number, step) in steps.iter().enumerate() {
         let fail = |e: String| format!("step {number} ({step:?}): {e}");
-        let failed = known.step(&disk, image, step).await.map_err(fail)?;
+        let failed = known.step(&disk, &medium, step).await.map_err(fail)?;
         if failed && met.is_some() && !node_has_stopped(&disk) {
             return Err(fail("the step fails although the disk works again".to_owned()));
         }
         met = met.or(failed.then_some(number));
     }
-    image.disk.set_faults(Faults::default());
+    on.set_faults(Faults::default());
     let stopped = node_has_stopped(&disk);
     let closed = chain::close(disk).await;
     if !stopped {
         closed.map_err(|e| format!("cannot be closed: {e}"))?;
     }
-    chain::check(image, Tolerance::Leaks).await?;
+    let image = Image { disk: medium.disks.image(), ..image };
+    chain::check(&image, Tolerance::Leaks).await?;
+    let images = std::slice::from_ref(&image);
     let disk = chain::open(images).await.map_err(|e| format!("cannot be opened: {e}"))?;
     let last = read_all(&disk).await?;
     if last != known.content.active {
@@ -195,7 +216,7 @@ async fn work(image: &Image, steps: &[Step], size: u64, rule: FailRule) -> Resul
     let op = Op::Write { offset: 0, len: 512, seed: 3, fua: true };
     run::execute(&disk, &op).await.map_err(|e| format!("a last write: {e}"))?;
     chain::close(disk).await.map_err(|e| format!("cannot be closed at the end: {e}"))?;
-    chain::check(image, Tolerance::Leaks).await?;
+    chain::check(&image, Tolerance::Leaks).await?;
     Ok(met.is_some())
 }
 
@@ -204,14 +225,19 @@ fn node_has_stopped(disk: &Backend) -> bool {
     disk.node().is_ok_and(|node| node.driver().info().is_corrupt)
 }
 
-fn attempt(variant: &'static Variant, seed: u64, every: u64) -> Result<Tally, String> {
+fn attempt(
+    variant: &'static Variant,
+    seed: u64,
+    every: u64,
+    stack: &Stack,
+) -> Result<Tally, String> {
     let mut random = Random::new(seed);
     let clusters = if variant.cluster >= 256 << 10 { 4 } else { 20 };
     let size = (clusters * variant.cluster).max(64 << 10);
     let longest = (variant.cluster * 3).min(size);
-    let compress = variant.compress;
+    let compress = stack.passes_compressed(variant);
     let shape = Shape { size, cluster: variant.cluster, alignment: 512, compress, longest };
-    let steps = steps(&shape, variant, &mut random);
+    let steps = steps(&shape, variant, &mut random, stack);
     let mut tally = Tally::default();
     for op in KINDS {
         let (mut nth, mut missed) = (random.within(1, every), 0);
@@ -221,7 +247,7 @@ fn attempt(variant: &'static Variant, seed: u64, every: u64) -> Result<Tally, St
             let errno = if nth.is_multiple_of(2) { Errno::NOSPC } else { Errno::IO };
             let rule = FailRule { op, nth: Some(nth), range: None, errno, once: true };
             let image = Image { variant, disk: Disk::new(seed, 0) };
-            let outcome = sim::run(seed, work(&image, &steps, size, rule));
+            let outcome = sim::run(seed, work(image, &steps, size, rule, stack));
             let met = outcome.map_err(|e| format!("{op:?} {nth} fails with {errno}: {e}"))?;
             tally.operations += steps.len() as u64;
             tally.failed += u64::from(met);
@@ -238,10 +264,19 @@ fn attempt(variant: &'static Variant, seed: u64, every: u64) -> Result<Tally, St
 /// # Panics
 /// When data is lost, or the image has worse faults than leaks. The message contains the seed and the operation.
 pub fn run(variant: &'static Variant, seed: u64, every: u64) -> Tally {
-    let attempt = std::panic::AssertUnwindSafe(|| attempt(variant, seed, every));
+    run_filtered(variant, seed, every, &Stack::default())
+}
+
+/// Does the same as [`run`] with filters without copies above and below the image, and without the changes that only the image
+/// itself can make.
+///
+/// # Panics
+/// As [`run`].
+pub fn run_filtered(variant: &'static Variant, seed: u64, every: u64, stack: &Stack) -> Tally {
+    let attempt = std::panic::AssertUnwindSafe(|| attempt(variant, seed, every, stack));
     let outcome = std::panic::catch_unwind(attempt);
     match outcome.unwrap_or_else(|panic| Err(crate::panic_text(&*panic))) {
         Ok(tally) => tally,
-        Err(error) => panic!("{} each fault, seed {seed}: {error}", variant.name),
+        Err(error) => panic!("{} each fault, seed {seed}, {stack:?}: {error}", variant.name),
     }
 }

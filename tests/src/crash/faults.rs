@@ -11,7 +11,9 @@ use oxblk_ring::sim::{self, FailRule, FaultOp, Faults};
 use super::history::History;
 use super::look::{Look, look};
 use super::run::tracked;
-use super::workload::{Workload, active};
+use super::workload::Workload;
+use crate::filters::Stack;
+use crate::filters::disks::Disks;
 use crate::formats::Variant;
 use crate::model::chain::{self, Chain, Tolerance};
 use crate::model::ops::Op;
@@ -35,14 +37,20 @@ fn faults(random: &mut Random) -> Faults {
 }
 
 /// Runs the batches on a failing disk. Returns the number of guest requests that failed.
-async fn work(workload: &Workload, chain: &Chain, history: &History) -> Result<u64, String> {
+async fn work(
+    workload: &Workload,
+    chain: &Chain,
+    disks: &Disks,
+    history: &History,
+) -> Result<u64, String> {
+    let medium = disks.image_disk();
     let mut random = Random::new(workload.seed ^ 0xfa);
-    let disk = chain::open(chain).await?;
-    active(chain).set_faults(faults(&mut random));
+    let disk = chain::open_filtered(chain, disks).await?;
+    medium.set_faults(faults(&mut random));
     let mut failed = 0;
     for (index, batch) in workload.batches.iter().enumerate() {
         if index + 4 == workload.batches.len() {
-            active(chain).set_faults(Faults::default());
+            medium.set_faults(Faults::default());
         }
         let tasks: Vec<_> = batch
             .iter()
@@ -52,7 +60,7 @@ async fn work(workload: &Workload, chain: &Chain, history: &History) -> Result<u
             failed += u64::from(task.await.is_err());
         }
     }
-    active(chain).set_faults(Faults::default());
+    medium.set_faults(Faults::default());
     // After a close without an error, the data of all completed operations survives a power cut.
     let flush = history.issue(&Op::Flush);
     chain::close(disk).await.map_err(|e| format!("cannot be closed on a good disk: {e}"))?;
@@ -62,15 +70,17 @@ async fn work(workload: &Workload, chain: &Chain, history: &History) -> Result<u
 
 fn attempt(workload: &Workload) -> Result<Tally, String> {
     sim::run(workload.seed, async {
-        let (chain, start) = workload.build().await?;
-        let history = History::new(active(&chain));
-        let failed = work(workload, &chain, &history).await?;
+        let (chain, disks, start) = workload.build().await?;
+        let history = History::new(&disks.all());
+        let failed = work(workload, &chain, &disks, &history).await?;
         let mut replay = history.replay(start);
         let how = Look { go_on: true, by_qemu: true };
         let end = replay.at_the_end();
-        let asked = look(workload, &chain, active(&chain), end, Tolerance::Leaks, how).await?;
+        let image = disks.recover(workload.seed).await?;
+        let seen = look(workload, &chain, &image, end, Tolerance::Leaks, how).await?;
         let operations = history.operations();
-        let mut tally = Tally { operations, failed, checked_by_qemu: asked, ..Tally::default() };
+        let mut tally =
+            Tally { operations, failed, checked_by_qemu: seen.asked_qemu, ..Tally::default() };
         tally.chain(workload.images());
         Ok(tally)
     })
@@ -81,7 +91,15 @@ fn attempt(workload: &Workload) -> Result<Tally, String> {
 /// # Panics
 /// When data of a completed operation is lost, or the image has worse faults than leaks. The message contains the seed.
 pub fn run(variant: &'static Variant, seed: u64) -> Tally {
-    let workload = Workload::new(variant, seed);
+    run_filtered(variant, seed, &Stack::default())
+}
+
+/// Does the same as [`run`] with filters above and below the active image.
+///
+/// # Panics
+/// As [`run`].
+pub fn run_filtered(variant: &'static Variant, seed: u64, stack: &Stack) -> Tally {
+    let workload = Workload::new(variant, seed, stack);
     let attempt = std::panic::AssertUnwindSafe(|| attempt(&workload));
     let outcome = std::panic::catch_unwind(attempt);
     match outcome.unwrap_or_else(|panic| Err(crate::panic_text(&*panic))) {

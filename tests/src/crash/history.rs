@@ -1,6 +1,6 @@
 //! A record of the requests to a disk and of their completions. The record can construct the oracle for any moment of the run.
 //!
-//! Each entry has the number of write boundaries that the disk had passed when the entry was made. The oracle of a power cut at
+//! Each entry has the number of write boundaries that the disks together had passed when the entry was made. The oracle of a power cut at
 //! a boundary replays the entries up to that boundary. The data of an operation that was issued before the boundary may be on
 //! the disk. All writes of an operation that completed before the boundary were executed before this boundary. Several threads
 //! add entries. The issue entry is added before an operation begins, and the completion entry after the operation has ended.
@@ -23,20 +23,22 @@ enum Event {
 /// The list of entries. Clones are handles to the same list.
 #[derive(Clone)]
 pub struct History {
-    disk: Disk,
+    /// The disks that lose power together.
+    disks: Vec<Disk>,
     entries: Arc<Mutex<Vec<(u64, Event)>>>,
 }
 
 impl History {
-    /// Makes an empty history of `disk`.
-    pub fn new(disk: &Disk) -> Self {
-        Self { disk: disk.clone(), entries: Arc::default() }
+    /// Makes an empty history of disks that lose power together.
+    pub fn new(disks: &[&Disk]) -> Self {
+        Self { disks: disks.iter().copied().cloned().collect(), entries: Arc::default() }
     }
 
     fn note(&self, event: Event) -> usize {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         // Read the boundary while the lock is held, so that the numbers never decrease.
-        entries.push((self.disk.write_boundaries(), event));
+        let passed = self.disks.iter().map(Disk::write_boundaries).sum();
+        entries.push((passed, event));
         entries.len() - 1
     }
 
@@ -111,7 +113,7 @@ mod tests {
     #[test]
     fn a_power_cut_before_a_flush_may_lose_the_data() {
         let disk = Disk::new(1, 512);
-        let history = History::new(&disk);
+        let history = History::new(&[&disk]);
         sim::run(1, async {
             let file = File::sim(&disk);
             let write = history.issue(&Op::Write { offset: 0, len: 512, seed: 3, fua: false });

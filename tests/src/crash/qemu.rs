@@ -1,11 +1,8 @@
 //! Examines an image on a simulated disk with the QEMU tools.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use oxblk_core::Options;
-use oxblk_ring::is_zero;
 use oxblk_ring::sim::Disk;
 
 use crate::formats::{self, Variant};
@@ -54,24 +51,12 @@ fn save(variant: &Variant, disk: &Disk, path: &Path) -> std::io::Result<()> {
     let bytes = disk.bytes();
     let split = usize::try_from(SPLIT).unwrap_or(usize::MAX);
     match bytes.split_at_checked(split).filter(|_| variant.data_file) {
-        None => save_bytes(&bytes, path),
+        None => scratch::write_sparse(path, &bytes),
         Some((image, data)) => {
-            save_bytes(image, path)?;
-            save_bytes(data, &data_path(path))
+            scratch::write_sparse(path, image)?;
+            scratch::write_sparse(&data_path(path), data)
         }
     }
-}
-
-/// Writes a file with holes for ranges of zeroes.
-fn save_bytes(bytes: &[u8], path: &Path) -> std::io::Result<()> {
-    const PIECE: usize = 4096;
-    let file = File::create_new(path)?;
-    for (piece, index) in bytes.chunks(PIECE).zip(0_u64..) {
-        if !is_zero(piece) {
-            file.write_all_at(piece, index * PIECE as u64)?;
-        }
-    }
-    file.set_len(bytes.len() as u64)
 }
 
 /// Saves the images of a chain in a directory for the analysis of a failure. Returns a text with the path of the directory.

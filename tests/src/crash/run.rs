@@ -1,11 +1,13 @@
 //! Power cuts in a run on the simulated executor. The run has one thread, and the same seed gives the same run.
 
 use oxblk_core::Backend;
-use oxblk_ring::sim;
+use oxblk_ring::sim::{self, Disk};
 
 use super::history::History;
-use super::look::{Look, look, look_at_cut};
-use super::workload::{Workload, active};
+use super::look::{Cut, Look, look, look_at_cut};
+use super::workload::Workload;
+use crate::filters::Stack;
+use crate::filters::disks::Disks;
 use crate::formats::Variant;
 use crate::model::chain::{self, Chain, Tolerance};
 use crate::model::ops::Op;
@@ -21,8 +23,13 @@ pub(super) async fn tracked(disk: Backend, op: Op, history: History) -> Result<S
 }
 
 /// Runs the batches one after another. The operations of one batch run concurrently.
-async fn work(workload: &Workload, chain: &Chain, history: &History) -> Result<(), String> {
-    let disk = chain::open(chain).await?;
+async fn work(
+    workload: &Workload,
+    chain: &Chain,
+    disks: &Disks,
+    history: &History,
+) -> Result<(), String> {
+    let disk = chain::open_filtered(chain, disks).await?;
     for batch in &workload.batches {
         let tasks: Vec<_> = batch
             .iter()
@@ -36,24 +43,29 @@ async fn work(workload: &Workload, chain: &Chain, history: &History) -> Result<(
 }
 
 fn attempt(workload: &Workload, cuts: usize) -> Result<Tally, String> {
-    let (chain, start, history) = sim::run(workload.seed, async {
-        let (chain, start) = workload.build().await?;
-        let history = History::new(active(&chain));
-        active(&chain).keep_moments(workload.seed, cuts);
-        work(workload, &chain, &history).await?;
-        Ok::<_, String>((chain, start, history))
+    let (chain, disks, start, history) = sim::run(workload.seed, async {
+        let (chain, disks, start) = workload.build().await?;
+        let history = History::new(&disks.all());
+        Disk::keep_common_moments(&disks.all(), workload.seed, cuts);
+        work(workload, &chain, &disks, &history).await?;
+        Ok::<_, String>((chain, disks, start, history))
     })?;
-    let moments = active(&chain).moments();
+    let moments = disks.image_disk().common_moments();
     let mut tally = Tally { operations: history.operations(), ..Tally::default() };
     tally.chain(workload.images());
     let mut replay = history.replay(start);
-    for (number, moment) in moments.iter().enumerate() {
-        tally.add(&look_at_cut(workload, &chain, moment, replay.at(moment.0), number)?);
+    for (number, (boundary, moment)) in moments.iter().enumerate() {
+        let cut = Cut { boundary: *boundary, disks: disks.on(moment), number };
+        tally.add(&look_at_cut(workload, &chain, &cut, replay.at(*boundary))?);
     }
-    let whole = active(&chain);
     let how = Look { go_on: false, by_qemu: true };
-    let end = look(workload, &chain, whole, replay.at_the_end(), Tolerance::Clean, how);
-    tally.checked_by_qemu += sim::run(0, end).map_err(|error| format!("without a cut: {error}"))?;
+    let image = disks.image();
+    let end = look(workload, &chain, &image, replay.at_the_end(), Tolerance::Clean, how);
+    let end = sim::run(0, end).and_then(|seen| {
+        disks.check_copies(&seen.bytes)?;
+        Ok(seen)
+    });
+    tally.checked_by_qemu += end.map_err(|error| format!("without a cut: {error}"))?.asked_qemu;
     Ok(tally)
 }
 
@@ -62,7 +74,15 @@ fn attempt(workload: &Workload, cuts: usize) -> Result<Tally, String> {
 /// # Panics
 /// When flushed data is lost, or an image has worse faults than leaks. The message contains the seed and the boundary.
 pub fn run(variant: &'static Variant, seed: u64, cuts: usize) -> Tally {
-    let workload = Workload::new(variant, seed);
+    run_filtered(variant, seed, cuts, &Stack::default())
+}
+
+/// Does the same as [`run`] with filters above and below the active image. After a cut, the copies of a quorum vote.
+///
+/// # Panics
+/// As [`run`], and when a copy that a filter keeps loses flushed data.
+pub fn run_filtered(variant: &'static Variant, seed: u64, cuts: usize, stack: &Stack) -> Tally {
+    let workload = Workload::new(variant, seed, stack);
     let attempt = std::panic::AssertUnwindSafe(|| attempt(&workload, cuts));
     let outcome = std::panic::catch_unwind(attempt);
     match outcome.unwrap_or_else(|panic| Err(crate::panic_text(&*panic))) {

@@ -10,9 +10,10 @@ use oxblk_ring::sim;
 use oxblk_ring::{Config, IoThread};
 
 use super::history::History;
-use super::look::{Look, look, look_at_cut};
+use super::look::{Cut, Look, look, look_at_cut};
 use super::qemu;
 use super::workload::{Workload, active};
+use crate::filters::Stack;
 use crate::formats::Variant;
 use crate::model::chain::{self, Chain, Tolerance};
 use crate::model::pool::{Next, Pool};
@@ -67,24 +68,26 @@ fn work(chain: &Chain, pool: &Pool, history: &History, seed: u64) -> Result<(), 
 }
 
 fn attempt(workload: &Workload, operations: u64, cuts: usize) -> Result<Tally, String> {
-    let (chain, start) = sim::run(workload.seed, workload.build())?;
+    let (chain, disks, start) = sim::run(workload.seed, workload.build())?;
     let power = active(&chain);
     power.keep_moments(workload.seed, cuts);
-    let history = History::new(power);
+    let history = History::new(&[power]);
     let random = Random::new(workload.seed ^ 0x7ead);
     let pool = Pool::new(workload.shape.clone(), random, operations);
     work(&chain, &pool, &history, workload.seed)?;
     let mut tally = Tally { operations: history.operations(), ..Tally::default() };
     tally.chain(workload.images());
     let mut replay = history.replay(start);
-    for (number, moment) in power.moments().iter().enumerate() {
-        let seen = look_at_cut(workload, &chain, moment, replay.at(moment.0), number);
-        tally.add(&seen.map_err(|e| format!("{e}\n{}", qemu::keep(&chain, &moment.1)))?);
+    for (number, (boundary, moment)) in power.moments().into_iter().enumerate() {
+        let cut = Cut { boundary, disks: disks.on(std::slice::from_ref(&moment)), number };
+        let seen = look_at_cut(workload, &chain, &cut, replay.at(boundary));
+        tally.add(&seen.map_err(|e| format!("{e}\n{}", qemu::keep(&chain, &moment)))?);
     }
     let how = Look { go_on: false, by_qemu: true };
     let end = look(workload, &chain, power, replay.at_the_end(), Tolerance::Clean, how);
     tally.checked_by_qemu += sim::run(0, end)
-        .map_err(|e| format!("without a cut: {e}\n{}", qemu::keep(&chain, power)))?;
+        .map_err(|e| format!("without a cut: {e}\n{}", qemu::keep(&chain, power)))?
+        .asked_qemu;
     Ok(tally)
 }
 
@@ -94,7 +97,7 @@ fn attempt(workload: &Workload, operations: u64, cuts: usize) -> Result<Tally, S
 /// # Panics
 /// When flushed data is lost, or an image has worse faults than leaks. The message contains the seed and the boundary.
 pub fn run(variant: &'static Variant, seed: u64, operations: u64, cuts: usize) -> Tally {
-    let workload = Workload::new(variant, seed);
+    let workload = Workload::new(variant, seed, &Stack::default());
     let attempt = std::panic::AssertUnwindSafe(|| attempt(&workload, operations, cuts));
     let outcome = std::panic::catch_unwind(attempt);
     match outcome.unwrap_or_else(|panic| Err(crate::panic_text(&*panic))) {

@@ -3,6 +3,8 @@
 use oxblk_ring::sim::Disk;
 
 use super::oracle::CrashOracle;
+use crate::filters::Stack;
+use crate::filters::disks::Disks;
 use crate::formats::Variant;
 use crate::model::chain::{self, Chain};
 use crate::model::ops::{Op, Shape};
@@ -21,10 +23,12 @@ pub(super) struct Workload {
     below: Vec<(&'static Variant, u64)>,
     pub(super) shape: Shape,
     pub(super) batches: Vec<Vec<Op>>,
+    /// The filters above and below the active image.
+    pub(super) stack: Stack,
 }
 
 impl Workload {
-    pub(super) fn new(variant: &'static Variant, seed: u64) -> Self {
+    pub(super) fn new(variant: &'static Variant, seed: u64, stack: &Stack) -> Self {
         let mut random = Random::new(seed);
         // Large clusters are slow to simulate, and a few large clusters are enough for every case.
         let large = variant.cluster >= 256 << 10;
@@ -32,7 +36,7 @@ impl Workload {
         let size = (clusters * variant.cluster).max(64 << 10);
         let size = if random.one_in(2) { size } else { size - 512 * random.within(1, 7) };
         let longest = (variant.cluster * 4).clamp(16 << 10, 512 << 10).min(size);
-        let compress = variant.compress;
+        let compress = stack.passes_compressed(variant);
         let shape = Shape { size, cluster: variant.cluster, alignment: 512, compress, longest };
         let flushes = random.within(2, 8);
         let batches = (0..random.within(8, 40)).map(|_| {
@@ -44,7 +48,7 @@ impl Workload {
         });
         let batches = batches.collect();
         let below = random_chain(&mut random, variant, size, seed);
-        Self { seed, variant, below, shape, batches }
+        Self { seed, variant, below, shape, batches, stack: stack.clone() }
     }
 
     /// Returns the number of images in the chain.
@@ -52,24 +56,25 @@ impl Workload {
         self.below.len() + 1
     }
 
-    /// Creates and flushes the images. The active image is the last image. Returns the chain, and the oracle of the active
-    /// image.
-    pub(super) async fn build(&self) -> Result<(Chain, CrashOracle), String> {
+    /// Creates and flushes the images. The active image is the last image. Returns the chain, the disks of the filters, and the
+    /// oracle of the active image.
+    pub(super) async fn build(&self) -> Result<(Chain, Disks, CrashOracle), String> {
         // Short writes are disabled: they would tear sectors, but a disk writes a sector completely or not at all.
         let made = build(&self.below, self.variant, self.shape.size, self.seed, false).await;
         let (chain, model) = made.map_err(|e| format!("while building: {e}"))?;
         let disk = chain::open(&chain).await?;
         disk.flush().await.map_err(|e| e.to_string())?;
         chain::close(disk).await?;
-        Ok((chain, CrashOracle::new(model.bytes().into())))
+        let disks = Disks::new(&self.stack, active(&chain), model.bytes());
+        Ok((chain, disks, CrashOracle::new(model.bytes().into())))
     }
 
     /// Describes the workload for the message of a failure.
     pub(super) fn describe(&self) -> String {
         let below: Vec<_> = self.below.iter().map(|(v, size)| (v.name, size)).collect();
         format!(
-            "{} seed {}, {} bytes over {below:?}",
-            self.variant.name, self.seed, self.shape.size
+            "{} seed {}, {} bytes over {below:?}, {:?}",
+            self.variant.name, self.seed, self.shape.size, self.stack
         )
     }
 }

@@ -109,6 +109,16 @@ impl Differential {
         }
     }
 
+    /// Runs commands of `io` on a disk that options describe, in write-back mode, and compares the results.
+    ///
+    /// # Panics
+    /// When the results differ.
+    pub fn io(&self, disk: &str, commands: &[&str]) {
+        let mut words = vec!["-t", "writeback", "--image-opts", disk];
+        words.extend(commands.iter().flat_map(|command| ["-c", command]));
+        self.same(Tool::Io, &words);
+    }
+
     /// Copies the files of a directory into every directory.
     ///
     /// # Panics

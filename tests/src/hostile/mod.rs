@@ -89,6 +89,7 @@
 //! | the server stops while a client is connected | `stopping_completes_and_answers_requests_in_flight` |
 
 pub mod image;
+pub mod medium;
 pub mod mutate;
 pub mod parallels;
 pub mod qcow2;

@@ -94,7 +94,11 @@ fn table_words(
     }
 }
 
-async fn make(variant: &'static Variant, random: &mut Random) -> Result<(Disk, u64), String> {
+/// Makes an image with data. Returns its disk, and the size of the guest's disk in bytes.
+pub(super) async fn make(
+    variant: &'static Variant,
+    random: &mut Random,
+) -> Result<(Disk, u64), String> {
     let size = disk_size(variant, random);
     let image = Image { variant, disk: Disk::new(random.next_u64(), 0) };
     chain::create(&image, size).await?;
@@ -111,7 +115,7 @@ async fn make(variant: &'static Variant, random: &mut Random) -> Result<(Disk, u
 
 /// Sends requests of every kind to an open image. The requests may fail. The damage may have changed the disk to any size. The
 /// requests are made for a disk of at least 64 KiB, so some of them reach past the end of a smaller disk.
-async fn use_it(disk: &Backend, variant: &Variant, random: &mut Random) {
+pub(super) async fn use_it(disk: &Backend, variant: &Variant, random: &mut Random) {
     let shape = Shape::of(variant, disk.size().clamp(64 << 10, 64 << 20));
     for _ in 0..12 {
         let ops = shape.random_batch(random, 6);

@@ -18,6 +18,7 @@ use super::pool::{Next, Pool};
 use super::run::{Seen, execute};
 use super::threads::{Extent, Run};
 use crate::crash::oracle::CrashOracle;
+use crate::filters::Stack;
 use crate::formats::Variant;
 use crate::perturbed::Perturbed;
 use crate::random::Random;
@@ -150,10 +151,12 @@ impl Run {
         &mut self,
         disk: &Backend,
         oracle: &Arc<Mutex<CrashOracle>>,
+        stack: &Stack,
         operations: u64,
     ) -> Result<(), String> {
         let _perturbed = Perturbed::new(self.seed, self.variant.name);
-        let shape = Shape { alignment: 512, ..self.shape.clone() };
+        let compress = stack.passes_compressed(self.variant);
+        let shape = Shape { alignment: 512, compress, ..self.shape.clone() };
         let shared = Shared {
             pool: Pool::new(shape, self.random.fork(), operations),
             oracle: Arc::clone(oracle),
@@ -200,12 +203,12 @@ impl Run {
             let aio = self.random.pick(&["io_uring", "threads"]);
             let direct = on_disk && self.random.one_in(2);
             let copy_on_read = self.random.one_in(3);
-            let filters = self.random_filters(extent.filters);
-            let access = Access { aio, direct, copy_on_read, filters };
+            let stack = self.random_stack(extent.filters);
+            let access = Access { aio, direct, copy_on_read, stack: stack.clone() };
             let shown = format!("phase {number}, {access:?}");
             let fail = |error| format!("{shown}: {error}");
-            let disk = self.files.open(access).map_err(fail)?;
-            self.work_impatiently(&disk, &oracle, extent.operations).map_err(fail)?;
+            let disk = self.files.open(access, self.shape.size).map_err(fail)?;
+            self.work_impatiently(&disk, &oracle, &stack, extent.operations).map_err(fail)?;
             let bytes = self.observe_all(&disk, &oracle).map_err(fail)?;
             self.files.close(disk).map_err(fail)?;
             self.tally.checked_by_qemu += self.files.check_by_qemu(self.variant).map_err(fail)?;

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use oxblk_core::check::{Finding, Fix};
+use oxblk_core::check::{CheckReport, Finding, Fix};
 use oxblk_core::create::{CreateRequest, CreateTarget};
 use oxblk_core::{
     Attachment, Backend, ChildIdx, Graph, Node, OpenFlags, Options, Perm, Permissions,
 };
 use oxblk_ring::sim::Disk;
 
+use crate::filters::disks::Disks;
+use crate::filters::{self, Side};
 use crate::formats::{self, Variant};
 use crate::sim_disk::{self, Pace, Part};
 
@@ -115,7 +117,15 @@ fn add(
 /// # Errors
 /// The errors that the drivers report.
 pub async fn open(chain: &[Image]) -> Result<Backend, String> {
-    open_at(chain, Pace::AtOnce).await
+    open_at(chain, None, Pace::AtOnce).await
+}
+
+/// Opens a chain with filters above and below the active image, on the disks of the filters.
+///
+/// # Errors
+/// The errors that the drivers report.
+pub(crate) async fn open_filtered(chain: &[Image], disks: &Disks) -> Result<Backend, String> {
+    open_at(chain, Some(disks), Pace::AtOnce).await
 }
 
 /// Opens a chain whose disks often yield to other tasks and whose metadata caches are small. Use this function outside the
@@ -124,20 +134,29 @@ pub async fn open(chain: &[Image]) -> Result<Backend, String> {
 /// # Errors
 /// The errors that the drivers report.
 pub async fn open_slow(chain: &[Image]) -> Result<Backend, String> {
-    open_at(chain, Pace::GivesWay).await
+    open_at(chain, None, Pace::GivesWay).await
 }
 
-async fn open_at(chain: &[Image], pace: Pace) -> Result<Backend, String> {
-    let graph = graph();
+async fn open_at(chain: &[Image], disks: Option<&Disks>, pace: Pace) -> Result<Backend, String> {
+    let graph = if disks.is_some() { filters::graph() } else { graph() };
     let mut below = None;
     for (index, image) in chain.iter().enumerate() {
         let top = index + 1 == chain.len();
+        let disks = disks.filter(|_| top);
         let disk = format!("disk{index}");
+        let on = disks.map_or(&image.disk, Disks::image_disk);
+        let image = &Image { disk: on.clone(), ..image.clone() };
         graph.own(add(&graph, image, &disk, MAIN, !top, pace)?).map_err(|e| text(&e))?;
         let mut options = Options::new();
         options.insert("driver", image.variant.driver());
         options.insert("node-name", format!("image{index}"));
-        options.insert("file", disk);
+        match disks {
+            Some(disks) => {
+                add_copies(&graph, disks)?;
+                options.insert("file", disks.wrap(Side::Below, disk.into()));
+            }
+            None => options.insert("file", disk),
+        }
         image.variant.add_open_options(&mut options);
         if pace == Pace::GivesWay {
             image.variant.format.limit_caches(image.variant, &mut options);
@@ -155,6 +174,10 @@ async fn open_at(chain: &[Image], pace: Pace) -> Result<Backend, String> {
         let flags =
             OpenFlags { read_only: !top, unmap: true, copy_on_read, ..OpenFlags::default() };
         if top {
+            let options = match disks {
+                Some(disks) => filters::options(&disks.wrap(Side::Above, options.to_json())),
+                None => options,
+            };
             return graph.open_backend(None, options, flags).await.map_err(|e| text(&e));
         }
         let node = graph.open(options, flags).await.map_err(|e| text(&e))?;
@@ -162,6 +185,15 @@ async fn open_at(chain: &[Image], pace: Pace) -> Result<Backend, String> {
         below = Some(format!("image{index}"));
     }
     Err("an empty chain".to_owned())
+}
+
+/// Adds the nodes of the copies that filters use.
+fn add_copies(graph: &Graph, disks: &Disks) -> Result<(), String> {
+    for (name, disk) in [Side::Below, Side::Above].into_iter().flat_map(|side| disks.copies(side)) {
+        let node = sim_disk::add(graph, &name, disk, false, Pace::AtOnce).map_err(|e| text(&e))?;
+        graph.own(node).map_err(|e| text(&e))?;
+    }
+    Ok(())
 }
 
 /// Closes a chain.
@@ -194,38 +226,53 @@ pub enum Tolerance {
 /// # Errors
 /// Describes the faults that the check found.
 pub async fn check(image: &Image, tolerance: Tolerance) -> Result<(), String> {
-    let graph = graph();
-    graph.own(add(&graph, image, "disk", MAIN, true, Pace::AtOnce)?).map_err(|e| text(&e))?;
-    let mut options = Options::new();
-    options.insert("driver", image.variant.driver());
-    options.insert("file", "disk");
-    if image.variant.data_file {
-        graph.own(add(&graph, image, "data", DATA, true, Pace::AtOnce)?).map_err(|e| text(&e))?;
-        options.insert("data-file", "data");
-    }
-    let flags =
-        OpenFlags { read_only: true, no_backing: true, check: true, ..OpenFlags::default() };
-    let backend = graph.open_backend(None, options, flags).await.map_err(|e| text(&e))?;
-    let node = backend.node().map_err(|e| text(&e))?;
-    let said = std::cell::RefCell::new(String::new());
-    let report_finding = |finding: Finding| {
-        said.borrow_mut().push_str(&finding.text);
-        said.borrow_mut().push('\n');
+    let Some((report, findings)) = examine(image, Fix::Nothing).await? else {
+        return crate::crash::qemu::check(image.variant, &image.disk, tolerance);
     };
-    let report = match node.driver().check() {
-        Some(check) => check.check(Fix::Nothing, &report_finding).await.map_err(|e| text(&e))?,
-        None => {
-            drop(node);
-            close(backend).await?;
-            return crate::crash::qemu::check(image.variant, &image.disk, tolerance);
-        }
-    };
-    drop(node);
-    close(backend).await?;
     let bad = report.corruptions + report.check_errors > 0
         || (tolerance == Tolerance::Clean && report.leaks > 0);
     if bad {
-        return Err(format!("check: {report:?}\n{}", said.borrow()));
+        return Err(format!("check: {report:?}\n{findings}"));
     }
     Ok(())
+}
+
+/// Runs the driver's check on an image that is not open, and repairs faults. Returns the report and the findings. `None`: the
+/// driver has no check.
+///
+/// # Errors
+/// The errors that the driver reports.
+pub(crate) async fn examine(
+    image: &Image,
+    fix: Fix,
+) -> Result<Option<(CheckReport, String)>, String> {
+    let graph = graph();
+    let read_only = fix == Fix::Nothing;
+    let own = |node| graph.own(node).map_err(|e| text(&e));
+    own(add(&graph, image, "disk", MAIN, read_only, Pace::AtOnce)?)?;
+    let mut options = Options::new();
+    options.insert("driver", image.variant.driver());
+    options.insert("file", "disk");
+    image.variant.add_open_options(&mut options);
+    if image.variant.data_file {
+        own(add(&graph, image, "data", DATA, read_only, Pace::AtOnce)?)?;
+        options.insert("data-file", "data");
+    }
+    let flags = OpenFlags { read_only, no_backing: true, check: true, ..OpenFlags::default() };
+    let backend = graph.open_backend(None, options, flags).await.map_err(|e| text(&e))?;
+    let node = backend.node().map_err(|e| text(&e))?;
+    let findings = std::cell::RefCell::new(String::new());
+    let report_finding = |finding: Finding| {
+        findings.borrow_mut().push_str(&finding.text);
+        findings.borrow_mut().push('\n');
+    };
+    let report = match node.driver().check() {
+        Some(check) => Some(check.check(fix, &report_finding).await.map_err(|e| text(&e))),
+        None => None,
+    };
+    drop(node);
+    let closed = close(backend).await;
+    let report = report.transpose()?;
+    closed?;
+    Ok(report.map(|report| (report, findings.into_inner())))
 }

@@ -3,14 +3,16 @@
 use std::fs;
 use std::path::PathBuf;
 
-use oxblk_core::{Backend, Graph, OpenFlags, Options};
+use oxblk_core::{Backend, OpenFlags, Options};
 use oxblk_ring::{Config, IoThread};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::filters::Filters;
+use crate::filters::{self, START, Side, Stack};
 use crate::formats::{self, Variant};
 use crate::program::{self, Program, Reply};
 use crate::random::Random;
+use crate::scratch;
 
 /// The number of I/O threads.
 const THREADS: usize = 4;
@@ -27,7 +29,18 @@ pub(super) struct Access {
     /// Whether copy-on-read is on.
     pub(super) copy_on_read: bool,
     /// The filters above the image and below it.
-    pub(super) filters: Filters,
+    pub(super) stack: Stack,
+}
+
+/// The files that the filters of an open image use instead of the image's file, and in addition to it.
+#[derive(Default)]
+struct FilterFiles {
+    /// The file with the image, which begins behind [`START`] bytes.
+    behind_start: Option<PathBuf>,
+    /// Copies of the image's file.
+    below: Vec<PathBuf>,
+    /// Copies of the disk that the guest sees.
+    above: Vec<PathBuf>,
 }
 
 /// The image files, base first, and the I/O threads that use the active image.
@@ -36,6 +49,7 @@ pub(super) struct Files {
     pub(super) threads: Vec<IoThread>,
     images: Vec<(PathBuf, &'static Variant)>,
     random: Random,
+    filter_files: FilterFiles,
 }
 
 fn said(reply: &Reply) -> String {
@@ -47,7 +61,13 @@ impl Files {
     pub(super) fn new(directory: TempDir, random: Random) -> Self {
         let start = |n| IoThread::start(&format!("model-{n}"), Config::default());
         let threads = (0..THREADS).map(|n| start(n).expect("a thread")).collect();
-        Self { directory, threads, images: Vec::new(), random }
+        Self {
+            directory,
+            threads,
+            images: Vec::new(),
+            random,
+            filter_files: FilterFiles::default(),
+        }
     }
 
     pub(super) fn on_thread<T: Send + 'static, F: Future<Output = Result<T, String>> + 'static>(
@@ -65,7 +85,7 @@ impl Files {
     }
 
     /// Returns the options that open the active image, including those that its backing files need.
-    fn options(&self, file: &Options) -> Result<Options, String> {
+    fn options(&self, file: Value) -> Result<Options, String> {
         let mut below: Option<Options> = None;
         for (_, variant) in &self.images {
             let mut options = Options::new();
@@ -77,16 +97,14 @@ impl Files {
         }
         let mut options = below.ok_or("no image")?;
         options.insert("driver", self.driver().ok_or("no image")?);
-        options.insert("file", file.to_json());
+        options.insert("file", file);
         Ok(options)
     }
 
     /// Returns the name by which a QEMU tool opens the active image.
     fn name_for_qemu(&self) -> Result<String, String> {
-        let mut file = Options::new();
-        file.insert("driver", "file");
-        file.insert("filename", self.active().display().to_string());
-        Ok(format!("json:{}", self.options(&file)?.to_json()))
+        let file = json!({ "driver": "file", "filename": self.active() });
+        Ok(format!("json:{}", self.options(file)?.to_json()))
     }
 
     fn active(&self) -> &PathBuf {
@@ -141,25 +159,69 @@ impl Files {
         })
     }
 
-    /// Opens the active image.
-    pub(super) fn open(&self, access: Access) -> Result<Backend, String> {
-        let path = self.active().display().to_string();
-        let Access { aio, direct, copy_on_read, filters } = access;
-        let graph: Graph = filters.graph();
-        let text = format!(
-            r#"{{"driver":"file","filename":"{path}","aio":"{aio}","cache":{{"direct":{direct}}}}}"#
-        );
-        let file = Options::from_json(&text).map_err(|e| e.to_string())?;
-        let options = filters.on_image(self.options(&filters.on_file(file))?);
+    /// Opens the active image, a disk of `size` bytes.
+    pub(super) fn open(&mut self, access: Access, size: u64) -> Result<Backend, String> {
+        let Access { aio, direct, copy_on_read, stack } = access;
+        self.filter_files = self.make_filter_files(&stack)?;
+        let FilterFiles { behind_start, below, above } = &self.filter_files;
+        let cache = json!({ "direct": direct });
+        let node = |path: &PathBuf| json!({ "driver": "file", "filename": path, "aio": aio, "cache": cache });
+        let nodes = |paths: &[PathBuf]| paths.iter().map(node).collect::<Vec<_>>();
+        let file = node(behind_start.as_ref().unwrap_or(self.active()));
+        let file = stack.wrap(Side::Below, file, &nodes(below), size);
+        let image = self.options(file)?.to_json();
+        let options = filters::options(&stack.wrap(Side::Above, image, &nodes(above), size));
         self.on_thread(move || async move {
             let flags = OpenFlags { unmap: true, copy_on_read, ..OpenFlags::default() };
-            graph.open_backend(None, options, flags).await.map_err(|e| e.to_string())
+            let opened = filters::graph().open_backend(None, options, flags).await;
+            opened.map_err(|e| e.to_string())
         })
     }
 
-    /// Closes the active image.
-    pub(super) fn close(&self, disk: Backend) -> Result<(), String> {
-        self.on_thread(move || async move { disk.close().await.map_err(|e| e.to_string()) })
+    /// Closes the active image. All copies of its file must then be equal to the file.
+    pub(super) fn close(&mut self, disk: Backend) -> Result<(), String> {
+        self.on_thread(move || async move { disk.close().await.map_err(|e| e.to_string()) })?;
+        let text = |error: std::io::Error| error.to_string();
+        if let Some(path) = self.filter_files.behind_start.take() {
+            let start = usize::try_from(START).expect("a small number");
+            let bytes = fs::read(path).map_err(text)?;
+            scratch::write_sparse(self.active(), bytes.get(start..).unwrap_or_default())
+                .map_err(text)?;
+        }
+        let below = std::mem::take(&mut self.filter_files.below);
+        if !below.is_empty() {
+            check_copies(&below, &fs::read(self.active()).map_err(text)?)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the files that the filters need. The image is not open.
+    fn make_filter_files(&self, stack: &Stack) -> Result<FilterFiles, String> {
+        let text = |error: std::io::Error| error.to_string();
+        let mut files = FilterFiles::default();
+        let path = |name: String| self.directory.path().join(name);
+        for number in 0..stack.copies(Side::Below) {
+            let path = path(format!("copy{number}"));
+            fs::copy(self.active(), &path).map_err(text)?;
+            files.below.push(path);
+        }
+        for number in 0..stack.copies(Side::Above) {
+            let path = path(format!("guest{number}"));
+            let convert = Program::new("qemu-img").args(["convert", "-O", "raw"]);
+            let reply = formats::with_secrets(convert).arg(self.name_for_qemu()?).arg(&path).run();
+            if reply.code() != 0 {
+                return Err(format!("qemu-img convert: {}", said(&reply)));
+            }
+            files.above.push(path);
+        }
+        if stack.has_start() {
+            let path = path("behind_start".to_owned());
+            let start = usize::try_from(START).expect("a small number");
+            let image = fs::read(self.active()).map_err(text)?;
+            scratch::write_sparse(&path, &[vec![0xa5; start], image].concat()).map_err(text)?;
+            files.behind_start = Some(path);
+        }
+        Ok(files)
     }
 
     /// Checks that `qemu-img check` finds no fault in the active image. Returns how often `qemu-img check` ran.
@@ -172,8 +234,10 @@ impl Files {
         if reply.code() == 0 { Ok(1) } else { Err(format!("qemu-img check: {}", said(&reply))) }
     }
 
-    /// Checks that `qemu-img compare` finds this content in the active image, and that a raw data file has the same content.
+    /// Checks that `qemu-img compare` finds this content in the active image, and that a raw data file and the copies of filters
+    /// have the same content.
     pub(super) fn compare_by_qemu(&self, content: &[u8]) -> Result<(), String> {
+        check_copies(&self.filter_files.above, content)?;
         let model = self.directory.path().join("model.raw");
         fs::write(&model, content).map_err(|e| e.to_string())?;
         let compare = Program::new("qemu-img").args(["compare", "-F", "raw"]);
@@ -197,6 +261,19 @@ impl Files {
         std::mem::forget(threads);
         format!("the files are in {}", directory.keep().display())
     }
+}
+
+/// Checks that files have this content.
+fn check_copies(copies: &[PathBuf], content: &[u8]) -> Result<(), String> {
+    for path in copies {
+        let bytes = fs::read(path).map_err(|e| e.to_string())?;
+        if bytes != content {
+            let at = bytes.iter().zip(content).position(|(one, other)| one != other);
+            let (len, other) = (bytes.len(), content.len());
+            return Err(format!("{} ({len} of {other} bytes) differs at {at:?}", path.display()));
+        }
+    }
+    Ok(())
 }
 
 fn create_by_qemu(

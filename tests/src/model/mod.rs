@@ -12,7 +12,6 @@ pub mod bitmaps;
 pub mod cancel;
 pub mod chain;
 mod files;
-mod filters;
 pub mod graph;
 pub mod mixed;
 pub mod ops;

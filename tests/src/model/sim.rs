@@ -13,6 +13,8 @@ use super::oracle::Oracle;
 use super::run::{Seen, compare_all, execute, run_batch};
 use super::shrink::shrink;
 use crate::crash::qemu;
+use crate::filters::Stack;
+use crate::filters::disks::Disks;
 use crate::formats::{self, Variant};
 use crate::random::Random;
 use crate::tally::Tally;
@@ -34,6 +36,8 @@ pub struct Plan {
     /// The steps of the run. Between batches, the image may be reopened or resized.
     pub batches: Vec<Step>,
     slow_disks: bool,
+    /// The filters above and below the active image.
+    stack: Stack,
 }
 
 /// One step of a plan.
@@ -79,18 +83,19 @@ pub fn random_chain(
 
 impl Plan {
     /// Makes the plan of a seed.
-    pub fn new(variant: &'static Variant, seed: u64, steps: usize) -> Self {
+    pub fn new(variant: &'static Variant, seed: u64, steps: usize, stack: &Stack) -> Self {
         let mut random = Random::new(seed);
         let size = disk_size(variant, &mut random);
         let below = random_chain(&mut random, variant, size, seed);
-        let shape = Shape::of(variant, size);
+        let compress = stack.passes_compressed(variant);
+        let shape = Shape { compress, ..Shape::of(variant, size) };
         let mut now = shape.clone();
         let batches = (0..steps)
             .map(|_| {
                 if random.one_in(40) {
                     return Step::Reopen;
                 }
-                if random.one_in(60) && variant.resizes {
+                if random.one_in(60) && stack.resizes(variant) {
                     now.size += 512 * random.within(1, now.cluster / 64);
                     return Step::Resize(now.size);
                 }
@@ -98,7 +103,7 @@ impl Plan {
             })
             .collect();
         let slow_disks = random.one_in(2);
-        Self { seed, variant, below, shape, batches, slow_disks }
+        Self { seed, variant, below, shape, batches, slow_disks, stack: stack.clone() }
     }
 
     /// Returns the number of images in the chain.
@@ -120,14 +125,19 @@ impl Plan {
 pub fn new_disk(seed: u64, slow: bool) -> Disk {
     let disk = Disk::new(seed, 0);
     if slow {
-        disk.set_faults(Faults {
-            short_reads: 0.02,
-            short_writes: 0.02,
-            delay: Duration::ZERO..Duration::from_millis(1),
-            ..Faults::default()
-        });
+        disk.set_faults(slowness());
     }
     disk
+}
+
+/// The behaviour of a slow disk.
+fn slowness() -> Faults {
+    Faults {
+        short_reads: 0.02,
+        short_writes: 0.02,
+        delay: Duration::ZERO..Duration::from_millis(1),
+        ..Faults::default()
+    }
 }
 
 /// Creates the images below the active image, each with its own content, and the active image without data. Returns the chain,
@@ -165,14 +175,19 @@ pub(crate) async fn build(
 
 async fn carry_out(plan: &Plan) -> Result<Chain, String> {
     let made = build(&plan.below, plan.variant, plan.shape.size, plan.seed, plan.slow_disks).await;
-    let (chain, mut oracle) = made.map_err(|e| format!("while building: {e}"))?;
-    let mut disk = chain::open(&chain).await?;
+    let (mut chain, mut oracle) = made.map_err(|e| format!("while building: {e}"))?;
+    let active = chain.last().ok_or("no image")?;
+    let disks = Disks::new(&plan.stack, &active.disk, oracle.bytes());
+    if plan.slow_disks {
+        disks.set_faults(&slowness());
+    }
+    let mut disk = chain::open_filtered(&chain, &disks).await?;
     for (index, step) in plan.batches.iter().enumerate() {
         match step {
             Step::Batch(batch) => run_batch(&disk, &mut oracle, batch).await,
             Step::Reopen => {
                 chain::close(disk).await?;
-                disk = chain::open(&chain).await?;
+                disk = chain::open_filtered(&chain, &disks).await?;
                 compare_all(&disk, &mut oracle).await
             }
             Step::Resize(size) => {
@@ -184,6 +199,10 @@ async fn carry_out(plan: &Plan) -> Result<Chain, String> {
     }
     compare_all(&disk, &mut oracle).await.map_err(|e| format!("at the end: {e}"))?;
     chain::close(disk).await?;
+    disks.check_copies(oracle.bytes())?;
+    if let Some(active) = chain.last_mut() {
+        active.disk = disks.image();
+    }
     let disk = chain::open(&chain).await?;
     compare_all(&disk, &mut oracle).await.map_err(|e| format!("after reopening: {e}"))?;
     if plan.variant.bitmaps {
@@ -260,11 +279,20 @@ fn ask_qemu(chain: &Chain) -> Result<u64, String> {
 /// When the disk and the model differ, or QEMU's check of an image fails. The message contains the seed and the shortest
 /// failing sequence that was found.
 pub fn run(variant: &'static Variant, seed: u64, steps: usize) -> Tally {
-    let plan = Plan::new(variant, seed, steps);
+    run_filtered(variant, seed, steps, &Stack::default())
+}
+
+/// Does the same as [`run`] with filters above and below the active image.
+///
+/// # Panics
+/// As [`run`], and when a copy that a filter keeps differs from its original.
+pub fn run_filtered(variant: &'static Variant, seed: u64, steps: usize, stack: &Stack) -> Tally {
+    let plan = Plan::new(variant, seed, steps, stack);
     let outcome = attempt(&plan);
     let chain = outcome.unwrap_or_else(|error| fail(&plan, &error));
-    let checked_by_qemu = ask_qemu(&chain)
-        .unwrap_or_else(|error| panic!("{} seed {seed} steps {steps}: {error}", variant.name));
+    let checked_by_qemu = ask_qemu(&chain).unwrap_or_else(|error| {
+        panic!("{} seed {seed} steps {steps} {stack:?}: {error}", variant.name)
+    });
     let mut tally = Tally { operations: plan.operations(), checked_by_qemu, ..Tally::default() };
     tally.chain(plan.images());
     tally
@@ -279,10 +307,11 @@ fn fail(plan: &Plan, error: &str) -> ! {
     let last = attempt(&with(&shortest)).err().unwrap_or_default();
     let list: String = shortest.iter().map(|step| format!("  {step:?}\n")).collect();
     panic!(
-        "{} seed {} steps {}: {error}\ncut down, on {} over {:?}: {last}\n{list}",
+        "{} seed {} steps {} {:?}: {error}\ncut down, on {} over {:?}: {last}\n{list}",
         plan.variant.name,
         plan.seed,
         plan.batches.len(),
+        plan.stack,
         plan.shape.size,
         plan.below.iter().map(|(variant, size)| (variant.name, size)).collect::<Vec<_>>(),
     );

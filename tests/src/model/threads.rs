@@ -11,12 +11,12 @@ use oxblk_core::{Backend, Preallocation};
 use tempfile::TempDir;
 
 use super::files::{Access, Files};
-use super::filters::Filters;
 use super::ops::Shape;
 use super::oracle::Oracle;
 use super::pool::{Next, Pool};
 use super::run::{compare_all, execute, judge};
 use super::sim::{disk_size, random_chain};
+use crate::filters::Stack;
 use crate::formats::Variant;
 use crate::perturbed::Perturbed;
 use crate::random::Random;
@@ -100,19 +100,20 @@ impl Run {
     ) -> Result<(), String> {
         let aio = self.random.pick(&["io_uring", "threads"]);
         let copy_on_read = self.random.one_in(3);
-        let filters = self.random_filters(filters);
-        let access = Access { aio, direct: false, copy_on_read, filters };
+        let stack = self.random_stack(filters);
+        let access = Access { aio, direct: false, copy_on_read, stack };
         let shown = format!("{access:?}");
-        let disk = self.files.open(access)?;
-        self.use_disk(disk, variant, shape, operations, copy_on_read)
+        let disk =
+            self.files.open(access.clone(), shape.size).map_err(|e| format!("{shown}: {e}"))?;
+        self.use_disk(disk, variant, shape, operations, &access)
             .map_err(|error| format!("{shown}: {error}"))
     }
 
-    /// Chooses filters, if this run has filters.
-    pub(super) fn random_filters(&mut self, has_filters: bool) -> Filters {
+    /// Chooses a stack of filters, if this run has filters.
+    pub(super) fn random_stack(&mut self, has_filters: bool) -> Stack {
         match has_filters {
-            true => Filters::random(self.variant, &mut self.random),
-            false => Filters::default(),
+            true => Stack::random(self.variant, &mut self.random),
+            false => Stack::default(),
         }
     }
 
@@ -122,17 +123,18 @@ impl Run {
         variant: &Variant,
         shape: &mut Shape,
         operations: u64,
-        copy_on_read: bool,
+        Access { copy_on_read, stack, .. }: &Access,
     ) -> Result<(), String> {
         // With copy-on-read, this comparison would copy all data into the image, so later requests would not find an
         // unallocated cluster.
         if !copy_on_read {
             self.compare(&disk).map_err(|e| format!("after opening: {e}"))?;
         }
-        if self.random.one_in(3) && variant.resizes {
+        if self.random.one_in(3) && stack.resizes(variant) {
             self.resize(&disk, shape)?;
         }
-        self.work(&disk, shape, operations)?;
+        let compress = stack.passes_compressed(variant);
+        self.work(&disk, &Shape { compress, ..shape.clone() }, operations)?;
         self.compare(&disk).map_err(|e| format!("at the end of a phase: {e}"))?;
         self.files.close(disk)?;
         self.tally.checked_by_qemu += self.files.check_by_qemu(variant)?;

@@ -14,8 +14,10 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use crate::crash::changes::From;
+use crate::filters::Stack;
 use crate::formats::Variant;
 use crate::model::threads::Extent;
+use crate::random::Random;
 use crate::tally::Tally;
 use crate::{crash, hostile, model, panic_text};
 
@@ -46,11 +48,19 @@ pub enum Kind {
     Graph,
     /// The test of `Graph` on real files, with requests from four I/O threads.
     GraphThreads,
+    /// The test of `Model` with random filters.
+    FilteredModel,
+    /// The test of `Threads` with random filters.
+    FilteredThreads,
+    /// The test of `Crash` with random filters.
+    FilteredCrash,
+    /// The test of `Faults` with random filters.
+    FilteredFaults,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 12] = [
+    pub const ALL: [Kind; 16] = [
         Kind::Model,
         Kind::Threads,
         Kind::Cancel,
@@ -63,6 +73,10 @@ impl Kind {
         Kind::Damage,
         Kind::Graph,
         Kind::GraphThreads,
+        Kind::FilteredModel,
+        Kind::FilteredThreads,
+        Kind::FilteredCrash,
+        Kind::FilteredFaults,
     ];
 
     /// Returns the name on the command line.
@@ -80,6 +94,10 @@ impl Kind {
             Kind::Damage => "damage",
             Kind::Graph => "graph",
             Kind::GraphThreads => "graph-threads",
+            Kind::FilteredModel => "filtered-model",
+            Kind::FilteredThreads => "filtered-threads",
+            Kind::FilteredCrash => "filtered-crash",
+            Kind::FilteredFaults => "filtered-faults",
         }
     }
 
@@ -93,6 +111,8 @@ impl Kind {
         match self {
             Kind::Changes | Kind::ChangesThreads => variant.check && variant.resizes,
             Kind::EachFault => variant.check,
+            // Filters do not show the bitmaps of an image.
+            Kind::FilteredModel | Kind::FilteredCrash => !variant.bitmaps,
             // These tests create their own images.
             Kind::Graph | Kind::GraphThreads => variant.name == "qcow2-4k",
             _ => true,
@@ -102,22 +122,34 @@ impl Kind {
     /// Returns the count that measures the work of this kind: operations, power cuts, or jobs.
     fn counted(self, tally: &Tally, jobs: u64) -> u64 {
         match self {
-            Kind::Model | Kind::Threads | Kind::Cancel | Kind::Graph | Kind::GraphThreads => {
-                tally.operations
-            }
-            Kind::Crash | Kind::CrashThreads | Kind::Changes | Kind::ChangesThreads => tally.cuts,
-            Kind::Faults | Kind::EachFault | Kind::Damage => jobs,
+            Kind::Model
+            | Kind::Threads
+            | Kind::Cancel
+            | Kind::Graph
+            | Kind::GraphThreads
+            | Kind::FilteredModel
+            | Kind::FilteredThreads => tally.operations,
+            Kind::Crash
+            | Kind::CrashThreads
+            | Kind::Changes
+            | Kind::ChangesThreads
+            | Kind::FilteredCrash => tally.cuts,
+            Kind::Faults | Kind::EachFault | Kind::Damage | Kind::FilteredFaults => jobs,
         }
     }
 
     /// Returns the approximate part of the count that one job does.
     fn per_job(self) -> u64 {
         match self {
-            Kind::Model => 1000,
-            Kind::Threads => THREADS.phases * THREADS.operations,
+            Kind::Model | Kind::FilteredModel => 1000,
+            Kind::Threads | Kind::FilteredThreads => THREADS.phases * THREADS.operations,
             Kind::Cancel => CANCEL.phases * CANCEL.operations,
-            Kind::Crash | Kind::CrashThreads | Kind::Changes | Kind::ChangesThreads => CUTS as u64,
-            Kind::Faults | Kind::EachFault | Kind::Damage => 1,
+            Kind::Crash
+            | Kind::CrashThreads
+            | Kind::Changes
+            | Kind::ChangesThreads
+            | Kind::FilteredCrash => CUTS as u64,
+            Kind::Faults | Kind::EachFault | Kind::Damage | Kind::FilteredFaults => 1,
             Kind::Graph | Kind::GraphThreads => CHANGES * 3 / 4,
         }
     }
@@ -138,6 +170,21 @@ impl Kind {
             Kind::EachFault => crash::each_fault::run(variant, seed, 5),
             Kind::Graph => model::graph::run(seed, CHANGES),
             Kind::GraphThreads => model::graph::run_on_files(seed, CHANGES),
+            Kind::FilteredModel => {
+                let stack = Stack::random(variant, &mut Random::new(!seed));
+                model::sim::run_filtered(variant, seed, 250, &stack)
+            }
+            Kind::FilteredThreads => {
+                model::threads::run(variant, seed, Extent { filters: true, ..THREADS })
+            }
+            Kind::FilteredCrash => {
+                let stack = Stack::random(variant, &mut Random::new(!seed));
+                crash::run::run_filtered(variant, seed, CUTS, &stack)
+            }
+            Kind::FilteredFaults => {
+                let stack = Stack::random_for_failures(variant, &mut Random::new(!seed));
+                crash::faults::run_filtered(variant, seed, &stack)
+            }
             Kind::Damage => {
                 hostile::mutate::run(variant, seed);
                 Tally::default()
@@ -193,7 +240,12 @@ impl Done {
     /// Whether the amount of work is complete when the running jobs have ended.
     fn is_enough(&self, kind: Kind, order: &Order) -> bool {
         let share = match kind {
-            Kind::Model | Kind::Threads | Kind::Graph | Kind::GraphThreads => order.operations,
+            Kind::Model
+            | Kind::Threads
+            | Kind::Graph
+            | Kind::GraphThreads
+            | Kind::FilteredModel
+            | Kind::FilteredThreads => order.operations,
             Kind::Cancel => order.operations.div_ceil(5),
             _ => order.cuts,
         };

@@ -3,5 +3,7 @@
 mod cancelled_requests;
 mod concurrent_control;
 mod copy_on_read;
+mod damage;
+mod filters;
 mod graph_changes;
 mod random;

@@ -103,28 +103,6 @@ fn a_failing_disk_loses_no_data_of_completed_requests() {
     });
 }
 
-/// Variants with and without backing files, tables, compression and data files.
-fn below_filters() -> impl Iterator<Item = &'static Variant> {
-    let names = ["raw", "qcow2-4k", "qcow2-ext-16k", "qcow2-luks", "vdi", "qed", "vpc"];
-    names.into_iter().flat_map(named)
-}
-
-#[test]
-fn a_file_below_and_above_filters_matches_the_model_and_passes_qemus_check() {
-    let extent = Extent { phases: 2, operations: scaled(200), filters: true };
-    for (variant, seed) in below_filters().zip(1..) {
-        model::threads::run(variant, seed, extent);
-    }
-}
-
-#[test]
-fn cancelled_requests_below_filters_leave_all_other_data_correct() {
-    let extent = Extent { phases: 2, operations: scaled(100), filters: true };
-    for (variant, seed) in below_filters().zip([1, 6].into_iter().cycle()) {
-        model::cancel::run(variant, seed, extent);
-    }
-}
-
 /// Variants of qcow2 that execute image-wide changes differently.
 fn changing() -> impl Iterator<Item = &'static Variant> {
     let names = ["512", "4k", "v2", "refcount1", "ext-16k", "luks", "lazy", "bitmaps"];

@@ -14,15 +14,6 @@ fn images() -> Differential {
     both
 }
 
-/// Runs `io` commands on a disk that options describe.
-fn io(both: &Differential, disk: &str, commands: &[&str]) {
-    let mut words = vec!["-t", "writeback", "--image-opts", disk];
-    for command in commands {
-        words.extend(["-c", command]);
-    }
-    both.same(Io, &words);
-}
-
 #[test]
 fn file_names_and_options_are_accepted_refused_and_shown_as_in_qemu() {
     let both = images();
@@ -110,7 +101,7 @@ fn rules_and_limits_are_checked_as_in_qemu() {
         "config=absent",
     ] {
         let disk = format!("{RAW},file.{options}");
-        io(&both, &disk, &["read 0 4k", "read -P 7 0 4k", "write -z 0 1k", "discard 0 10k"]);
+        both.io(&disk, &["read 0 4k", "read -P 7 0 4k", "write -z 0 1k", "discard 0 10k"]);
     }
     for config in [
         "",
@@ -169,7 +160,7 @@ fn rules_fail_requests_as_in_qemu() {
          file.inject-error.1.errno=28,file.set-state.1.event=read_aio,\
          file.set-state.1.state=2,file.set-state.1.new_state=1,file.inject-error.1.once=on",
     ] {
-        io(&both, &format!("{RAW},file.{rules}"), &commands);
+        both.io(&format!("{RAW},file.{rules}"), &commands);
     }
     // QEMU ignores errors of the reads of a read-modify-write.
     for event in [
@@ -182,9 +173,9 @@ fn rules_fail_requests_as_in_qemu() {
     ] {
         let rule = format!("inject-error.0.event={event}");
         let disk = format!("{RAW},file.align=4096,file.{rule},file.inject-error.0.once=on");
-        io(&both, &disk, &commands);
+        both.io(&disk, &commands);
         let disk = format!("driver=blkdebug,image.filename=b.raw,align=4096,{rule}");
-        io(&both, &format!("{disk},inject-error.0.once=on"), &commands);
+        both.io(&format!("{disk},inject-error.0.once=on"), &commands);
     }
     both.same_content("b.raw");
 }
@@ -218,7 +209,7 @@ fn breakpoints_suspend_requests_as_in_qemu() {
         ("driver=raw,file.filename=b.raw", &["break read_aio A", "remove_break A", "resume A"]),
         ("driver=null-co", &["break none A", "length"]),
     ] {
-        io(&both, disk, commands);
+        both.io(disk, commands);
     }
     let help = ["break", "remove_break", "resume", "wait_break"].map(|name| format!("help {name}"));
     let help: Vec<&str> = help.iter().flat_map(|help| ["-c", help]).collect();

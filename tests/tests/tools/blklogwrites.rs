@@ -1,7 +1,7 @@
 //! The filter `blklogwrites` on the command line, in comparison with QEMU.
 
 use oxblk_tests::differential::Differential;
-use oxblk_tests::program::Tool::{Img, Io};
+use oxblk_tests::program::Tool::Img;
 
 const DISK: &str = "driver=blklogwrites,file.driver=raw,file.file.filename=a.raw,\
                     log.driver=raw,log.file.filename=log";
@@ -12,14 +12,6 @@ fn images() -> Differential {
     both.file("log", &[0; 1 << 16]);
     both.qemu(Img, &["create", "-q", "-f", "qcow2", "a.qcow2", "64k"]);
     both
-}
-
-fn io(both: &Differential, disk: &str, commands: &[&str]) {
-    let mut words = vec!["-t", "writeback", "--image-opts", disk];
-    for command in commands {
-        words.extend(["-c", command]);
-    }
-    both.same(Io, &words);
 }
 
 /// The logs have the same bytes.
@@ -71,11 +63,11 @@ fn options_are_accepted_refused_and_shown_as_in_qemu() {
         both.same(Img, &["info", "--image-opts", disk]);
         both.same(Img, &["info", "--output=json", "--image-opts", disk]);
         both.same(Img, &["map", "--output=json", "--image-opts", disk]);
-        io(&both, disk, &["length"]);
+        both.io(disk, &["length"]);
     }
     both.same(Img, &["check", "--image-opts", DISK]);
     both.same(Img, &["measure", "-O", "qcow2", "--image-opts", DISK]);
-    io(&both, &format!("{DISK},node-name=n"), &["reopen -r", "write -c 0 64k", "write -zn 0 4k"]);
+    both.io(&format!("{DISK},node-name=n"), &["reopen -r", "write -c 0 64k", "write -zn 0 4k"]);
     for name in [
         "json:{'driver':'blklogwrites','file':{'driver':'file','filename':'a.raw'},\
          'log':{'driver':'file','filename':'log'},'log-append':false}",
@@ -109,9 +101,9 @@ fn the_log_has_the_bytes_of_qemus_log() {
         (format!("{DISK},log-sector-size=64"), DISK.to_owned()),
     ] {
         both.file("log", &[0; 1 << 16]);
-        io(&both, &disk, &commands);
+        both.io(&disk, &commands);
         same_log(&both);
-        io(&both, &then, &["write -P 9 1k 512", "discard 0 4k", "flush", "write 4k 4k"]);
+        both.io(&then, &["write -P 9 1k 512", "discard 0 4k", "flush", "write 4k 4k"]);
         same_log(&both);
         both.same_content("a.raw");
     }
@@ -120,12 +112,12 @@ fn the_log_has_the_bytes_of_qemus_log() {
 #[test]
 fn broken_logs_are_refused_as_in_qemu() {
     let both = images();
-    io(&both, DISK, &["write 0 4k"]);
+    both.io(DISK, &["write 0 4k"]);
     let log = std::fs::read(both.qemu_directory().join("log")).expect("a log");
     for (at, byte) in [(0, 1), (8, 2), (24, 100), (25, 0), (27, 1)] {
         let mut log = log.clone();
         log[at] = byte;
         both.file("log", &log);
-        io(&both, &format!("{DISK},log-append=on"), &["length"]);
+        both.io(&format!("{DISK},log-append=on"), &["length"]);
     }
 }

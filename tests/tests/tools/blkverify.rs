@@ -13,14 +13,6 @@ fn images() -> Differential {
     both
 }
 
-fn io(both: &Differential, disk: &str, commands: &[&str]) {
-    let mut words = vec!["-t", "writeback", "--image-opts", disk];
-    for command in commands {
-        words.extend(["-c", command]);
-    }
-    both.same(Io, &words);
-}
-
 #[test]
 fn file_names_and_options_are_accepted_refused_and_shown_as_in_qemu() {
     let both = images();
@@ -59,7 +51,7 @@ fn file_names_and_options_are_accepted_refused_and_shown_as_in_qemu() {
     ] {
         both.same(Img, &["info", "--image-opts", disk]);
         both.same(Img, &["measure", "-O", "qcow2", "--image-opts", disk]);
-        io(&both, disk, &["length", "read 0 64k"]);
+        both.io(disk, &["length", "read 0 64k"]);
     }
 }
 
@@ -79,7 +71,7 @@ fn requests_reach_both_children_as_in_qemu() {
         "alloc 0 64k",
         "reopen -r",
     ];
-    io(&both, disk, &commands);
+    both.io(disk, &commands);
     both.same(Img, &["check", "--image-opts", disk]);
     both.same(Img, &["convert", "-O", "raw", "--image-opts", disk, "copy"]);
     both.same_content("copy");

@@ -28,12 +28,6 @@ fn images() -> Differential {
     both
 }
 
-fn io(both: &Differential, disk: &str, commands: &[&str]) {
-    let mut words = vec!["--image-opts", disk];
-    words.extend(commands.iter().flat_map(|command| ["-c", command]));
-    both.same(Io, &words);
-}
-
 /// The image `top.qcow2` below `filter`.
 fn below(filter: &str) -> String {
     format!("driver={filter},file.driver=qcow2,file.file.filename=top.qcow2")
@@ -143,17 +137,13 @@ fn copy_on_read_copies_what_qemu_copies() {
         (",foo=1", &["read 0 64k"]),
     ] {
         let both = images();
-        io(&both, &format!("{CHAIN}{options}"), commands);
+        both.io(&format!("{CHAIN}{options}"), commands);
         both.same(Img, &["map", "--output=json", "top.qcow2"]);
         both.same_content("top.qcow2");
     }
     let both = images();
-    io(&both, "driver=copy-on-read", &["read 0 64k"]);
-    io(
-        &both,
-        "driver=copy-on-read,file.driver=raw,file.file.filename=b.raw",
-        &["read 0 4k", "map"],
-    );
+    both.io("driver=copy-on-read", &["read 0 64k"]);
+    both.io("driver=copy-on-read,file.driver=raw,file.file.filename=b.raw", &["read 0 4k", "map"]);
     both.same(Io, &["-r", "--image-opts", CHAIN, "-c", "read 0 4k"]);
     let writable = format!(
         "{CHAIN},read-only=off,auto-read-only=off,file.read-only=off,file.file.read-only=off"
@@ -167,8 +157,7 @@ fn copy_on_read_copies_what_qemu_copies() {
 #[test]
 fn compress_compresses_what_qemu_compresses() {
     let both = images();
-    io(
-        &both,
+    both.io(
         COMPRESS,
         &[
             "write -P 9 512k 64k",
@@ -194,10 +183,10 @@ fn compress_compresses_what_qemu_compresses() {
         "driver=compress,foo=1,file.driver=qcow2,file.file.filename=a.qcow2",
         "driver=compress,file.driver=compress,file.file.driver=qcow2,file.file.file.filename=a.qcow2",
     ] {
-        io(&both, disk, &["write 128k 64k"]);
+        both.io(disk, &["write 128k 64k"]);
     }
     both.qemu(Img, &["create", "-q", "-f", "qcow2", "odd.qcow2", "1000k"]);
-    io(&both, "driver=compress,file.driver=qcow2,file.file.filename=odd.qcow2", &["write 0 64k"]);
+    both.io("driver=compress,file.driver=qcow2,file.file.filename=odd.qcow2", &["write 0 64k"]);
     for command in [&["info"][..], &["info", "--output=json"], &["check"], &["resize"]] {
         let size = if command == ["resize"] { Some("2M") } else { None };
         let words = [command, &["--image-opts", COMPRESS], size.as_slice()].concat();
@@ -223,7 +212,7 @@ fn preallocate_checks_its_options_and_leaves_the_file_as_qemu_does() {
         let both = images();
         let commands =
             ["write 0 64k", "write 512k 256k", "write -z 128k 64k", "read -P 0 128k 64k", "map"];
-        io(&both, &format!("{PREALLOCATE},file.{option}"), &commands);
+        both.io(&format!("{PREALLOCATE},file.{option}"), &commands);
         same_length(&both, "a.qcow2");
         both.same_content("a.qcow2");
     }
@@ -232,10 +221,9 @@ fn preallocate_checks_its_options_and_leaves_the_file_as_qemu_does() {
     both.same(Img, &["info", "--output=json", "--image-opts", PREALLOCATE]);
     let raw = "driver=raw,file.driver=preallocate,file.file.filename=b.raw,\
                file.prealloc-size=1M,file.prealloc-align=65536";
-    io(&both, raw, &["truncate 200k", "length", "write 150k 10k", "truncate 120k", "length"]);
+    both.io(raw, &["truncate 200k", "length", "write 150k 10k", "truncate 120k", "length"]);
     let file = "driver=preallocate,file.filename=b.raw,prealloc-size=1M";
-    io(
-        &both,
+    both.io(
         file,
         &[
             "truncate 200k",
@@ -272,7 +260,7 @@ fn preallocated_space_exists_only_while_the_image_is_open() {
     assert_eq!(length(&both.qemu_directory(), "a.qcow2"), 12 << 20);
     same_length(&both, "a.qcow2");
     let both = images();
-    io(&both, &disk, &["write 64k 64k", "reopen -r", "read 64k 64k"]);
+    both.io(&disk, &["write 64k 64k", "reopen -r", "read 64k 64k"]);
     same_length(&both, "a.qcow2");
 }
 

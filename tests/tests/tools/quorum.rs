@@ -35,14 +35,6 @@ fn failing(at: usize, name: &str, io: &str, errno: u32) -> String {
     )
 }
 
-fn io(both: &Differential, disk: &str, commands: &[&str]) {
-    let mut words = vec!["-t", "writeback", "--image-opts", disk];
-    for command in commands {
-        words.extend(["-c", command]);
-    }
-    both.same(Io, &words);
-}
-
 #[test]
 fn options_are_accepted_refused_and_shown_as_in_qemu() {
     let both = images();
@@ -100,7 +92,7 @@ fn options_are_accepted_refused_and_shown_as_in_qemu() {
     for disk in &disks {
         both.same(Img, &["info", "--image-opts", disk]);
         both.same(Img, &["info", "--output=json", "--image-opts", disk]);
-        io(&both, disk, &["info", "length"]);
+        both.io(disk, &["info", "length"]);
     }
     for name in [
         "json:{'driver':'quorum','vote-threshold':2,'children':[]}",
@@ -149,9 +141,9 @@ fn commands_treat_a_quorum_as_in_qemu() {
             "read 60k 8k",
             "write 65000 1000",
         ];
-        io(&both, disk, &commands);
-        io(&both, &format!("{disk},discard=unmap"), &["discard 0 64k", "read -P 9 100 300"]);
-        io(&both, &format!("{disk},read-only=on"), &["length"]);
+        both.io(disk, &commands);
+        both.io(&format!("{disk},discard=unmap"), &["discard 0 64k", "read -P 9 100 300"]);
+        both.io(&format!("{disk},read-only=on"), &["length"]);
         for words in [
             &["map"][..],
             &["map", "--output=json"],
@@ -206,8 +198,8 @@ fn children_vote_as_in_qemu() {
             both.file(name, &data);
         }
         let disk = quorum(threshold, rest, &names);
-        io(&both, &disk, &["read -v 8k 16", "read -v 9000 16", "read -P 7 0 8k"]);
-        io(&both, &disk, &["read 0 32k", "write -P 5 12k 4k", "read 8k 8k", "map"]);
+        both.io(&disk, &["read -v 8k 16", "read -v 9000 16", "read -P 7 0 8k"]);
+        both.io(&disk, &["read 0 32k", "write -P 5 12k 4k", "read 8k 8k", "map"]);
         names.into_iter().for_each(|name| both.same_content(name));
     }
 }
@@ -250,7 +242,7 @@ fn failures_of_children_are_counted_as_in_qemu() {
                 both.file("a.raw", &[7; 1 << 16]);
                 both.file("b.raw", &[7; 1 << 16]);
                 both.file("c.raw", &[7; 1 << 16]);
-                io(&both, &disk, &commands);
+                both.io(&disk, &commands);
             }
         }
     }
@@ -258,26 +250,33 @@ fn failures_of_children_are_counted_as_in_qemu() {
 
 #[test]
 fn an_image_in_a_quorum_of_files_grows_as_in_qemu() {
-    let both = Differential::new();
-    for name in ["a.qcow2", "b.qcow2"] {
-        both.qemu(Img, &["create", "-q", "-f", "qcow2", name, "1M"]);
-    }
-    for name in ["blkverify", "quorum"] {
+    for (format, name) in [
+        ("qcow2", "blkverify"),
+        ("qcow2", "quorum"),
+        ("qed", "quorum"),
+        ("vdi", "quorum"),
+        ("parallels", "quorum"),
+        ("vpc", "quorum"),
+    ] {
+        let both = Differential::new();
+        both.made_once(Img, &["create", "-q", "-f", format, "a", "4M"]);
+        both.prepare(|directory| {
+            std::fs::copy(directory.join("a"), directory.join("b")).expect("a copy");
+        });
         let children = match name {
             "quorum" => {
                 "file.vote-threshold=2,file.children.0.driver=file,\
-                 file.children.0.filename=a.qcow2,file.children.1.driver=file,\
-                 file.children.1.filename=b.qcow2"
+                 file.children.0.filename=a,file.children.1.driver=file,\
+                 file.children.1.filename=b"
             }
             _ => {
-                "file.raw.driver=file,file.raw.filename=a.qcow2,\
-                 file.test.driver=file,file.test.filename=b.qcow2"
+                "file.raw.driver=file,file.raw.filename=a,\
+                 file.test.driver=file,file.test.filename=b"
             }
         };
-        let disk = format!("driver=qcow2,file.driver={name},{children}");
-        io(&both, &disk, &["write -P 3 0 200k", "write -P 4 512k 64k", "read -P 3 0 200k"]);
+        let disk = format!("driver={format},file.driver={name},{children}");
+        both.io(&disk, &["write -P 3 0 200k", "write -P 4 512k 64k", "read -P 3 0 200k"]);
         both.same(Img, &["check", "--image-opts", &disk]);
-        both.same(Img, &["compare", "-f", "qcow2", "-F", "qcow2", "a.qcow2", "b.qcow2"]);
-        both.same_content("a.qcow2");
+        both.same(Img, &["compare", "-f", format, "-F", format, "a", "b"]);
     }
 }

@@ -46,6 +46,11 @@ impl Memory {
         Arc::new(Self { bytes: Mutex::new(vec![0; size]), limits, ..Self::default() })
     }
 
+    /// Like [`new`](Memory::new) without limits; each request yields `yields` times to other tasks.
+    pub fn slow(size: usize, yields: u32) -> Arc<Self> {
+        Arc::new(Self { bytes: Mutex::new(vec![0; size]), yields, ..Self::default() })
+    }
+
     pub fn take_log(&self) -> Vec<String> {
         std::mem::take(&mut self.log.lock().unwrap())
     }

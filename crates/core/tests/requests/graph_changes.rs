@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures_util::future::{Either, join, select};
 use futures_util::poll;
 use oxblk_core::{
-    Backend, ChildIdx, ErrorKind, Graph, Limits, Node, OpenFlags, Perm, Permissions, WriteFlags,
+    Backend, ChildIdx, ErrorKind, Graph, Node, OpenFlags, Perm, Permissions, WriteFlags,
 };
 use oxblk_ring::{IoBuf, IoBufMut, block_on, spawn, yield_now};
 
@@ -16,6 +16,28 @@ const NONE: WriteFlags = WriteFlags::empty();
 
 async fn open(graph: &Graph, dotted: &str) -> Arc<Node> {
     graph.open(options(dotted), OpenFlags::default()).await.unwrap()
+}
+
+fn memory_of(size: usize) -> Arc<Memory> {
+    Memory::slow(size, 0)
+}
+
+/// A disk of 4 KiB in a new graph.
+struct Setup {
+    graph: Graph,
+    memory: Arc<Memory>,
+    /// The root node, `m`.
+    below: Arc<Node>,
+    disk: Backend,
+}
+
+/// Each request of the disk yields `yields` times to other tasks.
+fn setup(yields: u32) -> Setup {
+    let graph = graph();
+    let memory = Memory::slow(4096, yields);
+    let below = node(&graph, "m", &memory);
+    let disk = Backend::new(&graph, "", Arc::clone(&below), super::all()).unwrap();
+    Setup { graph, memory, below, disk }
 }
 
 /// The filter `f` above the node `m`.
@@ -36,10 +58,7 @@ fn taken(memory: &Memory) -> Perm {
 #[test]
 fn a_filter_is_inserted_above_a_node_and_removed_again() {
     block_on(async {
-        let graph = graph();
-        let memory = Memory::new(4096, Limits::default());
-        let below = node(&graph, "m", &memory);
-        let disk = Backend::new(&graph, "", Arc::clone(&below), super::all()).unwrap();
+        let Setup { graph, memory, below, disk } = setup(0);
         disk.write(0, vec![1; 512].into(), NONE).await.unwrap();
         let filter = filter(&graph).await;
         replace(&graph, &below, &filter).await.unwrap();
@@ -64,11 +83,7 @@ fn a_filter_is_inserted_above_a_node_and_removed_again() {
 #[test]
 fn requests_that_are_made_during_a_change_use_the_new_node() {
     block_on(async {
-        let graph = graph();
-        let memory = Arc::new(Memory { yields: 5, ..Memory::default() });
-        memory.bytes.lock().unwrap().resize(4096, 0);
-        let below = node(&graph, "m", &memory);
-        let disk = Backend::new(&graph, "", Arc::clone(&below), super::all()).unwrap();
+        let Setup { graph, below, disk, .. } = setup(5);
         let filter = filter(&graph).await;
         let (first, second) = {
             let (one, two) = (disk.clone(), disk.clone());
@@ -93,11 +108,7 @@ fn requests_that_are_made_during_a_change_use_the_new_node() {
 #[test]
 fn a_close_that_waits_while_its_root_moves_closes_the_new_root() {
     block_on(async {
-        let graph = graph();
-        let memory = Arc::new(Memory { yields: 3, ..Memory::default() });
-        memory.bytes.lock().unwrap().resize(4096, 0);
-        let below = node(&graph, "m", &memory);
-        let disk = Backend::new(&graph, "", Arc::clone(&below), super::all()).unwrap();
+        let Setup { graph, memory, below, disk } = setup(3);
         let filter = filter(&graph).await;
         let mut write = pin!(disk.write(0, vec![1; 512].into(), NONE));
         assert!(poll!(&mut write).is_pending());
@@ -120,8 +131,7 @@ fn a_close_that_waits_while_its_root_moves_closes_the_new_root() {
 fn a_node_that_loses_its_last_user_is_flushed_and_closed() {
     block_on(async {
         let graph = graph();
-        let (old, new) =
-            (Memory::new(4096, Limits::default()), Memory::new(8192, Limits::default()));
+        let (old, new) = (memory_of(4096), memory_of(8192));
         let disk = Backend::new(&graph, "", node(&graph, "old", &old), super::all()).unwrap();
         let medium = node(&graph, "new", &new);
         disk.write(0, vec![1; 512].into(), NONE).await.unwrap();
@@ -141,10 +151,7 @@ fn a_node_that_loses_its_last_user_is_flushed_and_closed() {
 #[test]
 fn the_user_gets_its_permission_back_if_its_root_moved_during_a_job() {
     block_on(async {
-        let graph = graph();
-        let memory = Memory::new(4096, Limits::default());
-        let below = node(&graph, "m", &memory);
-        let disk = Backend::new(&graph, "", Arc::clone(&below), super::all()).unwrap();
+        let Setup { graph, below, disk, .. } = setup(0);
         let job = disk.sole_writer("test job").await.unwrap();
         let filter = filter(&graph).await;
         replace(&graph, &below, &filter).await.unwrap();
@@ -163,11 +170,7 @@ fn the_user_gets_its_permission_back_if_its_root_moved_during_a_job() {
 #[test]
 fn a_backend_that_is_attached_during_a_change_moves_too() {
     block_on(async {
-        let graph = graph();
-        let memory = Arc::new(Memory { yields: 5, ..Memory::default() });
-        memory.bytes.lock().unwrap().resize(4096, 0);
-        let below = node(&graph, "m", &memory);
-        let first = Backend::new(&graph, "", Arc::clone(&below), super::all()).unwrap();
+        let Setup { graph, below, disk: first, .. } = setup(5);
         let filter = filter(&graph).await;
         let mut write = pin!(first.write(0, vec![1; 512].into(), NONE));
         assert!(poll!(&mut write).is_pending());
@@ -192,8 +195,7 @@ fn a_backend_that_is_attached_during_a_change_moves_too() {
 fn a_flush_through_a_node_above_covers_the_data_of_a_new_child() {
     block_on(async {
         let graph = graph();
-        let (one, two) =
-            (Memory::new(4096, Limits::default()), Memory::new(4096, Limits::default()));
+        let (one, two) = (memory_of(4096), memory_of(4096));
         let (_one, new) = (node(&graph, "m", &one), node(&graph, "n", &two));
         let filter = filter(&graph).await;
         let top = open(&graph, "driver=pass,node-name=top,file=f").await;
@@ -216,8 +218,7 @@ fn a_flush_through_a_node_above_covers_the_data_of_a_new_child() {
 fn the_sizes_of_the_nodes_above_follow_a_new_child() {
     block_on(async {
         let graph = graph();
-        let (one, two) =
-            (Memory::new(4096, Limits::default()), Memory::new(8192, Limits::default()));
+        let (one, two) = (memory_of(4096), memory_of(8192));
         let (_one, new) = (node(&graph, "m", &one), node(&graph, "n", &two));
         let filter = filter(&graph).await;
         let top = open(&graph, "driver=pass,node-name=top,file=f").await;
@@ -235,9 +236,8 @@ fn the_sizes_of_the_nodes_above_follow_a_new_child() {
 fn a_control_operation_fails_if_its_node_has_left_the_disk() {
     block_on(async {
         let graph = graph();
-        let old = Arc::new(Memory { yields: 3, ..Memory::default() });
-        old.bytes.lock().unwrap().resize(4096, 0);
-        let new = Memory::new(4096, Limits::default());
+        let old = Memory::slow(4096, 3);
+        let new = memory_of(4096);
         let (first, second) = (node(&graph, "old", &old), node(&graph, "new", &new));
         let disk = Backend::new(&graph, "", Arc::clone(&first), super::all()).unwrap();
         let mut write = pin!(disk.write(0, vec![1; 512].into(), NONE));
@@ -258,7 +258,7 @@ fn a_control_operation_fails_if_its_node_has_left_the_disk() {
 fn impossible_changes_are_refused_and_change_nothing() {
     block_on(async {
         let graph = graph();
-        let memory = Memory::new(4096, Limits::default());
+        let memory = memory_of(4096);
         let below = node(&graph, "m", &memory);
         let filter = filter(&graph).await;
         let disk = Backend::new(&graph, "", Arc::clone(&filter), super::all()).unwrap();
@@ -280,7 +280,7 @@ fn impossible_changes_are_refused_and_change_nothing() {
             "Making 'f' a file child of 'f' would create a cycle"
         );
         let stranger = crate::memory::graph();
-        let other = node(&stranger, "x", &Memory::new(4096, Limits::default()));
+        let other = node(&stranger, "x", &memory_of(4096));
         assert_eq!(
             refused(&filter, ChildIdx::FILE, Some(&other)).await,
             "Nodes 'f' and 'x' belong to different graphs"
@@ -297,7 +297,7 @@ fn impossible_changes_are_refused_and_change_nothing() {
 fn a_filter_is_inserted_above_a_node_with_ten_thousand_users() {
     block_on(async {
         let graph = graph();
-        let memory = Memory::new(4096, Limits::default());
+        let memory = memory_of(4096);
         let below = node(&graph, "m", &memory);
         let disks: Vec<_> = (0..10_000).map(|_| Backend::empty(&graph, "", super::all())).collect();
         let mut change = graph.change();
@@ -319,7 +319,7 @@ fn a_filter_is_inserted_above_a_node_with_ten_thousand_users() {
 fn only_a_backing_file_can_be_removed_from_a_node_without_a_list_of_children() {
     block_on(async {
         let graph = graph();
-        let below = node(&graph, "m", &Memory::new(4096, Limits::default()));
+        let below = node(&graph, "m", &memory_of(4096));
         let filter = filter(&graph).await;
         let error = graph.change_children("f", None, Some("m")).await.unwrap_err();
         assert_eq!(error.to_string(), "The node f does not support adding a child");
@@ -337,11 +337,7 @@ fn only_a_backing_file_can_be_removed_from_a_node_without_a_list_of_children() {
 #[test]
 fn a_change_waits_for_requests_in_flight() {
     block_on(async {
-        let graph = graph();
-        let memory = Arc::new(Memory { yields: 100_000, ..Memory::default() });
-        memory.bytes.lock().unwrap().resize(4096, 0);
-        let below = node(&graph, "m", &memory);
-        let disk = Backend::new(&graph, "", Arc::clone(&below), super::all()).unwrap();
+        let Setup { graph, below, disk, .. } = setup(100_000);
         let filter = filter(&graph).await;
         let mut write = pin!(disk.write(0, vec![1; 512].into(), NONE));
         assert!(poll!(&mut write).is_pending());
@@ -366,8 +362,7 @@ fn a_change_waits_for_requests_in_flight() {
 fn a_medium_is_inserted_and_removed() {
     block_on(async {
         let graph = graph();
-        let (one, two) =
-            (Memory::new(4096, Limits::default()), Memory::new(8192, Limits::default()));
+        let (one, two) = (memory_of(4096), memory_of(8192));
         let disk = Backend::empty(&graph, "cd0", super::all());
         let nomedium = |error: oxblk_core::Error| assert_eq!(error.raw_errno(), 123);
         nomedium(disk.read(0, IoBufMut::new(512)).await.unwrap_err());
@@ -396,9 +391,8 @@ fn a_medium_is_inserted_and_removed() {
 fn a_change_flushes_data_that_an_overlapping_flush_has_not_covered() {
     block_on(async {
         let graph = graph();
-        let one = Arc::new(Memory { yields: 5, ..Memory::default() });
-        one.bytes.lock().unwrap().resize(4096, 0);
-        let two = Memory::new(4096, Limits::default());
+        let one = Memory::slow(4096, 5);
+        let two = memory_of(4096);
         let (_m, new) = (node(&graph, "m", &one), node(&graph, "n", &two));
         let filter = filter(&graph).await;
         let top = open(&graph, "driver=pass,node-name=top,file=f").await;
@@ -423,8 +417,7 @@ fn a_change_flushes_data_that_an_overlapping_flush_has_not_covered() {
 fn a_closed_backend_gets_no_root_node() {
     block_on(async {
         let graph = graph();
-        let (one, two) =
-            (Memory::new(4096, Limits::default()), Memory::new(8192, Limits::default()));
+        let (one, two) = (memory_of(4096), memory_of(8192));
         let disk = Backend::new(&graph, "", node(&graph, "m", &one), super::all()).unwrap();
         let new = node(&graph, "n", &two);
         let mut change = graph.change();
@@ -439,7 +432,7 @@ fn a_closed_backend_gets_no_root_node() {
 fn a_filter_is_removed_above_the_node_that_is_below_it_at_that_time() {
     block_on(async {
         let graph = graph();
-        let memory = Memory::new(4096, Limits::default());
+        let memory = memory_of(4096);
         let below = node(&graph, "m", &memory);
         let upper = filter(&graph).await;
         let disk = Backend::new(&graph, "", Arc::clone(&upper), super::all()).unwrap();
@@ -457,8 +450,7 @@ fn a_filter_is_removed_above_the_node_that_is_below_it_at_that_time() {
 fn a_disk_that_has_moved_away_gets_its_permission_back_only_without_a_conflict() {
     block_on(async {
         let graph = graph();
-        let (one, two) =
-            (Memory::new(4096, Limits::default()), Memory::new(8192, Limits::default()));
+        let (one, two) = (memory_of(4096), memory_of(8192));
         let disk = Backend::new(&graph, "", node(&graph, "m", &one), super::all()).unwrap();
         let new = node(&graph, "n", &two);
         let job = disk.sole_writer("test job").await.unwrap();
@@ -480,7 +472,7 @@ fn a_disk_that_has_moved_away_gets_its_permission_back_only_without_a_conflict()
 fn permissions_that_were_lowered_during_a_job_stay_low_after_it() {
     block_on(async {
         let graph = graph();
-        let memory = Memory::new(4096, Limits::default());
+        let memory = memory_of(4096);
         let disk = Backend::new(&graph, "", node(&graph, "m", &memory), super::all()).unwrap();
         let job = disk.sole_writer("test job").await.unwrap();
         let reading = Permissions::sharing_all(Perm::CONSISTENT_READ);
@@ -495,13 +487,12 @@ fn permissions_that_were_lowered_during_a_job_stay_low_after_it() {
 fn a_change_waits_for_a_control_operation_on_a_node_above() {
     block_on(async {
         let graph = graph();
-        let memory = Arc::new(Memory { yields: 200, ..Memory::default() });
-        memory.bytes.lock().unwrap().resize(4096, 0);
+        let memory = Memory::slow(4096, 200);
         let _below = node(&graph, "m", &memory);
         let lower = filter(&graph).await;
         let upper = open(&graph, "driver=pass,node-name=top,file=f").await;
         let disk = Backend::new(&graph, "", Arc::clone(&upper), super::all()).unwrap();
-        let new = node(&graph, "n", &Memory::new(4096, Limits::default()));
+        let new = node(&graph, "n", &memory_of(4096));
         disk.write(0, vec![1; 512].into(), NONE).await.unwrap();
         let mut last = pin!(disk.close());
         assert!(poll!(&mut last).is_pending());

@@ -17,13 +17,13 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{AcqRel, Acquire};
 
 use oxblk_core::{
-    BoxFuture, ChildIdx, Edge, Errno, Error, MapOp, Preallocation, Result, Step, WriteFlags,
-    ZeroFlags, run_all,
+    BoxFuture, ChildIdx, Edge, Errno, Error, MapOp, Result, Step, WriteFlags, ZeroFlags, run_all,
 };
 use oxblk_ring::perturb::point;
 use oxblk_ring::{IoBufMut, Mutex as AsyncMutex, RangeLock};
 
 use super::{Allocator, Content, ENTRY_BYTES, EntryMap, Extent, Run};
+use crate::file_len;
 
 /// The parts of an open image that its requests use.
 pub(crate) struct Parts<'a> {
@@ -259,12 +259,7 @@ pub(crate) trait BlockImage {
             return Ok(());
         }
         let (file, needed) = (self.file()?, self.block_offset(end));
-        if file.size() < needed {
-            if !file.node().limits().grows {
-                return Err(Error::from_errno(Errno::NOSPC));
-            }
-            file.resize(needed, Preallocation::Off).await?;
-        }
+        file_len::extend(&file, needed).await?;
         whole.fetch_max(end, AcqRel);
         Ok(())
     }

@@ -14,13 +14,14 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 
-use oxblk_core::{DebugEvent, Edge, Preallocation, Result, WriteFlags, run_all};
+use oxblk_core::{DebugEvent, Edge, Result, WriteFlags, run_all};
 use oxblk_ring::IoBuf;
 use oxblk_ring::perturb::point;
 
 use super::Parallels;
 use super::header::{DATA_OFF_OFFSET, IN_USE, IN_USE_OFFSET, SECTOR};
 use crate::blocks::BlockImage;
+use crate::file_len;
 
 async fn write_field(file: &Edge, offset: u64, value: u32) -> Result<()> {
     file.write(offset, IoBuf::from(value.to_le_bytes().to_vec()), WriteFlags::empty()).await
@@ -127,8 +128,9 @@ impl Parallels {
             return Ok(());
         }
         self.whole_clusters.fetch_min(end, AcqRel);
-        file.resize(offset, Preallocation::Off).await?;
-        self.allocator.note_truncated();
+        if file_len::truncate(&file, offset).await? {
+            self.allocator.note_truncated();
+        }
         Ok(())
     }
 }

@@ -6,11 +6,12 @@
 use std::sync::Arc;
 
 use futures_util::stream::{self, StreamExt as _};
-use oxblk_core::{CompressedCluster, DebugEvent, Errno, Error, Preallocation, Result, WriteFlags};
+use oxblk_core::{CompressedCluster, DebugEvent, Errno, Error, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::layout::L2Entry;
 use super::{Qcow2, compression};
+use crate::file_len;
 
 /// At the end of a series of compressed writes, the file is extended to a multiple of this many bytes.
 const SECTOR: u64 = 512;
@@ -92,7 +93,7 @@ impl Qcow2 {
         let Some(end) = size.checked_next_multiple_of(SECTOR).filter(|end| *end > size) else {
             return Ok(());
         };
-        if file.node().limits().grows { file.resize(end, Preallocation::Off).await } else { Ok(()) }
+        if file.node().limits().grows { file_len::extend(&file, end).await } else { Ok(()) }
     }
 
     /// Refuses a range that cannot be stored compressed.

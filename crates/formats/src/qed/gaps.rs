@@ -10,12 +10,13 @@
 
 use std::sync::atomic::Ordering::AcqRel;
 
-use oxblk_core::{Errno, Error, Preallocation, Result, WriteFlags};
+use oxblk_core::{Errno, Error, Result, WriteFlags};
 use oxblk_ring::IoBufMut;
 
 use super::Qed;
 use super::survey::Owner;
 use crate::blocks::Run;
+use crate::file_len;
 
 /// If an image has more gaps than this, no gap is filled when the image is closed.
 pub(super) const MAX_AT_CLOSE: u64 = 64;
@@ -176,8 +177,9 @@ impl Qed {
             return Ok(());
         }
         self.file_end.fetch_min(end, AcqRel);
-        file.resize(end, Preallocation::Off).await?;
-        self.allocator.note_truncated();
+        if file_len::truncate(&file, end).await? {
+            self.allocator.note_truncated();
+        }
         Ok(())
     }
 }

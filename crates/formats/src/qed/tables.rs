@@ -7,11 +7,12 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Release};
 
-use oxblk_core::{Errno, Error, Preallocation, Result, ZeroFlags};
+use oxblk_core::{Errno, Error, Result, ZeroFlags};
 use oxblk_ring::perturb::point;
 
 use super::{Qed, lock};
 use crate::blocks::Run;
+use crate::file_len;
 
 impl Qed {
     /// Creates the L2 table of the L1 entry `index` if it does not exist.
@@ -86,12 +87,7 @@ impl Qed {
             return Ok(());
         }
         let file = self.file()?;
-        if file.size() < needed {
-            if !file.node().limits().grows {
-                return Err(Error::from_errno(Errno::NOSPC));
-            }
-            file.resize(needed, Preallocation::Off).await?;
-        }
+        file_len::extend(&file, needed).await?;
         self.file_end.fetch_max(needed, AcqRel);
         Ok(())
     }

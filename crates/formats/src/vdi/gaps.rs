@@ -7,7 +7,7 @@
 use std::ops::{ControlFlow, Range};
 use std::sync::atomic::Ordering::AcqRel;
 
-use oxblk_core::{Preallocation, Result, WriteFlags};
+use oxblk_core::{Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Vdi;
@@ -16,6 +16,7 @@ use super::header::BLOCK;
 use crate::blocks::BlockImage;
 use crate::blocks::Run;
 use crate::blocks::survey::each_entry;
+use crate::file_len;
 
 /// If an image has more gaps than this, no gap is filled when the image is closed.
 const MAX_AT_CLOSE: u64 = 64;
@@ -124,8 +125,9 @@ impl Vdi {
             return Ok(());
         }
         self.whole_blocks.fetch_min(end, AcqRel);
-        file.resize(end_offset, Preallocation::Off).await?;
-        self.allocator.note_truncated();
+        if file_len::truncate(&file, end_offset).await? {
+            self.allocator.note_truncated();
+        }
         Ok(())
     }
 }

@@ -13,12 +13,13 @@ use std::sync::atomic::{
     Ordering::{AcqRel, Acquire, Release},
 };
 
-use oxblk_core::{Edge, Errno, Error, Preallocation, Result, WriteFlags};
+use oxblk_core::{Edge, Errno, Error, Result, WriteFlags};
 use oxblk_ring::IoBuf;
 
 use super::Vpc;
 use super::footer::FOOTER_BYTES;
 use super::metadata::Copy;
+use crate::file_len;
 use crate::write_barrier::WriteBarrier;
 
 /// What is known about the footer at the end of the file.
@@ -133,12 +134,15 @@ impl Vpc {
         }
         // A device has a fixed length.
         if file.node().limits().grows {
+            let mut is_truncated = true;
             if file.size() > end {
                 self.file_len.store(end, Release);
-                file.resize(end, Preallocation::Off).await?;
+                is_truncated = file_len::truncate(&file, end).await?;
                 file.flush().await?;
             }
-            self.allocator.note_truncated();
+            if is_truncated {
+                self.allocator.note_truncated();
+            }
         }
         self.end.is_touched.store(false, Release);
         Ok(())

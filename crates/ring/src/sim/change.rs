@@ -1,7 +1,7 @@
 //! [`Change`]: a change of the content or the size of a simulated disk.
 
 use super::media::Media;
-use crate::buf::IoVec;
+use crate::buf::{IoBuf, IoVec};
 use crate::reactor::{Op, Payload};
 
 /// The change that an operation makes to the content or the size of the disk.
@@ -49,16 +49,17 @@ impl Change {
     /// Makes the change. The next flush makes the change durable.
     pub(super) fn apply(&self, media: &mut Media) {
         match self {
-            Change::Write(offset, data) => {
-                let mut at = *offset;
-                for buf in data {
-                    media.write(at, buf, false);
-                    at = at.saturating_add(buf.len() as u64);
-                }
-            }
+            Change::Write(offset, data) => media.write(*offset, &joined(data), false),
             Change::Zero { offset, len, extend } => media.zero(*offset, *len, *extend),
             Change::Grow(len) if *len <= media.len() => {}
             Change::Grow(len) | Change::Truncate(len) => media.truncate(*len),
         }
     }
+}
+
+/// The bytes of all buffers.
+pub(super) fn joined(bufs: &[IoBuf]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bufs.iter().for_each(|buf| bytes.extend_from_slice(buf));
+    bytes
 }

@@ -1,5 +1,7 @@
 //! [`Disk`]: a simulated disk with faults and power cuts.
 //!
+//! The head of [`sim`](super) describes the fault model.
+//!
 //! An operation takes effect when it completes, at a virtual time that the disk chooses. A write, an `fallocate` or a
 //! change of size that is in flight at a power cut may have taken effect or not, independently for each sector and for
 //! the size. A flush in flight has no effect.
@@ -11,9 +13,10 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::change::Change;
+use super::change::{Change, joined};
+use super::damage::{ArmedDamage, Hit};
 use super::faults::{ArmedRule, FaultOp, Faults};
-use super::media::{Media, Survivors};
+use super::media::{Media, SECTOR, Survivors};
 use super::moments::Moments;
 use super::rng::Rng;
 use crate::file::Extent;
@@ -31,6 +34,9 @@ pub(super) struct State {
     rules: Vec<ArmedRule>,
     /// Rules for operations that take effect, but report an error.
     late_rules: Vec<ArmedRule>,
+    damage_rules: Vec<ArmedDamage>,
+    /// The number of operations with damage.
+    damaged: u64,
     boundaries: u64,
     cut_after: Option<u64>,
     /// The changes of the operations in flight.
@@ -56,6 +62,8 @@ impl Disk {
             faults: Faults::default(),
             rules: Vec::new(),
             late_rules: Vec::new(),
+            damage_rules: Vec::new(),
+            damaged: 0,
             boundaries: 0,
             cut_after: None,
             in_flight: BTreeMap::new(),
@@ -78,7 +86,7 @@ impl Disk {
         Disk::with_media(seed, Media::from_bytes(bytes))
     }
 
-    /// The contents that reads return.
+    /// The contents that reads return. For an unreadable sector, the bytes that were written last.
     pub fn bytes(&self) -> Vec<u8> {
         let state = self.lock();
         let mut bytes = vec![0; usize::try_from(state.media.len()).unwrap_or(0)];
@@ -101,7 +109,32 @@ impl Disk {
         let mut state = self.lock();
         state.rules = faults.fail.iter().cloned().map(ArmedRule::new).collect();
         state.late_rules = faults.fail_late.iter().cloned().map(ArmedRule::new).collect();
+        state.damage_rules = faults.damage.iter().cloned().map(ArmedDamage::new).collect();
         state.faults = faults;
+    }
+
+    /// Silently changes the content of the sectors that contain bytes of this range, in every version that a power cut
+    /// may leave. Sectors past the end of the disk do not change.
+    pub fn corrupt(&self, range: Range<u64>) {
+        let mut state = self.lock();
+        let State { media, rng, .. } = &mut *state;
+        for number in sectors(media, &range) {
+            media.corrupt_at_rest(number, rng);
+        }
+    }
+
+    /// Makes the sectors that contain bytes of this range unreadable, in every version that a power cut may leave. A
+    /// write of a complete sector makes the sector readable again.
+    pub fn make_unreadable(&self, range: Range<u64>) {
+        let mut state = self.lock();
+        for number in sectors(&state.media, &range) {
+            state.media.spoil_at_rest(number);
+        }
+    }
+
+    /// The number of operations in which a [`DamageRule`](super::DamageRule) took effect.
+    pub fn damaged(&self) -> u64 {
+        self.lock().damaged
     }
 
     /// Cuts the power when the disk has passed `n_writes` write boundaries since its creation. The completion of a
@@ -136,7 +169,7 @@ impl Disk {
     }
 
     /// The copies that [`keep_common_moments`](Disk::keep_common_moments) has made. For each boundary: the number of
-    /// boundaries that the first disk had passed, and a copy of each disk.
+    /// boundaries that all disks together had passed, and a copy of each disk.
     pub fn common_moments(&self) -> Vec<(u64, Vec<Disk>)> {
         let moments = self.lock().moments.clone();
         moments.map_or_else(Vec::new, |moments| moments.kept())
@@ -250,7 +283,8 @@ impl Disk {
             return -errno;
         }
         let late = state.late_rules.iter_mut().filter_map(|rule| rule.judge(kind, &touched)).next();
-        let outcome = state.apply(started, slot);
+        let hit = state.damage(kind, &touched);
+        let outcome = state.apply(started, slot, hit);
         late.map_or(outcome, |errno| -errno)
     }
 }
@@ -259,6 +293,11 @@ impl fmt::Debug for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Disk").field("len", &self.len()).finish_non_exhaustive()
     }
+}
+
+/// The sectors of the disk that contain bytes of a range.
+fn sectors(media: &Media, range: &Range<u64>) -> Range<u64> {
+    range.start / SECTOR..range.end.min(media.len()).div_ceil(SECTOR)
 }
 
 fn payload_len(payload: &Payload) -> usize {
@@ -271,8 +310,11 @@ fn payload_len(payload: &Payload) -> usize {
     }
 }
 
+fn span(offset: u64, len: u64) -> Range<u64> {
+    offset..offset.saturating_add(len)
+}
+
 fn classify(op: Op, payload: &Payload) -> (FaultOp, Range<u64>) {
-    let span = |offset: u64, len: u64| offset..offset.saturating_add(len);
     match op {
         Op::Read { offset } => (FaultOp::Read, span(offset, payload_len(payload) as u64)),
         Op::Write { offset, .. } => (FaultOp::Write, span(offset, payload_len(payload) as u64)),
@@ -291,21 +333,43 @@ impl State {
         if self.is_cut() { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
     }
 
+    /// The damage of an operation.
+    fn damage(&mut self, kind: FaultOp, touched: &Range<u64>) -> Option<Hit> {
+        let len = self.media.len();
+        let State { damage_rules, rng, .. } = self;
+        let hit = damage_rules.iter_mut().find_map(|rule| rule.judge(kind, touched, len, rng));
+        self.damaged += u64::from(hit.is_some());
+        hit
+    }
+
     /// The number of bytes that a transfer of `len` bytes completes: fewer than `len` with the probability `short`.
     fn amount(&mut self, len: usize, short: f64) -> usize {
         if len > 1 && self.rng.chance(short) { 1 + self.rng.index(len - 1) } else { len }
     }
 
-    fn apply(&mut self, started: Started, slot: &mut Slot) -> i32 {
+    fn apply(&mut self, started: Started, slot: &mut Slot, hit: Option<Hit>) -> i32 {
         let len = payload_len(&slot.payload);
+        let place = |offset| hit.map_or(offset, |hit| hit.place(offset));
         let done = match slot.op {
             Op::Read { offset } => {
-                let amount = self.amount(len, self.faults.short_reads);
+                let short = if hit.is_some() { 0.0 } else { self.faults.short_reads };
+                let (offset, amount) = (place(offset), self.amount(len, short));
+                if !self.media.is_readable(&span(offset, amount as u64)) {
+                    return -libc::EIO;
+                }
                 self.read(offset, amount, &mut slot.payload)
             }
             Op::Write { offset, fua } => {
-                let amount = self.amount(len, self.faults.short_writes);
-                self.write(offset, amount, fua, &slot.payload)
+                let short = if hit.is_some() { 0.0 } else { self.faults.short_writes };
+                let (offset, amount) = (place(offset), self.amount(len, short));
+                if !self.media.is_changeable(&span(offset, amount as u64)) {
+                    return -libc::EIO;
+                }
+                let done = self.write(offset, amount, fua, &slot.payload);
+                if let Some(hit) = hit {
+                    hit.after_write(&mut self.media, fua, &mut self.rng);
+                }
+                done
             }
             Op::Sync { .. } => {
                 self.media.settle(started.change);
@@ -339,25 +403,32 @@ impl State {
         done
     }
 
+    /// Writes the first `amount` bytes. The buffers are joined, so that a sector with bytes of two buffers has one new
+    /// version.
     fn write(&mut self, offset: u64, amount: usize, fua: bool, payload: &Payload) -> usize {
-        let mut done = 0;
-        let mut one = |buf: &[u8]| {
-            let want = buf.len().min(amount - done);
-            if let Some(from) = buf.get(..want) {
-                self.media.write(offset.saturating_add(done as u64), from, fua);
-                done += want;
-            }
-        };
         match payload {
-            Payload::Write(buf) => one(buf),
-            Payload::WriteV(bufs) => bufs.iter().for_each(|buf| one(buf)),
-            _ => {}
+            Payload::Write(buf) => {
+                let data = buf.get(..amount).unwrap_or(buf);
+                self.media.write(offset, data, fua);
+                data.len()
+            }
+            Payload::WriteV(bufs) => {
+                let mut data = joined(bufs);
+                data.truncate(amount);
+                self.media.write(offset, &data, fua);
+                data.len()
+            }
+            _ => 0,
         }
-        done
     }
 
     fn fallocate(&mut self, mode: i32, offset: u64, len: u64) -> i32 {
         let Some(change) = Change::of_fallocate(mode, offset, len) else { return -libc::EINVAL };
+        if let Change::Zero { .. } = change
+            && !self.media.is_changeable(&span(offset, len))
+        {
+            return -libc::EIO;
+        }
         change.apply(&mut self.media);
         0
     }

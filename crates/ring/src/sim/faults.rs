@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use super::damage::DamageRule;
+
 /// Kinds of operations to which a [`FailRule`] applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultOp {
@@ -53,6 +55,9 @@ pub struct Faults {
     pub fail_late: Vec<FailRule>,
     /// Probability that an operation other than a close fails with `EIO` and has no effect.
     pub fail_rate: f64,
+    /// Operations that succeed, but damage the medium or return wrong data. The first rule that applies to an operation
+    /// takes effect.
+    pub damage: Vec<DamageRule>,
 }
 
 impl Default for Faults {
@@ -64,36 +69,67 @@ impl Default for Faults {
             fail: Vec::new(),
             fail_late: Vec::new(),
             fail_rate: 0.0,
+            damage: Vec::new(),
         }
     }
 }
 
-/// A rule, and the number of operations that satisfied its conditions (without `nth`).
+/// A rule, and the state of its conditions.
 pub(super) struct ArmedRule {
-    pub(super) rule: FailRule,
-    hits: u64,
-    fired: bool,
+    errno: i32,
+    trigger: Trigger,
 }
 
 impl ArmedRule {
     pub(super) fn new(rule: FailRule) -> ArmedRule {
-        ArmedRule { rule, hits: 0, fired: false }
+        let trigger = Trigger::new(rule.op, rule.nth, rule.range, rule.once);
+        ArmedRule { errno: rule.errno, trigger }
     }
 
     /// The error of this operation, if the rule makes it fail.
     pub(super) fn judge(&mut self, op: FaultOp, touched: &Range<u64>) -> Option<i32> {
-        let any = self.rule.op == FaultOp::Any && op != FaultOp::Close;
-        let kind = any || self.rule.op == op;
+        self.trigger.is_met(op, touched).then(|| {
+            self.trigger.fire();
+            self.errno
+        })
+    }
+}
+
+/// The conditions of a rule, and the number of operations that satisfied them (without `nth`).
+pub(super) struct Trigger {
+    op: FaultOp,
+    nth: Option<u64>,
+    range: Option<Range<u64>>,
+    once: bool,
+    hits: u64,
+    has_fired: bool,
+}
+
+impl Trigger {
+    pub(super) fn new(
+        op: FaultOp,
+        nth: Option<u64>,
+        range: Option<Range<u64>>,
+        once: bool,
+    ) -> Trigger {
+        Trigger { op, nth, range, once, hits: 0, has_fired: false }
+    }
+
+    /// Whether an operation satisfies the conditions. Counts the operation.
+    pub(super) fn is_met(&mut self, op: FaultOp, touched: &Range<u64>) -> bool {
+        let any = self.op == FaultOp::Any && op != FaultOp::Close;
+        let kind = any || self.op == op;
         let place =
-            self.rule.range.as_ref().is_none_or(|r| r.start < touched.end && touched.start < r.end);
-        if !kind || !place || (self.rule.once && self.fired) {
-            return None;
+            self.range.as_ref().is_none_or(|r| r.start < touched.end && touched.start < r.end);
+        if !kind || !place || (self.once && self.has_fired) {
+            return false;
         }
         self.hits += 1;
-        if self.rule.nth.is_some_and(|n| self.hits < n) {
-            return None;
-        }
-        self.fired = true;
-        Some(self.rule.errno)
+        self.nth.is_none_or(|n| self.hits >= n)
+    }
+
+    /// Records that the rule took effect.
+    pub(super) fn fire(&mut self) {
+        self.has_fired = true;
     }
 }

@@ -6,6 +6,7 @@
 //! holds for the size. A flush makes the newest version durable that was complete when the flush began.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::rng::Rng;
@@ -13,14 +14,28 @@ use super::rng::Rng;
 pub(super) const SECTOR: u64 = 512;
 const SECTOR_LEN: usize = 512;
 
-/// Content of a sector, in memory that the copies of a disk share; `None` is a hole.
-type Sector = Option<Arc<[u8; SECTOR_LEN]>>;
+/// The data of a sector, in memory that the copies of a disk share.
+#[derive(Clone)]
+struct Data {
+    bytes: Arc<[u8; SECTOR_LEN]>,
+    /// Whether reads of the sector succeed.
+    is_readable: bool,
+}
+
+impl Data {
+    fn new(bytes: [u8; SECTOR_LEN]) -> Data {
+        Data { bytes: Arc::new(bytes), is_readable: true }
+    }
+}
+
+/// Content of a sector; `None` is a hole.
+type Sector = Option<Data>;
 
 #[derive(Clone, Default)]
 pub(super) struct Media {
-    live: BTreeMap<u64, Arc<[u8; SECTOR_LEN]>>,
+    live: BTreeMap<u64, Data>,
     len: u64,
-    durable: BTreeMap<u64, Arc<[u8; SECTOR_LEN]>>,
+    durable: BTreeMap<u64, Data>,
     durable_len: u64,
     pending: BTreeMap<u64, Vec<(u64, Sector)>>,
     pending_len: Vec<(u64, u64)>,
@@ -49,7 +64,7 @@ impl Media {
                 for (to, from) in sector.iter_mut().zip(piece) {
                     *to = *from;
                 }
-                let sector = Arc::new(sector);
+                let sector = Data::new(sector);
                 media.durable.insert(at, sector.clone());
                 media.live.insert(at, sector);
             }
@@ -73,13 +88,78 @@ impl Media {
         while done < count {
             let (number, within, n) = piece(offset + done as u64, count - done);
             let Some(to) = out.get_mut(done..done + n) else { break };
-            match self.live.get(&number).and_then(|s| s.get(within..within + n)) {
+            match self.live.get(&number).and_then(|s| s.bytes.get(within..within + n)) {
                 Some(from) => to.copy_from_slice(from),
                 None => to.fill(0),
             }
             done += n;
         }
         count
+    }
+
+    /// The bytes of a sector, also of an unreadable sector.
+    fn bytes_of(&self, number: u64) -> [u8; SECTOR_LEN] {
+        self.live.get(&number).map_or([0; SECTOR_LEN], |data| *data.bytes)
+    }
+
+    /// Whether all sectors of a range can be read.
+    pub(super) fn is_readable(&self, range: &Range<u64>) -> bool {
+        let (first, last) = (range.start / SECTOR, range.end.min(self.len).div_ceil(SECTOR));
+        self.live.range(first..last.max(first)).all(|(_, data)| data.is_readable)
+    }
+
+    /// Whether a change of this range can be made: the sectors of which it changes only a part can be read.
+    pub(super) fn is_changeable(&self, range: &Range<u64>) -> bool {
+        [range.start, range.end]
+            .into_iter()
+            .filter(|end| !end.is_multiple_of(SECTOR))
+            .all(|end| self.live.get(&(end / SECTOR)).is_none_or(|data| data.is_readable))
+    }
+
+    /// Changes the content of a sector that the last change has written.
+    pub(super) fn corrupt_written(&mut self, number: u64, fua: bool, rng: &mut Rng) {
+        let mut bytes = self.bytes_of(number);
+        flip(&mut bytes, &random_bits(rng));
+        self.rewrite(number, Data::new(bytes), fua);
+    }
+
+    /// Makes a sector unreadable that the last change has written.
+    pub(super) fn spoil_written(&mut self, number: u64, fua: bool) {
+        let bytes = self.bytes_of(number);
+        self.rewrite(number, Data { is_readable: false, ..Data::new(bytes) }, fua);
+    }
+
+    /// Replaces the version of a sector that the last change has written.
+    fn rewrite(&mut self, number: u64, data: Data, fua: bool) {
+        if fua {
+            self.live.insert(number, data.clone());
+            self.durable.insert(number, data);
+            return;
+        }
+        if let Some(versions) = self.pending.get_mut(&number) {
+            versions.pop();
+        }
+        self.set_sector(number, Some(data));
+    }
+
+    /// Changes the content of a sector at rest: all versions that a power cut may leave change in the same bits.
+    pub(super) fn corrupt_at_rest(&mut self, number: u64, rng: &mut Rng) {
+        let bits = random_bits(rng);
+        self.change_at_rest(number, |data| flip(Arc::make_mut(&mut data.bytes), &bits));
+    }
+
+    /// Makes a sector at rest unreadable, in all versions that a power cut may leave.
+    pub(super) fn spoil_at_rest(&mut self, number: u64) {
+        self.change_at_rest(number, |data| data.is_readable = false);
+    }
+
+    fn change_at_rest(&mut self, number: u64, change: impl Fn(&mut Data)) {
+        let empty = || Data::new([0; SECTOR_LEN]);
+        change(self.live.entry(number).or_insert_with(empty));
+        change(self.durable.entry(number).or_insert_with(empty));
+        for (_, version) in self.pending.get_mut(&number).into_iter().flatten() {
+            change(version.get_or_insert_with(empty));
+        }
     }
 
     fn set_sector(&mut self, number: u64, new: Sector) {
@@ -103,13 +183,13 @@ impl Media {
         while done < data.len() {
             let at = offset + done as u64;
             let (number, within, n) = piece(at, data.len() - done);
-            let mut sector = self.live.get(&number).map_or([0; SECTOR_LEN], |data| **data);
+            let mut sector = self.bytes_of(number);
             if let (Some(to), Some(from)) =
                 (sector.get_mut(within..within + n), data.get(done..done + n))
             {
                 to.copy_from_slice(from);
             }
-            self.set_sector(number, Some(Arc::new(sector)));
+            self.set_sector(number, Some(Data::new(sector)));
             if fua {
                 self.settle_sector(number, u64::MAX);
             }
@@ -136,13 +216,13 @@ impl Media {
             let stop = reach.min((number + 1) * SECTOR).saturating_sub(number * SECTOR);
             if start == 0 && stop == SECTOR {
                 self.set_sector(number, None);
-            } else if let Some(mut sector) = self.live.get(&number).map(|data| **data) {
+            } else if let Some(mut data) = self.live.get(&number).cloned() {
                 let (start, stop) =
                     (usize::try_from(start).unwrap_or(0), usize::try_from(stop).unwrap_or(0));
-                if let Some(bytes) = sector.get_mut(start..stop) {
+                if let Some(bytes) = Arc::make_mut(&mut data.bytes).get_mut(start..stop) {
                     bytes.fill(0);
                 }
-                self.set_sector(number, Some(Arc::new(sector)));
+                self.set_sector(number, Some(data));
             }
         }
         if extend && end > self.len {
@@ -238,7 +318,7 @@ impl Media {
         sectors.retain(|&number, _| number < len.div_ceil(SECTOR));
         if let Some(last) = sectors.get_mut(&(len / SECTOR)) {
             let keep = usize::try_from(len % SECTOR).unwrap_or(0);
-            Arc::make_mut(last).iter_mut().skip(keep).for_each(|b| *b = 0);
+            Arc::make_mut(&mut last.bytes).iter_mut().skip(keep).for_each(|b| *b = 0);
         }
         Media { live: sectors.clone(), len, durable: sectors, durable_len: len, ..Media::default() }
     }
@@ -259,6 +339,23 @@ impl Media {
         let next = self.live.range(first..).next().map_or(self.len, |(&n, _)| n * SECTOR);
         (false, next.min(self.len))
     }
+}
+
+/// Random bits of a sector. The first bit is always set.
+fn random_bits(rng: &mut Rng) -> [u8; SECTOR_LEN] {
+    let mut bits = [0; SECTOR_LEN];
+    for eight in bits.chunks_exact_mut(8) {
+        eight.copy_from_slice(&rng.next().to_le_bytes());
+    }
+    if let Some(first) = bits.first_mut() {
+        *first |= 1;
+    }
+    bits
+}
+
+/// Inverts bits of a sector.
+fn flip(bytes: &mut [u8; SECTOR_LEN], bits: &[u8; SECTOR_LEN]) {
+    bytes.iter_mut().zip(bits).for_each(|(byte, bits)| *byte ^= bits);
 }
 
 /// The sector that contains `offset`, the offset within the sector, and how many of `len` bytes lie in the sector.

@@ -39,14 +39,14 @@ impl Moments {
         }
         let disks = self.disks.iter().filter_map(Weak::upgrade);
         let (boundaries, disks): (Vec<u64>, _) = disks.map(|disk| Disk::keep(&disk)).unzip();
-        let moment = (boundaries.first().copied().unwrap_or(0), disks);
+        let moment = (boundaries.into_iter().sum(), disks);
         match sample.kept.get_mut(place) {
             Some(slot) => *slot = moment,
             None => sample.kept.push(moment),
         }
     }
 
-    /// The copies, in the order of the boundaries of the first disk.
+    /// The copies, in the order in which they were made.
     pub(super) fn kept(&self) -> Vec<(u64, Vec<Disk>)> {
         let sample = self.sample.lock().unwrap_or_else(PoisonError::into_inner);
         let mut kept = sample.kept.clone();

@@ -1,15 +1,16 @@
 //! Random changes of the graph under requests.
 //!
 //! Two disks are written and read by several tasks. At the same time, one task changes the graph (`steps`): it inserts and
-//! removes filters, puts overlays above an image, exchanges the media of the disks, reopens nodes and changes permissions. Some
-//! filters refuse permissions at random (`refuser`). A refused change must leave the graph as it was (`state`). The contents
-//! always equal the model. At the end the graph must be empty.
+//! removes filters, adds and removes children of quorums (`copies`), puts overlays above an image, exchanges the media of the
+//! disks, reopens nodes and changes permissions. Some filters refuse permissions at random (`refuser`). A refused change must
+//! leave the graph as it was (`state`). The contents always equal the model. At the end the graph must be empty.
 //!
 //! | function | disks | tasks |
 //! |---|---|---|
 //! | [`run`] | simulated | on the simulated executor |
 //! | [`run_on_files`] | files; the locks in `/proc/locks` must be those of the permissions | on four I/O threads |
 
+mod copies;
 mod refuser;
 mod state;
 mod steps;

@@ -18,7 +18,7 @@ pub(super) fn writing() -> Permissions {
 }
 
 /// The nodes that can be inserted above any node, which has the name `{}`.
-const INSERTED: [&str; 7] = [
+const INSERTED: [&str; 10] = [
     "driver=throttle,throttle-group=free,file={}",
     "driver=throttle,throttle-group=limited,file={}",
     "driver=raw,file={}",
@@ -26,16 +26,22 @@ const INSERTED: [&str; 7] = [
     "driver=blklogwrites,file={},log.driver=null-co,log.size=1T",
     "driver=quorum,vote-threshold=1,children.0={}",
     "driver=copy-before-write,file={},target.driver=null-co,target.size=1T",
+    "driver=compress,file={}",
+    "driver=preallocate,file={},prealloc-size=64k,prealloc-align=64k",
+    "driver=blkdebug,image={},inject-error.0.event=none,inject-error.0.errno=0,inject-error.0.delay-ns=1000",
 ];
+
+/// The nodes that can be inserted between compress and an image.
+const PASS_COMPRESSED: [&str; 2] = [INSERTED[0], INSERTED[1]];
 
 /// No chain has more nodes.
 const MOST_NODES: usize = 24;
 
 pub(super) struct Changer {
-    world: Arc<World>,
-    graph: Graph,
-    storage: Storage,
-    random: Random,
+    pub(super) world: Arc<World>,
+    pub(super) graph: Graph,
+    pub(super) storage: Storage,
+    pub(super) random: Random,
     made: u64,
     refused: u64,
 }
@@ -58,7 +64,7 @@ impl Changer {
         let disk = usize::try_from(self.random.below(DISKS as u64)).expect("a small number");
         let backend = self.world.disks[disk].backend.clone();
         let nodes = nodes_of(&backend);
-        let outcome = match self.random.below(12) {
+        let outcome = match self.random.below(15) {
             0..4 if nodes.len() < MOST_NODES => self.insert(&nodes).await,
             0..6 => self.remove(&nodes).await,
             6 if nodes.len() < MOST_NODES => self.overlay(&backend).await,
@@ -66,6 +72,8 @@ impl Changer {
             8 => self.exchange().await,
             9 => self.reopen(disk).await,
             10 => self.permissions(disk).await,
+            11 if nodes.len() < MOST_NODES => self.verify(&backend, &nodes).await,
+            12 | 13 if nodes.len() < MOST_NODES => self.change_quorum(&backend, &nodes).await,
             _ => self.replace_backing(&nodes).await,
         };
         match outcome {
@@ -84,7 +92,10 @@ impl Changer {
     /// Opens a filter above a random node and inserts it there.
     async fn insert(&mut self, nodes: &[Arc<Node>]) -> Result<()> {
         let below = Arc::clone(self.random.pick(nodes));
-        let kind = self.random.pick(&INSERTED);
+        let kind = match must_compress(nodes).iter().any(|node| Arc::ptr_eq(node, &below)) {
+            true => self.random.pick(&PASS_COMPRESSED),
+            false => self.random.pick(&INSERTED),
+        };
         let kind = kind.replace("{}", below.name());
         let options = format!("{kind},node-name={}", self.storage.name());
         let flags =
@@ -96,7 +107,7 @@ impl Changer {
     }
 
     /// Closes a new node if the change that was to use it was refused.
-    async fn or_release(&self, outcome: Result<()>, node: Arc<Node>) -> Result<()> {
+    pub(super) async fn or_release(&self, outcome: Result<()>, node: Arc<Node>) -> Result<()> {
         if outcome.is_err() {
             self.graph.release(node).await.expect("it closes");
         }
@@ -110,9 +121,9 @@ impl Changer {
             return Ok(());
         }
         let filter = *self.random.pick(&inserted);
-        let (_, below) = filter.children().iter().next().expect("a child");
+        let below = self.child_with_data(filter);
         let mut change = self.graph.change();
-        change.replace_node(filter, below.node(), |_| true);
+        change.replace_node(filter, &below, |_| true);
         change.run().await
     }
 
@@ -212,9 +223,38 @@ impl Changer {
     }
 }
 
+/// Drivers of inserted nodes.
+const FILTERS: [&str; 10] = [
+    "throttle",
+    "raw",
+    "refuser",
+    "blklogwrites",
+    "quorum",
+    "compress",
+    "preallocate",
+    "blkdebug",
+    "blkverify",
+    "copy-before-write",
+];
+
+/// The nodes to which a compress filter sends compressed writes.
+pub(super) fn must_compress(nodes: &[Arc<Node>]) -> Vec<Arc<Node>> {
+    let named = |name| nodes.iter().filter(move |node| node.factory().name() == name);
+    let mut found: Vec<Arc<Node>> = Vec::new();
+    let mut next: Vec<Arc<Node>> = named("compress").cloned().collect();
+    while let Some(node) = next.pop() {
+        if let Some(below) = node.child(ChildIdx::FILE) {
+            if below.factory().name() == "throttle" {
+                next.push(Arc::clone(&below));
+            }
+            found.push(below);
+        }
+    }
+    found
+}
+
 fn is_inserted(node: &Node) -> bool {
-    let names = ["throttle", "raw", "refuser", "blklogwrites", "quorum", "copy-before-write"];
-    names.contains(&node.factory().name())
+    FILTERS.contains(&node.factory().name())
 }
 
 /// The nodes of a disk, each once.

@@ -99,6 +99,24 @@ impl Storage {
         opened
     }
 
+    /// Opens a new node with these bytes.
+    pub(super) async fn copy(&mut self, graph: &Graph, bytes: &[u8]) -> Result<Arc<Node>> {
+        let number = self.next();
+        let name = format!("c{number}");
+        match &self.place {
+            Place::Simulated { seed } => {
+                let disk = sim::Disk::from_bytes(seed ^ number, bytes);
+                sim_disk::add(graph, &name, &disk, false, Pace::GivesWay)
+            }
+            Place::Files(directory) => {
+                let path = directory.path().join(format!("{number}.copy"));
+                std::fs::write(&path, bytes).expect("a new file");
+                let all = format!("driver=file,node-name={name},filename={}", path.display());
+                graph.open(Options::from_dotted(&all, None)?, flags()).await
+            }
+        }
+    }
+
     /// Opens a new disk.
     pub(super) async fn disk(&mut self, graph: &Graph) -> Backend {
         let image = self.image(graph, "").await.expect("a new image opens");

@@ -1,8 +1,9 @@
 //! The end of the file: completing the last cluster, and truncating the unused end.
 
-use oxblk_core::{ErrorKind, Preallocation, Result, ZeroFlags};
+use oxblk_core::Result;
 
 use super::Clusters;
+use crate::file_len;
 
 impl Clusters {
     /// Extends the file to the end of its last cluster or subcluster with a hole, as QEMU does. The file is extended only if
@@ -20,13 +21,7 @@ impl Clusters {
             return Ok(());
         }
         let end = size.checked_next_multiple_of(unit).unwrap_or(size);
-        match file.resize(end, Preallocation::Off).await {
-            // Some nodes only grow by writes, for example quorum.
-            Err(error) if error.kind() == ErrorKind::Unsupported => {
-                file.write_zeroes(size, end.saturating_sub(size), ZeroFlags::empty()).await
-            }
-            outcome => outcome,
-        }
+        file_len::extend(&file, end).await
     }
 
     /// Truncates the file behind its last cluster in use. A file that cannot change its size is not truncated. The caller
@@ -47,9 +42,6 @@ impl Clusters {
         if end >= size {
             return Ok(());
         }
-        match file.resize(end, Preallocation::Off).await {
-            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(()),
-            outcome => outcome,
-        }
+        file_len::truncate(&file, end).await.map(drop)
     }
 }
