@@ -1,7 +1,7 @@
 //! Carrying out a request: beginning it, counting it, and trying it again after an error that the device's policy holds.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 
 use oxblk_ring::now;
 
@@ -30,19 +30,21 @@ impl Io {
 }
 
 impl Backend {
-    /// Begins a request. Refuses it if it lies outside of the disk, or if the backend has no permission.
+    /// Begins an attempt of a request. Refuses it if it lies outside of the disk, or if the backend has no permission.
     async fn admit(&self, io: &Io) -> Result<Request<'_>> {
         let request = self.begin().await?.check(io.offset, io.len)?;
-        if let Some(flags) = io.writes
-            && let Err(error) = request.root.edge.may_write_with(flags)
-        {
-            request.done();
-            return Err(error);
+        match io.writes {
+            Some(flags) => request.check_write(flags),
+            None => Ok(request),
         }
-        Ok(request)
     }
 
-    /// Carries out a request. `attempt` makes an attempt of the request; its second argument is true if no other attempt can
+    /// Whether requests are neither counted nor subject to the policies of a device.
+    pub(super) fn is_plain(&self) -> bool {
+        !self.0.mode.get().intersects(Mode::ACCOUNTED | Mode::DEVICE)
+    }
+
+    /// Carries out a request. Reads and writes of a plain backend make their only attempt themselves. `attempt` makes an attempt of the request; its second argument is true if no other attempt can
     /// follow. `ignored` is the result of a request that has failed if the device ignores errors.
     pub(super) async fn carry_out<'a, T, F>(
         &'a self,
@@ -54,10 +56,6 @@ impl Backend {
         F: Future<Output = Result<T>>,
     {
         let mode = self.0.mode.get();
-        if !mode.intersects(Mode::ACCOUNTED | Mode::DEVICE) {
-            let request = self.admit(&io).await?;
-            return attempt(request, true).await;
-        }
         let is_last = !mode.contains(Mode::DEVICE);
         let mut turn = None;
         loop {
@@ -69,7 +67,12 @@ impl Backend {
                     return Err(error);
                 }
             };
-            let error = match start_in_turn(attempt(request, is_last), turn.take()).await {
+            let mut attempt = pin!(attempt(request, is_last));
+            let outcome = match turn.take() {
+                None => attempt.await,
+                Some(turn) => start_in_turn(attempt.as_mut(), turn).await,
+            };
+            let error = match outcome {
                 Ok(value) => {
                     self.account_end(&io, Span::until_now(started), true);
                     return Ok(value);
@@ -99,8 +102,8 @@ impl Backend {
 }
 
 /// Awaits `attempt`. Passes `turn` on when the attempt has been started.
-async fn start_in_turn<F: Future>(attempt: F, mut turn: Option<Turn<'_>>) -> F::Output {
-    let mut attempt = pin!(attempt);
+async fn start_in_turn<F: Future>(mut attempt: Pin<&mut F>, turn: Turn<'_>) -> F::Output {
+    let mut turn = Some(turn);
     poll_fn(|context| {
         let outcome = attempt.as_mut().poll(context);
         drop(turn.take());

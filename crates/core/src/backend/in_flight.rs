@@ -13,7 +13,7 @@ use super::root::RootEdge;
 use super::{Backend, Inner, no_medium};
 use crate::control::run_to_completion;
 use crate::epoch::{EpochPlace, Epochs};
-use crate::{Drained, Error, ErrorKind, Result};
+use crate::{Drained, Error, ErrorKind, Result, WriteFlags};
 
 impl Backend {
     /// Holds back new requests and waits until the requests in flight have ended. New requests resume when the guard is
@@ -262,6 +262,17 @@ impl Request<'_> {
             _ => {
                 self.done();
                 Err(Error::new(ErrorKind::OutOfRange, "Request lies outside the device").at(offset))
+            }
+        }
+    }
+
+    /// Returns the request if the backend may make such a write. Otherwise, ends the request and returns the error.
+    pub(super) fn check_write(self, flags: WriteFlags) -> Result<Self> {
+        match self.root.edge.may_write_with(flags) {
+            Ok(()) => Ok(self),
+            Err(error) => {
+                self.done();
+                Err(error)
             }
         }
     }

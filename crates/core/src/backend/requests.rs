@@ -1,6 +1,7 @@
 //! The requests of a backend: reads, writes, zero writes, discards, flushes and status queries.
 //!
-//! [`Backend::carry_out`] begins each request, which counts it as in flight. If a request may need more than
+//! [`Backend::begin`] counts each request as in flight. [`Backend::carry_out`] makes the attempts of a request. Reads and writes
+//! of a plain backend do not use this function, because it moves large futures. If a request may need more than
 //! one host operation to change data, the request runs to its end even if its future is dropped. A flush also runs to
 //! its end.
 
@@ -24,6 +25,16 @@ impl Backend {
     pub async fn read(&self, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
         let size = buf.len();
         let io = Io { kind: IoType::Read, offset, len: request::as_u64(size), writes: None };
+        if self.is_plain() {
+            let request = self.begin().await?.check(offset, io.len)?.only_reads();
+            // A copy of the end of `read_once`: this is the path of most requests.
+            if request.root.below.reads_write {
+                return read_once(request, offset, buf).await;
+            }
+            let buf = request::read_padded(request.root.edge.node(), offset, buf).await?;
+            request.done();
+            return Ok(buf);
+        }
         let mut given = Some(buf);
         self.carry_out(
             io,
@@ -48,6 +59,10 @@ impl Backend {
         let flags = if self.is_write_through() { flags | WriteFlags::FUA } else { flags };
         let len = request::as_u64(data.len());
         let io = Io { kind: IoType::Write, offset, len, writes: Some(flags) };
+        if self.is_plain() {
+            let request = self.begin().await?.check(offset, len)?;
+            return write_once(request, offset, data, flags).await;
+        }
         self.carry_out(
             io,
             || (),
@@ -187,6 +202,10 @@ async fn write_once(
     flags: WriteFlags,
 ) -> Result<()> {
     let root = Arc::clone(&request.root);
+    if let Err(error) = root.edge.may_write_with(flags) {
+        request.done();
+        return Err(error);
+    }
     if !flags.is_empty() || data.is_empty() {
         let work = async move { root.edge.write(offset, data, flags).await };
         return request.run_to_completion(work).await;
