@@ -276,7 +276,10 @@ fn an_image_in_a_quorum_of_files_grows_as_in_qemu() {
         };
         let disk = format!("driver={format},file.driver={name},{children}");
         both.io(&disk, &["write -P 3 0 200k", "write -P 4 512k 64k", "read -P 3 0 200k"]);
-        both.same(Img, &["check", "--image-opts", &disk]);
+        // QEMU preallocates 128 MiB for Parallels images, and a quorum cannot be truncated. QEMU does not check VPC images.
+        if !["parallels", "vpc"].contains(&format) {
+            both.same(Img, &["check", "--image-opts", &disk]);
+        }
         both.same(Img, &["compare", "-f", format, "-F", format, "a", "b"]);
     }
 }
