@@ -119,7 +119,7 @@ fn a_scheme_in_the_option_filename_has_no_meaning() {
 #[test]
 fn a_filter_that_cannot_be_reopened_prevents_the_reopen_of_the_node_above() {
     let both = images();
-    let options = "driver=blkdebug,image.driver=copy-on-read,image.read-only=off,\
+    let options = "driver=blkdebug,image.driver=copy-on-read,image.node-name=cor,image.read-only=off,\
                    image.file.driver=qcow2,image.file.file.filename=top.qcow2";
     let commands = ["-c", "read 0 4k", "-c", "reopen -w", "-c", "write 0 4k"];
     both.same(Io, &[&["-r", "--image-opts", options][..], &commands].concat());
