@@ -260,6 +260,12 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
+    /// The capability to see each request before it passes the node. The node queries the capability when it queries the
+    /// limits.
+    fn admission(&self) -> Option<&dyn crate::Admission> {
+        None
+    }
+
     /// The capability to let requests pass that wait in the driver, for a drain.
     fn drain(&self) -> Option<&dyn Drain> {
         None

@@ -8,6 +8,7 @@
 //! All I/O threads of [`oxblk_ring`] may make requests concurrently; a node belongs to no thread.
 #![forbid(unsafe_code)]
 
+mod admission;
 pub mod amend;
 mod backend;
 mod background;
@@ -57,6 +58,7 @@ mod atomics {
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 }
 
+pub use admission::{Admission, IncomingRequest, RequestKind};
 pub use backend::{
     AccountingOptions, Backend, Boundaries, Counts, Device, DeviceOptions, DeviceState,
     IntervalStatistics, IoStatus, IoType, Latencies, LatencyHistogram, OnError, PerIoType,

@@ -294,6 +294,7 @@ impl Node {
         let reports = primary.as_ref().is_some_and(|edge| edge.node().takes_debug_events());
         self.slow_path.assign(SlowPathFlags::REPORTS_EVENTS, reports);
         self.slow_path.assign(SlowPathFlags::DEBUG_EVENTS, self.driver.debug_events().is_some());
+        self.slow_path.assign(SlowPathFlags::ADMITS, self.driver.admission().is_some());
         self.request_alignment.store(limits.request_alignment, Relaxed);
         self.mem_alignment.store(limits.mem_alignment.max(1), Relaxed);
         *self.limits.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(limits);

@@ -6,6 +6,8 @@
 mod abandoned;
 #[path = "requests/accounting.rs"]
 mod accounting;
+#[path = "requests/admission.rs"]
+mod admission;
 #[path = "requests/bitmaps.rs"]
 mod bitmaps;
 #[path = "requests/blocked.rs"]

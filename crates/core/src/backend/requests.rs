@@ -203,8 +203,9 @@ async fn write_once(
                 request.run_to_completion(finish).await
             }
         },
-        Err(data) => {
-            let work = async move { root.edge.write(offset, data, flags).await };
+        Err(begun) => {
+            let work =
+                async move { request::continue_write(root.edge.node(), offset, begun).await };
             request.run_to_completion(work).await
         }
     }

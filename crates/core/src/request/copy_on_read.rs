@@ -18,9 +18,10 @@ use std::sync::Arc;
 
 use oxblk_ring::{IoBuf, IoBufMut};
 
+use super::admit::admit;
 use super::{align, as_u64, min_len, slow, status};
 use crate::driver::Want;
-use crate::{DebugEvent, ErrorKind, Node, Result, ZeroFlags};
+use crate::{DebugEvent, ErrorKind, Node, RequestKind, Result, ZeroFlags};
 
 /// Maximum number of requested bytes in one step. A step reads whole blocks, so it may read more bytes.
 const AT_ONCE: u64 = 2 << 20;
@@ -83,6 +84,7 @@ pub(crate) async fn read_copying(
     mut buf: IoBufMut,
     bottom: Option<&Arc<Node>>,
 ) -> Result<IoBufMut> {
+    admit(node, RequestKind::Read, offset, as_u64(buf.len())).await;
     let room = min_len(node.size().saturating_sub(offset), buf.len());
     if !align::fits(node, offset, room, buf.as_ptr().addr()) {
         // Only the last block of a file. It has no backing file.
@@ -213,6 +215,7 @@ fn copy(buf: &mut IoBufMut, from: u64, to: u64, data: &[u8]) {
 async fn keep(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     let len = as_u64(data.len());
     node.debug_event(DebugEvent::CorWrite).await;
+    admit(node, RequestKind::Write, offset, len).await;
     node.note_write(offset, len);
     if oxblk_ring::is_zero(&data)
         && let Some(request) = node.driver().write_zeroes(offset, len, ZeroFlags::empty())

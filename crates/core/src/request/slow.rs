@@ -158,7 +158,7 @@ pub(super) async fn write(node: Arc<Node>, offset: u64, data: IoBuf) -> Result<(
     if node.has_gate(SlowPathFlags::DETECT_ZEROES) && oxblk_ring::is_zero(&data) {
         let mut flags = ZeroFlags::empty();
         flags.set(ZeroFlags::MAY_UNMAP, node.detect_zeroes() == DetectZeroes::Unmap);
-        return zero::write_zeroes(&node, offset, len, flags).await;
+        return zero::write_admitted(&node, offset, len, flags).await;
     }
     let changing = Changing::begin(&node, offset, len);
     let outcome = write_data(&node, offset, data).await;

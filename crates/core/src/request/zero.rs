@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use oxblk_ring::IoBuf;
 
+use super::admit::admit;
 use super::changed::Changing;
 use super::{align, flush, min_len, run_all, slow};
-use crate::{DebugEvent, Errno, Error, ErrorKind, Node, Result, ZeroFlags};
+use crate::{DebugEvent, Errno, Error, ErrorKind, Node, RequestKind, Result, ZeroFlags};
 
 /// Maximum number of zero bytes written as data in one call.
 const MAX_ZERO_DATA: u64 = 1 << 20;
@@ -27,6 +28,17 @@ pub(crate) async fn write_zeroes(
         return Ok(());
     }
     slow::check_write(node, offset, len)?;
+    admit(node, RequestKind::WriteZeroes, offset, len).await;
+    write_admitted(node, offset, len, flags).await
+}
+
+/// Makes a range read as zeroes, for a request that the node has checked and admitted.
+pub(super) async fn write_admitted(
+    node: &Arc<Node>,
+    offset: u64,
+    len: u64,
+    flags: ZeroFlags,
+) -> Result<()> {
     let mut parts = flags - ZeroFlags::FUA;
     if !node.unmaps() {
         parts -= ZeroFlags::MAY_UNMAP;
@@ -131,6 +143,7 @@ pub(crate) async fn discard(node: &Arc<Node>, offset: u64, len: u64) -> Result<(
     if !node.unmaps() {
         return Ok(());
     }
+    admit(node, RequestKind::Discard, offset, len).await;
     let limits = node.limits();
     let most = match limits.max_discard {
         0 => MAX_RANGE,
