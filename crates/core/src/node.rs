@@ -6,6 +6,7 @@
 
 mod chain;
 mod slow_path;
+mod tracking;
 mod users;
 mod write_watch;
 mod writes;
@@ -33,6 +34,8 @@ use crate::{ChildIdx, Children, DebugEvent, Edge, Events, Limits, OpenFlags, Opt
 
 use slow_path::SlowPath;
 pub(crate) use slow_path::SlowPathFlags;
+pub use tracking::RequestTracking;
+use tracking::Trackers;
 use write_watch::WriteWatch;
 
 /// How `detect-zeroes` treats writes that contain only zeroes.
@@ -66,6 +69,7 @@ pub struct Node {
     request_alignment: AtomicU32,
     mem_alignment: AtomicU32,
     slow_path: SlowPath,
+    trackers: Trackers,
     write_watch: WriteWatch,
     write_guard: OnceLock<WriteGuard>,
     bitmaps: BitmapList,
@@ -131,6 +135,7 @@ impl Node {
             users: Users::default(),
             epochs: parts.epochs,
             slow_path: SlowPath::new(flags),
+            trackers: Trackers::default(),
             write_watch: WriteWatch::default(),
             serialise: RangeLock::new(),
             aligned_writes: AlignedWrites::default(),

@@ -33,6 +33,8 @@ mod held_requests;
 mod memory;
 #[path = "requests/notifications.rs"]
 mod notifications;
+#[path = "requests/ordering.rs"]
+mod ordering;
 #[path = "requests/references.rs"]
 mod references;
 #[path = "requests/users.rs"]

@@ -13,7 +13,9 @@ use super::accounting::IoType;
 use super::attempts::Io;
 use super::in_flight::Request;
 use crate::request::{self, ChainStatus};
-use crate::{CompressedCluster, Node, Result, Want, WriteFlags, ZeroFlags};
+use crate::{
+    CompressedCluster, Edge, Node, ReadFlags, RequestTracking, Result, Want, WriteFlags, ZeroFlags,
+};
 
 impl Backend {
     /// Reads `buf.len()` bytes at `offset`.
@@ -34,6 +36,87 @@ impl Backend {
                 read_once(request, offset, buf)
             },
         )
+        .await
+    }
+
+    /// Reads with flags. With [`ReadFlags::COPY_ON_READ`], the root node tracks its requests during the read. A user with many
+    /// such reads keeps a [`RequestTracking`] ([`Self::track_requests`]): otherwise each read first waits for the requests in
+    /// flight.
+    ///
+    /// # Errors
+    /// The errors of [`Self::read`]; [`Denied`](crate::ErrorKind::Denied) for a copy without permission to write unchanged data.
+    pub async fn read_with(
+        &self,
+        offset: u64,
+        buf: IoBufMut,
+        flags: ReadFlags,
+    ) -> Result<IoBufMut> {
+        if !flags.contains(ReadFlags::COPY_ON_READ) {
+            return self.read(offset, buf).await;
+        }
+        let size = buf.len();
+        let io = Io { kind: IoType::Read, offset, len: request::as_u64(size), writes: None };
+        let mut given = Some(buf);
+        self.carry_out_tracked(
+            io,
+            || IoBufMut::zeroed(size),
+            |edge| {
+                let buf = given.take().unwrap_or_else(|| IoBufMut::new(size));
+                async move { edge.read_with(offset, buf, flags).await }
+            },
+        )
+        .await
+    }
+
+    /// Copies what a read with [`ReadFlags::COPY_ON_READ`] of the range would copy, without a buffer for the data. See
+    /// [`Self::read_with`].
+    ///
+    /// # Errors
+    /// The errors of [`Self::read_with`].
+    pub async fn prefetch(&self, offset: u64, len: u64) -> Result<()> {
+        let io = Io { kind: IoType::Read, offset, len, writes: None };
+        self.carry_out_tracked(io, || (), |edge| async move { edge.prefetch(offset, len).await })
+            .await
+    }
+
+    /// Makes the root node track its requests until the value is dropped; see [`RequestTracking`]. Waits for the requests in
+    /// flight.
+    ///
+    /// # Errors
+    /// `ENOMEDIUM` if the backend has no root node.
+    pub async fn track_requests(&self) -> Result<RequestTracking> {
+        Ok(self.root()?.track_requests().await)
+    }
+
+    /// Carries out a request for which the root node tracks its requests. The request runs to its end.
+    async fn carry_out_tracked<T, F>(
+        &self,
+        io: Io,
+        ignored: impl FnOnce() -> T,
+        mut start: impl FnMut(Arc<Edge>) -> F,
+    ) -> Result<T>
+    where
+        T: 'static,
+        F: Future<Output = Result<T>> + 'static,
+    {
+        let mut tracking = self.track_requests().await?;
+        // A change of the graph may have replaced the root node in the meantime.
+        loop {
+            let root = self.root()?;
+            if tracking.is_of(root.node()) {
+                break;
+            }
+            tracking = root.track_requests().await;
+        }
+        let tracking = Arc::new(tracking);
+        self.carry_out(io, ignored, |request, _| {
+            let (work, tracking) = (start(Arc::clone(&request.root.edge)), Arc::clone(&tracking));
+            request.run_to_completion(async move {
+                let outcome = work.await;
+                drop(tracking);
+                outcome
+            })
+        })
         .await
     }
 
@@ -91,7 +174,8 @@ impl Backend {
     /// as data.
     pub async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         let flags = if self.is_write_through() { flags | ZeroFlags::FUA } else { flags };
-        let io = Io { kind: IoType::Write, offset, len, writes: Some(WriteFlags::empty()) };
+        let writes = Some(WriteFlags::of_zero_write(flags));
+        let io = Io { kind: IoType::Write, offset, len, writes };
         self.carry_out(
             io,
             || (),

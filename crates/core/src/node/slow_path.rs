@@ -25,6 +25,8 @@ bitflags::bitflags! {
         const REPORTS_EVENTS = 64;
         /// The driver admits requests. The fast path asks the driver, so this flag alone does not make a request slow.
         const ADMITS = 128;
+        /// Reads and changes are counted, so that serialising requests can wait for them.
+        const TRACKS = 256;
     }
 }
 

@@ -217,7 +217,8 @@ fn walk<T>(
 }
 
 /// The reasons why a read must take the slow path.
-const SLOW_READS: SlowPathFlags = SlowPathFlags::COPY_ON_READ.union(SlowPathFlags::REPORTS_EVENTS);
+const SLOW_READS: SlowPathFlags =
+    SlowPathFlags::COPY_ON_READ.union(SlowPathFlags::REPORTS_EVENTS).union(SlowPathFlags::TRACKS);
 
 impl Node {
     /// Whether a request must take the slow path at this node, regardless of the driver's `map`.

@@ -31,12 +31,14 @@ use oxblk_ring::{IoBuf, IoBufMut, UntilSettled, WriteAt};
 use crate::compressed::cannot_compress;
 use crate::counted::CountedWrite;
 use crate::driver::{BoxFuture, MapOp, Preallocation};
+use crate::node::SlowPathFlags;
 use crate::{
-    CompressedCluster, Errno, Error, ErrorKind, Node, RequestKind, Result, WriteFlags, check_length,
+    CompressedCluster, Errno, Error, ErrorKind, Node, ReadFlags, RequestKind, Result, WriteFlags,
+    check_length,
 };
 
 pub use copy_on_read::CopyOnRead;
-pub(crate) use copy_on_read::read_copying;
+pub(crate) use copy_on_read::{prefetch, read_copying};
 pub(crate) use flush::flush;
 pub use status::ChainStatus;
 pub(crate) use status::{block_status, status_above};
@@ -50,6 +52,20 @@ use fast::{Place, ReadStart, Resolved, WriteStart};
 /// Reads `buf.len()` bytes at `offset`. Bytes past the end of the node read as zeroes.
 pub(crate) async fn read_padded(node: &Arc<Node>, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
     read_within(node, offset, buf, 0, Entry::New).await
+}
+
+/// Like [`read_padded`], with flags.
+pub(crate) async fn read_with(
+    node: &Arc<Node>,
+    offset: u64,
+    buf: IoBufMut,
+    flags: ReadFlags,
+) -> Result<IoBufMut> {
+    if !flags.contains(ReadFlags::COPY_ON_READ) {
+        return read_padded(node, offset, buf).await;
+    }
+    check_tracked(node)?;
+    read_copying(node, offset, buf, None).await
 }
 
 /// Maximum number of times that a piece of a request is split again into concurrent pieces; see [`read_on`].
@@ -224,7 +240,7 @@ pub(crate) fn start_in_place(
 
 /// Completes a write through `node` at `offset`.
 pub(crate) async fn continue_write(node: &Arc<Node>, offset: u64, begun: Begun) -> Result<()> {
-    let outcome = write_from(node, offset, begun.0).await;
+    let outcome = write_from(node, offset, begun.0, WriteFlags::empty()).await;
     node.mark_unflushed();
     outcome
 }
@@ -299,24 +315,43 @@ pub(crate) async fn write(
     if !flags.is_empty() {
         return Box::pin(write_flagged(node, offset, data, flags)).await;
     }
-    write_plain(node, offset, data).await
+    write_within(node, offset, data, Entry::New, flags).await
 }
 
 async fn write_flagged(
     node: &Arc<Node>,
     offset: u64,
     data: IoBuf,
-    flags: WriteFlags,
+    mut flags: WriteFlags,
 ) -> Result<()> {
+    let is_serialising = flags.contains(WriteFlags::SERIALISING);
+    if is_serialising {
+        check_tracked(node)?;
+    }
+    let flushes = flags.contains(WriteFlags::FUA)
+        && (flags.contains(WriteFlags::COMPRESSED) || !slow::implements_fua(node));
+    flags.set(WriteFlags::FUA, flags.contains(WriteFlags::FUA) && !flushes);
     if flags.contains(WriteFlags::COMPRESSED) {
         write_compressed(node, offset, data).await?;
+    } else if is_serialising || flags.contains(WriteFlags::FUA) {
+        // These flags concern this node, so the write may not pass it on the fast path.
+        admit::admit(node, RequestKind::Write, offset, as_u64(data.len())).await;
+        slow::write(Arc::clone(node), offset, data, flags).await?;
     } else {
-        write_plain(node, offset, data).await?;
+        write_within(node, offset, data, Entry::New, flags).await?;
     }
-    if flags.contains(WriteFlags::FUA) {
+    if flushes {
         flush(node).await?;
     }
     Ok(())
+}
+
+/// Refuses a serialising request to a node that does not track its requests.
+fn check_tracked(node: &Node) -> Result<()> {
+    if node.has_gate(SlowPathFlags::TRACKS) {
+        return Ok(());
+    }
+    Err(Error::invalid("The node does not track its requests").on_node(node.name()))
 }
 
 async fn write_compressed(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
@@ -359,18 +394,27 @@ async fn changed(
     outcome.map_err(|e| e.on_node(node.name()).at(offset))
 }
 
-async fn write_plain(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
-    write_within(node, offset, data, Entry::New).await
-}
-
-async fn write_within(node: &Arc<Node>, offset: u64, data: IoBuf, entry: Entry) -> Result<()> {
-    let outcome = write_from(node, offset, fast::start_write(node, offset, data, entry)).await;
+/// Writes `data`. Of the flags, only [`WriteFlags::UNCHANGED`] may be set.
+async fn write_within(
+    node: &Arc<Node>,
+    offset: u64,
+    data: IoBuf,
+    entry: Entry,
+    flags: WriteFlags,
+) -> Result<()> {
+    let start = fast::start_write(node, offset, data, entry);
+    let outcome = write_from(node, offset, start, flags).await;
     node.mark_unflushed();
     outcome
 }
 
 /// Completes a write through `node` at `offset` that has begun.
-async fn write_from(node: &Arc<Node>, offset: u64, start: WriteStart) -> Result<()> {
+async fn write_from(
+    node: &Arc<Node>,
+    offset: u64,
+    start: WriteStart,
+    flags: WriteFlags,
+) -> Result<()> {
     match start {
         WriteStart::InFlight { op, len, data } => match op.await {
             Ok(done) if done == len => Ok(()),
@@ -381,32 +425,40 @@ async fn write_from(node: &Arc<Node>, offset: u64, start: WriteStart) -> Result<
                 Ok(()) => Ok(()),
                 Err(rest) => Box::pin(finish_in_place(&leaf, at, rest)).await,
             },
-            Err(data) => Box::pin(slow::write(leaf, at, data)).await,
+            Err(data) => Box::pin(slow::write(leaf, at, data, flags)).await,
         },
-        WriteStart::Slow { node, offset, data } => Box::pin(slow::write(node, offset, data)).await,
+        WriteStart::Slow { node, offset, data } => {
+            Box::pin(slow::write(node, offset, data, flags)).await
+        }
         WriteStart::Wait { node, offset, data } => {
             let request = admit::incoming(MapOp::Write, offset, as_u64(data.len()));
             admit::wait(&node, request).await;
-            Box::pin(write_within(&node, offset, data, Entry::Admitted)).await
+            Box::pin(write_within(&node, offset, data, Entry::Admitted, flags)).await
         }
         WriteStart::Split { below: Some(Place { node, offset }), first, data } => {
-            Box::pin(write_split(&node, offset, data, first)).await
+            Box::pin(write_split(&node, offset, data, first, flags)).await
         }
         WriteStart::Split { below: None, first, data } => {
-            Box::pin(write_split(node, offset, data, first)).await
+            Box::pin(write_split(node, offset, data, first, flags)).await
         }
     }
 }
 
 /// Writes a request that lies in several extents and that the node has admitted.
-async fn write_split(node: &Arc<Node>, offset: u64, mut data: IoBuf, first: usize) -> Result<()> {
+async fn write_split(
+    node: &Arc<Node>,
+    offset: u64,
+    mut data: IoBuf,
+    first: usize,
+    flags: WriteFlags,
+) -> Result<()> {
     let head = data.split_to(first);
-    let mut pieces = vec![Box::pin(write_within(node, offset, head, Entry::Admitted))];
+    let mut pieces = vec![Box::pin(write_within(node, offset, head, Entry::Admitted, flags))];
     let mut at = offset.saturating_add(as_u64(first));
     while !data.is_empty() {
         let len = fast::extent_len(node, MapOp::Write, at, data.len());
         let piece = data.split_to(len);
-        pieces.push(Box::pin(write_within(node, at, piece, Entry::Admitted)));
+        pieces.push(Box::pin(write_within(node, at, piece, Entry::Admitted, flags)));
         at = at.saturating_add(as_u64(len));
     }
     run_all(pieces).await
