@@ -24,6 +24,8 @@ mod drains;
 mod failed_changes;
 #[path = "requests/failed_pieces.rs"]
 mod failed_pieces;
+#[path = "requests/foreign_memory.rs"]
+mod foreign_memory;
 #[path = "requests/graph_changes.rs"]
 mod graph_changes;
 #[path = "requests/held_model.rs"]

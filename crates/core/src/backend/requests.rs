@@ -6,13 +6,13 @@
 
 use std::sync::Arc;
 
-use oxblk_ring::{IoBuf, IoBufMut};
+use oxblk_ring::{ForeignVec, ForeignVecMut, IoBuf, IoBufMut};
 
 use super::Backend;
 use super::accounting::IoType;
 use super::attempts::Io;
 use super::in_flight::Request;
-use crate::request::{self, ChainStatus};
+use crate::request::{self, ChainStatus, Start};
 use crate::{
     CompressedCluster, Edge, Node, ReadFlags, RequestTracking, Result, Want, WriteFlags, ZeroFlags,
 };
@@ -142,6 +142,54 @@ impl Backend {
         .await
     }
 
+    /// Reads `memory.len()` bytes at `offset` into memory that others may change. If the range lies in a file of the host, the
+    /// host writes to the memory directly. After an error, the contents of the memory are undefined.
+    ///
+    /// # Errors
+    /// The errors of [`Self::read`].
+    pub async fn read_into(&self, offset: u64, memory: ForeignVecMut) -> Result<()> {
+        let len = request::as_u64(memory.len());
+        let io = Io { kind: IoType::Read, offset, len, writes: None };
+        // If the device ignores errors, a failed read returns zeroes, as in `read`.
+        let ignored = memory.clone();
+        self.carry_out(
+            io,
+            || ignored.zero(),
+            |request, _| {
+                let memory = memory.clone();
+                read_into_once(request, offset, memory)
+            },
+        )
+        .await
+    }
+
+    /// Writes `memory.len()` bytes at `offset` from memory that others may change. If the range lies in a file of the host, the
+    /// host reads the memory directly. Otherwise the data is copied once before a driver sees it. If the memory changes during
+    /// the write, the disk gets old or new bytes.
+    ///
+    /// # Errors
+    /// The errors of [`Self::write`].
+    pub async fn write_from(
+        &self,
+        offset: u64,
+        memory: ForeignVec,
+        flags: WriteFlags,
+    ) -> Result<()> {
+        let direct = WriteFlags::FUA | WriteFlags::UNCHANGED;
+        if memory.is_empty() || !direct.contains(flags) {
+            return self.write(offset, memory.to_buf(), flags).await;
+        }
+        let flags = if self.is_write_through() { flags | WriteFlags::FUA } else { flags };
+        let len = request::as_u64(memory.len());
+        let io = Io { kind: IoType::Write, offset, len, writes: Some(flags) };
+        self.carry_out(
+            io,
+            || (),
+            |request, _| write_from_once(request, offset, memory.clone(), flags),
+        )
+        .await
+    }
+
     /// Stores at `offset` a cluster that [`Self::compress`] has compressed.
     ///
     /// # Errors
@@ -262,6 +310,53 @@ async fn read_once(request: Request<'_>, offset: u64, buf: IoBufMut) -> Result<I
     let buf = request::read_padded(request.root.edge.node(), offset, buf).await?;
     request.done();
     Ok(buf)
+}
+
+async fn read_into_once(request: Request<'_>, offset: u64, memory: ForeignVecMut) -> Result<()> {
+    if request.root.below.reads_write {
+        let root = Arc::clone(&request.root);
+        let work = async move { request::read_into(root.edge.node(), offset, memory).await };
+        return request.run_to_completion(work).await;
+    }
+    request::read_into(request.root.edge.node(), offset, memory).await?;
+    request.done();
+    Ok(())
+}
+
+async fn write_from_once(
+    request: Request<'_>,
+    offset: u64,
+    memory: ForeignVec,
+    flags: WriteFlags,
+) -> Result<()> {
+    let root = Arc::clone(&request.root);
+    let finish = match request::start_write_from(root.edge.node(), offset, memory) {
+        Start::InPlace(operation) => match operation.done(root.edge.node()).await {
+            Ok(()) if !flags.contains(WriteFlags::FUA) => {
+                request.done();
+                return Ok(());
+            }
+            Ok(()) => {
+                return request.run_to_completion(async move { root.edge.flush().await }).await;
+            }
+            Err(rest) => Err(rest),
+        },
+        Start::Begun(begun) => Ok(begun),
+    };
+    let work = async move {
+        let node = root.edge.node();
+        match finish {
+            Ok(begun) => request::continue_write_from(node, offset, begun, flags).await,
+            Err(rest) => {
+                request::finish_in_place(node, offset, rest).await?;
+                match flags.contains(WriteFlags::FUA) {
+                    true => root.edge.flush().await,
+                    false => Ok(()),
+                }
+            }
+        }
+    };
+    request.run_to_completion(work).await
 }
 
 async fn write_once(

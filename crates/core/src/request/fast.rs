@@ -308,28 +308,33 @@ pub(super) fn is_on_host(root: &Arc<Node>, op: MapOp, offset: u64, len: u64) -> 
     })
 }
 
-/// The result of [`resolve_host`].
-pub(super) enum Resolved {
+/// Where a request ended its walk; see [`locate`].
+pub(super) enum Located {
     /// The range lies in the host file of this node.
     Host(Place),
-    /// The range is not contiguous in a host file, or the drivers cannot map it without I/O.
-    Elsewhere,
+    /// The range reads as zeroes.
+    Zero,
+    /// The request takes the slow path at the node, which has admitted it.
+    Slow(Place),
     /// The request must wait until the node admits it.
     Wait(Place),
+    /// See [`ReadStart::Split`].
+    Split { below: Option<Place>, first: usize },
 }
 
-/// Looks up the host file that contains the complete range.
-pub(super) fn resolve_host(
+/// Walks down with a request, and starts no operation.
+pub(super) fn locate(
     root: &Arc<Node>,
     op: MapOp,
     offset: u64,
-    len: u64,
+    len: usize,
     entry: Entry,
-) -> Resolved {
-    let Ok(len) = usize::try_from(len) else { return Resolved::Elsewhere };
-    walk(root, op, offset, len, entry.into(), |end, _| match end {
-        End::Host { leaf, offset } => Resolved::Host(Place::of((leaf, offset))),
-        End::Wait { node, offset } => Resolved::Wait(Place::of((node, offset))),
-        _ => Resolved::Elsewhere,
+) -> Located {
+    walk(root, op, offset, len, entry.into(), |end, admitter| match end {
+        End::Host { leaf, offset } => Located::Host(Place::of((leaf, offset))),
+        End::Zero => Located::Zero,
+        End::Slow { node, offset } => Located::Slow(Place::of((node, offset))),
+        End::Wait { node, offset } => Located::Wait(Place::of((node, offset))),
+        End::Split { first } => Located::Split { below: admitter.map(Place::of), first },
     })
 }

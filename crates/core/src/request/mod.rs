@@ -18,6 +18,7 @@ mod changed;
 mod copy_on_read;
 mod fast;
 mod flush;
+mod foreign;
 mod slow;
 mod status;
 mod together;
@@ -40,6 +41,7 @@ use crate::{
 pub use copy_on_read::CopyOnRead;
 pub(crate) use copy_on_read::{prefetch, read_copying};
 pub(crate) use flush::flush;
+pub(crate) use foreign::{Start, continue_write_from, read_into, start_write_from};
 pub use status::ChainStatus;
 pub(crate) use status::{block_status, status_above};
 pub use together::run_all;
@@ -47,7 +49,7 @@ pub(crate) use zero::{discard, write_zeroes};
 
 use admit::Entry;
 use changed::Changing;
-use fast::{Place, ReadStart, Resolved, WriteStart};
+use fast::{Located, Place, ReadStart, WriteStart};
 
 /// Reads `buf.len()` bytes at `offset`. Bytes past the end of the node read as zeroes.
 pub(crate) async fn read_padded(node: &Arc<Node>, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
@@ -512,15 +514,16 @@ pub(crate) async fn copy_range(
 
 /// The host file that contains the complete range. Waits until the nodes on the way admit the request.
 async fn resolve_host(root: &Arc<Node>, op: MapOp, offset: u64, len: u64) -> Option<Place> {
-    let mut resolved = fast::resolve_host(root, op, offset, len, Entry::New);
+    let size = usize::try_from(len).ok()?;
+    let mut located = fast::locate(root, op, offset, size, Entry::New);
     loop {
-        let Place { node, offset } = match resolved {
-            Resolved::Host(place) => return Some(place),
-            Resolved::Elsewhere => return None,
-            Resolved::Wait(place) => place,
+        let Place { node, offset } = match located {
+            Located::Host(place) => return Some(place),
+            Located::Wait(place) => place,
+            Located::Zero | Located::Slow(_) | Located::Split { .. } => return None,
         };
         admit::wait(&node, admit::incoming(op, offset, len)).await;
-        resolved = fast::resolve_host(&node, op, offset, len, Entry::Admitted);
+        located = fast::locate(&node, op, offset, size, Entry::Admitted);
     }
 }
 

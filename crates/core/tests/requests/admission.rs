@@ -195,7 +195,7 @@ fn each_filter_of_a_stack_admits_every_kind_of_request_once() {
         for (slow, slow_below) in [(false, false), (false, true), (true, false), (true, true)] {
             a.is_slow.store(slow, SeqCst);
             b.is_slow.store(slow_below, SeqCst);
-            let data: IoBuf = (0..4000).map(|i| i as u8).collect::<Vec<_>>().into();
+            let data: IoBuf = super::pattern(4000, 1).into();
             disk.write(96, data.clone(), WriteFlags::empty()).await.unwrap();
             let read = disk.read(96, IoBufMut::new(4000)).await.unwrap();
             assert_eq!(*read, *data);
