@@ -147,11 +147,12 @@ pub trait Driver: Send + Sync + 'static {
     /// Reads `buf.len()` bytes at `offset` into `buf`, and returns `buf`.
     fn read(&self, offset: u64, buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>>;
 
-    /// Writes all of `data` at `offset`. The request path passes no flags: the request path emulates
-    /// [`WriteFlags::FUA`] with a flush.
+    /// Writes all of `data` at `offset`. `flags` contains [`WriteFlags::FUA`] only if [`Limits::write_flags`] declares it, and
+    /// may contain [`WriteFlags::UNCHANGED`], which a filter passes on because the user above may have no other permission.
     fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> BoxFuture<'_, Result<()>>;
 
-    /// Makes a range read as zeroes. Of the optional flags, `flags` has only those that [`Limits::zero_flags`] declares.
+    /// Makes a range read as zeroes. Of the optional flags, `flags` has only those that [`Limits::zero_flags`] declares. A filter
+    /// passes all flags on.
     /// `None`: the driver does not support zero writes. In this case, and if the future returns
     /// [`crate::ErrorKind::Unsupported`], the request path writes zeroes as data, unless the request has
     /// [`ZeroFlags::NO_FALLBACK`].
@@ -257,6 +258,12 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Writes back cached metadata and releases resources. No request follows.
     fn close(&self) -> Option<BoxFuture<'_, Result<()>>> {
+        None
+    }
+
+    /// The capability to see each request before it passes the node. The node queries the capability when it queries the
+    /// limits.
+    fn admission(&self) -> Option<&dyn crate::Admission> {
         None
     }
 

@@ -18,7 +18,7 @@ use crate::perm::{Perm, Permissions, Roles, SECTOR};
 use crate::request;
 use crate::{
     ChildIdx, CompressedCluster, CopyOnRead, DebugEvent, Error, ErrorKind, Node, Preallocation,
-    Result, Status, Want, WriteFlags, ZeroFlags,
+    ReadFlags, RequestTracking, Result, Status, Want, WriteFlags, ZeroFlags,
 };
 
 /// The user to which an edge belongs.
@@ -232,6 +232,39 @@ impl Edge {
         request::read_padded(&self.node, offset, buf).await
     }
 
+    /// Reads like [`Self::read`], with flags. For [`ReadFlags::COPY_ON_READ`], the node must track its requests
+    /// ([`Self::track_requests`]).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Denied`] for a copy without permission to write unchanged data; [`ErrorKind::Invalid`] if the node does not
+    /// track its requests; the errors of the driver and the host.
+    pub async fn read_with(
+        &self,
+        offset: u64,
+        buf: IoBufMut,
+        flags: ReadFlags,
+    ) -> Result<IoBufMut> {
+        if flags.contains(ReadFlags::COPY_ON_READ) {
+            self.may_write_with(WriteFlags::UNCHANGED)?;
+        }
+        request::read_with(&self.node, offset, buf, flags).await
+    }
+
+    /// Copies what a read with [`ReadFlags::COPY_ON_READ`] of the range would copy, without a buffer for the data.
+    ///
+    /// # Errors
+    /// The errors of [`Self::read_with`].
+    pub async fn prefetch(&self, offset: u64, len: u64) -> Result<()> {
+        self.may_write_with(WriteFlags::UNCHANGED)?;
+        request::prefetch(&self.node, offset, len).await
+    }
+
+    /// Makes the node track its requests until the value is dropped. Waits for the requests in flight. Do not call this within
+    /// a request.
+    pub async fn track_requests(&self) -> RequestTracking {
+        RequestTracking::begin(&self.node).await
+    }
+
     /// Reads like [`Self::read`], and copies data of the backing chain to the node. The parent holds a [`CopyOnRead`]
     /// ([`Self::begin_copy_on_read`]), and implements [`Driver::reads_write`](crate::Driver::reads_write). With `bottom`, a node
     /// of the chain that is no filter, only data that an image down to this node has allocated is copied.
@@ -285,7 +318,7 @@ impl Edge {
     /// The errors of [`Self::write`]; `ENOTSUP` with [`ZeroFlags::NO_FALLBACK`] if the zeroes would have to be written
     /// as data.
     pub async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
-        self.may_write_to(offset, len, WriteFlags::empty())?;
+        self.may_write_to(offset, len, WriteFlags::of_zero_write(flags))?;
         request::write_zeroes(&self.node, offset, len, flags).await
     }
 

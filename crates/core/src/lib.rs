@@ -8,6 +8,7 @@
 //! All I/O threads of [`oxblk_ring`] may make requests concurrently; a node belongs to no thread.
 #![forbid(unsafe_code)]
 
+mod admission;
 pub mod amend;
 mod backend;
 mod background;
@@ -57,6 +58,7 @@ mod atomics {
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 }
 
+pub use admission::{Admission, IncomingRequest, RequestKind};
 pub use backend::{
     AccountingOptions, Backend, Boundaries, Counts, Device, DeviceOptions, DeviceState,
     IntervalStatistics, IoStatus, IoType, Latencies, LatencyHistogram, OnError, PerIoType,
@@ -81,14 +83,14 @@ pub use events::{
     BlockEvent, EventSource, Events, IoErrorAction, IoOperation, Listening, Notice,
     QuorumOperation, Subscription,
 };
-pub use flags::{WriteFlags, ZeroFlags};
+pub use flags::{ReadFlags, WriteFlags, ZeroFlags};
 pub use gate::{Admitted, Directory, Gate, Purpose, RefusedName};
 pub use graph::{
     BackingFile, Drained, Graph, GraphChange, OpenContext, OpenFlags, ReopenRequest, WritableBase,
     relative_to,
 };
 pub use limits::{Limits, MAX_LENGTH, check_length};
-pub use node::{DetectZeroes, Node};
+pub use node::{DetectZeroes, Node, RequestTracking};
 pub use objects::Objects;
 pub use options::{
     ListItem, Options, SizeError, number_fault, parse_bool, parse_json, parse_number, parse_size,

@@ -1,6 +1,6 @@
 //! [`Limits`]: the limits and capabilities of a driver. [`MAX_LENGTH`]: the maximum length of a disk.
 
-use crate::{Error, ErrorKind, Result, ZeroFlags};
+use crate::{Error, ErrorKind, Result, WriteFlags, ZeroFlags};
 
 /// Maximum length of a disk in bytes: 2^63 - 1, rounded down to a multiple of 1 GiB, so that offsets can be rounded up
 /// without overflow.
@@ -42,6 +42,10 @@ pub struct Limits {
     pub max_discard: u64,
     /// Alignment at which discards have an effect.
     pub discard_alignment: u32,
+    /// [`WriteFlags::FUA`] if the driver implements it. If not, the request path flushes the node after the write. A driver
+    /// that passes each write on to one child or to several children implements the flag by passing it on. The other flags
+    /// need no declaration.
+    pub write_flags: WriteFlags,
     /// Which of [`ZeroFlags::MAY_UNMAP`] and [`ZeroFlags::NO_FALLBACK`] the driver implements. The request path removes
     /// `MAY_UNMAP` if the driver does not implement it, and refuses a zero write with `NO_FALLBACK`. The other flags need
     /// no declaration: the request path emulates `FUA`, and [`ZeroFlags::OWN`] concerns only formats that may leave a range
@@ -64,6 +68,7 @@ impl Default for Limits {
             write_zeroes_alignment: 1,
             max_discard: 0,
             discard_alignment: 1,
+            write_flags: WriteFlags::empty(),
             zero_flags: ZeroFlags::empty(),
             has_zero_init: false,
             grows: false,

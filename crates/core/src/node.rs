@@ -6,6 +6,7 @@
 
 mod chain;
 mod slow_path;
+mod tracking;
 mod users;
 mod write_watch;
 mod writes;
@@ -33,6 +34,8 @@ use crate::{ChildIdx, Children, DebugEvent, Edge, Events, Limits, OpenFlags, Opt
 
 use slow_path::SlowPath;
 pub(crate) use slow_path::SlowPathFlags;
+pub use tracking::RequestTracking;
+use tracking::Trackers;
 use write_watch::WriteWatch;
 
 /// How `detect-zeroes` treats writes that contain only zeroes.
@@ -66,6 +69,7 @@ pub struct Node {
     request_alignment: AtomicU32,
     mem_alignment: AtomicU32,
     slow_path: SlowPath,
+    trackers: Trackers,
     write_watch: WriteWatch,
     write_guard: OnceLock<WriteGuard>,
     bitmaps: BitmapList,
@@ -131,6 +135,7 @@ impl Node {
             users: Users::default(),
             epochs: parts.epochs,
             slow_path: SlowPath::new(flags),
+            trackers: Trackers::default(),
             write_watch: WriteWatch::default(),
             serialise: RangeLock::new(),
             aligned_writes: AlignedWrites::default(),
@@ -294,6 +299,7 @@ impl Node {
         let reports = primary.as_ref().is_some_and(|edge| edge.node().takes_debug_events());
         self.slow_path.assign(SlowPathFlags::REPORTS_EVENTS, reports);
         self.slow_path.assign(SlowPathFlags::DEBUG_EVENTS, self.driver.debug_events().is_some());
+        self.slow_path.assign(SlowPathFlags::ADMITS, self.driver.admission().is_some());
         self.request_alignment.store(limits.request_alignment, Relaxed);
         self.mem_alignment.store(limits.mem_alignment.max(1), Relaxed);
         *self.limits.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(limits);

@@ -6,6 +6,8 @@
 mod abandoned;
 #[path = "requests/accounting.rs"]
 mod accounting;
+#[path = "requests/admission.rs"]
+mod admission;
 #[path = "requests/bitmaps.rs"]
 mod bitmaps;
 #[path = "requests/blocked.rs"]
@@ -22,6 +24,8 @@ mod drains;
 mod failed_changes;
 #[path = "requests/failed_pieces.rs"]
 mod failed_pieces;
+#[path = "requests/foreign_memory.rs"]
+mod foreign_memory;
 #[path = "requests/graph_changes.rs"]
 mod graph_changes;
 #[path = "requests/held_model.rs"]
@@ -31,6 +35,8 @@ mod held_requests;
 mod memory;
 #[path = "requests/notifications.rs"]
 mod notifications;
+#[path = "requests/ordering.rs"]
+mod ordering;
 #[path = "requests/references.rs"]
 mod references;
 #[path = "requests/users.rs"]

@@ -26,11 +26,15 @@ impl Below {
         self.0.get(ChildIdx::FILE).map_or(0, |file| file.size())
     }
 
-    /// The limits of the child, for a filter that passes zero writes on.
+    /// The limits of the child, for a filter that passes writes and zero writes on with their flags.
     pub(crate) fn limits(&self) -> Limits {
         let below = self.0.get(ChildIdx::FILE).map(|file| file.node().limits());
         let below = below.as_deref().cloned().unwrap_or_default();
-        Limits { zero_flags: ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK, ..below }
+        Limits {
+            write_flags: WriteFlags::FUA,
+            zero_flags: ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK,
+            ..below
+        }
     }
 
     /// The capability to pass compressed writes on, if the child can compress.

@@ -31,7 +31,7 @@ use crate::runtime::offload::on_file;
 use crate::sim::Disk;
 pub use extents::Extent;
 use registration::Registration;
-pub use transfer::{ReadAt, ReadvAt, WriteAt, WritevAt};
+pub use transfer::{ReadAt, ReadForeignAt, ReadvAt, WriteAt, WriteForeignAt, WritevAt};
 
 /// The mode of [`File::fallocate`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -28,8 +28,13 @@ pub mod sim;
 mod sync;
 
 pub use aio::Aio;
-pub use buf::{IoBuf, IoBufMut, IoVec, IoVecMut, WordMemory, Words, is_zero};
-pub use file::{Extent, Falloc, File, ReadAt, ReadvAt, WriteAt, WritevAt};
+pub use buf::{
+    ForeignOwner, ForeignVec, ForeignVecMut, IoBuf, IoBufMut, IoVec, IoVecMut, WordMemory, Words,
+    is_zero,
+};
+pub use file::{
+    Extent, Falloc, File, ReadAt, ReadForeignAt, ReadvAt, WriteAt, WriteForeignAt, WritevAt,
+};
 pub use net::{Address, Listener, Stream};
 pub use reactor::{InPlace, transfer_in_place};
 pub use runtime::{

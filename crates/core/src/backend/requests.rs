@@ -7,14 +7,16 @@
 
 use std::sync::Arc;
 
-use oxblk_ring::{IoBuf, IoBufMut};
+use oxblk_ring::{ForeignVec, ForeignVecMut, IoBuf, IoBufMut};
 
 use super::Backend;
 use super::accounting::IoType;
 use super::attempts::Io;
 use super::in_flight::Request;
-use crate::request::{self, ChainStatus};
-use crate::{CompressedCluster, Node, Result, Want, WriteFlags, ZeroFlags};
+use crate::request::{self, ChainStatus, Start};
+use crate::{
+    CompressedCluster, Edge, Node, ReadFlags, RequestTracking, Result, Want, WriteFlags, ZeroFlags,
+};
 
 impl Backend {
     /// Reads `buf.len()` bytes at `offset`.
@@ -48,6 +50,87 @@ impl Backend {
         .await
     }
 
+    /// Reads with flags. With [`ReadFlags::COPY_ON_READ`], the root node tracks its requests during the read. A user with many
+    /// such reads keeps a [`RequestTracking`] ([`Self::track_requests`]): otherwise each read first waits for the requests in
+    /// flight.
+    ///
+    /// # Errors
+    /// The errors of [`Self::read`]; [`Denied`](crate::ErrorKind::Denied) for a copy without permission to write unchanged data.
+    pub async fn read_with(
+        &self,
+        offset: u64,
+        buf: IoBufMut,
+        flags: ReadFlags,
+    ) -> Result<IoBufMut> {
+        if !flags.contains(ReadFlags::COPY_ON_READ) {
+            return self.read(offset, buf).await;
+        }
+        let size = buf.len();
+        let io = Io { kind: IoType::Read, offset, len: request::as_u64(size), writes: None };
+        let mut given = Some(buf);
+        self.carry_out_tracked(
+            io,
+            || IoBufMut::zeroed(size),
+            |edge| {
+                let buf = given.take().unwrap_or_else(|| IoBufMut::new(size));
+                async move { edge.read_with(offset, buf, flags).await }
+            },
+        )
+        .await
+    }
+
+    /// Copies what a read with [`ReadFlags::COPY_ON_READ`] of the range would copy, without a buffer for the data. See
+    /// [`Self::read_with`].
+    ///
+    /// # Errors
+    /// The errors of [`Self::read_with`].
+    pub async fn prefetch(&self, offset: u64, len: u64) -> Result<()> {
+        let io = Io { kind: IoType::Read, offset, len, writes: None };
+        self.carry_out_tracked(io, || (), |edge| async move { edge.prefetch(offset, len).await })
+            .await
+    }
+
+    /// Makes the root node track its requests until the value is dropped; see [`RequestTracking`]. Waits for the requests in
+    /// flight.
+    ///
+    /// # Errors
+    /// `ENOMEDIUM` if the backend has no root node.
+    pub async fn track_requests(&self) -> Result<RequestTracking> {
+        Ok(self.root()?.track_requests().await)
+    }
+
+    /// Carries out a request for which the root node tracks its requests. The request runs to its end.
+    async fn carry_out_tracked<T, F>(
+        &self,
+        io: Io,
+        ignored: impl FnOnce() -> T,
+        mut start: impl FnMut(Arc<Edge>) -> F,
+    ) -> Result<T>
+    where
+        T: 'static,
+        F: Future<Output = Result<T>> + 'static,
+    {
+        let mut tracking = self.track_requests().await?;
+        // A change of the graph may have replaced the root node in the meantime.
+        loop {
+            let root = self.root()?;
+            if tracking.is_of(root.node()) {
+                break;
+            }
+            tracking = root.track_requests().await;
+        }
+        let tracking = Arc::new(tracking);
+        self.carry_out(io, ignored, |request, _| {
+            let (work, tracking) = (start(Arc::clone(&request.root.edge)), Arc::clone(&tracking));
+            request.run_to_completion(async move {
+                let outcome = work.await;
+                drop(tracking);
+                outcome
+            })
+        })
+        .await
+    }
+
     /// Writes `data` at `offset`.
     ///
     /// # Errors
@@ -70,6 +153,54 @@ impl Backend {
                 let data = if is_last { std::mem::take(&mut data) } else { data.clone() };
                 write_once(request, offset, data, flags)
             },
+        )
+        .await
+    }
+
+    /// Reads `memory.len()` bytes at `offset` into memory that others may change. If the range lies in a file of the host, the
+    /// host writes to the memory directly. After an error, the contents of the memory are undefined.
+    ///
+    /// # Errors
+    /// The errors of [`Self::read`].
+    pub async fn read_into(&self, offset: u64, memory: ForeignVecMut) -> Result<()> {
+        let len = request::as_u64(memory.len());
+        let io = Io { kind: IoType::Read, offset, len, writes: None };
+        // If the device ignores errors, a failed read returns zeroes, as in `read`.
+        let ignored = memory.clone();
+        self.carry_out(
+            io,
+            || ignored.zero(),
+            |request, _| {
+                let memory = memory.clone();
+                read_into_once(request, offset, memory)
+            },
+        )
+        .await
+    }
+
+    /// Writes `memory.len()` bytes at `offset` from memory that others may change. If the range lies in a file of the host, the
+    /// host reads the memory directly. Otherwise the data is copied once before a driver sees it. If the memory changes during
+    /// the write, the disk gets old or new bytes.
+    ///
+    /// # Errors
+    /// The errors of [`Self::write`].
+    pub async fn write_from(
+        &self,
+        offset: u64,
+        memory: ForeignVec,
+        flags: WriteFlags,
+    ) -> Result<()> {
+        let direct = WriteFlags::FUA | WriteFlags::UNCHANGED;
+        if memory.is_empty() || !direct.contains(flags) {
+            return self.write(offset, memory.to_buf(), flags).await;
+        }
+        let flags = if self.is_write_through() { flags | WriteFlags::FUA } else { flags };
+        let len = request::as_u64(memory.len());
+        let io = Io { kind: IoType::Write, offset, len, writes: Some(flags) };
+        self.carry_out(
+            io,
+            || (),
+            |request, _| write_from_once(request, offset, memory.clone(), flags),
         )
         .await
     }
@@ -106,7 +237,8 @@ impl Backend {
     /// as data.
     pub async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         let flags = if self.is_write_through() { flags | ZeroFlags::FUA } else { flags };
-        let io = Io { kind: IoType::Write, offset, len, writes: Some(WriteFlags::empty()) };
+        let writes = Some(WriteFlags::of_zero_write(flags));
+        let io = Io { kind: IoType::Write, offset, len, writes };
         self.carry_out(
             io,
             || (),
@@ -195,6 +327,53 @@ async fn read_once(request: Request<'_>, offset: u64, buf: IoBufMut) -> Result<I
     Ok(buf)
 }
 
+async fn read_into_once(request: Request<'_>, offset: u64, memory: ForeignVecMut) -> Result<()> {
+    if request.root.below.reads_write {
+        let root = Arc::clone(&request.root);
+        let work = async move { request::read_into(root.edge.node(), offset, memory).await };
+        return request.run_to_completion(work).await;
+    }
+    request::read_into(request.root.edge.node(), offset, memory).await?;
+    request.done();
+    Ok(())
+}
+
+async fn write_from_once(
+    request: Request<'_>,
+    offset: u64,
+    memory: ForeignVec,
+    flags: WriteFlags,
+) -> Result<()> {
+    let root = Arc::clone(&request.root);
+    let finish = match request::start_write_from(root.edge.node(), offset, memory) {
+        Start::InPlace(operation) => match operation.done(root.edge.node()).await {
+            Ok(()) if !flags.contains(WriteFlags::FUA) => {
+                request.done();
+                return Ok(());
+            }
+            Ok(()) => {
+                return request.run_to_completion(async move { root.edge.flush().await }).await;
+            }
+            Err(rest) => Err(rest),
+        },
+        Start::Begun(begun) => Ok(begun),
+    };
+    let work = async move {
+        let node = root.edge.node();
+        match finish {
+            Ok(begun) => request::continue_write_from(node, offset, begun, flags).await,
+            Err(rest) => {
+                request::finish_in_place(node, offset, rest).await?;
+                match flags.contains(WriteFlags::FUA) {
+                    true => root.edge.flush().await,
+                    false => Ok(()),
+                }
+            }
+        }
+    };
+    request.run_to_completion(work).await
+}
+
 async fn write_once(
     request: Request<'_>,
     offset: u64,
@@ -222,8 +401,9 @@ async fn write_once(
                 request.run_to_completion(finish).await
             }
         },
-        Err(data) => {
-            let work = async move { root.edge.write(offset, data, flags).await };
+        Err(begun) => {
+            let work =
+                async move { request::continue_write(root.edge.node(), offset, begun).await };
             request.run_to_completion(work).await
         }
     }

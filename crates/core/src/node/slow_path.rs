@@ -23,6 +23,10 @@ bitflags::bitflags! {
         const DEBUG_EVENTS = 32;
         /// The primary child receives debug events, so the driver must report its accesses.
         const REPORTS_EVENTS = 64;
+        /// The driver admits requests. The fast path asks the driver, so this flag alone does not make a request slow.
+        const ADMITS = 128;
+        /// Reads and changes are counted, so that serialising requests can wait for them.
+        const TRACKS = 256;
     }
 }
 
@@ -40,9 +44,9 @@ impl SlowPath {
         Self(AtomicU64::new(flags.bits().into()))
     }
 
-    /// Whether a flag is set or a serialising request is in progress.
+    /// Whether a flag other than [`SlowPathFlags::ADMITS`] is set or a serialising request is in progress.
     pub(crate) fn is_needed(&self) -> bool {
-        self.0.load(SeqCst) != 0
+        self.0.load(SeqCst) & !u64::from(SlowPathFlags::ADMITS.bits()) != 0
     }
 
     /// Whether one of these flags is set.
@@ -106,5 +110,13 @@ mod tests {
         assert!(!state.has(SlowPathFlags::WRITE_GUARD));
         state.end_serialising();
         assert!(!state.is_needed());
+    }
+
+    #[test]
+    fn admission_alone_does_not_need_the_slow_path() {
+        let state = SlowPath::new(SlowPathFlags::ADMITS);
+        assert!(state.has(SlowPathFlags::ADMITS) && !state.is_needed() && !state.is_serialising());
+        state.begin_serialising();
+        assert!(state.is_needed());
     }
 }

@@ -22,7 +22,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::{as_u64, min_len, slow};
 use crate::node::SlowPathFlags;
-use crate::{DebugEvent, Errno, Error, Node, Result};
+use crate::{DebugEvent, Errno, Error, Node, Result, WriteFlags};
 
 impl Node {
     /// Whether memory at `address` has the alignment that the node's host file requires.
@@ -65,15 +65,48 @@ pub(super) async fn read(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Re
     Ok(buf)
 }
 
-/// Reads the incomplete blocks at the start and the end of the range, inserts `data`, and writes all blocks.
-pub(super) async fn read_modify_write(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
-    let (start, len) = around(node, offset, data.len())?;
-    let end = start.saturating_add(as_u64(len));
-    let _lock = node.serialise.lock(start..end).await;
+/// Carries out a change of a range alone: waits for the counted requests in flight that overlap the range, and holds back
+/// those that begin later. `start..start + len` is aligned.
+pub(super) async fn alone<T>(
+    node: &Arc<Node>,
+    start: u64,
+    len: u64,
+    change: impl Future<Output = T>,
+) -> T {
+    let range = start..start.saturating_add(len);
+    let _lock = node.serialise.lock(range.clone()).await;
     let _gate = Serialising::begin(node);
     oxblk_ring::perturb::point();
-    node.aligned_writes.wait_for(start..end).await;
+    node.aligned_writes.wait_for(range).await;
+    change.await
+}
 
+/// Writes data [`alone`], at any alignment.
+pub(super) async fn write_alone(
+    node: &Arc<Node>,
+    offset: u64,
+    data: IoBuf,
+    flags: WriteFlags,
+) -> Result<()> {
+    let (start, len) = around(node, offset, data.len())?;
+    let write = async {
+        if is_aligned(node, offset, as_u64(data.len())) {
+            slow::write_pieces(node, offset, in_aligned_memory(node, data), flags).await
+        } else {
+            read_modify_write(node, offset, data, flags).await
+        }
+    };
+    alone(node, start, as_u64(len), write).await
+}
+
+/// Reads the incomplete blocks at the start and the end of the range, inserts `data`, and writes all blocks.
+async fn read_modify_write(
+    node: &Arc<Node>,
+    offset: u64,
+    data: IoBuf,
+    flags: WriteFlags,
+) -> Result<()> {
+    let (start, len) = around(node, offset, data.len())?;
     let mut bounce = IoBufMut::zeroed(len);
     let block = usize::try_from(node.request_alignment()).unwrap_or(usize::MAX).min(len);
     let skip = min_len(offset - start, len);
@@ -99,7 +132,7 @@ pub(super) async fn read_modify_write(node: &Arc<Node>, offset: u64, data: IoBuf
     let hole = bounce.get_mut(skip..tail).ok_or_else(|| slow::out_of_range(node, offset))?;
     hole.copy_from_slice(&data);
     // The last block may reach past the end of the node; the driver writes whole blocks.
-    slow::write_pieces(node, start, bounce.freeze()).await
+    slow::write_pieces(node, start, bounce.freeze(), flags).await
 }
 
 /// Reads a block into `bounce` at offset `at`. `bounce` is for the contents of the node from `start` on.
@@ -120,25 +153,34 @@ async fn fill_block(
 
 /// Writes data whose offset and length are aligned, in turn with other writes (see [`in_turn`]). Data at a misaligned
 /// address in memory is copied first.
-pub(super) async fn write_counted(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
-    let data = if node.takes_memory_at(data.as_ptr().addr()) {
-        data
-    } else {
-        IoBufMut::copy_from(&data).freeze()
-    };
+pub(super) async fn write_counted(
+    node: &Arc<Node>,
+    offset: u64,
+    data: IoBuf,
+    flags: WriteFlags,
+) -> Result<()> {
+    let data = in_aligned_memory(node, data);
     let len = as_u64(data.len());
-    in_turn(node, offset, len, slow::write_pieces(node, offset, data)).await
+    in_turn(node, offset, len, slow::write_pieces(node, offset, data, flags)).await
+}
+
+/// The data, or a copy of it if its address does not have the alignment that the node requires.
+fn in_aligned_memory(node: &Node, data: IoBuf) -> IoBuf {
+    match node.takes_memory_at(data.as_ptr().addr()) {
+        true => data,
+        false => IoBufMut::copy_from(&data).freeze(),
+    }
 }
 
 /// Whether changes of the node must be ordered by [`in_turn`]: the node has an alignment of more than one byte, or copy-on-read,
-/// or a filter above the node requests copy-on-read.
+/// or a filter above the node requests copy-on-read, or the node tracks its requests.
 pub(super) fn must_take_turns(node: &Node) -> bool {
     node.request_alignment() > 1
-        || node.has_gate(SlowPathFlags::COPY_ON_READ)
+        || node.has_gate(SlowPathFlags::COPY_ON_READ.union(SlowPathFlags::TRACKS))
         || node.is_serialising()
 }
 
-/// Carries out a change of a range. The change is counted ([`Node::count_write`]). While a read-modify-write or a
+/// Carries out a change of a range, or a read of a node that tracks its requests. The change is counted ([`Node::count_write`]). While a read-modify-write or a
 /// copy-on-read is in progress, the change takes the range lock instead. A node with an alignment of one byte and
 /// without copy-on-read needs neither.
 pub(super) async fn in_turn<T>(

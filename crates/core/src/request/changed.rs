@@ -18,19 +18,22 @@ struct Record {
     node: Arc<Node>,
     offset: u64,
     len: u64,
+    is_durable: bool,
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
         self.node.mark_dirty(self.offset, self.len);
-        self.node.mark_unflushed();
+        if !self.is_durable {
+            self.node.mark_unflushed();
+        }
     }
 }
 
 impl Changing {
     /// Call this before the driver changes the range.
     pub(super) fn begin(node: &Arc<Node>, offset: u64, len: u64) -> Self {
-        Self(UntilSettled::new(Record { node: Arc::clone(node), offset, len }))
+        Self(UntilSettled::new(Record { node: Arc::clone(node), offset, len, is_durable: false }))
     }
 
     /// Records the change in the dirty bitmaps and for the next flush. Call this when no operation of the change is in
@@ -38,5 +41,12 @@ impl Changing {
     /// have ended.
     pub(super) fn end(self) {
         drop(self.0.release());
+    }
+
+    /// Like [`Self::end`], for a change that has succeeded and is on stable storage: the next flush need not cover it.
+    pub(super) fn end_durable(self) {
+        if let Some(mut record) = self.0.release() {
+            record.is_durable = true;
+        }
     }
 }

@@ -18,9 +18,10 @@ use std::sync::Arc;
 
 use oxblk_ring::{IoBuf, IoBufMut};
 
+use super::admit::admit;
 use super::{align, as_u64, min_len, slow, status};
 use crate::driver::Want;
-use crate::{DebugEvent, ErrorKind, Node, Result, ZeroFlags};
+use crate::{DebugEvent, ErrorKind, Node, RequestKind, Result, WriteFlags, ZeroFlags};
 
 /// Maximum number of requested bytes in one step. A step reads whole blocks, so it may read more bytes.
 const AT_ONCE: u64 = 2 << 20;
@@ -83,7 +84,12 @@ pub(crate) async fn read_copying(
     mut buf: IoBufMut,
     bottom: Option<&Arc<Node>>,
 ) -> Result<IoBufMut> {
+    admit(node, RequestKind::Read, offset, as_u64(buf.len())).await;
     let room = min_len(node.size().saturating_sub(offset), buf.len());
+    if room == 0 {
+        buf.fill(0);
+        return Ok(buf);
+    }
     if !align::fits(node, offset, room, buf.as_ptr().addr()) {
         // Only the last block of a file. It has no backing file.
         return slow::read(Arc::clone(node), offset, buf).await;
@@ -93,6 +99,24 @@ pub(crate) async fn read_copying(
     let mut whole = read(node, offset, buf, Scope::Filter { bottom }).await?;
     whole.unsplit(tail).map_err(|_| slow::replaced())?;
     Ok(whole)
+}
+
+/// Copies the data that a read of the range would copy, and returns no data.
+pub(crate) async fn prefetch(node: &Arc<Node>, offset: u64, len: u64) -> Result<()> {
+    super::check_tracked(node)?;
+    admit(node, RequestKind::Read, offset, len).await;
+    let scope = Scope::Filter { bottom: None };
+    let end = offset.saturating_add(len).min(node.size());
+    let mut at = offset;
+    while at < end {
+        let (len, fetch) = next_step(node, at, end - at, scope).await?;
+        let len = len.clamp(1, end - at);
+        if fetch {
+            copy_range(node, at, len, None, scope).await?;
+        }
+        at = at.saturating_add(len);
+    }
+    Ok(())
 }
 
 /// A filter above a node requests copy-on-read. As long as this value exists, changes of the node wait for the copies that
@@ -129,19 +153,15 @@ pub(super) async fn read(
     let mut whole: Option<IoBufMut> = None;
     let mut at = offset;
     while !buf.is_empty() {
-        let found = scope.find(node, at, as_u64(buf.len())).await?;
-        // Without a backing file, or past its end, an unallocated range reads as zeroes. Such a range is not stored.
-        let (len, fetch) = match !found.is_copied || found.is_zero {
-            true => (found.len, false),
-            false => (found.len.min(AT_ONCE - at % AT_ONCE), true),
-        };
-        let piece = buf.split_to(min_len(len.max(1), buf.len()));
+        let (len, fetch) = next_step(node, at, as_u64(buf.len()), scope).await?;
+        let mut piece = buf.split_to(min_len(len.max(1), buf.len()));
         let next = at.saturating_add(as_u64(piece.len()));
-        let piece = if fetch {
-            read_and_keep(node, at, piece, scope).await?
+        if fetch {
+            let len = as_u64(piece.len());
+            copy_range(node, at, len, Some(&mut piece), scope).await?;
         } else {
-            slow::read_pieces(node, at, piece).await?
-        };
+            piece = slow::read_pieces(node, at, piece).await?;
+        }
         match &mut whole {
             None => whole = Some(piece),
             Some(whole) => whole.unsplit(piece).map_err(|_| slow::replaced())?,
@@ -151,17 +171,34 @@ pub(super) async fn read(
     Ok(whole.unwrap_or(buf))
 }
 
-/// Reads a range that was unallocated at the last status query, and stores it in the node.
-async fn read_and_keep(
+/// The length of the next step, and whether the range is copied to the node.
+async fn next_step(
     node: &Arc<Node>,
     offset: u64,
-    mut buf: IoBufMut,
+    len: u64,
     scope: Scope<'_>,
-) -> Result<IoBufMut> {
+) -> Result<(u64, bool)> {
+    let found = scope.find(node, offset, len).await?;
+    // Without a backing file, or past its end, an unallocated range reads as zeroes. Such a range is not stored.
+    Ok(match !found.is_copied || found.is_zero {
+        true => (found.len, false),
+        false => (found.len.min(AT_ONCE - offset % AT_ONCE), true),
+    })
+}
+
+/// Stores the blocks of a range that was unallocated at the last status query in the node. With `out`, which is `len` bytes
+/// long, returns the data of the range there.
+async fn copy_range(
+    node: &Arc<Node>,
+    offset: u64,
+    len: u64,
+    mut out: Option<&mut IoBufMut>,
+    scope: Scope<'_>,
+) -> Result<()> {
     let limits = node.limits();
     let block = u64::from(limits.write_zeroes_alignment.max(limits.request_alignment).max(1));
     let start = offset - offset % block;
-    let end = offset.saturating_add(as_u64(buf.len())).next_multiple_of(block).min(node.size());
+    let end = offset.saturating_add(len).next_multiple_of(block).min(node.size());
     let lock = node.serialise.lock(start..end).await;
     let exclusive = align::Serialising::begin(node);
     oxblk_ring::perturb::point();
@@ -171,14 +208,18 @@ async fn read_and_keep(
         let found = scope.find(node, at, end - at).await?;
         let next = at.saturating_add(found.len.max(1)).min(end);
         let from = at.max(offset) - offset;
-        let to = next.min(offset.saturating_add(as_u64(buf.len()))).saturating_sub(offset);
+        let to = next.min(offset.saturating_add(len)).saturating_sub(offset);
         // A block that cannot be read completely is not stored. The read fails if the requested range itself cannot be
         // read, or if a block cannot be written.
         let block = match found.is_copied {
             false => None,
             true => {
                 let block = IoBufMut::new(min_len(next - at, usize::MAX));
-                slow::read_pieces(node, at, block).await.ok()
+                match slow::read_pieces(node, at, block).await {
+                    Ok(block) => Some(block),
+                    Err(error) if out.is_none() && from < to => return Err(error),
+                    Err(_) => None,
+                }
             }
         };
         if let Some(block) = block {
@@ -187,17 +228,19 @@ async fn read_and_keep(
                 keep(node, at, block.clone()).await?;
             }
             let skip = min_len(offset.saturating_add(from).saturating_sub(at), block.len());
-            copy(&mut buf, from, to, block.get(skip..).unwrap_or_default());
-        } else if from < to {
+            if let Some(buf) = &mut out {
+                copy(buf, from, to, block.get(skip..).unwrap_or_default());
+            }
+        } else if let (Some(buf), true) = (&mut out, from < to) {
             let piece = IoBufMut::new(min_len(to - from, usize::MAX));
             let piece = slow::read_pieces(node, offset.saturating_add(from), piece).await?;
-            copy(&mut buf, from, to, &piece);
+            copy(buf, from, to, &piece);
         }
         at = next;
     }
     drop(exclusive);
     drop(lock);
-    Ok(buf)
+    Ok(())
 }
 
 /// Copies the first `to - from` bytes of `data` to `from..to` of `buf`.
@@ -213,9 +256,10 @@ fn copy(buf: &mut IoBufMut, from: u64, to: u64, data: &[u8]) {
 async fn keep(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     let len = as_u64(data.len());
     node.debug_event(DebugEvent::CorWrite).await;
+    admit(node, RequestKind::Write, offset, len).await;
     node.note_write(offset, len);
     if oxblk_ring::is_zero(&data)
-        && let Some(request) = node.driver().write_zeroes(offset, len, ZeroFlags::empty())
+        && let Some(request) = node.driver().write_zeroes(offset, len, ZeroFlags::UNCHANGED)
     {
         match request.await {
             Err(error) if error.kind() == ErrorKind::Unsupported => {}
@@ -225,7 +269,7 @@ async fn keep(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
             }
         }
     }
-    let outcome = slow::write_pieces(node, offset, data).await;
+    let outcome = slow::write_pieces(node, offset, data, WriteFlags::UNCHANGED).await;
     node.mark_unflushed();
     outcome
 }

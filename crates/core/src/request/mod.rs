@@ -12,11 +12,13 @@
 //! the children before it flushes them. So a flush covers every write that has completed through the same node. If the
 //! node has not been marked since the last flush, a flush makes no system call.
 
+mod admit;
 mod align;
 mod changed;
 mod copy_on_read;
 mod fast;
 mod flush;
+mod foreign;
 mod slow;
 mod status;
 mod together;
@@ -29,23 +31,43 @@ use oxblk_ring::{IoBuf, IoBufMut, UntilSettled, WriteAt};
 
 use crate::compressed::cannot_compress;
 use crate::counted::CountedWrite;
-use crate::driver::{BoxFuture, Preallocation};
-use crate::{CompressedCluster, Errno, Error, ErrorKind, Node, Result, WriteFlags, check_length};
+use crate::driver::{BoxFuture, MapOp, Preallocation};
+use crate::node::SlowPathFlags;
+use crate::{
+    CompressedCluster, Errno, Error, ErrorKind, Node, ReadFlags, RequestKind, Result, WriteFlags,
+    check_length,
+};
 
 pub use copy_on_read::CopyOnRead;
-pub(crate) use copy_on_read::read_copying;
+pub(crate) use copy_on_read::{prefetch, read_copying};
 pub(crate) use flush::flush;
+pub(crate) use foreign::{Start, continue_write_from, read_into, start_write_from};
 pub use status::ChainStatus;
 pub(crate) use status::{block_status, status_above};
 pub use together::run_all;
 pub(crate) use zero::{discard, write_zeroes};
 
+use admit::Entry;
 use changed::Changing;
-use fast::{ReadStart, WriteStart};
+use fast::{Located, Place, ReadStart, WriteStart};
 
 /// Reads `buf.len()` bytes at `offset`. Bytes past the end of the node read as zeroes.
 pub(crate) async fn read_padded(node: &Arc<Node>, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
-    read_within(node, offset, buf, 0).await
+    read_within(node, offset, buf, 0, Entry::New).await
+}
+
+/// Like [`read_padded`], with flags.
+pub(crate) async fn read_with(
+    node: &Arc<Node>,
+    offset: u64,
+    buf: IoBufMut,
+    flags: ReadFlags,
+) -> Result<IoBufMut> {
+    if !flags.contains(ReadFlags::COPY_ON_READ) {
+        return read_padded(node, offset, buf).await;
+    }
+    check_tracked(node)?;
+    read_copying(node, offset, buf, None).await
 }
 
 /// Maximum number of times that a piece of a request is split again into concurrent pieces; see [`read_on`].
@@ -57,30 +79,62 @@ async fn read_within(
     offset: u64,
     buf: IoBufMut,
     splits: u32,
+    entry: Entry,
 ) -> Result<IoBufMut> {
-    match fast::start_read(node, offset, buf) {
+    match fast::start_read(node, offset, buf, entry) {
         ReadStart::Done(buf) => Ok(buf),
         ReadStart::InFlight(op) => {
             let (outcome, buf) = op.await;
             match outcome {
                 Ok(done) if done == buf.len() => Ok(buf),
-                outcome => Box::pin(slow::finish_read(node, offset, buf, outcome)).await,
+                outcome => Box::pin(finish_read(node, offset, buf, outcome)).await,
             }
         }
-        ReadStart::Slow { node, offset, buf } => Box::pin(read_on(node, offset, buf, splits)).await,
-        ReadStart::Split { first, buf } => {
+        ReadStart::Slow { node, offset, buf } => {
+            Box::pin(read_on(node, offset, buf, splits, Entry::Admitted)).await
+        }
+        ReadStart::Wait { node, offset, buf } => {
+            Box::pin(read_on(node, offset, buf, splits, Entry::New)).await
+        }
+        ReadStart::Split { below: Some(Place { node, offset }), first, buf } => {
+            Box::pin(read_split(&node, offset, buf, first, splits)).await
+        }
+        ReadStart::Split { below: None, first, buf } => {
             Box::pin(read_split(node, offset, buf, first, splits)).await
         }
     }
 }
 
-/// Continues a read at a node where [`fast`] stopped. If the driver can load the missing metadata, the fast path then
+/// Completes a read whose operation read only a part of the data or failed with a transient error.
+async fn finish_read(
+    node: &Arc<Node>,
+    offset: u64,
+    buf: IoBufMut,
+    outcome: std::io::Result<usize>,
+) -> Result<IoBufMut> {
+    let place = fast::last_admitter(node, MapOp::Read, offset, buf.len());
+    slow::finish_read(&place.node, place.offset, buf, outcome).await
+}
+
+/// Continues a read at a node where [`fast`] stopped. With [`Entry::New`], the request first waits until the node admits it. If
+/// the driver can load the missing metadata, the fast path then
 /// continues at the same node, so that a long backing chain does not cause nested calls. After [`MAX_SPLITS`] splits,
 /// the pieces of a range are read one after the other.
-async fn read_on(node: Arc<Node>, offset: u64, buf: IoBufMut, splits: u32) -> Result<IoBufMut> {
+async fn read_on(
+    node: Arc<Node>,
+    offset: u64,
+    buf: IoBufMut,
+    splits: u32,
+    entry: Entry,
+) -> Result<IoBufMut> {
     let mut whole: Option<IoBufMut> = None;
-    let mut left = vec![(node, offset, buf)];
-    while let Some((node, offset, buf)) = left.pop() {
+    let mut left = vec![(node, offset, buf, entry)];
+    while let Some((node, offset, buf, entry)) = left.pop() {
+        let waited = entry == Entry::New;
+        if waited {
+            let request = admit::incoming(MapOp::Read, offset, as_u64(buf.len()));
+            admit::wait(&node, request).await;
+        }
         let loaded = match node.driver().load_map(offset, as_u64(buf.len())) {
             Some(load) if !buf.is_empty() => {
                 load.await.map_err(|error| error.on_node(node.name()).at(offset))?;
@@ -88,32 +142,38 @@ async fn read_on(node: Arc<Node>, offset: u64, buf: IoBufMut, splits: u32) -> Re
             }
             _ => false,
         };
-        let next = match loaded {
-            true => fast::start_read(&node, offset, buf),
+        let next = match loaded || waited {
+            true => fast::start_read(&node, offset, buf, Entry::Admitted),
             false => ReadStart::Slow { node: Arc::clone(&node), offset, buf },
         };
         let part = match next {
             ReadStart::Done(buf) => buf,
             ReadStart::InFlight(op) => match op.await {
                 (Ok(done), buf) if done == buf.len() => buf,
-                (outcome, buf) => Box::pin(slow::finish_read(&node, offset, buf, outcome)).await?,
+                (outcome, buf) => Box::pin(finish_read(&node, offset, buf, outcome)).await?,
             },
             // Only the slow path at this node can read this range.
             ReadStart::Slow { node: same, offset, buf } if Arc::ptr_eq(&same, &node) => {
                 Box::pin(slow::read(same, offset, buf)).await?
             }
             ReadStart::Slow { node, offset, buf } => {
-                left.push((node, offset, buf));
+                left.push((node, offset, buf, Entry::Admitted));
                 continue;
             }
-            ReadStart::Split { first, buf } if splits < MAX_SPLITS => {
-                Box::pin(read_split(&node, offset, buf, first, splits)).await?
-            }
-            ReadStart::Split { first, mut buf } => {
-                let rest = buf.split_off(first);
-                left.push((Arc::clone(&node), offset.saturating_add(as_u64(first)), rest));
-                left.push((node, offset, buf));
+            ReadStart::Wait { node, offset, buf } => {
+                left.push((node, offset, buf, Entry::New));
                 continue;
+            }
+            ReadStart::Split { below, first, mut buf } => {
+                let Place { node, offset } = below.unwrap_or(Place { node, offset });
+                if splits < MAX_SPLITS {
+                    Box::pin(read_split(&node, offset, buf, first, splits)).await?
+                } else {
+                    let (rest, next) = (buf.split_off(first), offset.saturating_add(as_u64(first)));
+                    left.push((Arc::clone(&node), next, rest, Entry::Admitted));
+                    left.push((node, offset, buf, Entry::Admitted));
+                    continue;
+                }
             }
         };
         match &mut whole {
@@ -124,7 +184,7 @@ async fn read_on(node: Arc<Node>, offset: u64, buf: IoBufMut, splits: u32) -> Re
     whole.ok_or_else(|| Error::invalid("empty read"))
 }
 
-/// Reads a request that lies in several extents. All extents are read concurrently.
+/// Reads a request that lies in several extents and that the node has admitted. All extents are read concurrently.
 async fn read_split(
     node: &Arc<Node>,
     offset: u64,
@@ -135,12 +195,12 @@ async fn read_split(
     let splits = splits.saturating_add(1);
     let mut pieces = Vec::new();
     let head = buf.split_to(first);
-    pieces.push(Box::pin(read_within(node, offset, head, splits)));
+    pieces.push(Box::pin(read_within(node, offset, head, splits, Entry::Admitted)));
     let mut at = offset.saturating_add(as_u64(first));
     while !buf.is_empty() {
-        let len = fast::extent_len(node, crate::MapOp::Read, at, buf.len());
+        let len = fast::extent_len(node, MapOp::Read, at, buf.len());
         let piece = buf.split_to(len);
-        pieces.push(Box::pin(read_within(node, at, piece, splits)));
+        pieces.push(Box::pin(read_within(node, at, piece, splits, Entry::Admitted)));
         at = at.saturating_add(as_u64(len));
     }
     let mut whole: Option<IoBufMut> = None;
@@ -163,17 +223,28 @@ pub(crate) struct InPlace {
     counted: Option<UntilSettled<CountedWrite>>,
 }
 
-/// Submits a write if it consists of one operation on a host file; otherwise returns the data.
+/// A write that has begun and that is not one operation on a host file. [`continue_write`] completes it.
+pub(crate) struct Begun(WriteStart);
+
+/// Submits a write if it consists of one operation on a host file; otherwise returns the write.
 pub(crate) fn start_in_place(
     node: &Arc<Node>,
     offset: u64,
     data: IoBuf,
-) -> std::result::Result<InPlace, IoBuf> {
-    match fast::start_write(node, offset, data) {
+) -> std::result::Result<InPlace, Begun> {
+    match fast::start_write(node, offset, data, Entry::New) {
         WriteStart::InFlight { op, data, .. } => Ok(InPlace { operation: op, data, counted: None }),
-        WriteStart::Tracked { leaf, offset, data } => start_counted(&leaf, offset, data),
-        WriteStart::Slow { data, .. } | WriteStart::Split { data, .. } => Err(data),
+        WriteStart::Tracked { leaf, offset, data } => start_counted(&leaf, offset, data)
+            .map_err(|data| Begun(WriteStart::Slow { node: leaf, offset, data })),
+        begun => Err(Begun(begun)),
     }
+}
+
+/// Completes a write through `node` at `offset`.
+pub(crate) async fn continue_write(node: &Arc<Node>, offset: u64, begun: Begun) -> Result<()> {
+    let outcome = write_from(node, offset, begun.0, WriteFlags::empty()).await;
+    node.mark_unflushed();
+    outcome
 }
 
 /// Submits a write to a leaf whose requests must be aligned. The write is counted, so that a read-modify-write can wait for the
@@ -218,9 +289,19 @@ pub(crate) struct Unfinished {
 /// Completes a write in place whose operation wrote only a part of the data or failed with a transient error. Returns
 /// other errors.
 pub(crate) async fn finish_in_place(node: &Arc<Node>, offset: u64, rest: Unfinished) -> Result<()> {
-    let outcome = slow::finish_write(node, offset, rest.data, rest.outcome).await;
+    let outcome = finish_write(node, offset, rest.data, rest.outcome).await;
     node.mark_unflushed();
     outcome
+}
+
+async fn finish_write(
+    node: &Arc<Node>,
+    offset: u64,
+    data: IoBuf,
+    outcome: std::io::Result<usize>,
+) -> Result<()> {
+    let place = fast::last_admitter(node, MapOp::Write, offset, data.len());
+    slow::finish_write(&place.node, place.offset, data, outcome).await
 }
 
 /// Writes `data` at `offset`.
@@ -236,30 +317,50 @@ pub(crate) async fn write(
     if !flags.is_empty() {
         return Box::pin(write_flagged(node, offset, data, flags)).await;
     }
-    write_plain(node, offset, data).await
+    write_within(node, offset, data, Entry::New, flags).await
 }
 
 async fn write_flagged(
     node: &Arc<Node>,
     offset: u64,
     data: IoBuf,
-    flags: WriteFlags,
+    mut flags: WriteFlags,
 ) -> Result<()> {
+    let is_serialising = flags.contains(WriteFlags::SERIALISING);
+    if is_serialising {
+        check_tracked(node)?;
+    }
+    let flushes = flags.contains(WriteFlags::FUA)
+        && (flags.contains(WriteFlags::COMPRESSED) || !slow::implements_fua(node));
+    flags.set(WriteFlags::FUA, flags.contains(WriteFlags::FUA) && !flushes);
     if flags.contains(WriteFlags::COMPRESSED) {
         write_compressed(node, offset, data).await?;
+    } else if is_serialising || flags.contains(WriteFlags::FUA) {
+        // These flags concern this node, so the write may not pass it on the fast path.
+        admit::admit(node, RequestKind::Write, offset, as_u64(data.len())).await;
+        slow::write(Arc::clone(node), offset, data, flags).await?;
     } else {
-        write_plain(node, offset, data).await?;
+        write_within(node, offset, data, Entry::New, flags).await?;
     }
-    if flags.contains(WriteFlags::FUA) {
+    if flushes {
         flush(node).await?;
     }
     Ok(())
+}
+
+/// Refuses a serialising request to a node that does not track its requests.
+fn check_tracked(node: &Node) -> Result<()> {
+    if node.has_gate(SlowPathFlags::TRACKS) {
+        return Ok(());
+    }
+    Err(Error::invalid("The node does not track its requests").on_node(node.name()))
 }
 
 async fn write_compressed(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     let len = as_u64(data.len());
     slow::check_write(node, offset, len)?;
     let compress = node.driver().compress().ok_or_else(cannot_compress)?;
+    admit::admit(node, RequestKind::Write, offset, len).await;
     changed(node, offset, len, compress.write_compressed(offset, data)).await
 }
 
@@ -273,6 +374,7 @@ pub(crate) async fn store_compressed(
     let len = as_u64(cluster.plain.len());
     slow::check_write(node, offset, len)?;
     let compress = node.driver().compress().ok_or_else(cannot_compress)?;
+    admit::admit(node, RequestKind::Write, offset, len).await;
     changed(node, offset, len, compress.store(offset, cluster)).await?;
     if flags.contains(WriteFlags::FUA) {
         flush(node).await?;
@@ -294,32 +396,71 @@ async fn changed(
     outcome.map_err(|e| e.on_node(node.name()).at(offset))
 }
 
-async fn write_plain(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
-    let outcome = match fast::start_write(node, offset, data) {
+/// Writes `data`. Of the flags, only [`WriteFlags::UNCHANGED`] may be set.
+async fn write_within(
+    node: &Arc<Node>,
+    offset: u64,
+    data: IoBuf,
+    entry: Entry,
+    flags: WriteFlags,
+) -> Result<()> {
+    let start = fast::start_write(node, offset, data, entry);
+    let outcome = write_from(node, offset, start, flags).await;
+    node.mark_unflushed();
+    outcome
+}
+
+/// Completes a write through `node` at `offset` that has begun.
+async fn write_from(
+    node: &Arc<Node>,
+    offset: u64,
+    start: WriteStart,
+    flags: WriteFlags,
+) -> Result<()> {
+    match start {
         WriteStart::InFlight { op, len, data } => match op.await {
             Ok(done) if done == len => Ok(()),
-            outcome => Box::pin(slow::finish_write(node, offset, data, outcome)).await,
+            outcome => Box::pin(finish_write(node, offset, data, outcome)).await,
         },
         WriteStart::Tracked { leaf, offset: at, data } => match start_counted(&leaf, at, data) {
             Ok(operation) => match operation.done(&leaf).await {
                 Ok(()) => Ok(()),
                 Err(rest) => Box::pin(finish_in_place(&leaf, at, rest)).await,
             },
-            Err(data) => Box::pin(slow::write(leaf, at, data)).await,
+            Err(data) => Box::pin(slow::write(leaf, at, data, flags)).await,
         },
-        WriteStart::Slow { node, offset, data } => Box::pin(slow::write(node, offset, data)).await,
-        WriteStart::Split { first, data } => Box::pin(write_split(node, offset, data, first)).await,
-    };
-    node.mark_unflushed();
-    outcome
+        WriteStart::Slow { node, offset, data } => {
+            Box::pin(slow::write(node, offset, data, flags)).await
+        }
+        WriteStart::Wait { node, offset, data } => {
+            let request = admit::incoming(MapOp::Write, offset, as_u64(data.len()));
+            admit::wait(&node, request).await;
+            Box::pin(write_within(&node, offset, data, Entry::Admitted, flags)).await
+        }
+        WriteStart::Split { below: Some(Place { node, offset }), first, data } => {
+            Box::pin(write_split(&node, offset, data, first, flags)).await
+        }
+        WriteStart::Split { below: None, first, data } => {
+            Box::pin(write_split(node, offset, data, first, flags)).await
+        }
+    }
 }
 
-async fn write_split(node: &Arc<Node>, offset: u64, mut data: IoBuf, first: usize) -> Result<()> {
-    let mut pieces = vec![Box::pin(write_plain(node, offset, data.split_to(first)))];
+/// Writes a request that lies in several extents and that the node has admitted.
+async fn write_split(
+    node: &Arc<Node>,
+    offset: u64,
+    mut data: IoBuf,
+    first: usize,
+    flags: WriteFlags,
+) -> Result<()> {
+    let head = data.split_to(first);
+    let mut pieces = vec![Box::pin(write_within(node, offset, head, Entry::Admitted, flags))];
     let mut at = offset.saturating_add(as_u64(first));
     while !data.is_empty() {
-        let len = fast::extent_len(node, crate::MapOp::Write, at, data.len());
-        pieces.push(Box::pin(write_plain(node, at, data.split_to(len))));
+        let len = fast::extent_len(node, MapOp::Write, at, data.len());
+        let piece = data.split_to(len);
+        pieces.push(Box::pin(write_within(node, at, piece, Entry::Admitted, flags)));
         at = at.saturating_add(as_u64(len));
     }
     run_all(pieces).await
@@ -353,21 +494,37 @@ pub(crate) async fn copy_range(
     target_offset: u64,
     len: u64,
 ) -> Result<()> {
-    let (Some(from), Some(to)) = (
-        fast::resolve_host(source, crate::MapOp::Read, offset, len),
-        fast::resolve_host(target, crate::MapOp::Write, target_offset, len),
-    ) else {
-        return Err(Error::unsupported("Copy offload is not possible here"));
-    };
-    let Some(copy) = from.node.driver().copy_range() else {
-        return Err(Error::unsupported("Copy offload is not possible here"));
-    };
+    let impossible = || Error::unsupported("Copy offload is not possible here");
+    // The drivers count a copy only if it is possible: otherwise the caller reads and writes the range.
+    if !fast::is_on_host(source, MapOp::Read, offset, len)
+        || !fast::is_on_host(target, MapOp::Write, target_offset, len)
+    {
+        return Err(impossible());
+    }
+    let from = resolve_host(source, MapOp::Read, offset, len).await.ok_or_else(impossible)?;
+    let to = resolve_host(target, MapOp::Write, target_offset, len).await.ok_or_else(impossible)?;
+    let copy = from.node.driver().copy_range().ok_or_else(impossible)?;
     let copied = copy.copy_to(from.offset, to.node.driver(), to.offset, len);
     let outcome = align::in_turn(&to.node, to.offset, len, copied).await;
     // Mark the nodes after a failure too: the host may have copied a part of the data.
     to.node.mark_unflushed();
     target.mark_unflushed();
     outcome.map_err(|error| error.on_node(to.node.name()).at(to.offset))
+}
+
+/// The host file that contains the complete range. Waits until the nodes on the way admit the request.
+async fn resolve_host(root: &Arc<Node>, op: MapOp, offset: u64, len: u64) -> Option<Place> {
+    let size = usize::try_from(len).ok()?;
+    let mut located = fast::locate(root, op, offset, size, Entry::New);
+    loop {
+        let Place { node, offset } = match located {
+            Located::Host(place) => return Some(place),
+            Located::Wait(place) => place,
+            Located::Zero | Located::Slow(_) | Located::Split { .. } => return None,
+        };
+        admit::wait(&node, admit::incoming(op, offset, len)).await;
+        located = fast::locate(&node, op, offset, size, Entry::Admitted);
+    }
 }
 
 /// Converts `usize` to `u64`; without loss on all supported platforms.

@@ -66,6 +66,10 @@ pub(super) async fn read_aligned(node: &Arc<Node>, offset: u64, buf: IoBufMut) -
     if node.has_gate(SlowPathFlags::COPY_ON_READ) {
         return Box::pin(copy_on_read::read(node, offset, buf, Scope::All)).await;
     }
+    if node.has_gate(SlowPathFlags::TRACKS) {
+        let len = as_u64(buf.len());
+        return align::in_turn(node, offset, len, read_pieces(node, offset, buf)).await;
+    }
     read_pieces(node, offset, buf).await
 }
 
@@ -148,47 +152,80 @@ pub(super) async fn finish_write(
     };
     drop(data.split_to(done.min(data.len())));
     let at = offset.saturating_add(as_u64(done));
-    write(Arc::clone(node), at, data).await
+    write(Arc::clone(node), at, data, WriteFlags::empty()).await
 }
 
-/// Writes through the driver, as a zero write if `detect-zeroes` applies.
-pub(super) async fn write(node: Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
+/// Writes through the driver, as a zero write if `detect-zeroes` applies. [`WriteFlags::FUA`] only if the node
+/// [implements](implements_fua) it.
+pub(super) async fn write(
+    node: Arc<Node>,
+    offset: u64,
+    data: IoBuf,
+    flags: WriteFlags,
+) -> Result<()> {
     let len = as_u64(data.len());
     check_write(&node, offset, len)?;
-    if node.has_gate(SlowPathFlags::DETECT_ZEROES) && oxblk_ring::is_zero(&data) {
-        let mut flags = ZeroFlags::empty();
-        flags.set(ZeroFlags::MAY_UNMAP, node.detect_zeroes() == DetectZeroes::Unmap);
-        return zero::write_zeroes(&node, offset, len, flags).await;
+    if node.has_gate(SlowPathFlags::DETECT_ZEROES)
+        && !flags.contains(WriteFlags::SERIALISING)
+        && oxblk_ring::is_zero(&data)
+    {
+        let mut zero = ZeroFlags::empty();
+        zero.set(ZeroFlags::MAY_UNMAP, node.detect_zeroes() == DetectZeroes::Unmap);
+        zero.set(ZeroFlags::FUA, flags.contains(WriteFlags::FUA));
+        zero.set(ZeroFlags::UNCHANGED, flags.contains(WriteFlags::UNCHANGED));
+        return zero::write_admitted(&node, offset, len, zero).await;
     }
     let changing = Changing::begin(&node, offset, len);
-    let outcome = write_data(&node, offset, data).await;
-    // Record the change after a failure too: a part of the data may have been written.
-    changing.end();
+    let outcome = write_data(&node, offset, data, flags).await;
+    if outcome.is_ok() && flags.contains(WriteFlags::FUA) {
+        changing.end_durable();
+    } else {
+        // Record the change after a failure too: a part of the data may have been written.
+        changing.end();
+    }
     outcome
 }
 
+/// Whether the driver of the node implements [`WriteFlags::FUA`].
+pub(super) fn implements_fua(node: &Node) -> bool {
+    node.limits().write_flags.contains(WriteFlags::FUA)
+}
+
 /// Writes data without zero detection, at any alignment.
-pub(super) async fn write_data(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
-    if !align::is_aligned(node, offset, as_u64(data.len())) {
-        align::read_modify_write(node, offset, data).await
+pub(super) async fn write_data(
+    node: &Arc<Node>,
+    offset: u64,
+    data: IoBuf,
+    flags: WriteFlags,
+) -> Result<()> {
+    let is_aligned = align::is_aligned(node, offset, as_u64(data.len()));
+    if !is_aligned || flags.contains(WriteFlags::SERIALISING) {
+        align::write_alone(node, offset, data, flags).await
     } else if align::must_take_turns(node) || !node.takes_memory_at(data.as_ptr().addr()) {
-        align::write_counted(node, offset, data).await
+        align::write_counted(node, offset, data, flags).await
     } else {
-        write_pieces(node, offset, data).await
+        write_pieces(node, offset, data, flags).await
     }
 }
 
 /// Writes aligned data, split by the driver's maximum transfer. This function updates the node's size before it
 /// returns. At this time the caller still has its range lock or is still counted. So the next writer of the block does
 /// not treat the block as unwritten.
-pub(super) async fn write_pieces(node: &Node, offset: u64, data: IoBuf) -> Result<()> {
+pub(super) async fn write_pieces(
+    node: &Node,
+    offset: u64,
+    data: IoBuf,
+    flags: WriteFlags,
+) -> Result<()> {
     if node.has_gate(SlowPathFlags::WRITE_GUARD) {
         node.guard_write(offset, &data)?;
     }
     let end = offset.saturating_add(as_u64(data.len()));
     node.note_write(offset, as_u64(data.len()));
     node.debug_event(DebugEvent::Pwritev).await;
-    let outcome = write_cut(node, offset, data).await;
+    // The request path itself carries out the other flags.
+    let flags = flags & (WriteFlags::FUA | WriteFlags::UNCHANGED);
+    let outcome = write_cut(node, offset, data, flags).await;
     node.debug_event(DebugEvent::PwritevDone).await;
     outcome?;
     oxblk_ring::perturb::point();
@@ -196,18 +233,18 @@ pub(super) async fn write_pieces(node: &Node, offset: u64, data: IoBuf) -> Resul
     Ok(())
 }
 
-async fn write_cut(node: &Node, offset: u64, mut data: IoBuf) -> Result<()> {
+async fn write_cut(node: &Node, offset: u64, mut data: IoBuf, flags: WriteFlags) -> Result<()> {
     let most = max_piece(node);
     let context = |error: Error| error.on_node(node.name()).at(offset);
     if data.len() <= most {
-        return node.driver().write(offset, data, WriteFlags::empty()).await.map_err(context);
+        return node.driver().write(offset, data, flags).await.map_err(context);
     }
     let mut pieces = Vec::new();
     let mut at = offset;
     while !data.is_empty() {
         let piece = data.split_to(most.min(data.len()));
         let len = as_u64(piece.len());
-        pieces.push(node.driver().write(at, piece, WriteFlags::empty()));
+        pieces.push(node.driver().write(at, piece, flags));
         at = at.saturating_add(len);
     }
     run_all(pieces).await.map_err(context)

@@ -4,9 +4,12 @@ use std::sync::Arc;
 
 use oxblk_ring::IoBuf;
 
+use super::admit::admit;
 use super::changed::Changing;
 use super::{align, flush, min_len, run_all, slow};
-use crate::{DebugEvent, Errno, Error, ErrorKind, Node, Result, ZeroFlags};
+use crate::{
+    DebugEvent, Errno, Error, ErrorKind, Node, RequestKind, Result, WriteFlags, ZeroFlags,
+};
 
 /// Maximum number of zero bytes written as data in one call.
 const MAX_ZERO_DATA: u64 = 1 << 20;
@@ -27,6 +30,20 @@ pub(crate) async fn write_zeroes(
         return Ok(());
     }
     slow::check_write(node, offset, len)?;
+    if flags.contains(ZeroFlags::SERIALISING) {
+        super::check_tracked(node)?;
+    }
+    admit(node, RequestKind::WriteZeroes, offset, len).await;
+    write_admitted(node, offset, len, flags).await
+}
+
+/// Makes a range read as zeroes, for a request that the node has checked and admitted.
+pub(super) async fn write_admitted(
+    node: &Arc<Node>,
+    offset: u64,
+    len: u64,
+    flags: ZeroFlags,
+) -> Result<()> {
     let mut parts = flags - ZeroFlags::FUA;
     if !node.unmaps() {
         parts -= ZeroFlags::MAY_UNMAP;
@@ -78,7 +95,9 @@ async fn write_zeroes_parts(
     Ok(())
 }
 
-async fn zero_one(node: &Arc<Node>, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
+async fn zero_one(node: &Arc<Node>, offset: u64, len: u64, mut flags: ZeroFlags) -> Result<()> {
+    let data_flags = WriteFlags::of_zero_write(flags);
+    flags -= ZeroFlags::SERIALISING;
     if align::is_aligned(node, offset, len)
         && let Some(request) = node.driver().write_zeroes(offset, len, flags)
     {
@@ -91,7 +110,11 @@ async fn zero_one(node: &Arc<Node>, offset: u64, len: u64, flags: ZeroFlags) -> 
             node.grow_to(offset.saturating_add(len));
             Ok::<(), Error>(())
         };
-        match align::in_turn(node, offset, len, grow).await {
+        let outcome = match data_flags.contains(WriteFlags::SERIALISING) {
+            true => align::alone(node, offset, len, grow).await,
+            false => align::in_turn(node, offset, len, grow).await,
+        };
+        match outcome {
             Err(error) if error.kind() == ErrorKind::Unsupported => {}
             outcome => return outcome.map_err(|error| error.on_node(node.name()).at(offset)),
         }
@@ -99,7 +122,7 @@ async fn zero_one(node: &Arc<Node>, offset: u64, len: u64, flags: ZeroFlags) -> 
     if flags.contains(ZeroFlags::NO_FALLBACK) {
         return Err(no_fallback(node, offset));
     }
-    write_zero_data(node, offset, len).await
+    write_zero_data(node, offset, len, data_flags).await
 }
 
 /// The error of a zero write with [`ZeroFlags::NO_FALLBACK`] that would have to write zeroes as data.
@@ -107,13 +130,13 @@ fn no_fallback(node: &Node, offset: u64) -> Error {
     Error::from_errno(Errno::OPNOTSUPP).on_node(node.name()).at(offset)
 }
 
-async fn write_zero_data(node: &Arc<Node>, offset: u64, len: u64) -> Result<()> {
+async fn write_zero_data(node: &Arc<Node>, offset: u64, len: u64, flags: WriteFlags) -> Result<()> {
     let zeroes = IoBuf::zeroes(min_len(len, min_len(MAX_ZERO_DATA, usize::MAX)));
     let mut at = offset;
     let end = offset.saturating_add(len);
     while at < end {
         let piece = min_len(end - at, zeroes.len());
-        slow::write_data(node, at, zeroes.slice(..piece)).await?;
+        slow::write_data(node, at, zeroes.slice(..piece), flags).await?;
         at = at.saturating_add(super::as_u64(piece));
     }
     Ok(())
@@ -131,6 +154,7 @@ pub(crate) async fn discard(node: &Arc<Node>, offset: u64, len: u64) -> Result<(
     if !node.unmaps() {
         return Ok(());
     }
+    admit(node, RequestKind::Discard, offset, len).await;
     let limits = node.limits();
     let most = match limits.max_discard {
         0 => MAX_RANGE,

@@ -143,10 +143,11 @@ impl Driver for MemoryDriver {
         })
     }
 
-    fn write(&self, offset: u64, data: IoBuf, _flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
+    fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             self.check(offset, data.len());
-            self.0.record("write", offset, data.len());
+            let fua = flags.contains(WriteFlags::FUA);
+            self.0.record(if fua { "write FUA" } else { "write" }, offset, data.len());
             self.0.outcome().await?;
             self.0.refuse(offset)?;
             if self.0.landing.load(SeqCst) == 0 {
@@ -349,8 +350,21 @@ impl Driver for Pass {
     fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move { self.0.require(ChildIdx::FILE)?.write(offset, data, flags).await })
     }
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        len: u64,
+        flags: ZeroFlags,
+    ) -> Option<BoxFuture<'_, Result<()>>> {
+        Some(Box::pin(async move {
+            self.0.require(ChildIdx::FILE)?.write_zeroes(offset, len, flags).await
+        }))
+    }
     fn size(&self) -> u64 {
         self.0.get(ChildIdx::FILE).map_or(0, |file| file.size())
+    }
+    fn limits(&self) -> Limits {
+        Limits { write_flags: WriteFlags::FUA, ..Limits::default() }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The limits that a node reports instead of those of the node below.
 
-use oxblk_core::{Error, Limits, Options, Result, ZeroFlags};
+use oxblk_core::{Error, Limits, Options, Result, WriteFlags, ZeroFlags};
 
 /// The limits from options. 0: the default.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -49,6 +49,7 @@ impl Overrides {
         limits.max_write_zeroes = self.max_write_zero.into();
         limits.discard_alignment = self.opt_discard.max(1);
         limits.max_discard = self.max_discard.into();
+        limits.write_flags = WriteFlags::FUA;
         limits.zero_flags = ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK;
         limits
     }

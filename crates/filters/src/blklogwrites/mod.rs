@@ -122,6 +122,7 @@ impl Driver for Blklogwrites {
             request_alignment: self.sector_size,
             write_zeroes_alignment: 1,
             discard_alignment: 1,
+            write_flags: WriteFlags::FUA,
             zero_flags: below.zero_flags & ZeroFlags::MAY_UNMAP,
             ..Limits::clone(&below)
         })

@@ -117,7 +117,8 @@ impl Driver for Blkverify {
 
     fn limits(&self) -> Limits {
         let zero_flags = ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK;
-        let mut limits = Limits { zero_flags, grows: true, ..Limits::default() };
+        let write_flags = WriteFlags::FUA;
+        let mut limits = Limits { write_flags, zero_flags, grows: true, ..Limits::default() };
         for (_, edge) in self.children.iter() {
             let child = edge.node().limits();
             limits.zero_flags &= child.zero_flags;

@@ -104,7 +104,8 @@ impl Driver for Filter {
         let below = self.below.limits();
         let cluster = self.below.edge().map_or(0, |file| cluster_size(file.node()));
         let cluster = u32::try_from(cluster).unwrap_or(0);
-        Limits { request_alignment: below.request_alignment.max(cluster), ..below }
+        let request_alignment = below.request_alignment.max(cluster);
+        Limits { request_alignment, write_flags: WriteFlags::empty(), ..below }
     }
 
     fn resize(&self) -> Option<&dyn Resize> {

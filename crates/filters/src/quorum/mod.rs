@@ -139,6 +139,7 @@ impl Driver for Quorum {
 
     fn limits(&self) -> Limits {
         let mut limits = Limits {
+            write_flags: WriteFlags::FUA,
             zero_flags: ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK,
             has_zero_init: true,
             grows: true,

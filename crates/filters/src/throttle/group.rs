@@ -278,6 +278,11 @@ impl Member {
         &self.group
     }
 
+    /// Lets a request of `bytes` bytes pass now. Returns `false` if the request must wait ([`Self::admit`]).
+    pub fn try_admit(&self, direction: Direction, bytes: u64) -> bool {
+        !self.group.is_limited() || self.pass_now(&mut self.group.lock(), direction, bytes)
+    }
+
     /// Waits until a request of `bytes` bytes may pass. If the returned future is dropped earlier, the request no longer waits.
     pub async fn admit(&self, direction: Direction, bytes: u64) {
         if !self.group.is_limited() {
@@ -301,15 +306,20 @@ impl Member {
         }
     }
 
+    /// Lets the request pass if the node is drained, or if no request waits and the buckets let the request pass.
+    fn pass_now(&self, state: &mut State, direction: Direction, bytes: u64) -> bool {
+        if self.is_drained() {
+            state.pour(direction, bytes);
+            return true;
+        }
+        let is_first = state.queue(direction).is_none_or(|queue| !queue.is_taken);
+        is_first && state.pass(direction, bytes).is_ok()
+    }
+
     /// Lets the request pass at once, or puts it into the queue.
     fn enter(&self, direction: Direction, bytes: u64) -> Option<Waiting<'_>> {
         let mut state = self.group.lock();
-        if self.is_drained() {
-            state.pour(direction, bytes);
-            return None;
-        }
-        let is_first = state.queue(direction).is_none_or(|queue| !queue.is_taken);
-        if is_first && state.pass(direction, bytes).is_ok() {
+        if self.pass_now(&mut state, direction, bytes) {
             return None;
         }
         let ticket = Arc::<Ticket>::default();

@@ -8,7 +8,7 @@
 //! | `group` | the nodes that share limits, and the order of their waiting requests |
 //!
 //! The node refers to a [`Group`] by the identifier of the object (`throttle-group=ID`). All nodes with the same identifier
-//! share the limits of the group. If the group has no limits, requests pass without the driver.
+//! share the limits of the group. The driver only lets requests wait ([`Admission`]); it does not pass them on itself.
 
 mod bucket;
 mod group;
@@ -19,8 +19,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use oxblk_core::driver::{Compress, Drain, Reopen, Resize};
 use oxblk_core::{
-    BoxFuture, ChildIdx, CompressedCluster, Driver, DriverFactory, DriverKind, Error, Limits,
-    MapOp, Objects, OpenContext, OpenFlags, Options, Result, Step, WriteFlags, ZeroFlags,
+    Admission, BoxFuture, ChildIdx, Driver, DriverFactory, DriverKind, Error, IncomingRequest,
+    Limits, MapOp, Objects, OpenContext, OpenFlags, Options, RequestKind, Result, Step, WriteFlags,
+    ZeroFlags,
 };
 use oxblk_ring::{IoBuf, IoBufMut};
 
@@ -78,34 +79,43 @@ impl Throttle {
     fn prepared(&self) -> MutexGuard<'_, Option<Arc<Group>>> {
         self.prepared.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// Waits until a request may pass.
-    async fn admit(&self, direction: Direction, bytes: u64) {
+impl From<RequestKind> for Direction {
+    fn from(kind: RequestKind) -> Self {
+        match kind {
+            RequestKind::Read => Self::Read,
+            RequestKind::Write | RequestKind::WriteZeroes | RequestKind::Discard => Self::Write,
+        }
+    }
+}
+
+impl Admission for Throttle {
+    fn try_admit(&self, request: &IncomingRequest) -> bool {
+        self.member.load().try_admit(request.kind.into(), request.len)
+    }
+
+    fn admit(&self, request: IncomingRequest) -> BoxFuture<'_, ()> {
         let member = self.member.load_full();
-        member.admit(direction, bytes).await;
+        Box::pin(async move { member.admit(request.kind.into(), request.len).await })
     }
 }
 
 impl Driver for Throttle {
     fn map(&self, _op: MapOp, offset: u64, len: u64) -> Step {
-        if self.member.load().group().is_limited() {
-            return Step::Slow;
-        }
         Step::Forward { child: ChildIdx::FILE, offset, len }
     }
 
+    fn admission(&self) -> Option<&dyn Admission> {
+        Some(self)
+    }
+
     fn read(&self, offset: u64, buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>> {
-        Box::pin(async move {
-            self.admit(Direction::Read, bytes(buf.len())).await;
-            self.below.edge()?.read(offset, buf).await
-        })
+        Box::pin(async move { self.below.edge()?.read(offset, buf).await })
     }
 
     fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move {
-            self.admit(Direction::Write, bytes(data.len())).await;
-            self.below.edge()?.write(offset, data, flags).await
-        })
+        Box::pin(async move { self.below.edge()?.write(offset, data, flags).await })
     }
 
     fn write_zeroes(
@@ -114,17 +124,11 @@ impl Driver for Throttle {
         len: u64,
         flags: ZeroFlags,
     ) -> Option<BoxFuture<'_, Result<()>>> {
-        Some(Box::pin(async move {
-            self.admit(Direction::Write, len).await;
-            self.below.edge()?.write_zeroes(offset, len, flags).await
-        }))
+        Some(Box::pin(async move { self.below.edge()?.write_zeroes(offset, len, flags).await }))
     }
 
     fn discard(&self, offset: u64, len: u64) -> Option<BoxFuture<'_, Result<()>>> {
-        Some(Box::pin(async move {
-            self.admit(Direction::Write, len).await;
-            self.below.edge()?.discard(offset, len).await
-        }))
+        Some(Box::pin(async move { self.below.edge()?.discard(offset, len).await }))
     }
 
     fn size(&self) -> u64 {
@@ -148,7 +152,7 @@ impl Driver for Throttle {
     }
 
     fn compress(&self) -> Option<&dyn Compress> {
-        self.below.compress().is_some().then_some(self)
+        self.below.compress()
     }
 }
 
@@ -159,30 +163,6 @@ impl Drain for Throttle {
 
     fn end(&self) {
         self.member.load().end_drain();
-    }
-}
-
-impl Compress for Throttle {
-    fn write_compressed(&self, offset: u64, data: IoBuf) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move {
-            self.admit(Direction::Write, bytes(data.len())).await;
-            self.below.edge()?.write(offset, data, WriteFlags::COMPRESSED).await
-        })
-    }
-
-    fn compress(&self, data: IoBuf) -> BoxFuture<'_, Result<CompressedCluster>> {
-        Compress::compress(&self.below, data)
-    }
-
-    fn store(&self, offset: u64, cluster: CompressedCluster) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move {
-            self.admit(Direction::Write, bytes(cluster.plain.len())).await;
-            self.below.edge()?.write_compressed(offset, cluster, WriteFlags::empty()).await
-        })
-    }
-
-    fn end(&self) -> BoxFuture<'_, Result<()>> {
-        self.below.end()
     }
 }
 
@@ -217,8 +197,4 @@ impl Reopen for Throttle {
     fn abort(&self) -> BoxFuture<'_, ()> {
         Box::pin(async { *self.prepared() = None })
     }
-}
-
-fn bytes(len: usize) -> u64 {
-    u64::try_from(len).unwrap_or(u64::MAX)
 }

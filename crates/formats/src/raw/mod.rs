@@ -186,6 +186,7 @@ impl Driver for Raw {
             request_alignment: if self.probed { 512 } else { 1 },
             mem_alignment: below.map_or(1, |limits| limits.mem_alignment),
             opt_transfer: below.map_or(0, |limits| limits.opt_transfer),
+            write_flags: WriteFlags::FUA,
             zero_flags: ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK,
             has_zero_init: self.offset() == 0 && below.is_some_and(|limits| limits.has_zero_init),
             grows: !self.is_fixed() && below.is_some_and(|limits| limits.grows),

@@ -93,6 +93,7 @@ impl Driver for Fixed {
         let below = self.children.get(ChildIdx::FILE).map(|file| file.node().limits());
         let below = below.as_deref();
         Limits {
+            write_flags: WriteFlags::FUA,
             zero_flags: ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK,
             has_zero_init: below.is_some_and(|limits| limits.has_zero_init),
             ..Limits::default()

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod autoclear;
+mod copying_reads;
 mod counted;
 mod dirty_bit;
 mod write_order;

@@ -201,11 +201,13 @@ impl Driver for FileDriver {
         Box::pin(async move {
             let end = offset.saturating_add(u64::try_from(data.len()).unwrap_or(u64::MAX));
             let fua = flags.contains(WriteFlags::FUA) && !self.no_flush.load(Ordering::Relaxed);
-            self.current().write_all_at(data, offset, false).await?;
+            // A write with `RWF_DSYNC` flushes its range of the page cache. It could get, and so use up, the error of another
+            // write that the host reports only once. Therefore a file in the page cache is flushed by the function that
+            // records such an error. Direct writes leave no data in the page cache.
+            let with_write = fua && !self.durable.must_record(self.is_cached());
+            self.current().write_all_at(data, offset, with_write).await?;
             self.grow_to(end);
-            if fua {
-                // `RWF_DSYNC` is not used: the host reports a writeback error only once, and a write with `RWF_DSYNC`
-                // could get the error of another write.
+            if fua && !with_write {
                 self.flush_host().await?;
             }
             Ok(())
@@ -269,6 +271,7 @@ impl Driver for FileDriver {
         let mut limits = Limits {
             request_alignment: self.request_alignment.load(Ordering::Acquire),
             mem_alignment: self.memory_alignment.load(Ordering::Acquire),
+            write_flags: WriteFlags::FUA,
             zero_flags: ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK,
             has_zero_init: matches!(self.kind, Kind::Regular | Kind::Given),
             grows: matches!(self.kind, Kind::Regular | Kind::Given),

@@ -57,6 +57,12 @@ impl Durable {
         self.record(syncing, Box::pin(file.close()), self.records(cached)).await
     }
 
+    /// Whether the failure of a flush must be recorded, or was recorded: then only [`Self::sync`] flushes the file. `cached`: the
+    /// file is now written through the page cache.
+    pub(super) fn must_record(&self, cached: bool) -> bool {
+        self.records(cached) || self.failure.load(Ordering::Acquire) != 0
+    }
+
     /// Whether a failure must be recorded. `cached`: the file is now written through the page cache.
     fn records(&self, cached: bool) -> bool {
         cached || self.has_older_cached_data.load(Ordering::Acquire)

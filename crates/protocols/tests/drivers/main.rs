@@ -6,6 +6,7 @@
 mod common;
 mod devices;
 mod file;
+mod foreign_memory;
 mod locking;
 mod null;
 mod shared_blocks;

@@ -12,10 +12,13 @@
 //! of all its `IoBuf`s. All constructors, and all methods that split or join views, preserve the invariant. Therefore
 //! `&mut [u8]` from an `IoBufMut` is sound.
 //!
+//! [`ForeignVec`] and [`ForeignVecMut`] are for memory that others may change.
+//!
 //! Memory comes from [`pool`]: on an I/O thread, buffers of up to 64 KiB usually come from an arena that the thread has
 //! registered with its ring. Other buffers come from bounded caches of free blocks, or are allocated.
 
 mod block;
+mod foreign;
 mod free;
 mod pool;
 mod references;
@@ -27,6 +30,7 @@ mod zero;
 
 use crate::runtime::atomics;
 
+pub use foreign::{ForeignOwner, ForeignVec, ForeignVecMut};
 pub(crate) use pool::{Arena, install_arena, trim_shared, trim_thread, uninstall_arena};
 pub use shared::IoBuf;
 pub use unique::IoBufMut;

@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use super::{File, count, is_transient};
-use crate::buf::{IoBuf, IoBufMut, IoVec, IoVecMut};
+use crate::buf::{ForeignVec, ForeignVecMut, IoBuf, IoBufMut, IoVec, IoVecMut};
 use crate::reactor::{Op, Payload, Pending, start_file};
 
 impl File {
@@ -44,6 +44,24 @@ impl File {
     /// If the caller is not on an I/O thread.
     pub fn write_vectored_at(&self, bufs: IoVec, offset: u64, fua: bool) -> WritevAt {
         WritevAt(start_file(self, Op::Write { offset, fua }, Payload::WriteV(bufs)))
+    }
+
+    /// Reads once into foreign memory; the read may be short. The memory stays valid until the host has completed the
+    /// operation, also if the future is dropped.
+    ///
+    /// # Panics
+    /// If the caller is not on an I/O thread.
+    pub fn read_foreign_at(&self, memory: ForeignVecMut, offset: u64) -> ReadForeignAt {
+        ReadForeignAt(start_file(self, Op::Read { offset }, Payload::ReadForeign(memory)))
+    }
+
+    /// Writes once from foreign memory; the write may be short. `fua`: see [`File::write_at`]. If others change the memory
+    /// during the write, the file gets old or new bytes.
+    ///
+    /// # Panics
+    /// If the caller is not on an I/O thread.
+    pub fn write_foreign_at(&self, memory: ForeignVec, offset: u64, fua: bool) -> WriteForeignAt {
+        WriteForeignAt(start_file(self, Op::Write { offset, fua }, Payload::WriteForeign(memory)))
     }
 
     /// Reads until the buffer is full or the file ends. Returns the buffer and the number of bytes that were read.
@@ -186,6 +204,24 @@ transfer_future!(
 transfer_future!(
     /// A vectored write in flight; see [`File::write_vectored_at`].
     WritevAt,
+    io::Result<usize>,
+    |result, payload| {
+        drop(payload);
+        count(result)
+    }
+);
+transfer_future!(
+    /// A read into foreign memory in flight; see [`File::read_foreign_at`].
+    ReadForeignAt,
+    io::Result<usize>,
+    |result, payload| {
+        drop(payload);
+        count(result)
+    }
+);
+transfer_future!(
+    /// A write from foreign memory in flight; see [`File::write_foreign_at`].
+    WriteForeignAt,
     io::Result<usize>,
     |result, payload| {
         drop(payload);

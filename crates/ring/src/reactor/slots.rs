@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 
 use super::Target;
 use super::kept::{Kept, Period, Periods};
-use crate::buf::{IoBuf, IoBufMut, IoVec, IoVecMut};
+use crate::buf::{ForeignVec, ForeignVecMut, IoBuf, IoBufMut, IoVec, IoVecMut};
 
 /// Slots per chunk. Chunks never move.
 const CHUNK: usize = 64;
@@ -97,17 +97,21 @@ pub(crate) enum Payload {
     Write(IoBuf),
     ReadV(IoVecMut),
     WriteV(IoVec),
+    ReadForeign(ForeignVecMut),
+    WriteForeign(ForeignVec),
 }
 
 impl Payload {
     /// Number of bytes to transfer.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Payload::None => 0,
             Payload::Read(buf) => buf.len(),
             Payload::Write(buf) => buf.len(),
             Payload::ReadV(bufs) => bufs.iter().map(|buf| buf.len()).sum(),
             Payload::WriteV(bufs) => bufs.iter().map(|buf| buf.len()).sum(),
+            Payload::ReadForeign(memory) => memory.len(),
+            Payload::WriteForeign(memory) => memory.len(),
         }
     }
 
@@ -128,6 +132,12 @@ impl Payload {
             Payload::WriteV(bufs) => bufs.iter().for_each(|b| {
                 push(out, b.as_ptr(), b.len());
             }),
+            Payload::ReadForeign(memory) => {
+                memory.ranges().for_each(|(base, len)| push(out, base, len));
+            }
+            Payload::WriteForeign(memory) => {
+                memory.ranges().for_each(|(base, len)| push(out, base, len));
+            }
         }
     }
 }

@@ -28,6 +28,9 @@ impl Change {
                     Some(Change::Write(offset, std::iter::once(buf.clone()).collect()))
                 }
                 Payload::WriteV(bufs) => Some(Change::Write(offset, bufs.clone())),
+                Payload::WriteForeign(memory) => {
+                    Some(Change::Write(offset, std::iter::once(memory.to_buf()).collect()))
+                }
                 _ => None,
             },
             Op::Fallocate { mode, offset, len } => Change::of_fallocate(mode, offset, len),

@@ -300,24 +300,14 @@ fn sectors(media: &Media, range: &Range<u64>) -> Range<u64> {
     range.start / SECTOR..range.end.min(media.len()).div_ceil(SECTOR)
 }
 
-fn payload_len(payload: &Payload) -> usize {
-    match payload {
-        Payload::None => 0,
-        Payload::Read(buf) => buf.len(),
-        Payload::Write(buf) => buf.len(),
-        Payload::ReadV(bufs) => bufs.iter().map(|b| b.len()).sum(),
-        Payload::WriteV(bufs) => bufs.iter().map(|b| b.len()).sum(),
-    }
-}
-
 fn span(offset: u64, len: u64) -> Range<u64> {
     offset..offset.saturating_add(len)
 }
 
 fn classify(op: Op, payload: &Payload) -> (FaultOp, Range<u64>) {
     match op {
-        Op::Read { offset } => (FaultOp::Read, span(offset, payload_len(payload) as u64)),
-        Op::Write { offset, .. } => (FaultOp::Write, span(offset, payload_len(payload) as u64)),
+        Op::Read { offset } => (FaultOp::Read, span(offset, payload.len() as u64)),
+        Op::Write { offset, .. } => (FaultOp::Write, span(offset, payload.len() as u64)),
         Op::Fallocate { offset, len, .. } => (FaultOp::Fallocate, span(offset, len)),
         Op::Truncate { len } => (FaultOp::Truncate, len..u64::MAX),
         _ => (FaultOp::Sync, 0..u64::MAX),
@@ -348,7 +338,7 @@ impl State {
     }
 
     fn apply(&mut self, started: Started, slot: &mut Slot, hit: Option<Hit>) -> i32 {
-        let len = payload_len(&slot.payload);
+        let len = slot.payload.len();
         let place = |offset| hit.map_or(offset, |hit| hit.place(offset));
         let done = match slot.op {
             Op::Read { offset } => {
@@ -398,6 +388,12 @@ impl State {
         match payload {
             Payload::Read(buf) => one(buf),
             Payload::ReadV(bufs) => bufs.iter_mut().for_each(|buf| one(buf)),
+            Payload::ReadForeign(memory) => {
+                let mut data = vec![0; memory.len()];
+                one(&mut data);
+                data.truncate(done);
+                memory.copy_from(&data);
+            }
             _ => {}
         }
         done
@@ -414,6 +410,12 @@ impl State {
             }
             Payload::WriteV(bufs) => {
                 let mut data = joined(bufs);
+                data.truncate(amount);
+                self.media.write(offset, &data, fua);
+                data.len()
+            }
+            Payload::WriteForeign(memory) => {
+                let mut data = memory.to_buf();
                 data.truncate(amount);
                 self.media.write(offset, &data, fua);
                 data.len()
