@@ -77,10 +77,10 @@ pub fn run(variant: &'static Variant, seed: u64, cuts: usize) -> Tally {
     run_filtered(variant, seed, cuts, &Stack::default())
 }
 
-/// Does the same as [`run`] with filters above and below the active image. After a cut, the copies of a quorum vote.
+/// Does the same as [`run()`] with filters above and below the active image. After a cut, the copies of a quorum vote.
 ///
 /// # Panics
-/// As [`run`], and when a copy that a filter keeps loses flushed data.
+/// As [`run()`], and when a copy that a filter keeps loses flushed data.
 pub fn run_filtered(variant: &'static Variant, seed: u64, cuts: usize, stack: &Stack) -> Tally {
     let workload = Workload::new(variant, seed, stack);
     let attempt = std::panic::AssertUnwindSafe(|| attempt(&workload, cuts));
