@@ -267,11 +267,11 @@ pub fn run(variant: &'static Variant, seed: u64, every: u64) -> Tally {
     run_filtered(variant, seed, every, &Stack::default())
 }
 
-/// Does the same as [`run`] with filters without copies above and below the image, and without the changes that only the image
+/// Does the same as [`run()`] with filters without copies above and below the image, and without the changes that only the image
 /// itself can make.
 ///
 /// # Panics
-/// As [`run`].
+/// As [`run()`].
 pub fn run_filtered(variant: &'static Variant, seed: u64, every: u64, stack: &Stack) -> Tally {
     let attempt = std::panic::AssertUnwindSafe(|| attempt(variant, seed, every, stack));
     let outcome = std::panic::catch_unwind(attempt);

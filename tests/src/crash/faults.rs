@@ -94,10 +94,10 @@ pub fn run(variant: &'static Variant, seed: u64) -> Tally {
     run_filtered(variant, seed, &Stack::default())
 }
 
-/// Does the same as [`run`] with filters above and below the active image.
+/// Does the same as [`run()`] with filters above and below the active image.
 ///
 /// # Panics
-/// As [`run`].
+/// As [`run()`].
 pub fn run_filtered(variant: &'static Variant, seed: u64, stack: &Stack) -> Tally {
     let workload = Workload::new(variant, seed, stack);
     let attempt = std::panic::AssertUnwindSafe(|| attempt(&workload));
