@@ -243,6 +243,31 @@ fn zero_writes_without_fallback_fail_if_the_driver_does_not_support_them() {
 }
 
 #[test]
+fn a_zero_write_without_fallback_of_incomplete_blocks_changes_nothing() {
+    block_on(async {
+        let graph = graph();
+        let limits = Limits {
+            request_alignment: 512,
+            zero_flags: ZeroFlags::NO_FALLBACK,
+            ..Limits::default()
+        };
+        let memory = Arc::new(Memory {
+            bytes: vec![1; 4096].into(),
+            limits,
+            zeroes: true,
+            ..Memory::default()
+        });
+        let backend = Backend::new(&graph, "", node(&graph, "m", &memory), all()).unwrap();
+        for (offset, len) in [(1024, 1025), (1000, 1048)] {
+            let error = backend.write_zeroes(offset, len, ZeroFlags::NO_FALLBACK).await;
+            assert_eq!(error.unwrap_err().raw_errno(), 95);
+        }
+        assert_eq!(memory.bytes.lock().unwrap()[..], [1; 4096]);
+        backend.close().await.unwrap();
+    });
+}
+
+#[test]
 fn a_driver_receives_only_the_zero_flags_that_it_implements() {
     block_on(async {
         let graph = graph();

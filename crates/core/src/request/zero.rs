@@ -67,7 +67,10 @@ async fn write_zeroes_parts(
     flags: ZeroFlags,
 ) -> Result<()> {
     let limits = node.limits();
-    if flags.contains(ZeroFlags::NO_FALLBACK) && !limits.zero_flags.contains(ZeroFlags::NO_FALLBACK)
+    // An incomplete block must be written as data, so the request fails before any block has changed.
+    let whole_blocks = align::is_aligned(node, offset, len);
+    if flags.contains(ZeroFlags::NO_FALLBACK)
+        && !(whole_blocks && limits.zero_flags.contains(ZeroFlags::NO_FALLBACK))
     {
         return Err(no_fallback(node, offset));
     }
