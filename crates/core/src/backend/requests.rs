@@ -160,6 +160,10 @@ impl Backend {
     /// Reads `memory.len()` bytes at `offset` into memory that others may change. If the range lies in a file of the host, the
     /// host writes to the memory directly. After an error, the contents of the memory are undefined.
     ///
+    /// After the returned future has completed, also with an error, nothing writes to the memory any more. If the future is
+    /// dropped before, the host may still write to the memory. It has stopped when the owner of `memory` has been dropped:
+    /// each operation of the host keeps a reference to the owner.
+    ///
     /// # Errors
     /// The errors of [`Self::read`].
     pub async fn read_into(&self, offset: u64, memory: ForeignVecMut) -> Result<()> {
@@ -328,6 +332,7 @@ async fn read_once(request: Request<'_>, offset: u64, buf: IoBufMut) -> Result<I
 }
 
 async fn read_into_once(request: Request<'_>, offset: u64, memory: ForeignVecMut) -> Result<()> {
+    let request = request.only_reads();
     if request.root.below.reads_write {
         let root = Arc::clone(&request.root);
         let work = async move { request::read_into(root.edge.node(), offset, memory).await };
