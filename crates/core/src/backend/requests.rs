@@ -5,6 +5,7 @@
 //! one host operation to change data, the request runs to its end even if its future is dropped. A flush also runs to
 //! its end.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use oxblk_ring::{ForeignVec, ForeignVecMut, IoBuf, IoBufMut};
@@ -67,7 +68,7 @@ impl Backend {
         }
         let size = buf.len();
         let io = Io { kind: IoType::Read, offset, len: request::as_u64(size), writes: None };
-        let mut given = Some(buf);
+        let given = Cell::new(Some(buf));
         self.carry_out_tracked(
             io,
             || IoBufMut::zeroed(size),
@@ -104,31 +105,46 @@ impl Backend {
         &self,
         io: Io,
         ignored: impl FnOnce() -> T,
-        mut start: impl FnMut(Arc<Edge>) -> F,
+        start: impl Fn(Arc<Edge>) -> F,
     ) -> Result<T>
     where
         T: 'static,
         F: Future<Output = Result<T>> + 'static,
     {
-        let mut tracking = self.track_requests().await?;
-        // A change of the graph may have replaced the root node in the meantime.
-        loop {
-            let root = self.root()?;
-            if tracking.is_of(root.node()) {
-                break;
-            }
-            tracking = root.track_requests().await;
-        }
-        let tracking = Arc::new(tracking);
+        let tracking = Arc::new(self.track_requests().await?);
         self.carry_out(io, ignored, |request, _| {
-            let (work, tracking) = (start(Arc::clone(&request.root.edge)), Arc::clone(&tracking));
-            request.run_to_completion(async move {
+            self.attempt_tracked(io, request, Arc::clone(&tracking), &start)
+        })
+        .await
+    }
+
+    /// Makes an attempt of a request for which the root node tracks its requests.
+    async fn attempt_tracked<'a, T, F>(
+        &'a self,
+        io: Io,
+        mut request: Request<'a>,
+        mut tracking: Arc<RequestTracking>,
+        start: &impl Fn(Arc<Edge>) -> F,
+    ) -> Result<T>
+    where
+        T: 'static,
+        F: Future<Output = Result<T>> + 'static,
+    {
+        // A change of the graph may have replaced the root node while the request waited. The new root node then has to wait for
+        // its requests in flight, so this request ends and begins again.
+        while !tracking.is_of(request.root.edge.node()) {
+            request.done();
+            tracking = Arc::new(self.track_requests().await?);
+            request = self.admit(&io).await?;
+        }
+        let work = start(Arc::clone(&request.root.edge));
+        request
+            .run_to_completion(async move {
                 let outcome = work.await;
                 drop(tracking);
                 outcome
             })
-        })
-        .await
+            .await
     }
 
     /// Writes `data` at `offset`.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use oxblk_core::{Backend, ErrorKind, Limits, OpenFlags, WriteFlags};
-use oxblk_ring::{IoBuf, sim, sleep, spawn, yield_now};
+use oxblk_core::{Backend, ErrorKind, Limits, OpenFlags, ReadFlags, WriteFlags};
+use oxblk_ring::{IoBuf, IoBufMut, block_on, sim, sleep, spawn, yield_now};
 
 use super::all;
 use crate::memory::{Memory, graph, node, options};
@@ -73,5 +73,35 @@ fn a_serialising_write_is_refused_until_all_requests_in_flight_are_tracked() {
         disk.write(0, data, WriteFlags::SERIALISING).await.unwrap();
         drop(tracking);
         disk.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_copying_read_survives_a_change_of_the_root_node() {
+    block_on(async {
+        let graph = graph();
+        let memory = Memory::new(8192, Limits::default());
+        let below = node(&graph, "m", &memory);
+        let guest = Backend::new(&graph, "guest", Arc::clone(&below), all()).unwrap();
+        let filter = graph
+            .open(options("driver=pass,node-name=filter,file=m"), OpenFlags::default())
+            .await
+            .unwrap();
+        let drained = graph.drain(&below).await;
+        let reader = guest.clone();
+        let read = spawn(async move {
+            reader.read_with(0, IoBufMut::new(512), ReadFlags::COPY_ON_READ).await.map(drop)
+        });
+        for _ in 0..100 {
+            yield_now().await;
+        }
+        // A filter is inserted, as a job does, while the read waits for the end of the drained section.
+        let mut change = graph.change();
+        change.replace_node(&below, &filter, |_| true);
+        change.run().await.unwrap();
+        drop(drained);
+        let outcome = read.await;
+        guest.close().await.unwrap();
+        outcome.unwrap();
     });
 }
