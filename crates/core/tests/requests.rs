@@ -39,6 +39,8 @@ mod notifications;
 mod ordering;
 #[path = "requests/references.rs"]
 mod references;
+#[path = "requests/tracking.rs"]
+mod tracking;
 #[path = "requests/users.rs"]
 mod users;
 #[path = "requests/write_through.rs"]

@@ -31,7 +31,7 @@ impl Io {
 
 impl Backend {
     /// Begins an attempt of a request. Refuses it if it lies outside of the disk, or if the backend has no permission.
-    async fn admit(&self, io: &Io) -> Result<Request<'_>> {
+    pub(super) async fn admit(&self, io: &Io) -> Result<Request<'_>> {
         let request = self.begin().await?.check(io.offset, io.len)?;
         match io.writes {
             Some(flags) => request.check_write(flags),

@@ -5,6 +5,7 @@
 //! one host operation to change data, the request runs to its end even if its future is dropped. A flush also runs to
 //! its end.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use oxblk_ring::{ForeignVec, ForeignVecMut, IoBuf, IoBufMut};
@@ -67,7 +68,7 @@ impl Backend {
         }
         let size = buf.len();
         let io = Io { kind: IoType::Read, offset, len: request::as_u64(size), writes: None };
-        let mut given = Some(buf);
+        let given = Cell::new(Some(buf));
         self.carry_out_tracked(
             io,
             || IoBufMut::zeroed(size),
@@ -104,31 +105,46 @@ impl Backend {
         &self,
         io: Io,
         ignored: impl FnOnce() -> T,
-        mut start: impl FnMut(Arc<Edge>) -> F,
+        start: impl Fn(Arc<Edge>) -> F,
     ) -> Result<T>
     where
         T: 'static,
         F: Future<Output = Result<T>> + 'static,
     {
-        let mut tracking = self.track_requests().await?;
-        // A change of the graph may have replaced the root node in the meantime.
-        loop {
-            let root = self.root()?;
-            if tracking.is_of(root.node()) {
-                break;
-            }
-            tracking = root.track_requests().await;
-        }
-        let tracking = Arc::new(tracking);
+        let tracking = Arc::new(self.track_requests().await?);
         self.carry_out(io, ignored, |request, _| {
-            let (work, tracking) = (start(Arc::clone(&request.root.edge)), Arc::clone(&tracking));
-            request.run_to_completion(async move {
+            self.attempt_tracked(io, request, Arc::clone(&tracking), &start)
+        })
+        .await
+    }
+
+    /// Makes an attempt of a request for which the root node tracks its requests.
+    async fn attempt_tracked<'a, T, F>(
+        &'a self,
+        io: Io,
+        mut request: Request<'a>,
+        mut tracking: Arc<RequestTracking>,
+        start: &impl Fn(Arc<Edge>) -> F,
+    ) -> Result<T>
+    where
+        T: 'static,
+        F: Future<Output = Result<T>> + 'static,
+    {
+        // A change of the graph may have replaced the root node while the request waited. The new root node then has to wait for
+        // its requests in flight, so this request ends and begins again.
+        while !tracking.is_of(request.root.edge.node()) {
+            request.done();
+            tracking = Arc::new(self.track_requests().await?);
+            request = self.admit(&io).await?;
+        }
+        let work = start(Arc::clone(&request.root.edge));
+        request
+            .run_to_completion(async move {
                 let outcome = work.await;
                 drop(tracking);
                 outcome
             })
-        })
-        .await
+            .await
     }
 
     /// Writes `data` at `offset`.
@@ -159,6 +175,10 @@ impl Backend {
 
     /// Reads `memory.len()` bytes at `offset` into memory that others may change. If the range lies in a file of the host, the
     /// host writes to the memory directly. After an error, the contents of the memory are undefined.
+    ///
+    /// After the returned future has completed, also with an error, nothing writes to the memory any more. If the future is
+    /// dropped before, the host may still write to the memory. It has stopped when the owner of `memory` has been dropped:
+    /// each operation of the host keeps a reference to the owner.
     ///
     /// # Errors
     /// The errors of [`Self::read`].
@@ -328,6 +348,7 @@ async fn read_once(request: Request<'_>, offset: u64, buf: IoBufMut) -> Result<I
 }
 
 async fn read_into_once(request: Request<'_>, offset: u64, memory: ForeignVecMut) -> Result<()> {
+    let request = request.only_reads();
     if request.root.below.reads_write {
         let root = Arc::clone(&request.root);
         let work = async move { request::read_into(root.edge.node(), offset, memory).await };

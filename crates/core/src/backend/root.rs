@@ -85,6 +85,12 @@ impl Backend {
         self.0.roots.mine().load().as_ref().map(|root| Arc::clone(&root.edge)).ok_or_else(no_medium)
     }
 
+    /// The epochs that a request enters.
+    pub(crate) fn epochs(&self) -> Vec<Arc<Epochs>> {
+        let root = self.0.roots.mine().load();
+        root.as_ref().map(|root| root.below.epochs.to_vec()).unwrap_or_default()
+    }
+
     /// The root node.
     ///
     /// # Errors

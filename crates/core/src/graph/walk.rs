@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::edge::Owner;
+use crate::epoch::Epochs;
 use crate::{Backend, ChildIdx, Node};
 
 /// Some nodes, all nodes above them, and the backends of all these nodes.
@@ -77,6 +78,20 @@ impl Above {
 /// `nodes` and all nodes above them, each once.
 pub(crate) fn nodes_above(nodes: &[Arc<Node>]) -> Vec<Arc<Node>> {
     Above::of(nodes).nodes
+}
+
+/// The epochs that the requests of the backends above `node` enter. A request enters the epochs of formats only, if there are
+/// any below its backend; so these need not be the epochs of `node` or of a node above it.
+pub(crate) fn epochs_above(node: &Arc<Node>) -> Vec<Arc<Epochs>> {
+    let mut found: Vec<Arc<Epochs>> = Vec::new();
+    for backend in Above::of(std::slice::from_ref(node)).backends {
+        for epochs in backend.epochs() {
+            if !found.iter().any(|other| Arc::ptr_eq(other, &epochs)) {
+                found.push(epochs);
+            }
+        }
+    }
+    found
 }
 
 /// `top` and all nodes below it, each once.

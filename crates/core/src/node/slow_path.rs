@@ -27,6 +27,8 @@ bitflags::bitflags! {
         const ADMITS = 128;
         /// Reads and changes are counted, so that serialising requests can wait for them.
         const TRACKS = 256;
+        /// With [`Self::TRACKS`]: all requests in flight are counted, because those that began earlier have ended.
+        const TRACKS_ALL = 512;
     }
 }
 

@@ -7,38 +7,40 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::SlowPathFlags;
 use crate::Node;
+use crate::graph::epochs_above;
 
 /// The users of a node for which the node tracks its requests.
 #[derive(Debug, Default)]
-pub(super) struct Trackers(Mutex<State>);
-
-#[derive(Debug, Default)]
-struct State {
-    users: usize,
-    /// All requests in flight are tracked: those that began before the first user have ended.
-    is_complete: bool,
-}
+pub(super) struct Trackers(Mutex<usize>);
 
 /// As long as this value exists, the node tracks its reads and changes: it counts them with their ranges. Serialising requests
 /// wait only for those that overlap them. All requests of the node take the slow path.
 #[derive(Debug)]
 pub struct RequestTracking(Arc<Node>);
 
+impl Node {
+    /// Waits until the requests of backends that began before this call and that may reach the node have ended. The caller is not
+    /// a part of a request.
+    pub async fn wait_for_requests(self: &Arc<Self>) {
+        for epochs in epochs_above(self) {
+            epochs.grace().await;
+        }
+    }
+}
+
 impl RequestTracking {
     /// Begins to track, and waits for the requests in flight that are not tracked. The caller is not a part of a request.
     pub(crate) async fn begin(node: &Arc<Node>) -> Self {
         let tracking = Self(Arc::clone(node));
-        let is_complete = {
-            let mut state = node.trackers.0.lock().unwrap_or_else(PoisonError::into_inner);
-            state.users = state.users.saturating_add(1);
+        {
+            let mut users = node.trackers.0.lock().unwrap_or_else(PoisonError::into_inner);
+            *users = users.saturating_add(1);
             node.set_slow_path(SlowPathFlags::TRACKS);
-            state.is_complete
-        };
-        if !is_complete {
-            node.epochs().grace().await;
-            // A request enters the epochs of the formats below it.
-            node.skip_filters().epochs().grace().await;
-            node.trackers.0.lock().unwrap_or_else(PoisonError::into_inner).is_complete = true;
+        }
+        if !node.has_gate(SlowPathFlags::TRACKS_ALL) {
+            node.wait_for_requests().await;
+            // `tracking` is a user, so the first flag has been set since before the wait.
+            node.set_slow_path(SlowPathFlags::TRACKS_ALL);
         }
         tracking
     }
@@ -51,11 +53,10 @@ impl RequestTracking {
 
 impl Drop for RequestTracking {
     fn drop(&mut self) {
-        let mut state = self.0.trackers.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.users = state.users.saturating_sub(1);
-        if state.users == 0 {
-            state.is_complete = false;
-            self.0.clear_slow_path(SlowPathFlags::TRACKS);
+        let mut users = self.0.trackers.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *users = users.saturating_sub(1);
+        if *users == 0 {
+            self.0.clear_slow_path(SlowPathFlags::TRACKS | SlowPathFlags::TRACKS_ALL);
         }
     }
 }

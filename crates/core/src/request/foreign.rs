@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use futures_util::future::try_join_all;
 use oxblk_ring::{ForeignVec, ForeignVecMut, IoBufMut, UntilSettled, WriteForeignAt};
 
 use super::admit::{self, Entry};
@@ -28,7 +27,8 @@ impl Node {
 }
 
 /// Reads `memory.len()` bytes at `offset`. Bytes past the end of the node read as zeroes. After an error, the contents of the
-/// memory are undefined.
+/// memory are undefined. When the returned future completes, also with an error, no operation of the host on the memory is in
+/// flight.
 pub(crate) async fn read_into(node: &Arc<Node>, offset: u64, memory: ForeignVecMut) -> Result<()> {
     read(node, offset, memory, Entry::New, 0).await
 }
@@ -129,7 +129,8 @@ async fn read_split(
             len = fast::extent_len(node, MapOp::Read, at, memory.len());
         }
     }
-    try_join_all(pieces).await.map(drop)
+    // After an error too, all pieces end first: otherwise, the host could still write to the memory after the read.
+    run_all(pieces).await
 }
 
 /// A submitted write that consists of one operation on a host file.

@@ -348,9 +348,9 @@ async fn write_flagged(
     Ok(())
 }
 
-/// Refuses a serialising request to a node that does not track its requests.
+/// Refuses a serialising request to a node that does not track all its requests in flight.
 fn check_tracked(node: &Node) -> Result<()> {
-    if node.has_gate(SlowPathFlags::TRACKS) {
+    if node.has_gate(SlowPathFlags::TRACKS_ALL) {
         return Ok(());
     }
     Err(Error::invalid("The node does not track its requests").on_node(node.name()))

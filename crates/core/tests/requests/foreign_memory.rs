@@ -149,3 +149,19 @@ fn a_driver_sees_no_bytes_that_change_during_a_write() {
     stop.store(true, Relaxed);
     scribbler.join().unwrap();
 }
+
+#[test]
+fn a_flush_after_a_failed_read_into_memory_reaches_no_driver() {
+    block_on(async {
+        let graph = graph();
+        let memory = Arc::new(Memory { bad_read: Some(512), ..Memory::default() });
+        memory.bytes.lock().unwrap().resize(4096, 0);
+        let disk = Backend::new(&graph, "", node(&graph, "m", &memory), all()).unwrap();
+        let shared = Shared::new(512);
+        disk.read_into(512, shared.to_read(&[(0, 512)])).await.unwrap_err();
+        oxblk_ring::settled().await;
+        disk.flush().await.unwrap();
+        disk.close().await.unwrap();
+        assert_eq!(memory.take_log(), ["read 512+512", "close 0+0"]);
+    });
+}

@@ -54,7 +54,7 @@ async fn open(context: &mut OpenContext) -> Result<Filter> {
     let ordered = file.begin_copy_on_read();
     // Other users of the node may have writes in flight that are not ordered.
     if file.node().parents().len() > 1 {
-        file.node().epochs().grace().await;
+        file.node().wait_for_requests().await;
     }
     Ok(Filter {
         below: Below::new(&context.children),

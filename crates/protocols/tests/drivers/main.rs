@@ -5,6 +5,7 @@
 
 mod common;
 mod devices;
+mod failed_foreign_reads;
 mod file;
 mod foreign_memory;
 mod locking;
