@@ -549,6 +549,13 @@ pub trait DriverFactory: Send + Sync + 'static {
         false
     }
 
+    /// Whether a node of this driver must see every change of the data of its `file` child, because it records or copies changes.
+    /// The edge to the child then never shares write permission while the node has users, and no operation changes the child
+    /// without requests to the node.
+    fn sees_all_changes(&self) -> bool {
+        false
+    }
+
     /// Opens a node. `context` contains the generic options. The driver removes the options that it knows from
     /// [`OpenContext::options`]. The graph refuses the remaining options as unknown.
     fn open<'a>(&'a self, context: &'a mut OpenContext) -> BoxFuture<'a, Result<Box<dyn Driver>>>;

@@ -4,14 +4,20 @@
 //! only writes data that the overlay already shows. A [`WritableBase`] suspends both rules until the [`WritableBase`] is
 //! closed. Until then, the overlay's edge to the backing file shares all permissions, whatever the users of the overlay share.
 //! The backing file has no other writer, and the links of the chain above it are frozen.
+//!
+//! A filter below the overlay that must see all changes ([`DriverFactory::sees_all_changes`](crate::DriverFactory::sees_all_changes))
+//! would miss the writes of the commit. If there is one above the backing file, the edge shares nothing in addition, and the
+//! commit fails with a permission conflict.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::{Graph, ReopenRequest};
 use crate::change::Change;
 use crate::control::{in_background, run_to_completion};
+use crate::edge::Owner;
 use crate::perm::{Perm, Permissions};
-use crate::{Backend, Edge, Error, FrozenChain, Node, Options, Result};
+use crate::{Backend, ChildIdx, Edge, Error, FrozenChain, Node, Options, Result};
 
 /// A backing file that is writable until [`WritableBase::close`]. If this value is dropped without a close, the close
 /// runs in the background, and the log reports a failure.
@@ -27,6 +33,8 @@ pub struct WritableBase {
 struct Reader {
     above: Arc<Node>,
     edge: Arc<Edge>,
+    /// A filter below the overlay would miss writes to the backing file.
+    is_observed: bool,
     /// The links from the top of the chain to the backing file.
     _frozen: Arc<FrozenChain>,
 }
@@ -39,7 +47,9 @@ impl Reader {
             Permissions { taken: Perm::CONSISTENT_READ | writes, shared: Perm::all() - writes };
         let backend = Backend::of_job(graph, permissions, "an unnamed block device", "root");
         let mut change = Change::of(&self.above);
-        change.also_share(&self.above, &self.edge, Perm::all());
+        if !self.is_observed {
+            change.also_share(&self.above, &self.edge, Perm::all());
+        }
         change.set_root(&backend, Arc::clone(self.edge.node()));
         backend.join(change)?;
         Ok(backend)
@@ -94,12 +104,37 @@ impl Graph {
         let mut above = Arc::clone(top);
         while let Some(edge) = above.filter_or_cow_child() {
             if Arc::ptr_eq(edge.node(), base) {
-                return Ok(Reader { above, edge, _frozen: frozen });
+                let is_observed = is_observed(base, &top.skip_filters());
+                return Ok(Reader { above, edge, is_observed, _frozen: frozen });
             }
             above = Arc::clone(edge.node());
         }
         Err(Error::invalid(format!("'{}' is not below '{}'", base.name(), top.name())))
     }
+}
+
+/// Whether a filter that must see all changes is above `base`, other than above `overlay`. The data of `overlay` does not change.
+fn is_observed(base: &Arc<Node>, overlay: &Arc<Node>) -> bool {
+    let mut seen = HashSet::new();
+    let mut next = vec![Arc::clone(base)];
+    while let Some(node) = next.pop() {
+        if !seen.insert(Arc::as_ptr(&node)) {
+            continue;
+        }
+        for edge in node.parents() {
+            let Some(Owner::Node(parent, child)) = edge.owner() else { continue };
+            let Some(parent) = parent.upgrade().filter(|parent| !Arc::ptr_eq(parent, overlay))
+            else {
+                continue;
+            };
+            if !parent.factory().sees_all_changes() {
+                next.push(parent);
+            } else if *child == ChildIdx::FILE {
+                return true;
+            }
+        }
+    }
+    false
 }
 
 impl WritableBase {

@@ -163,16 +163,13 @@ impl Resize for CopyBeforeWrite {
     }
 }
 
-/// The permissions on the disk. A node with users reads old data, and no other user may change the disk: the filter would miss the
-/// change.
+/// The permissions on the disk. A node with users reads old data. The graph does not share write permission, because the filter
+/// would miss the change ([`DriverFactory::sees_all_changes`](oxblk_core::DriverFactory::sees_all_changes)).
 fn file_permissions(parents: Permissions) -> Permissions {
     if parents == Permissions::NONE {
         return parents;
     }
-    Permissions {
-        taken: parents.taken | Perm::CONSISTENT_READ,
-        shared: parents.shared - (Perm::WRITE | Perm::RESIZE),
-    }
+    Permissions { taken: parents.taken | Perm::CONSISTENT_READ, ..parents }
 }
 
 fn target_permissions() -> Permissions {
