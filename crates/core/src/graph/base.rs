@@ -9,15 +9,14 @@
 //! would miss the writes of the commit. If there is one above the backing file, the edge shares nothing in addition, and the
 //! commit fails with a permission conflict.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::walk::observer;
 use super::{Graph, ReopenRequest};
 use crate::change::Change;
 use crate::control::{in_background, run_to_completion};
-use crate::edge::Owner;
 use crate::perm::{Perm, Permissions};
-use crate::{Backend, ChildIdx, Edge, Error, FrozenChain, Node, Options, Result};
+use crate::{Backend, Edge, Error, FrozenChain, Node, Options, Result};
 
 /// A backing file that is writable until [`WritableBase::close`]. If this value is dropped without a close, the close
 /// runs in the background, and the log reports a failure.
@@ -104,37 +103,13 @@ impl Graph {
         let mut above = Arc::clone(top);
         while let Some(edge) = above.filter_or_cow_child() {
             if Arc::ptr_eq(edge.node(), base) {
-                let is_observed = is_observed(base, &top.skip_filters());
+                let is_observed = observer(base, Some(&top.skip_filters())).is_some();
                 return Ok(Reader { above, edge, is_observed, _frozen: frozen });
             }
             above = Arc::clone(edge.node());
         }
         Err(Error::invalid(format!("'{}' is not below '{}'", base.name(), top.name())))
     }
-}
-
-/// Whether a filter that must see all changes is above `base`, other than above `overlay`. The data of `overlay` does not change.
-fn is_observed(base: &Arc<Node>, overlay: &Arc<Node>) -> bool {
-    let mut seen = HashSet::new();
-    let mut next = vec![Arc::clone(base)];
-    while let Some(node) = next.pop() {
-        if !seen.insert(Arc::as_ptr(&node)) {
-            continue;
-        }
-        for edge in node.parents() {
-            let Some(Owner::Node(parent, child)) = edge.owner() else { continue };
-            let Some(parent) = parent.upgrade().filter(|parent| !Arc::ptr_eq(parent, overlay))
-            else {
-                continue;
-            };
-            if !parent.factory().sees_all_changes() {
-                next.push(parent);
-            } else if *child == ChildIdx::FILE {
-                return true;
-            }
-        }
-    }
-    false
 }
 
 impl WritableBase {
