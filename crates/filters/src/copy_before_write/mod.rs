@@ -149,7 +149,7 @@ impl Drain for CopyBeforeWrite {
     fn end(&self) {}
 
     fn idle(&self) -> Option<BoxFuture<'_, ()>> {
-        Some(Box::pin(self.snapshot.background.idle()))
+        Some(Box::pin(self.snapshot.background.idle()?))
     }
 }
 
