@@ -393,7 +393,7 @@ pub trait Drain: Send + Sync {
     /// The drain ends.
     fn end(&self);
     /// Waits until the driver does no work that no request waits for ([`Background`](crate::Background)). A drain calls this when
-    /// all requests have ended. `None`: there is no such work.
+    /// all requests have ended, until all drivers return `None`. `None`: there is no such work at this moment.
     fn idle(&self) -> Option<BoxFuture<'_, ()>> {
         None
     }
