@@ -433,6 +433,26 @@ fn a_copy_that_takes_too_long_breaks_the_snapshot() {
     });
 }
 
+#[test]
+fn a_write_of_unchanged_data_copies_nothing() {
+    sim::run(8, async {
+        let disks = Disks::open("").await;
+        let data = IoBuf::from(old_bytes()[..2 * CLUSTER].to_vec());
+        disks.disk.write(0, data, WriteFlags::UNCHANGED).await.unwrap();
+        assert_eq!(disks.file.writes.load(Relaxed), 1);
+        let (at, len) = (2 * CLUSTER as u64, CLUSTER as u64);
+        disks.file.data.lock().unwrap()[2 * CLUSTER..3 * CLUSTER].fill(0);
+        disks.disk.write_zeroes(at, len, ZeroFlags::UNCHANGED).await.unwrap();
+        assert_eq!(disks.target.writes.load(Relaxed), 0);
+        // A change copies the clusters.
+        assert_eq!(write(&disks.disk, 0, vec![9; 2 * CLUSTER]).await, 0);
+        assert_eq!(disks.target.writes.load(Relaxed), 1);
+        let expected = &old_bytes()[..2 * CLUSTER];
+        assert!(read(&disks.snapshot, 0, 2 * CLUSTER).await.unwrap() == expected);
+        disks.close().await;
+    });
+}
+
 /// The target hangs while the guest writes to one cluster after another, and several times to the first.
 #[test]
 fn the_number_of_copies_in_the_background_is_limited() {
