@@ -393,7 +393,7 @@ pub trait Drain: Send + Sync {
     /// The drain ends.
     fn end(&self);
     /// Waits until the driver does no work that no request waits for ([`Background`](crate::Background)). A drain calls this when
-    /// all requests have ended. `None`: there is no such work.
+    /// all requests have ended, until all drivers return `None`. `None`: there is no such work at this moment.
     fn idle(&self) -> Option<BoxFuture<'_, ()>> {
         None
     }
@@ -546,6 +546,13 @@ pub trait DriverFactory: Send + Sync + 'static {
     /// Whether a node of this driver needs the node that is its child, not only the data that the child shows. Such a node keeps
     /// its child when the other users of the child move to another node.
     fn needs_child(&self) -> bool {
+        false
+    }
+
+    /// Whether a node of this driver must see every change of the data of its `file` child, because it records or copies changes.
+    /// The edge to the child then never shares write permission while the node has users, and no operation changes the child
+    /// without requests to the node.
+    fn sees_all_changes(&self) -> bool {
         false
     }
 

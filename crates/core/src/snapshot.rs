@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::backend::no_medium;
 use crate::driver::BoxFuture;
+use crate::graph::observer;
 use crate::{Backend, Errno, Error, ErrorKind, Node, Operations, Result};
 
 /// Properties of an internal snapshot.
@@ -138,7 +139,8 @@ impl Backend {
     /// Restores the state of the disk that the snapshot with this id stores.
     ///
     /// # Errors
-    /// The errors of [`Backend::create_snapshot`], and when there is no such snapshot.
+    /// The errors of [`Backend::create_snapshot`]; when there is no such snapshot; `ENOTSUP` below a filter that must see all
+    /// changes ([`DriverFactory::sees_all_changes`](crate::DriverFactory::sees_all_changes)).
     pub async fn apply_snapshot(&self, id: &str) -> Result<()> {
         self.apply_selected(Selection::Id(id.to_owned())).await
     }
@@ -159,6 +161,7 @@ impl Backend {
         let (keeper, above) = keeper(self.node()?)?;
         let parents = above.clone();
         let apply = move |node: Arc<Node>| async move {
+            check_unobserved(&node)?;
             let id = selection.id(of(&node)?).await?;
             let mut outcome = of(&node)?.apply(&id).await;
             // Update the nodes after a failure too: the driver may have changed the disk before it failed.
@@ -184,7 +187,7 @@ impl Backend {
     /// image does not change.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format has no snapshots; `EACCES` on a writable node; an error if there is no such snapshot;
+    /// `ENOTSUP` if the format has no snapshots, or below a filter that must see all changes; `EACCES` on a writable node; an error if there is no such snapshot;
     /// the errors of the image's driver.
     pub async fn load_snapshot(&self, id: &str) -> Result<()> {
         self.load_selected(Selection::Id(id.to_owned())).await
@@ -208,6 +211,7 @@ impl Backend {
             return Err(Error::new(ErrorKind::Denied, "Device is not readonly").errno(Errno::ACCES));
         }
         let load = move |node: Arc<Node>| async move {
+            check_unobserved(&node)?;
             let id = selection.id(of(&node)?).await?;
             of(&node)?.load(&id).await?;
             node.set_size(node.driver().size());
@@ -250,6 +254,16 @@ impl Backend {
             )
             .await
     }
+}
+
+/// Checks that no filter above `node` must see all changes: no request changes the disk when a snapshot is applied.
+fn check_unobserved(node: &Arc<Node>) -> Result<()> {
+    let Some(filter) = observer(node, None) else { return Ok(()) };
+    let (name, driver) = (filter.name(), filter.factory().name());
+    let text = format!(
+        "A snapshot cannot replace the contents of a disk below the filter '{name}' ({driver}), which must see all changes"
+    );
+    Err(Error::unsupported(text).errno(Errno::OPNOTSUPP))
 }
 
 /// Takes the size of a node from its driver, and records a change of the entire disk in the node's bitmaps.

@@ -433,6 +433,84 @@ fn a_copy_that_takes_too_long_breaks_the_snapshot() {
     });
 }
 
+#[test]
+fn a_write_of_unchanged_data_copies_nothing() {
+    sim::run(8, async {
+        let disks = Disks::open("").await;
+        let data = IoBuf::from(old_bytes()[..2 * CLUSTER].to_vec());
+        disks.disk.write(0, data, WriteFlags::UNCHANGED).await.unwrap();
+        assert_eq!(disks.file.writes.load(Relaxed), 1);
+        let (at, len) = (2 * CLUSTER as u64, CLUSTER as u64);
+        disks.file.data.lock().unwrap()[2 * CLUSTER..3 * CLUSTER].fill(0);
+        disks.disk.write_zeroes(at, len, ZeroFlags::UNCHANGED).await.unwrap();
+        assert_eq!(disks.target.writes.load(Relaxed), 0);
+        // A change copies the clusters.
+        assert_eq!(write(&disks.disk, 0, vec![9; 2 * CLUSTER]).await, 0);
+        assert_eq!(disks.target.writes.load(Relaxed), 1);
+        let expected = &old_bytes()[..2 * CLUSTER];
+        assert!(read(&disks.snapshot, 0, 2 * CLUSTER).await.unwrap() == expected);
+        disks.close().await;
+    });
+}
+
+/// The target hangs while the guest writes to one cluster after another, and several times to the first.
+#[test]
+fn the_number_of_copies_in_the_background_is_limited() {
+    sim::run(8, async {
+        const DISK: usize = 100 * CLUSTER;
+        let graph = Graph::new(DRIVERS, Gate::Anything);
+        let ((file, _), (target, _)) = (add(&graph, "file", DISK), add(&graph, "target", DISK));
+        let disks = Disks::open_in(graph, file, target, ",cbw-timeout=2").await;
+        disks.target.write_time.store(3_600_000, Relaxed);
+        let start = now();
+        for _ in 0..20 {
+            assert_eq!(write(&disks.disk, 0, vec![1; 512]).await, Errno::TIMEDOUT);
+        }
+        // Each write waits for the lock of the cluster.
+        assert_eq!(now() - start, Duration::from_secs(40));
+        assert_eq!(disks.target.writes.load(Relaxed), 1);
+        for cluster in 1..100 {
+            let at = cluster * CLUSTER;
+            assert_eq!(write(&disks.disk, at, vec![1; 512]).await, Errno::TIMEDOUT);
+        }
+        // 15 further writes wait for the target. The others fail at once.
+        assert_eq!(now() - start, Duration::from_secs(70));
+        assert_eq!(disks.target.writes.load(Relaxed), 16);
+        assert_eq!(disks.file.bytes(), vec![0; DISK]);
+        // The copies end.
+        disks.target.write_time.store(0, Relaxed);
+        drop(disks.disk.quiesce().await);
+        for cluster in 0..100 {
+            assert_eq!(write(&disks.disk, cluster * CLUSTER, vec![1; 512]).await, 0);
+        }
+        assert_eq!(disks.target.writes.load(Relaxed), 100);
+        assert!(read(&disks.snapshot, 0, DISK).await == Ok(vec![0; DISK]));
+        disks.close().await;
+    });
+}
+
+/// A copy in the background ends after its current request to the target when the snapshot is not valid any more.
+#[test]
+fn no_copy_begins_in_the_background_of_a_broken_snapshot() {
+    sim::run(8, async {
+        const DISK: usize = 64 << 20;
+        let graph = Graph::new(DRIVERS, Gate::Anything);
+        let ((file, _), (target, _)) = (add(&graph, "file", DISK), add(&graph, "target", DISK));
+        let options = ",cbw-timeout=2,on-cbw-error=break-snapshot,min-cluster-size=16M";
+        let disks = Disks::open_in(graph, file, target, options).await;
+        disks.target.write_time.store(10_000, Relaxed);
+        let start = now();
+        assert_eq!(write(&disks.disk, 0, vec![1; DISK]).await, 0);
+        assert_eq!(now() - start, Duration::from_secs(2));
+        let copies = disks.target.writes.load(Relaxed);
+        drop(disks.disk.quiesce().await);
+        assert_eq!(now() - start, Duration::from_secs(10));
+        assert_eq!(disks.target.writes.load(Relaxed), copies);
+        assert_eq!(disks.file.bytes(), vec![1; DISK]);
+        disks.close().await;
+    });
+}
+
 /// Requests of the guest are cancelled at random moments.
 fn cancelled(seed: u64) {
     sim::run(seed, async move {

@@ -9,7 +9,7 @@ use super::draft::{Draft, node_key};
 use super::read_only;
 use crate::node::SlowPathFlags;
 use crate::perm::{NodeAccess, Perm, Permissions};
-use crate::{Edge, Error, ErrorKind, Node, Result};
+use crate::{ChildIdx, Edge, Error, ErrorKind, Node, Result};
 
 /// Computes the permissions of all edges below the nodes where the draft begins to differ from the graph. Returns the affected
 /// nodes, in the order in which they are found.
@@ -39,6 +39,12 @@ pub(super) fn compute(draft: &mut Draft) -> Vec<Arc<Node>> {
                 Permissions::for_child(edge.roles(), ours, access)
             });
             wanted.shared |= draft.also_shared(&edge);
+            if child == ChildIdx::FILE
+                && node.factory().sees_all_changes()
+                && ours != Permissions::NONE
+            {
+                wanted.shared -= Perm::WRITE | Perm::RESIZE;
+            }
             if wanted != draft.permissions(&edge) {
                 let below = Arc::clone(edge.node());
                 draft.derive_permissions(edge, wanted);

@@ -4,9 +4,14 @@
 //! only writes data that the overlay already shows. A [`WritableBase`] suspends both rules until the [`WritableBase`] is
 //! closed. Until then, the overlay's edge to the backing file shares all permissions, whatever the users of the overlay share.
 //! The backing file has no other writer, and the links of the chain above it are frozen.
+//!
+//! A filter below the overlay that must see all changes ([`DriverFactory::sees_all_changes`](crate::DriverFactory::sees_all_changes))
+//! would miss the writes of the commit. If there is one above the backing file, the edge shares nothing in addition, and the
+//! commit fails with a permission conflict.
 
 use std::sync::Arc;
 
+use super::walk::observer;
 use super::{Graph, ReopenRequest};
 use crate::change::Change;
 use crate::control::{in_background, run_to_completion};
@@ -27,6 +32,8 @@ pub struct WritableBase {
 struct Reader {
     above: Arc<Node>,
     edge: Arc<Edge>,
+    /// A filter below the overlay would miss writes to the backing file.
+    is_observed: bool,
     /// The links from the top of the chain to the backing file.
     _frozen: Arc<FrozenChain>,
 }
@@ -39,7 +46,9 @@ impl Reader {
             Permissions { taken: Perm::CONSISTENT_READ | writes, shared: Perm::all() - writes };
         let backend = Backend::of_job(graph, permissions, "an unnamed block device", "root");
         let mut change = Change::of(&self.above);
-        change.also_share(&self.above, &self.edge, Perm::all());
+        if !self.is_observed {
+            change.also_share(&self.above, &self.edge, Perm::all());
+        }
         change.set_root(&backend, Arc::clone(self.edge.node()));
         backend.join(change)?;
         Ok(backend)
@@ -94,7 +103,8 @@ impl Graph {
         let mut above = Arc::clone(top);
         while let Some(edge) = above.filter_or_cow_child() {
             if Arc::ptr_eq(edge.node(), base) {
-                return Ok(Reader { above, edge, _frozen: frozen });
+                let is_observed = observer(base, Some(&top.skip_filters())).is_some();
+                return Ok(Reader { above, edge, is_observed, _frozen: frozen });
             }
             above = Arc::clone(edge.node());
         }

@@ -98,11 +98,13 @@ impl Graph {
             return Err(no_medium());
         }
         let targets = nodes.iter().map(|node| Target::Node(Arc::clone(node)));
-        let (drained, held): (Vec<_>, Vec<_>) =
-            targets.map(|target| self.hold_back(target)).unzip();
-        for held in held {
-            held.idle().await;
+        let (mut drained, mut all) = (Vec::new(), Held::default());
+        for (guard, held) in targets.map(|target| self.hold_back(target)) {
+            drained.push(guard);
+            all.backends.extend(held.backends);
+            all.nodes.extend(held.nodes);
         }
+        all.idle().await;
         Ok(drained)
     }
 
@@ -166,14 +168,20 @@ impl Held {
         Self { backends: backends.collect(), nodes: drain.passing.clone() }
     }
 
-    /// Waits until the requests of the backends have ended, and then for the work of drivers that no request waits for.
+    /// Waits until the requests of the backends have ended, and then for the work of drivers that no request waits for. Such work
+    /// may begin other work in a driver that was idle before, so the wait ends when all drivers are idle in one pass.
     async fn idle(self) {
         for backend in self.backends {
             backend.idle().await;
         }
-        for node in self.nodes {
-            if let Some(idle) = node.driver().drain().and_then(Drain::idle) {
-                idle.await;
+        let mut are_idle = false;
+        while !are_idle {
+            are_idle = true;
+            for node in &self.nodes {
+                if let Some(idle) = node.driver().drain().and_then(Drain::idle) {
+                    are_idle = false;
+                    idle.await;
+                }
             }
         }
     }

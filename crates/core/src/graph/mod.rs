@@ -33,7 +33,7 @@ pub use filename::relative_to;
 pub(crate) use filename::scheme;
 pub use open::{BackingFile, OpenContext, OpenFlags};
 pub use reopen::ReopenRequest;
-pub(crate) use walk::{epochs_above, is_below, nodes_above, nodes_below, nodes_from};
+pub(crate) use walk::{epochs_above, is_below, nodes_above, nodes_below, nodes_from, observer};
 
 use oxblk_ring::{RwLock, RwLockReadGuardArc, RwLockWriteGuardArc};
 

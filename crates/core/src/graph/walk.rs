@@ -94,6 +94,29 @@ pub(crate) fn epochs_above(node: &Arc<Node>) -> Vec<Arc<Epochs>> {
     found
 }
 
+/// A filter above `node` that must see all changes ([`DriverFactory::sees_all_changes`](crate::DriverFactory::sees_all_changes))
+/// and would miss a change of `node` without requests to the filter. A filter without users needs no changes. The data of `same`
+/// and of the nodes above does not change.
+pub(crate) fn observer(node: &Arc<Node>, same: Option<&Arc<Node>>) -> Option<Arc<Node>> {
+    let mut seen: HashSet<_> = same.map(Arc::as_ptr).into_iter().collect();
+    let mut next = vec![Arc::clone(node)];
+    while let Some(node) = next.pop() {
+        if !seen.insert(Arc::as_ptr(&node)) {
+            continue;
+        }
+        for edge in node.parents() {
+            let Some(Owner::Node(parent, child)) = edge.owner() else { continue };
+            let Some(parent) = parent.upgrade() else { continue };
+            if !parent.factory().sees_all_changes() {
+                next.push(parent);
+            } else if *child == ChildIdx::FILE && parent.has_parents() {
+                return Some(parent);
+            }
+        }
+    }
+    None
+}
+
 /// `top` and all nodes below it, each once.
 pub(crate) fn nodes_below(top: &Arc<Node>) -> Vec<Arc<Node>> {
     nodes_from(std::slice::from_ref(top), |_| true)

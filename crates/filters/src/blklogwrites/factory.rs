@@ -33,6 +33,10 @@ impl DriverFactory for BlklogwritesFactory {
         DriverKind::Filter
     }
 
+    fn sees_all_changes(&self) -> bool {
+        true
+    }
+
     fn open<'a>(&'a self, context: &'a mut OpenContext) -> BoxFuture<'a, Result<Box<dyn Driver>>> {
         Box::pin(async move { Ok(Box::new(open(context).await?) as Box<dyn Driver>) })
     }

@@ -6,14 +6,15 @@ use std::sync::atomic::Ordering::SeqCst;
 use oxblk_core::{Edge, Result, Want, WriteFlags, ZeroFlags, run_all};
 use oxblk_ring::IoBufMut;
 
+use super::deadline::Deadline;
 use super::snapshot::Snapshot;
 
 /// Maximum number of bytes that are locked and copied at a time, if a cluster is not longer.
 const MAX_CHUNK: u64 = 1 << 20;
 /// Maximum number of bytes in one read.
-const MAX_READ: u64 = 1 << 20;
+pub(super) const MAX_READ: u64 = 1 << 20;
 /// Maximum number of chunks that a request copies concurrently.
-const CHUNKS_AT_ONCE: usize = 4;
+pub(super) const CHUNKS_AT_ONCE: usize = 4;
 
 impl Snapshot {
     /// Whether a change of `range` needs [`Self::prepare_change`]. This function takes no lock.
@@ -24,8 +25,13 @@ impl Snapshot {
     /// Copies all clusters that a change of `range` touches and that are not ready.
     ///
     /// # Errors
-    /// The error of the first copy that failed. The clusters of the other copies are ready.
-    pub(super) async fn copy_all(&self, range: Range<u64>) -> Result<()> {
+    /// The error of the first copy that failed. The clusters of the other copies are ready. `ETIMEDOUT` if `deadline` passes before
+    /// the last copy begins.
+    pub(super) async fn copy_all(
+        &self,
+        range: Range<u64>,
+        deadline: Option<&Deadline>,
+    ) -> Result<()> {
         let mut at = range.start;
         loop {
             let mut chunks = Vec::new();
@@ -33,7 +39,7 @@ impl Snapshot {
                 && let Some(chunk) = self.clusters.next_uncopied(&(at..range.end), MAX_CHUNK)
             {
                 at = chunk.end;
-                chunks.push(Box::pin(self.copy_chunk(chunk)));
+                chunks.push(Box::pin(self.copy_chunk(chunk, deadline)));
             }
             if chunks.is_empty() {
                 return Ok(());
@@ -43,11 +49,24 @@ impl Snapshot {
     }
 
     /// Makes the clusters of `chunk` ready.
-    async fn copy_chunk(&self, chunk: Range<u64>) -> Result<()> {
-        let _copying = self.copies.lock(chunk.clone()).await;
+    async fn copy_chunk(&self, chunk: Range<u64>, deadline: Option<&Deadline>) -> Result<()> {
+        let locking = self.copies.lock(chunk.clone());
+        let locked = match deadline {
+            Some(deadline) => deadline.unless_passed(locking).await,
+            None => Some(locking.await),
+        };
+        let Some(_copying) = locked else { return Err(self.too_late()) };
         // Another request may have copied some of the clusters meanwhile.
         while let Some(area) = self.clusters.next_uncopied(&chunk, MAX_CHUNK) {
-            self.copy(area.clone()).await?;
+            if deadline.is_some_and(Deadline::has_passed) {
+                return Err(self.too_late());
+            }
+            let copied = self.copy(area.clone()).await;
+            if copied.is_err() && deadline.is_some() {
+                // A copy that failed may leave operations of the host in flight.
+                oxblk_ring::settled().await;
+            }
+            copied?;
             self.clusters.set_copied(&area);
             oxblk_ring::perturb::point();
             self.wait_for_reads(&area).await;
@@ -62,11 +81,14 @@ impl Snapshot {
         drop(self.reads.lock(clusters.clone()).await);
     }
 
-    /// Copies a range from the disk to the target.
+    /// Copies a range from the disk to the target. Stops if the snapshot becomes invalid.
     async fn copy(&self, range: Range<u64>) -> Result<()> {
         let (file, target) = (self.file()?, self.target()?);
         let mut at = range.start;
         while let Some(left) = range.end.checked_sub(at).filter(|left| *left > 0) {
+            if self.is_broken.load(SeqCst) {
+                return Err(self.too_late());
+            }
             let status = file.chain_status(at, left, Want::Precise).await;
             let is_zero = status.as_ref().is_ok_and(oxblk_core::Status::is_zero);
             let len = match &status {

@@ -33,6 +33,10 @@ impl DriverFactory for CopyBeforeWriteFactory {
         DriverKind::Filter
     }
 
+    fn sees_all_changes(&self) -> bool {
+        true
+    }
+
     fn opens_children(&self) -> bool {
         true
     }

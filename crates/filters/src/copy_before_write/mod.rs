@@ -22,6 +22,8 @@
 //! 4. Mark the clusters as ready, and release the lock. Changes of ready clusters need no further step.
 //! 5. Change the disk.
 //!
+//! A write with `UNCHANGED` writes the data that the disk already has, so it copies nothing.
+//!
 //! A read of the snapshot that finds a cluster not copied takes a shared lock of its range in `Snapshot::reads`, looks again, and
 //! then reads `file`. So either step 3 waits for the read, or the read finds the cluster copied. Reads never wait for a copy.
 //!
@@ -76,7 +78,9 @@ impl Driver for CopyBeforeWrite {
 
     fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
-            self.prepare(offset, u64::try_from(data.len()).unwrap_or(u64::MAX)).await?;
+            if !flags.contains(WriteFlags::UNCHANGED) {
+                self.prepare(offset, u64::try_from(data.len()).unwrap_or(u64::MAX)).await?;
+            }
             self.below.edge()?.write(offset, data, flags).await
         })
     }
@@ -88,7 +92,9 @@ impl Driver for CopyBeforeWrite {
         flags: ZeroFlags,
     ) -> Option<BoxFuture<'_, Result<()>>> {
         Some(Box::pin(async move {
-            self.prepare(offset, len).await?;
+            if !flags.contains(ZeroFlags::UNCHANGED) {
+                self.prepare(offset, len).await?;
+            }
             self.below.edge()?.write_zeroes(offset, len, flags).await
         }))
     }
@@ -149,7 +155,7 @@ impl Drain for CopyBeforeWrite {
     fn end(&self) {}
 
     fn idle(&self) -> Option<BoxFuture<'_, ()>> {
-        Some(Box::pin(self.snapshot.background.idle()))
+        Some(Box::pin(self.snapshot.background.idle()?))
     }
 }
 
@@ -163,16 +169,13 @@ impl Resize for CopyBeforeWrite {
     }
 }
 
-/// The permissions on the disk. A node with users reads old data, and no other user may change the disk: the filter would miss the
-/// change.
+/// The permissions on the disk. A node with users reads old data. The graph does not share write permission, because the filter
+/// would miss the change ([`DriverFactory::sees_all_changes`](oxblk_core::DriverFactory::sees_all_changes)).
 fn file_permissions(parents: Permissions) -> Permissions {
     if parents == Permissions::NONE {
         return parents;
     }
-    Permissions {
-        taken: parents.taken | Perm::CONSISTENT_READ,
-        shared: parents.shared - (Perm::WRITE | Perm::RESIZE),
-    }
+    Permissions { taken: parents.taken | Perm::CONSISTENT_READ, ..parents }
 }
 
 fn target_permissions() -> Permissions {
