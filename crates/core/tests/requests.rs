@@ -39,6 +39,8 @@ mod notifications;
 mod ordering;
 #[path = "requests/references.rs"]
 mod references;
+#[path = "requests/resumed_requests.rs"]
+mod resumed_requests;
 #[path = "requests/users.rs"]
 mod users;
 #[path = "requests/write_through.rs"]

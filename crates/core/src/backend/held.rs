@@ -7,7 +7,8 @@
 //! when its new attempt has been started, or when it is dropped.
 //!
 //! When the medium is removed, or the device or the backend goes away, all held requests fail, and a new round begins. A request
-//! that was attempted in an earlier round is not held any more: otherwise it could later be written to another medium.
+//! of an earlier round is not held any more, and makes no further attempt: otherwise it could be written to another medium. So a
+//! resumed request compares the round after its admission, because it may wait for the end of a drained section there.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -56,7 +57,7 @@ pub(super) struct HeldRequests {
     state: Mutex<State>,
 }
 
-/// A round of attempts; see the documentation of the module.
+/// A round of requests; see the documentation of the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Round(u64);
 
@@ -65,7 +66,7 @@ impl HeldRequests {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The current round. A request reads it before an attempt.
+    /// The current round. A request reads it before its first attempt.
     pub(super) fn round(&self) -> Round {
         Round(self.round.load(Acquire))
     }
@@ -75,7 +76,7 @@ impl HeldRequests {
         self.lock().entries.iter().filter(|entry| !entry.is_resumed).count()
     }
 
-    /// Holds a request that was attempted in `round`. `None` if the round has ended.
+    /// Holds a request that began in `round`. `None` if the round has ended.
     pub(super) fn hold(&self, round: Round) -> Option<Held<'_>> {
         let mut state = self.lock();
         if self.round() != round {
