@@ -16,6 +16,8 @@ mod blocked;
 mod closing;
 #[path = "requests/creation.rs"]
 mod creation;
+#[path = "requests/device_threads.rs"]
+mod device_threads;
 #[path = "requests/devices.rs"]
 mod devices;
 #[path = "requests/drains.rs"]

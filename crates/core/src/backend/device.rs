@@ -68,7 +68,7 @@ impl Drop for Device {
         self.0.0.mode.set(Mode::DEVICE, false);
         let state = self.0.0.device.lock().take();
         drop(state);
-        self.0.0.held.fail();
+        self.0.0.held.fail().wake();
     }
 }
 
@@ -149,10 +149,14 @@ impl Backend {
     /// Begins the held requests again, in the order in which they were held, and sets the I/O status to `ok`. If requests are
     /// held back by a drain, they begin after it. A request that fails again is held again.
     pub fn resume(&self) {
-        if let Some(state) = &mut *self.0.device.lock() {
+        let mut device = self.0.device.lock();
+        if let Some(state) = &mut *device {
             state.io_status = state.io_status.map(|_| IoStatus::Ok);
         }
-        self.0.held.resume();
+        // The device stays locked: another request that is held now would set the status, and would be resumed with the others.
+        let resumed = self.0.held.resume();
+        drop(device);
+        resumed.wake();
     }
 
     /// Applies the policy of the device to a request that has failed, and reports [`BlockEvent::IoError`]. `None`: there is no
@@ -202,7 +206,7 @@ impl Backend {
 
     /// Makes the held requests fail with their errors.
     pub(crate) fn fail_held(&self) {
-        self.0.held.fail();
+        self.0.held.fail().wake();
     }
 
     /// This backend, for events.

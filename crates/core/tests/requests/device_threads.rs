@@ -1,0 +1,48 @@
+//! Tests of a device whose requests fail on several threads.
+
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+use oxblk_core::{Backend, Errno, IoStatus, Limits, OnError, Result, WriteFlags};
+use oxblk_ring::{IoBuf, block_on};
+
+use super::devices::{backend, policies};
+use crate::memory::Memory;
+
+async fn write(backend: &Backend) -> Result<()> {
+    backend.write(0, IoBuf::zeroes(512), WriteFlags::empty()).await
+}
+
+#[test]
+fn the_io_status_is_ok_if_no_request_is_held() {
+    let memory = Memory::new(4096, Limits::default());
+    let (_graph, backend, _) = block_on(async { backend(&memory) });
+    let _device = backend.attach_device(policies(OnError::Stop, OnError::Stop)).unwrap();
+    let writers = AtomicU32::new(3);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                block_on(async {
+                    for _ in 0..5000 {
+                        write(&backend).await.unwrap();
+                    }
+                });
+                writers.fetch_sub(1, SeqCst);
+            });
+        }
+        let mut violations = 0;
+        let mut errors = [Errno::IO, 0].into_iter().cycle();
+        while writers.load(SeqCst) != 0 {
+            memory.errno.store(errors.next().unwrap(), SeqCst);
+            // Only this thread resumes requests.
+            let (status, held) = (backend.io_status(), backend.held_requests());
+            violations += u32::from(status != Some(IoStatus::Ok) && held == 0);
+            if held != 0 {
+                backend.resume();
+            }
+        }
+        assert_eq!(violations, 0, "the I/O status is not ok, but no request is held");
+    });
+    assert_eq!((backend.io_status(), backend.held_requests()), (Some(IoStatus::Ok), 0));
+    memory.errno.store(0, SeqCst);
+    block_on(backend.close()).unwrap();
+}
