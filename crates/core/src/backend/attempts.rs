@@ -2,6 +2,7 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 
 use oxblk_ring::now;
 
@@ -82,6 +83,7 @@ impl Backend {
                     return Err(error);
                 }
             };
+            let root = (!is_last).then(|| Arc::clone(&request.root));
             let mut attempt = pin!(attempt(request, is_last));
             let outcome = match turn {
                 None => attempt.await,
@@ -96,10 +98,9 @@ impl Backend {
             };
             // Taken before the request is held: the time during which it is held is no latency.
             let span = Span::until_now(started);
-            let failure = match is_last {
-                true => None,
-                false => self.handle_failure(io.operation(), &error, round),
-            };
+            let failure = root.and_then(|root| {
+                self.handle_failure(io.operation(), &error, root.edge.node(), round)
+            });
             let turn = match failure {
                 Some(Failure::Ignore) => {
                     self.account_end(&io, span, true);

@@ -6,7 +6,9 @@ use super::error_policy::{IoStatus, OnError};
 use super::held::{Held, Round};
 use super::mode::Mode;
 use super::{Backend, no_medium};
-use crate::{BlockEvent, Errno, Error, ErrorKind, EventSource, IoErrorAction, IoOperation, Result};
+use crate::{
+    BlockEvent, Errno, Error, ErrorKind, EventSource, IoErrorAction, IoOperation, Node, Result,
+};
 
 /// The properties of a device.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -65,10 +67,14 @@ pub struct Device(Backend);
 
 impl Drop for Device {
     fn drop(&mut self) {
+        let mut device = self.0.0.device.lock();
         self.0.0.mode.set(Mode::DEVICE, false);
-        let state = self.0.0.device.lock().take();
+        let state = device.take();
+        // The slot stays locked: otherwise the requests of the next device would fail too.
+        let failed = self.0.0.held.fail();
+        drop(device);
         drop(state);
-        self.0.0.held.fail().wake();
+        failed.wake();
     }
 }
 
@@ -159,12 +165,13 @@ impl Backend {
         resumed.wake();
     }
 
-    /// Applies the policy of the device to a request that has failed, and reports [`BlockEvent::IoError`]. `None`: there is no
-    /// device.
+    /// Applies the policy of the device to a request that has failed, and reports [`BlockEvent::IoError`]. `root` is the root node
+    /// of the attempt: the backend may have another medium now. `None`: there is no device.
     pub(super) fn handle_failure(
         &self,
         operation: IoOperation,
         error: &Error,
+        root: &Node,
         round: Round,
     ) -> Option<Failure<'_>> {
         let (errno, is_nospace) = (error.raw_errno(), error.raw_errno() == Errno::NOSPC);
@@ -190,11 +197,12 @@ impl Backend {
             state.io_status = Some(if is_nospace { IoStatus::NoSpace } else { IoStatus::Failed });
         }
         let nospace = state.io_status.map(|_| is_nospace);
+        let source = self.source_with(Some(state.options.id.clone()));
         drop(device);
         // The request is held already, so a listener may resume it.
         self.0.graph.events().raise(&BlockEvent::IoError {
-            source: self.event_source(),
-            node_name: self.node().ok().map(|node| node.name().to_owned()),
+            source,
+            node_name: root.name().to_owned(),
             operation,
             action,
             nospace,
@@ -212,6 +220,10 @@ impl Backend {
     /// This backend, for events.
     pub(crate) fn event_source(&self) -> EventSource {
         let id = self.0.device.lock().as_ref().map(|state| state.options.id.clone());
+        self.source_with(id)
+    }
+
+    fn source_with(&self, id: Option<String>) -> EventSource {
         EventSource { backend: self.id(), device: self.name().to_owned(), id }
     }
 }
