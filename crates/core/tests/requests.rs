@@ -34,6 +34,8 @@ mod graph_changes;
 mod held_model;
 #[path = "requests/held_requests.rs"]
 mod held_requests;
+#[path = "requests/inserted_media.rs"]
+mod inserted_media;
 mod memory;
 #[path = "requests/notifications.rs"]
 mod notifications;
