@@ -70,8 +70,8 @@ pub enum BlockEvent {
     IoError {
         /// The backend of the device.
         source: EventSource,
-        /// The name of the root node. `None`: the backend is empty now.
-        node_name: Option<String>,
+        /// The name of the root node to which the request was sent.
+        node_name: String,
         /// The type of the operation.
         operation: IoOperation,
         /// What happens to the request.

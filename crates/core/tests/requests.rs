@@ -16,6 +16,8 @@ mod blocked;
 mod closing;
 #[path = "requests/creation.rs"]
 mod creation;
+#[path = "requests/device_threads.rs"]
+mod device_threads;
 #[path = "requests/devices.rs"]
 mod devices;
 #[path = "requests/drains.rs"]
@@ -32,6 +34,8 @@ mod graph_changes;
 mod held_model;
 #[path = "requests/held_requests.rs"]
 mod held_requests;
+#[path = "requests/inserted_media.rs"]
+mod inserted_media;
 mod memory;
 #[path = "requests/notifications.rs"]
 mod notifications;
@@ -39,6 +43,8 @@ mod notifications;
 mod ordering;
 #[path = "requests/references.rs"]
 mod references;
+#[path = "requests/resumed_requests.rs"]
+mod resumed_requests;
 #[path = "requests/tracking.rs"]
 mod tracking;
 #[path = "requests/users.rs"]

@@ -2,6 +2,7 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 
 use oxblk_ring::now;
 
@@ -11,7 +12,7 @@ use super::device::Failure;
 use super::held::Turn;
 use super::in_flight::Request;
 use super::mode::Mode;
-use crate::{IoOperation, Result, WriteFlags};
+use crate::{Error, IoOperation, Result, WriteFlags};
 
 /// What a request does.
 #[derive(Debug, Clone, Copy)]
@@ -57,18 +58,34 @@ impl Backend {
     {
         let mode = self.0.mode.get();
         let is_last = !mode.contains(Mode::DEVICE);
-        let mut turn = None;
+        let round = self.0.held.round();
+        let mut resumed: Option<Resumed<'_>> = None;
         loop {
-            let (round, started) = (self.0.held.round(), mode.contains(Mode::ACCOUNTED).then(now));
-            let request = match self.admit(&io).await {
+            let started = mode.contains(Mode::ACCOUNTED).then(now);
+            let admitted = self.admit(&io).await;
+            let turn = match resumed.take() {
+                // The medium was removed, or the device detached, while the resumed request waited for its admission. While a
+                // request is in flight, its medium stays.
+                Some(Resumed { error, span, .. }) if self.0.held.round() != round => {
+                    if let Ok(request) = admitted {
+                        request.done();
+                    }
+                    self.account_end(&io, span, false);
+                    return Err(error);
+                }
+                Some(Resumed { turn, .. }) => Some(turn),
+                None => None,
+            };
+            let request = match admitted {
                 Ok(request) => request,
                 Err(error) => {
                     self.account_invalid(io.kind);
                     return Err(error);
                 }
             };
+            let root = (!is_last).then(|| Arc::clone(&request.root));
             let mut attempt = pin!(attempt(request, is_last));
-            let outcome = match turn.take() {
+            let outcome = match turn {
                 None => attempt.await,
                 Some(turn) => start_in_turn(attempt.as_mut(), turn).await,
             };
@@ -81,24 +98,32 @@ impl Backend {
             };
             // Taken before the request is held: the time during which it is held is no latency.
             let span = Span::until_now(started);
-            let failure = match is_last {
-                true => None,
-                false => self.handle_failure(io.operation(), &error, round),
-            };
-            match failure {
+            let failure = root.and_then(|root| {
+                self.handle_failure(io.operation(), &error, root.edge.node(), round)
+            });
+            let turn = match failure {
                 Some(Failure::Ignore) => {
                     self.account_end(&io, span, true);
                     return Ok(ignored());
                 }
-                Some(Failure::Hold(held)) => turn = held.await,
-                None | Some(Failure::Report) => {}
-            }
-            if turn.is_none() {
+                Some(Failure::Hold(held)) => held.await,
+                None | Some(Failure::Report) => None,
+            };
+            let Some(turn) = turn else {
                 self.account_end(&io, span, false);
                 return Err(error);
-            }
+            };
+            resumed = Some(Resumed { turn, error, span });
         }
     }
+}
+
+/// A request that was held and may begin again.
+struct Resumed<'a> {
+    turn: Turn<'a>,
+    /// The error and the span of the attempt that has failed.
+    error: Error,
+    span: Option<Span>,
 }
 
 /// Awaits `attempt`. Passes `turn` on when the attempt has been started.

@@ -6,7 +6,9 @@ use super::error_policy::{IoStatus, OnError};
 use super::held::{Held, Round};
 use super::mode::Mode;
 use super::{Backend, no_medium};
-use crate::{BlockEvent, Errno, Error, ErrorKind, EventSource, IoErrorAction, IoOperation, Result};
+use crate::{
+    BlockEvent, Errno, Error, ErrorKind, EventSource, IoErrorAction, IoOperation, Node, Result,
+};
 
 /// The properties of a device.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -65,10 +67,14 @@ pub struct Device(Backend);
 
 impl Drop for Device {
     fn drop(&mut self) {
+        let mut device = self.0.0.device.lock();
         self.0.0.mode.set(Mode::DEVICE, false);
-        let state = self.0.0.device.lock().take();
+        let state = device.take();
+        // The slot stays locked: otherwise the requests of the next device would fail too.
+        let failed = self.0.0.held.fail();
+        drop(device);
         drop(state);
-        self.0.0.held.fail();
+        failed.wake();
     }
 }
 
@@ -149,18 +155,23 @@ impl Backend {
     /// Begins the held requests again, in the order in which they were held, and sets the I/O status to `ok`. If requests are
     /// held back by a drain, they begin after it. A request that fails again is held again.
     pub fn resume(&self) {
-        if let Some(state) = &mut *self.0.device.lock() {
+        let mut device = self.0.device.lock();
+        if let Some(state) = &mut *device {
             state.io_status = state.io_status.map(|_| IoStatus::Ok);
         }
-        self.0.held.resume();
+        // The device stays locked: another request that is held now would set the status, and would be resumed with the others.
+        let resumed = self.0.held.resume();
+        drop(device);
+        resumed.wake();
     }
 
-    /// Applies the policy of the device to a request that has failed, and reports [`BlockEvent::IoError`]. `None`: there is no
-    /// device.
+    /// Applies the policy of the device to a request that has failed, and reports [`BlockEvent::IoError`]. `root` is the root node
+    /// of the attempt: the backend may have another medium now. `None`: there is no device.
     pub(super) fn handle_failure(
         &self,
         operation: IoOperation,
         error: &Error,
+        root: &Node,
         round: Round,
     ) -> Option<Failure<'_>> {
         let (errno, is_nospace) = (error.raw_errno(), error.raw_errno() == Errno::NOSPC);
@@ -186,11 +197,12 @@ impl Backend {
             state.io_status = Some(if is_nospace { IoStatus::NoSpace } else { IoStatus::Failed });
         }
         let nospace = state.io_status.map(|_| is_nospace);
+        let source = self.source_with(Some(state.options.id.clone()));
         drop(device);
         // The request is held already, so a listener may resume it.
         self.0.graph.events().raise(&BlockEvent::IoError {
-            source: self.event_source(),
-            node_name: self.node().ok().map(|node| node.name().to_owned()),
+            source,
+            node_name: root.name().to_owned(),
             operation,
             action,
             nospace,
@@ -202,12 +214,16 @@ impl Backend {
 
     /// Makes the held requests fail with their errors.
     pub(crate) fn fail_held(&self) {
-        self.0.held.fail();
+        self.0.held.fail().wake();
     }
 
     /// This backend, for events.
     pub(crate) fn event_source(&self) -> EventSource {
         let id = self.0.device.lock().as_ref().map(|state| state.options.id.clone());
+        self.source_with(id)
+    }
+
+    fn source_with(&self, id: Option<String>) -> EventSource {
         EventSource { backend: self.id(), device: self.name().to_owned(), id }
     }
 }

@@ -7,7 +7,8 @@
 //! when its new attempt has been started, or when it is dropped.
 //!
 //! When the medium is removed, or the device or the backend goes away, all held requests fail, and a new round begins. A request
-//! that was attempted in an earlier round is not held any more: otherwise it could later be written to another medium.
+//! of an earlier round is not held any more, and makes no further attempt: otherwise it could be written to another medium. So a
+//! resumed request compares the round after its admission, because it may wait for the end of a drained section there.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -56,7 +57,7 @@ pub(super) struct HeldRequests {
     state: Mutex<State>,
 }
 
-/// A round of attempts; see the documentation of the module.
+/// A round of requests; see the documentation of the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Round(u64);
 
@@ -65,7 +66,7 @@ impl HeldRequests {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The current round. A request reads it before an attempt.
+    /// The current round. A request reads it before its first attempt.
     pub(super) fn round(&self) -> Round {
         Round(self.round.load(Acquire))
     }
@@ -75,7 +76,7 @@ impl HeldRequests {
         self.lock().entries.iter().filter(|entry| !entry.is_resumed).count()
     }
 
-    /// Holds a request that was attempted in `round`. `None` if the round has ended.
+    /// Holds a request that began in `round`. `None` if the round has ended.
     pub(super) fn hold(&self, round: Round) -> Option<Held<'_>> {
         let mut state = self.lock();
         if self.round() != round {
@@ -87,20 +88,31 @@ impl HeldRequests {
         Some(Held { requests: self, ticket })
     }
 
-    /// Lets all requests that are held now begin again.
-    pub(super) fn resume(&self) {
+    /// Lets all requests that are held now begin again, once the caller wakes them.
+    pub(super) fn resume(&self) -> Wakers {
         let mut state = self.lock();
         state.entries.iter_mut().for_each(|entry| entry.is_resumed = true);
-        wake_next(state);
+        Wakers(state.next_waker().into_iter().collect())
     }
 
-    /// Makes all held requests fail, and begins a new round.
-    pub(super) fn fail(&self) {
+    /// Makes all held requests fail, once the caller wakes them, and begins a new round.
+    pub(super) fn fail(&self) -> Wakers {
         let mut state = self.lock();
         self.round.fetch_add(1, Release);
         let failed = std::mem::take(&mut state.entries);
         drop(state);
-        failed.into_iter().filter_map(|entry| entry.waker).for_each(Waker::wake);
+        Wakers(failed.into_iter().filter_map(|entry| entry.waker).collect())
+    }
+}
+
+/// The wakers of requests that may continue. The caller wakes them when it holds no lock, because this may run code of an
+/// executor.
+#[must_use]
+pub(super) struct Wakers(Vec<Waker>);
+
+impl Wakers {
+    pub(super) fn wake(self) {
+        self.0.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -191,7 +203,7 @@ mod tests {
         let requests = HeldRequests::default();
         let (mut one, mut two, mut three) = (hold(&requests), hold(&requests), hold(&requests));
         assert!((&mut one).now_or_never().is_none());
-        requests.resume();
+        requests.resume().wake();
         let mut four = hold(&requests);
         assert!((&mut two).now_or_never().is_none());
         let turn = (&mut one).now_or_never().unwrap();
@@ -229,7 +241,7 @@ mod tests {
         let mut held = [hold(&requests), hold(&requests), hold(&requests)];
         let wakes = held.each_mut().map(wait);
         let count = || wakes.each_ref().map(|wakes| wakes.0.load(Acquire));
-        requests.resume();
+        requests.resume().wake();
         assert_eq!(count(), [1, 0, 0]);
         let [first, mut second, third] = held;
         // The first request was woken and is dropped before it runs.
@@ -247,7 +259,7 @@ mod tests {
         let requests = HeldRequests::default();
         let round = requests.round();
         let held = hold(&requests);
-        requests.fail();
+        requests.fail().wake();
         assert!(held.now_or_never().is_some_and(|turn| turn.is_none()));
         assert!(requests.hold(round).is_none());
         assert!(requests.hold(requests.round()).is_some());

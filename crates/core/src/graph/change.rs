@@ -2,7 +2,8 @@
 //!
 //! 1. The structure lock is taken, so that there is only one such change at a time. Then the control locks of the nodes whose
 //!    users or children change, of the nodes that a flush of them reaches, and of all nodes above them.
-//! 2. The nodes whose users or children change are drained and flushed: afterwards, a flush may no longer reach them.
+//! 2. The nodes whose users or children change are drained and flushed: afterwards, a flush may no longer reach them. The backends
+//!    whose root nodes change are drained too, also if they are empty.
 //! 3. A [`Change`] of the graph is made: all steps take effect or none.
 //! 4. Limits and sizes of all nodes above are updated, from the lowest node up.
 //! 5. Requests resume. Nodes that have lost their last user are closed.
@@ -169,7 +170,9 @@ impl GraphChange {
         steps.iter().try_for_each(Step::check)?;
         let touched = graph.touched(&steps)?;
         let controls = graph.controls_for_change(&touched).await;
-        let drained = graph.drain_all(&touched).await?;
+        // An empty backend is above no node yet.
+        let backends: Vec<_> = steps.iter().filter_map(Step::backend).cloned().collect();
+        let drained = graph.drain_all(&touched, &backends).await?;
         // If the thread ends halfway, the nodes stay locked until the host has completed the operations that were begun.
         let guards = UntilSettled::new((drained, controls));
         run_to_completion(async move {
@@ -267,6 +270,14 @@ impl Step {
                 backend.node().into_iter().chain(node.clone()).collect()
             }
             Self::Insert { node, .. } => vec![Arc::clone(node)],
+        }
+    }
+
+    /// The backend that gets or loses its root node.
+    fn backend(&self) -> Option<&Backend> {
+        match self {
+            Self::Root { backend, .. } | Self::Insert { backend, .. } => Some(backend),
+            _ => None,
         }
     }
 

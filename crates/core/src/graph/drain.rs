@@ -5,8 +5,8 @@
 //! ([`Drain`]) let the requests pass until the drain ends.
 //!
 //! The graph keeps a list of the drains in progress. During a drain, the drained node may become reachable from another
-//! backend: the backend is new, or a node above gets another backing file. The requests of this backend are then held
-//! back too.
+//! backend: the backend is new, an empty backend gets a root node, or a node above gets another backing file. The requests
+//! of this backend are then held back too. If the backend can already get requests, the change itself holds it back first.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -28,15 +28,15 @@ pub struct Drained {
 enum Target {
     /// A node: all backends above it.
     Node(Arc<Node>),
-    /// One backend.
-    Backend(WeakBackend),
+    /// Backends, also empty ones.
+    Backends(Vec<WeakBackend>),
 }
 
 impl Target {
     fn backends(&self) -> Vec<Backend> {
         match self {
             Self::Node(node) => Above::of(std::slice::from_ref(node)).backends,
-            Self::Backend(backend) => backend.upgrade().into_iter().collect(),
+            Self::Backends(backends) => backends.iter().filter_map(WeakBackend::upgrade).collect(),
         }
     }
 }
@@ -87,19 +87,26 @@ impl Graph {
 
     /// Holds back the requests of one backend, and waits until its requests in flight have ended.
     pub(crate) async fn drain_backend(&self, backend: &Backend) -> Drained {
-        let (drained, held) = self.hold_back(Target::Backend(backend.downgrade()));
+        let (drained, held) = self.hold_back(Target::Backends(vec![backend.downgrade()]));
         held.idle().await;
         drained
     }
 
-    /// Drains all nodes. The caller holds their control locks. Fails if a node was closed before the caller got the locks.
-    pub(super) async fn drain_all(&self, nodes: &[Arc<Node>]) -> Result<Vec<Drained>> {
+    /// Drains all nodes and `backends`. The caller holds the control locks of the nodes. Fails if a node was closed before the
+    /// caller got the locks.
+    pub(super) async fn drain_all(
+        &self,
+        nodes: &[Arc<Node>],
+        backends: &[Backend],
+    ) -> Result<Vec<Drained>> {
         if nodes.iter().any(|node| node.users().is_closed()) {
             return Err(no_medium());
         }
-        let targets = nodes.iter().map(|node| Target::Node(Arc::clone(node)));
+        let nodes = nodes.iter().map(|node| Target::Node(Arc::clone(node)));
+        let backends = (!backends.is_empty())
+            .then(|| Target::Backends(backends.iter().map(Backend::downgrade).collect()));
         let (mut drained, mut all) = (Vec::new(), Held::default());
-        for (guard, held) in targets.map(|target| self.hold_back(target)) {
+        for (guard, held) in nodes.chain(backends).map(|target| self.hold_back(target)) {
             drained.push(guard);
             all.backends.extend(held.backends);
             all.nodes.extend(held.nodes);

@@ -41,7 +41,7 @@ fn next_error(events: &Subscription) -> Option<(IoOperation, IoErrorAction, i32,
             reason,
         }) => {
             assert_eq!((source.device.as_str(), source.id.as_deref()), ("b", Some("disk0")));
-            assert_eq!(node_name.as_deref(), Some("m"));
+            assert_eq!(node_name, "m");
             assert_eq!(reason, oxblk_core::strerror(errno));
             Some((operation, action, errno, nospace))
         }

@@ -110,7 +110,7 @@ impl Graph {
         let Plan { nodes, replacements, .. } = plan;
         let planned: Vec<_> = nodes.iter().map(|planned| Arc::clone(&planned.node)).collect();
         let controls = self.controls_for_change(&planned).await;
-        let drained = self.drain_all(&planned).await?;
+        let drained = self.drain_all(&planned, &[]).await?;
         let user = user.map(|user| user.plan(&nodes)).transpose()?;
         let graph = self.clone();
         run_to_completion(async move {
