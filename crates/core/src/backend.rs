@@ -322,18 +322,14 @@ impl Backend {
     /// driver cannot change the size; the errors of [`crate::check_length`]; `EBUSY` if a job or an export blocks
     /// [`Operations::RESIZE`]; `ENOMEDIUM` if the backend is closed; otherwise the errors of the driver and the host.
     pub async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
-        // If a node passes its permissions to its `file` child, the child is resized.
-        let (mut lowest, mut above) = (self.node()?, Vec::new());
-        while lowest.factory().passes_permissions()
-            && let Some(below) = lowest.child(ChildIdx::FILE)
-        {
-            above.push(std::mem::replace(&mut lowest, below));
-        }
+        let (above, lowest) = resized_with(self.node()?);
         let backend = self.clone();
-        let resize = move |node: Arc<Node>| async move {
+        let resize = move |_| async move {
             let root = backend.root()?;
-            backend.check_operation(root.node(), Operations::RESIZE)?;
-            backend.check_operation(&node, Operations::RESIZE)?;
+            let (above, lowest) = resized_with(Arc::clone(root.node()));
+            for node in above.iter().chain([&lowest]) {
+                backend.check_operation(node, Operations::RESIZE)?;
+            }
             root.resize(size, preallocation).await
         };
         self.0.graph.run_exclusive_below(above, &lowest, self.while_open(resize)).await
@@ -437,6 +433,18 @@ impl Backend {
     pub async fn reopen(&self, options: Options) -> Result<()> {
         self.0.graph.reopen_root(self, options).await
     }
+}
+
+/// The nodes that are resized with `root`: the nodes that pass their permissions to their `file` child, from `root` down, and the
+/// lowest node.
+fn resized_with(root: Arc<Node>) -> (Vec<Arc<Node>>, Arc<Node>) {
+    let (mut lowest, mut above) = (root, Vec::new());
+    while lowest.factory().passes_permissions()
+        && let Some(below) = lowest.child(ChildIdx::FILE)
+    {
+        above.push(std::mem::replace(&mut lowest, below));
+    }
+    (above, lowest)
 }
 
 impl std::fmt::Debug for Backend {

@@ -178,6 +178,10 @@ fn walk<T>(
             Step::Host { offset: host, len: covered } => {
                 let first = min_len(covered, len);
                 if first < len {
+                    // The node counts the whole write. The pieces do not count beyond it.
+                    if op == MapOp::Write {
+                        node.note_write(at, as_u64(len));
+                    }
                     return then(End::Split { first }, admitted);
                 }
                 if op == MapOp::Write {
@@ -188,6 +192,10 @@ fn walk<T>(
             Step::Forward { child, offset: below, len: covered } => {
                 let first = min_len(covered, len);
                 if first < len {
+                    // The node counts the whole write. The pieces do not count beyond it.
+                    if op == MapOp::Write {
+                        node.note_write(at, as_u64(len));
+                    }
                     return then(End::Split { first }, admitted);
                 }
                 // On the fast path only a leaf counts the write, but this node must count the write too; see

@@ -181,3 +181,18 @@ fn the_counts_of_several_threads_are_added_up() {
     assert!(now.intervals[0].latencies.write.max > Duration::ZERO);
     block_on(backend.close()).unwrap();
 }
+
+#[test]
+fn the_lengths_and_the_number_of_intervals_are_limited() {
+    let backend = Backend::empty(&graph(), "b", super::all());
+    let set = |intervals| {
+        backend.set_accounting(AccountingOptions { intervals, ..AccountingOptions::default() })
+    };
+    assert_eq!(set(vec![60, 0]).unwrap_err().to_string(), "Invalid interval length: 0");
+    let error = set(vec![60; 65]).unwrap_err();
+    assert_eq!(error.to_string(), "Accounting has at most 64 intervals");
+    assert!(backend.statistics().is_none());
+    set((1..=64).collect()).unwrap();
+    assert_eq!(statistics(&backend).intervals.len(), 64);
+    block_on(backend.close()).unwrap();
+}

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use oxblk_core::{Backend, Errno, Limits, OpenFlags, Operations, Preallocation};
+use oxblk_core::{Backend, Errno, ErrorKind, Limits, OpenFlags, Operations, Preallocation};
 use oxblk_ring::block_on;
 
 use crate::memory::{Memory, graph, node, options};
@@ -36,17 +36,24 @@ fn a_blocked_operation_fails_with_the_reason_until_the_block_ends() {
 }
 
 #[test]
-fn a_resize_through_a_filter_is_refused_if_it_is_blocked_below() {
+fn a_resize_through_filters_is_refused_if_it_is_blocked_at_any_node() {
     block_on(async {
         let graph = graph();
         let below = node(&graph, "m", &Memory::new(4096, Limits::default()));
-        let filter = options("driver=pass,node-name=f,file=m");
-        let filter = graph.open(filter, OpenFlags::default()).await.unwrap();
-        let disk = Backend::new(&graph, "", filter, super::all()).unwrap();
-        let block = graph.block_operations(&below, Operations::RESIZE, "no");
+        let open =
+            async |dotted: &str| graph.open(options(dotted), OpenFlags::default()).await.unwrap();
+        let lower = open("driver=pass,node-name=f,file=m").await;
+        let upper = open("driver=pass,node-name=g,file=f").await;
+        let disk = Backend::new(&graph, "", Arc::clone(&upper), super::all()).unwrap();
+        for node in [below, lower, upper] {
+            let block = graph.block_operations(&node, Operations::RESIZE, "no");
+            let error = disk.resize(8192, Preallocation::Off).await.unwrap_err();
+            assert_eq!(error.to_string(), format!("Node '{}' is busy: no", node.name()));
+            drop(block);
+        }
+        // The filter of the test has no resize.
         let error = disk.resize(8192, Preallocation::Off).await.unwrap_err();
-        assert_eq!(error.to_string(), "Node 'm' is busy: no");
-        drop(block);
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
         disk.close().await.unwrap();
     });
 }

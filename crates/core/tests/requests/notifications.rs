@@ -1,13 +1,15 @@
 //! Tests of events: media, sizes, write thresholds.
 
+use std::sync::Arc;
+
 use oxblk_core::{
-    Backend, BlockEvent, Limits, Notice, OpenFlags, Preallocation, Subscription, WriteFlags,
-    ZeroFlags,
+    Backend, BlockEvent, BoxFuture, Driver, Limits, MapOp, Notice, OpenFlags, Preallocation,
+    Result, Step, Subscription, WriteFlags, ZeroFlags,
 };
-use oxblk_ring::{IoBuf, block_on};
+use oxblk_ring::{IoBuf, IoBufMut, block_on};
 
 use super::all;
-use crate::memory::{Memory, graph, node, options};
+use crate::memory::{DRIVERS, Memory, graph, node, options};
 
 fn next(events: &Subscription) -> Option<BlockEvent> {
     events.try_next().map(|notice| match notice {
@@ -125,6 +127,45 @@ fn each_node_on_the_path_of_a_write_records_its_own_offset() {
         assert!(matches!(next(&events), Some(BlockEvent::WriteThreshold { .. })));
         let highest = (node.highest_written_offset(), below.highest_written_offset());
         assert_eq!(highest, (1024, 1024));
+        backend.close().await.unwrap();
+    });
+}
+
+/// A protocol that maps at most one sector at a time.
+struct Sectors;
+
+impl Driver for Sectors {
+    fn map(&self, _op: MapOp, offset: u64, len: u64) -> Step {
+        Step::Host { offset, len: len.min(512) }
+    }
+    fn read(&self, _offset: u64, buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>> {
+        Box::pin(async { Ok(buf) })
+    }
+    fn write(&self, _offset: u64, _data: IoBuf, _flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+    fn size(&self) -> u64 {
+        8192
+    }
+}
+
+#[test]
+fn the_event_of_a_threshold_counts_a_write_that_is_split_as_a_whole() {
+    block_on(async {
+        let graph = graph();
+        let node = graph.add_node(None, DRIVERS[0], Box::new(Sectors), OpenFlags::default());
+        let node = node.unwrap();
+        let backend = Backend::new(&graph, "", Arc::clone(&node), all()).unwrap();
+        let events = graph.events().subscribe(9, |_| true);
+        node.set_write_threshold(1000);
+        backend.write(512, IoBuf::zeroes(4096), WriteFlags::empty()).await.unwrap();
+        let Some(BlockEvent::WriteThreshold { amount_exceeded, write_threshold, .. }) =
+            next(&events)
+        else {
+            panic!("no event");
+        };
+        assert_eq!((amount_exceeded, write_threshold), (3608, 1000));
+        assert_eq!((next(&events), node.highest_written_offset()), (None, 4608));
         backend.close().await.unwrap();
     });
 }

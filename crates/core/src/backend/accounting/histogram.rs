@@ -4,6 +4,9 @@ use std::sync::Arc;
 
 use crate::{Error, Result};
 
+/// The maximum number of boundaries: each thread has a memory for each bin.
+const MAX_BOUNDARIES: usize = 1024;
+
 /// Boundaries between the bins of a latency histogram, in nanoseconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Boundaries(Arc<[u64]>);
@@ -12,8 +15,13 @@ impl Boundaries {
     /// `boundaries` in nanoseconds. The list may be empty: the histogram then has one bin.
     ///
     /// # Errors
-    /// [`Invalid`](crate::ErrorKind::Invalid) if the boundaries are not greater than 0 and in ascending order.
+    /// [`Invalid`](crate::ErrorKind::Invalid) if the boundaries are not greater than 0 and in ascending order, or if there are more
+    /// than 1024 boundaries.
     pub fn new(boundaries: &[u64]) -> Result<Self> {
+        if boundaries.len() > MAX_BOUNDARIES {
+            let text = format!("A latency histogram has at most {MAX_BOUNDARIES} boundaries");
+            return Err(Error::invalid(text));
+        }
         let mut last = 0;
         for boundary in boundaries {
             if *boundary <= last {
@@ -75,6 +83,14 @@ mod tests {
             histogram.count(nanos);
         }
         assert_eq!(histogram.bins(), [2, 2, 2, 2]);
+    }
+
+    #[test]
+    fn the_number_of_boundaries_is_limited() {
+        let boundaries: Vec<u64> = (1..=1025).collect();
+        assert!(Boundaries::new(&boundaries[..1024]).is_ok());
+        let error = Boundaries::new(&boundaries).unwrap_err();
+        assert_eq!(error.to_string(), "A latency histogram has at most 1024 boundaries");
     }
 
     #[test]

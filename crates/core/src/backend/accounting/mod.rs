@@ -34,6 +34,9 @@ pub use interval::Latencies;
 use interval::{Interval, Sum};
 pub use io_type::{IoType, PerIoType};
 
+/// The maximum number of intervals: each thread has a memory for each interval.
+const MAX_INTERVALS: usize = 64;
+
 /// What accounting counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccountingOptions {
@@ -41,7 +44,7 @@ pub struct AccountingOptions {
     pub failed: bool,
     /// Invalid requests count in the time since the last request (`account-invalid`).
     pub invalid: bool,
-    /// Lengths in seconds of the intervals for which latencies are computed (`stats-intervals`).
+    /// Lengths in seconds of the intervals for which latencies are computed (`stats-intervals`). At most 64.
     pub intervals: Vec<u32>,
 }
 
@@ -259,10 +262,14 @@ impl Backend {
     /// Switches accounting on, or changes its options. Counts and histograms are kept. The intervals start again.
     ///
     /// # Errors
-    /// [`Invalid`](crate::ErrorKind::Invalid) if the length of an interval is 0.
+    /// [`Invalid`](crate::ErrorKind::Invalid) if the length of an interval is 0, or if there are more than 64 intervals.
     pub fn set_accounting(&self, options: AccountingOptions) -> Result<()> {
         if options.intervals.contains(&0) {
             return Err(Error::invalid("Invalid interval length: 0"));
+        }
+        if options.intervals.len() > MAX_INTERVALS {
+            let text = format!("Accounting has at most {MAX_INTERVALS} intervals");
+            return Err(Error::invalid(text));
         }
         let accounting = self.0.accounting.get_or_init(Accounting::default);
         let mut settings = accounting.settings();
