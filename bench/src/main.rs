@@ -5,9 +5,11 @@
 //! as a table and as JSON.
 
 mod engine;
+mod filters;
 mod metadata;
 mod nbd;
 mod options;
+mod random;
 mod report;
 mod tools;
 
@@ -21,6 +23,7 @@ type Case = (&'static str, &'static str, fn(&[String]) -> CaseResult);
 
 const CASES: &[Case] = &[
     ("engine", "4 KiB random reads at depth 32: the engine, a bare ring, compio, fio", engine::run),
+    ("filters", "4 KiB requests at depth 32 through idle filters; O_DIRECT", filters::run),
     ("metadata", "check and snapshots of a disk of 1 TiB: oxblk img, qemu-img", metadata::run),
     ("nbd", "fio over NBD: oxblk serve, qemu-nbd", nbd::run),
     ("tools", "convert, bench, compare and their memory: oxblk img, qemu-img", tools::run),

@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use io_uring::{IoUring, opcode, types};
 
-use super::{BLOCK, DEPTH, Random, Rate, Task, rate};
+use super::{BLOCK, DEPTH, FILE_SIZE, Rate, Task, rate};
+use crate::random::Random;
 
 pub(super) fn run(task: &Task<'_>) -> Rate {
     reads(task).map_err(|e| e.to_string())
@@ -37,7 +38,8 @@ fn reads(task: &Task<'_>) -> std::io::Result<f64> {
             let len = u32::try_from(BLOCK).unwrap_or(0);
             // SAFETY: `slot < DEPTH`.
             let buf = unsafe { base.add(slot * BLOCK) };
-            let read = opcode::ReadFixed::new(types::Fixed(0), buf, len, 0).offset(random.offset());
+            let read = opcode::ReadFixed::new(types::Fixed(0), buf, len, 0)
+                .offset(random.offset(FILE_SIZE, BLOCK));
             // SAFETY: the buffer is part of `memory`, and only this slot uses it until its read completes.
             unsafe { ring.submission().push(&read.build().user_data(slot as u64)) }
                 .map_err(std::io::Error::other)?;

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use crate::CaseResult;
 use crate::options::Options;
+use crate::random::Random;
 use crate::report::{self, Series};
 
 /// Bytes per read.
@@ -91,9 +92,7 @@ impl DataFile {
         let mut block = vec![0u8; 1 << 20];
         let mut random = Random::new(1);
         for _ in 0..FILE_SIZE >> 20 {
-            for word in block.chunks_exact_mut(8) {
-                word.copy_from_slice(&random.next().to_le_bytes());
-            }
+            random.fill(&mut block);
             file.write_all(&block).map_err(fail)?;
         }
         Ok(data)
@@ -103,27 +102,6 @@ impl DataFile {
 impl Drop for DataFile {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
-    }
-}
-
-/// Xorshift. All contenders in this program use this cheap source of offsets.
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Random {
-        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    /// A block-aligned offset in the file.
-    fn offset(&mut self) -> u64 {
-        self.next() % (FILE_SIZE / BLOCK as u64) * BLOCK as u64
     }
 }
 

@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use oxblk_ring::{Aio, File, IoBufMut, block_on, sleep, spawn};
 
-use super::{BLOCK, DEPTH, Random, Rate, Task, rate};
+use super::{BLOCK, DEPTH, FILE_SIZE, Rate, Task, rate};
+use crate::random::Random;
 
 pub(super) fn run(task: &Task<'_>) -> Rate {
     let file = StdFile::open(task.path).map_err(|e| e.to_string())?;
@@ -34,7 +35,7 @@ async fn reader(file: File, stop: Rc<Cell<bool>>, seed: u64) -> Result<u64, Stri
     let mut buf = IoBufMut::new(BLOCK);
     let mut reads = 0;
     while !stop.get() {
-        let (result, back) = file.read_at(buf, random.offset()).await;
+        let (result, back) = file.read_at(buf, random.offset(FILE_SIZE, BLOCK)).await;
         if result.map_err(|e| e.to_string())? != BLOCK {
             return Err("short read".to_owned());
         }

@@ -9,7 +9,8 @@ use compio::fs::File;
 use compio::io::AsyncReadAt;
 use compio::runtime::Runtime;
 
-use super::{BLOCK, DEPTH, Random, Rate, Task, rate};
+use super::{BLOCK, DEPTH, FILE_SIZE, Rate, Task, rate};
+use crate::random::Random;
 
 pub(super) fn run(task: &Task<'_>) -> Rate {
     let runtime = Runtime::new().map_err(|e| e.to_string())?;
@@ -37,7 +38,7 @@ async fn reader(file: File, stop: Rc<Cell<bool>>, seed: u64) -> Result<u64, Stri
     let mut reads = 0;
     while !stop.get() {
         buf.clear();
-        let BufResult(result, back) = file.read_at(buf, random.offset()).await;
+        let BufResult(result, back) = file.read_at(buf, random.offset(FILE_SIZE, BLOCK)).await;
         if result.map_err(|e| e.to_string())? != BLOCK {
             return Err("short read".to_owned());
         }
