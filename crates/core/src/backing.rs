@@ -12,9 +12,10 @@ fn of(node: &Node) -> Result<&dyn Backing> {
 }
 
 impl Backend {
-    /// Changes the backing file name and the backing format that the image stores. The image may be below filters. A `filename` of `None` removes the
-    /// reference to the backing file. After this call, the change and all earlier writes are on stable storage. The
-    /// node continues to read unallocated ranges from the backing file that is open, until the image is opened again.
+    /// Changes the backing file name and the backing format that the image stores. The image may be below filters. A
+    /// `filename` of `None` removes the reference to the backing file. After this call, the change and all earlier writes
+    /// are on stable storage. The node continues to read unallocated ranges from the backing file that is open, until the
+    /// image is opened again.
     ///
     /// # Errors
     /// [`ErrorKind::Denied`](crate::ErrorKind::Denied) without write permission; `ENOTSUP` if the format has no backing
@@ -58,9 +59,9 @@ impl Backend {
 }
 
 impl Node {
-    /// Finds a node by `name` in the backing chain below this node. The node is no filter. `name` is either the backing file name that an
-    /// image of the chain stores, or the path of the backing file. A relative path is relative to the directory of the
-    /// image that uses the backing file.
+    /// Finds a node by `name` in the backing chain below this node. The node is no filter. `name` is either the backing file
+    /// name that an image of the chain stores, or the path of the backing file. A relative path is relative to the directory
+    /// of the image that uses the backing file.
     pub fn find_backing(self: &Arc<Self>, name: &str) -> Option<Arc<Self>> {
         let mut over = self.skip_filters();
         while let Some(below) = over.child(ChildIdx::BACKING).map(|below| below.skip_filters()) {

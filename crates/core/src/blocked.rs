@@ -1,8 +1,8 @@
 //! Operations on a node that a job or an export does not allow while it runs (QEMU's op blockers).
 //!
-//! Permissions order requests and control operations of several users. Some operations would not conflict with the permissions of a
-//! job, but would make its result useless: a snapshot of an image that is being committed, for example. The job blocks these
-//! operations by name. The reason appears in the error. The job's own backend is not affected.
+//! Permissions order requests and control operations of several users. Some operations would not conflict with the
+//! permissions of a job, but would make its result useless: a snapshot of an image that is being committed, for example. The
+//! job blocks these operations by name. The reason appears in the error. The job's own backend is not affected.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -187,8 +187,8 @@ impl Backend {
     /// image does not change.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format has no snapshots, or below a filter that must see all changes; `EACCES` on a writable node; an error if there is no such snapshot;
-    /// the errors of the image's driver.
+    /// `ENOTSUP` if the format has no snapshots, or below a filter that must see all changes; `EACCES` on a writable node;
+    /// an error if there is no such snapshot; the errors of the image's driver.
     pub async fn load_snapshot(&self, id: &str) -> Result<()> {
         self.load_selected(Selection::Id(id.to_owned())).await
     }

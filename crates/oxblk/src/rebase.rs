@@ -37,7 +37,8 @@ const STEP: u64 = 256 << 10;
 
 /// An overlay to be rebased.
 pub struct Rebase {
-    /// The overlay, possibly below filters. It is writable and has its old backing file. Writes through this backend fail during the rebase.
+    /// The overlay, possibly below filters. It is writable and has its old backing file. Writes through this backend fail
+    /// during the rebase.
     pub disk: Backend,
     /// The old backing file; `None`: zeroes.
     pub old: Option<Backend>,

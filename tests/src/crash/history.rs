@@ -1,9 +1,10 @@
 //! A record of the requests to a disk and of their completions. The record can construct the oracle for any moment of the run.
 //!
-//! Each entry has the number of write boundaries that the disks together had passed when the entry was made. The oracle of a power cut at
-//! a boundary replays the entries up to that boundary. The data of an operation that was issued before the boundary may be on
-//! the disk. All writes of an operation that completed before the boundary were executed before this boundary. Several threads
-//! add entries. The issue entry is added before an operation begins, and the completion entry after the operation has ended.
+//! Each entry has the number of write boundaries that the disks together had passed when the entry was made. The oracle of a
+//! power cut at a boundary replays the entries up to that boundary. The data of an operation that was issued before the
+//! boundary may be on the disk. All writes of an operation that completed before the boundary were executed before this
+//! boundary. Several threads add entries. The issue entry is added before an operation begins, and the completion entry
+//! after the operation has ended.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

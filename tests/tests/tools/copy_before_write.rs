@@ -31,12 +31,7 @@ fn access(rest: &str) -> String {
 
 fn io(both: &Differential, disk: &str, commands: &[&str]) {
     // Messages about a reopen contain the node-name.
-    let disk = format!("{disk},node-name=cbw");
-    let mut words = vec!["-t", "writeback", "--image-opts", &disk];
-    for command in commands {
-        words.extend(["-c", command]);
-    }
-    both.same(Io, &words);
+    both.io(&format!("{disk},node-name=cbw"), commands);
 }
 
 #[test]

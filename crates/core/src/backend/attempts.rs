@@ -45,8 +45,9 @@ impl Backend {
         !self.0.mode.get().intersects(Mode::ACCOUNTED | Mode::DEVICE)
     }
 
-    /// Carries out a request. Reads and writes of a plain backend make their only attempt themselves. `attempt` makes an attempt of the request; its second argument is true if no other attempt can
-    /// follow. `ignored` is the result of a request that has failed if the device ignores errors.
+    /// Carries out a request. Reads and writes of a plain backend make their only attempt themselves. `attempt` makes an
+    /// attempt of the request; its second argument is true if no other attempt can follow. `ignored` is the result of a
+    /// request that has failed if the device ignores errors.
     pub(super) async fn carry_out<'a, T, F>(
         &'a self,
         io: Io,

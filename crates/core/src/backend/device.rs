@@ -117,8 +117,8 @@ pub(super) enum Failure<'a> {
 
 impl Backend {
     /// Attaches a device. Its policies apply to the requests of this backend that begin afterwards, except for copies
-    /// ([`Self::copy_to`]) and status queries, and except for requests that the backend itself refuses: outside of the disk, without permission,
-    /// without a medium. A device usually also switches accounting on ([`Self::set_accounting`]).
+    /// ([`Self::copy_to`]) and status queries, and except for requests that the backend itself refuses: outside of the disk,
+    /// without permission, without a medium. A device usually also switches accounting on ([`Self::set_accounting`]).
     ///
     /// # Errors
     /// [`Busy`](ErrorKind::Busy) if another device is attached; `ENOMEDIUM` if the backend is closed.

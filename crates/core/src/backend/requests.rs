@@ -159,7 +159,7 @@ impl Backend {
         let len = request::as_u64(data.len());
         let io = Io { kind: IoType::Write, offset, len, writes: Some(flags) };
         if self.is_plain() {
-            let request = self.begin().await?.check(offset, len)?;
+            let request = self.begin().await?.check(offset, len)?.check_write(flags)?;
             return write_once(request, offset, data, flags).await;
         }
         self.carry_out(
@@ -366,31 +366,25 @@ async fn write_from_once(
     flags: WriteFlags,
 ) -> Result<()> {
     let root = Arc::clone(&request.root);
-    let finish = match request::start_write_from(root.edge.node(), offset, memory) {
-        Start::InPlace(operation) => match operation.done(root.edge.node()).await {
-            Ok(()) if !flags.contains(WriteFlags::FUA) => {
-                request.done();
-                return Ok(());
-            }
-            Ok(()) => {
-                return request.run_to_completion(async move { root.edge.flush().await }).await;
-            }
-            Err(rest) => Err(rest),
-        },
-        Start::Begun(begun) => Ok(begun),
+    let flushes = flags.contains(WriteFlags::FUA);
+    let rest = match request::start_write_from(root.edge.node(), offset, memory) {
+        Start::InPlace(operation) => operation.done(root.edge.node()).await.err().map(Err),
+        Start::Begun(begun) => Some(Ok(begun)),
     };
+    if rest.is_none() && !flushes {
+        request.done();
+        return Ok(());
+    }
     let work = async move {
         let node = root.edge.node();
-        match finish {
-            Ok(begun) => request::continue_write_from(node, offset, begun, flags).await,
-            Err(rest) => {
-                request::finish_in_place(node, offset, rest).await?;
-                match flags.contains(WriteFlags::FUA) {
-                    true => root.edge.flush().await,
-                    false => Ok(()),
-                }
+        match rest {
+            Some(Ok(begun)) => {
+                request::continue_write_from(node, offset, begun, flags - WriteFlags::FUA).await?;
             }
+            Some(Err(rest)) => request::finish_in_place(node, offset, rest).await?,
+            None => {}
         }
+        if flushes { root.edge.flush().await } else { Ok(()) }
     };
     request.run_to_completion(work).await
 }
@@ -402,10 +396,6 @@ async fn write_once(
     flags: WriteFlags,
 ) -> Result<()> {
     let root = Arc::clone(&request.root);
-    if let Err(error) = root.edge.may_write_with(flags) {
-        request.done();
-        return Err(error);
-    }
     if !flags.is_empty() || data.is_empty() {
         let work = async move { root.edge.write(offset, data, flags).await };
         return request.run_to_completion(work).await;

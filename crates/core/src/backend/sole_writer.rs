@@ -54,8 +54,8 @@ impl Backend {
     /// Waits for the requests in flight. Afterwards, writes through this backend and its clones fail until the job ends.
     ///
     /// # Errors
-    /// When another user may write to the node or change the size of the node; `EBUSY` during another job; `ENOMEDIUM` if the backend is closed.
-    /// After an error, nothing has changed.
+    /// When another user may write to the node or change the size of the node; `EBUSY` during another job; `ENOMEDIUM` if
+    /// the backend is closed. After an error, nothing has changed.
     pub async fn sole_writer(&self, job: &str) -> Result<SoleWriter> {
         let (backend, job) = (self.clone(), Arc::<str>::from(job));
         let take = move |node: Arc<Node>| async move { backend.take_over(&node, job) };

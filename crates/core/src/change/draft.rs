@@ -1,7 +1,7 @@
 //! [`Draft`]: the graph as it will be after a change. It consists of the differences from the graph as it is now.
 //!
-//! A node may have many thousands of users. So the differences are found by the addresses of nodes, edges and backends, and a change
-//! of all users of a node takes time in proportion to their number.
+//! A node may have many thousands of users. So the differences are found by the addresses of nodes, edges and backends, and
+//! a change of all users of a node takes time in proportion to their number.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

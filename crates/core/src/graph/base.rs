@@ -5,9 +5,10 @@
 //! closed. Until then, the overlay's edge to the backing file shares all permissions, whatever the users of the overlay share.
 //! The backing file has no other writer, and the links of the chain above it are frozen.
 //!
-//! A filter below the overlay that must see all changes ([`DriverFactory::sees_all_changes`](crate::DriverFactory::sees_all_changes))
-//! would miss the writes of the commit. If there is one above the backing file, the edge shares nothing in addition, and the
-//! commit fails with a permission conflict.
+//! A filter below the overlay that must see all changes
+//! ([`DriverFactory::sees_all_changes`](crate::DriverFactory::sees_all_changes)) would miss the writes of the commit. If
+//! there is one above the backing file, the edge shares nothing in addition, and the commit fails with a permission
+//! conflict.
 
 use std::sync::Arc;
 

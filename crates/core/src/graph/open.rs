@@ -341,8 +341,8 @@ impl Graph {
         }
     }
 
-    /// Opens a node of a driver that has no `file` child, although the options describe one. As in QEMU, the errors of the child and
-    /// of the driver take precedence over the unknown option.
+    /// Opens a node of a driver that has no `file` child, although the options describe one. As in QEMU, the errors of the
+    /// child and of the driver take precedence over the unknown option.
     async fn open_with_unknown_file(
         &self,
         driver: &'static dyn DriverFactory,

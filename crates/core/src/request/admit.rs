@@ -32,8 +32,12 @@ pub(super) fn try_admit(node: &Node, request: &IncomingRequest) -> bool {
         || node.driver().admission().is_none_or(|driver| driver.try_admit(request))
 }
 
-/// Waits until a request that [`try_admit`] has not let pass may pass the node.
-pub(super) async fn wait(node: &Node, request: IncomingRequest) {
+/// Waits until a request that looks up a range with `op`, and that [`try_admit`] has not let pass, may pass the node.
+pub(super) async fn wait(node: &Node, op: MapOp, offset: u64, len: u64) {
+    wait_for(node, incoming(op, offset, len)).await;
+}
+
+async fn wait_for(node: &Node, request: IncomingRequest) {
     if let Some(driver) = node.driver().admission() {
         driver.admit(request).await;
     }
@@ -43,6 +47,6 @@ pub(super) async fn wait(node: &Node, request: IncomingRequest) {
 pub(super) async fn admit(node: &Node, kind: RequestKind, offset: u64, len: u64) {
     let request = IncomingRequest { kind, offset, len };
     if !try_admit(node, &request) {
-        wait(node, request).await;
+        wait_for(node, request).await;
     }
 }

@@ -180,9 +180,9 @@ pub(super) fn must_take_turns(node: &Node) -> bool {
         || node.is_serialising()
 }
 
-/// Carries out a change of a range, or a read of a node that tracks its requests. The change is counted ([`Node::count_write`]). While a read-modify-write or a
-/// copy-on-read is in progress, the change takes the range lock instead. A node with an alignment of one byte and
-/// without copy-on-read needs neither.
+/// Carries out a change of a range, or a read of a node that tracks its requests. The change is counted
+/// ([`Node::count_write`]). While a read-modify-write or a copy-on-read is in progress, the change takes the range lock instead.
+/// A node with an alignment of one byte and without copy-on-read needs neither.
 pub(super) async fn in_turn<T>(
     node: &Arc<Node>,
     offset: u64,

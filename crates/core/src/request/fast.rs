@@ -293,8 +293,33 @@ pub(super) fn start_write(root: &Arc<Node>, offset: u64, data: IoBuf, entry: Ent
     })
 }
 
+/// The offset and the length of each piece of a range that is transferred with several operations. `first` is the length of the
+/// first piece.
+pub(super) fn extents(
+    root: &Arc<Node>,
+    op: MapOp,
+    offset: u64,
+    len: usize,
+    first: usize,
+) -> impl Iterator<Item = (u64, usize)> {
+    let (mut at, mut left, mut first) = (offset, len, Some(first));
+    std::iter::from_fn(move || {
+        if left == 0 {
+            return None;
+        }
+        let len = match first.take() {
+            Some(first) => first.min(left),
+            None => extent_len(root, op, at, left),
+        };
+        let piece = (at, len);
+        at = at.saturating_add(as_u64(len));
+        left -= len;
+        Some(piece)
+    })
+}
+
 /// Number of bytes from `offset` on (1 to `len`) that can be transferred with one operation.
-pub(super) fn extent_len(root: &Arc<Node>, op: MapOp, offset: u64, len: usize) -> usize {
+fn extent_len(root: &Arc<Node>, op: MapOp, offset: u64, len: usize) -> usize {
     walk(root, op, offset, len, Ask::None, |end, _| match end {
         End::Split { first } => first.clamp(1, len),
         _ => len,

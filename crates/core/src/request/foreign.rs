@@ -11,8 +11,8 @@ use oxblk_ring::{ForeignVec, ForeignVecMut, IoBufMut, UntilSettled, WriteForeign
 use super::admit::{self, Entry};
 use super::fast::{self, Located, Place};
 use super::{
-    MAX_SPLITS, Unfinished, as_u64, finish_in_place, flush, read_on, read_within, run_all, slow,
-    write,
+    MAX_SPLITS, Unfinished, as_u64, count_in_place, end_in_place, finish_in_place, read_on,
+    read_within, run_all, slow, write,
 };
 use crate::counted::CountedWrite;
 use crate::driver::{BoxFuture, MapOp};
@@ -90,8 +90,7 @@ async fn read_slow(
     entry: Entry,
 ) -> Result<()> {
     if entry == Entry::New {
-        let request = admit::incoming(MapOp::Read, offset, as_u64(memory.len()));
-        admit::wait(&node, request).await;
+        admit::wait(&node, MapOp::Read, offset, as_u64(memory.len())).await;
         let below: BoxFuture<'_, Result<()>> =
             Box::pin(read(&node, offset, memory, Entry::Admitted, splits));
         return below.await;
@@ -119,15 +118,10 @@ async fn read_split(
         return copy(read_within(node, offset, buf, splits, Entry::Admitted), &memory).await;
     }
     let splits = splits.saturating_add(1);
-    let (mut pieces, mut at, mut len) = (Vec::new(), offset, first);
-    while !memory.is_empty() {
+    let mut pieces = Vec::new();
+    for (at, len) in fast::extents(node, MapOp::Read, offset, memory.len(), first) {
         let piece = memory.split_to(len);
-        let next = at.saturating_add(as_u64(piece.len()));
         pieces.push(Box::pin(read(node, at, piece, Entry::Admitted, splits)));
-        at = next;
-        if !memory.is_empty() {
-            len = fast::extent_len(node, MapOp::Read, at, memory.len());
-        }
     }
     // After an error too, all pieces end first: otherwise, the host could still write to the memory after the read.
     run_all(pieces).await
@@ -168,18 +162,14 @@ fn start(begun: Begun) -> Start {
     if !leaf.takes_ranges(|alignment| begun.memory.is_aligned(alignment)) {
         return Start::Begun(begun);
     }
+    let Some(file) = leaf.driver().host_file() else { return Start::Begun(begun) };
     let counted = match leaf.request_alignment() > 1 {
         false => None,
-        true => match leaf.count_write(*offset, as_u64(begun.memory.len())) {
-            Some(counted) if !leaf.gated() => Some(UntilSettled::new(counted)),
-            Some(counted) => {
-                drop(counted);
-                return Start::Begun(begun);
-            }
+        true => match count_in_place(leaf, *offset, as_u64(begun.memory.len())) {
             None => return Start::Begun(begun),
+            counted => counted,
         },
     };
-    let Some(file) = leaf.driver().host_file() else { return Start::Begun(begun) };
     leaf.unflushed.expect();
     let operation = file.write_foreign_at(begun.memory.clone(), *offset, false);
     Start::InPlace(InPlace { operation, memory: begun.memory, counted })
@@ -190,8 +180,7 @@ impl InPlace {
     /// [finish](finish_in_place) the write with a copy of the data.
     pub(crate) async fn done(self, node: &Node) -> std::result::Result<(), Unfinished> {
         let outcome = self.operation.await;
-        drop(self.counted.and_then(UntilSettled::release));
-        node.mark_unflushed();
+        end_in_place(node, self.counted);
         match outcome {
             Ok(done) if done == self.memory.len() => Ok(()),
             outcome => Err(Unfinished { outcome, data: self.memory.to_buf() }),
@@ -199,20 +188,16 @@ impl InPlace {
     }
 }
 
-/// Completes a write through `node` at `offset`, and flushes the node if `flags` has [`WriteFlags::FUA`].
+/// Completes a write through `node` at `offset`. Of the flags, only [`WriteFlags::UNCHANGED`] may be set.
 pub(crate) async fn continue_write_from(
     node: &Arc<Node>,
     offset: u64,
     begun: Begun,
     flags: WriteFlags,
 ) -> Result<()> {
-    let outcome = write_located(node, offset, begun, flags - WriteFlags::FUA).await;
+    let outcome = write_located(node, offset, begun, flags).await;
     node.mark_unflushed();
-    outcome?;
-    if flags.contains(WriteFlags::FUA) {
-        flush(node).await?;
-    }
-    Ok(())
+    outcome
 }
 
 fn write_located<'a>(
@@ -238,8 +223,7 @@ fn write_located<'a>(
             // A driver must not report zeroes for a write.
             Located::Zero => write(node, offset, memory.to_buf(), flags).await,
             Located::Wait(Place { node, offset }) => {
-                let request = admit::incoming(MapOp::Write, offset, as_u64(memory.len()));
-                admit::wait(&node, request).await;
+                admit::wait(&node, MapOp::Write, offset, as_u64(memory.len())).await;
                 write_admitted(&node, offset, memory, flags).await
             }
             Located::Split { below, first } => {
@@ -259,9 +243,7 @@ async fn write_admitted(
     flags: WriteFlags,
 ) -> Result<()> {
     let located = fast::locate(node, MapOp::Write, offset, memory.len(), Entry::Admitted);
-    let outcome = write_located(node, offset, Begun { located, memory }, flags).await;
-    node.mark_unflushed();
-    outcome
+    continue_write_from(node, offset, Begun { located, memory }, flags).await
 }
 
 async fn write_split(
@@ -271,15 +253,10 @@ async fn write_split(
     first: usize,
     flags: WriteFlags,
 ) -> Result<()> {
-    let (mut pieces, mut at, mut len) = (Vec::new(), offset, first);
-    while !memory.is_empty() {
+    let mut pieces = Vec::new();
+    for (at, len) in fast::extents(node, MapOp::Write, offset, memory.len(), first) {
         let piece = memory.split_to(len);
-        let next = at.saturating_add(as_u64(piece.len()));
         pieces.push(write_admitted(node, at, piece, flags));
-        at = next;
-        if !memory.is_empty() {
-            len = fast::extent_len(node, MapOp::Write, at, memory.len());
-        }
     }
     run_all(pieces).await
 }

@@ -117,9 +117,8 @@ async fn finish_read(
 }
 
 /// Continues a read at a node where [`fast`] stopped. With [`Entry::New`], the request first waits until the node admits it. If
-/// the driver can load the missing metadata, the fast path then
-/// continues at the same node, so that a long backing chain does not cause nested calls. After [`MAX_SPLITS`] splits,
-/// the pieces of a range are read one after the other.
+/// the driver can load the missing metadata, the fast path then continues at the same node, so that a long backing chain does
+/// not cause nested calls. After [`MAX_SPLITS`] splits, the pieces of a range are read one after the other.
 async fn read_on(
     node: Arc<Node>,
     offset: u64,
@@ -132,8 +131,7 @@ async fn read_on(
     while let Some((node, offset, buf, entry)) = left.pop() {
         let waited = entry == Entry::New;
         if waited {
-            let request = admit::incoming(MapOp::Read, offset, as_u64(buf.len()));
-            admit::wait(&node, request).await;
+            admit::wait(&node, MapOp::Read, offset, as_u64(buf.len())).await;
         }
         let loaded = match node.driver().load_map(offset, as_u64(buf.len())) {
             Some(load) if !buf.is_empty() => {
@@ -194,22 +192,15 @@ async fn read_split(
 ) -> Result<IoBufMut> {
     let splits = splits.saturating_add(1);
     let mut pieces = Vec::new();
-    let head = buf.split_to(first);
-    pieces.push(Box::pin(read_within(node, offset, head, splits, Entry::Admitted)));
-    let mut at = offset.saturating_add(as_u64(first));
-    while !buf.is_empty() {
-        let len = fast::extent_len(node, MapOp::Read, at, buf.len());
+    for (at, len) in fast::extents(node, MapOp::Read, offset, buf.len(), first) {
         let piece = buf.split_to(len);
         pieces.push(Box::pin(read_within(node, at, piece, splits, Entry::Admitted)));
-        at = at.saturating_add(as_u64(len));
     }
     let mut whole: Option<IoBufMut> = None;
     for part in try_join_all(pieces).await? {
         match &mut whole {
             None => whole = Some(part),
-            Some(whole) => whole
-                .unsplit(part)
-                .map_err(|_| Error::new(ErrorKind::Io, "a driver replaced the buffer of a read"))?,
+            Some(whole) => whole.unsplit(part).map_err(|_| slow::replaced())?,
         }
     }
     whole.ok_or_else(|| Error::invalid("empty read"))
@@ -254,14 +245,17 @@ fn start_counted(
     offset: u64,
     data: IoBuf,
 ) -> std::result::Result<InPlace, IoBuf> {
-    let counted = leaf.count_write(offset, as_u64(data.len()));
-    let file = leaf.driver().host_file();
-    let (Some(counted), Some(file), false) = (counted, file, leaf.gated()) else {
-        return Err(data);
-    };
+    let Some(file) = leaf.driver().host_file() else { return Err(data) };
+    let Some(counted) = count_in_place(leaf, offset, as_u64(data.len())) else { return Err(data) };
     leaf.unflushed.expect();
     let operation = file.write_at(data.clone(), offset, false);
-    Ok(InPlace { operation, data, counted: Some(UntilSettled::new(counted)) })
+    Ok(InPlace { operation, data, counted: Some(counted) })
+}
+
+/// Counts a write that the caller submits next. `None` if the write must take the slow path.
+fn count_in_place(leaf: &Arc<Node>, offset: u64, len: u64) -> Option<UntilSettled<CountedWrite>> {
+    let counted = leaf.count_write(offset, len)?;
+    (!leaf.gated()).then(|| UntilSettled::new(counted))
 }
 
 impl InPlace {
@@ -269,15 +263,19 @@ impl InPlace {
     /// [finish](finish_in_place) the write.
     pub(crate) async fn done(self, node: &Node) -> std::result::Result<(), Unfinished> {
         let outcome = self.operation.await;
-        // The host may have written only a part of the data. The rest may have to wait for a range lock whose holder waits
-        // for the counted writes.
-        drop(self.counted.and_then(UntilSettled::release));
-        node.mark_unflushed();
+        end_in_place(node, self.counted);
         match outcome {
             Ok(done) if done == self.data.len() => Ok(()),
             outcome => Err(Unfinished { outcome, data: self.data }),
         }
     }
+}
+
+/// Records that the operation of a write in place has ended. If the host wrote only a part of the data, the rest may have to wait
+/// for a range lock whose holder waits for the counted writes. So the write leaves the count now.
+fn end_in_place(node: &Node, counted: Option<UntilSettled<CountedWrite>>) {
+    drop(counted.and_then(UntilSettled::release));
+    node.mark_unflushed();
 }
 
 /// The result of an operation that failed or wrote only a part of the data.
@@ -433,8 +431,7 @@ async fn write_from(
             Box::pin(slow::write(node, offset, data, flags)).await
         }
         WriteStart::Wait { node, offset, data } => {
-            let request = admit::incoming(MapOp::Write, offset, as_u64(data.len()));
-            admit::wait(&node, request).await;
+            admit::wait(&node, MapOp::Write, offset, as_u64(data.len())).await;
             Box::pin(write_within(&node, offset, data, Entry::Admitted, flags)).await
         }
         WriteStart::Split { below: Some(Place { node, offset }), first, data } => {
@@ -454,14 +451,10 @@ async fn write_split(
     first: usize,
     flags: WriteFlags,
 ) -> Result<()> {
-    let head = data.split_to(first);
-    let mut pieces = vec![Box::pin(write_within(node, offset, head, Entry::Admitted, flags))];
-    let mut at = offset.saturating_add(as_u64(first));
-    while !data.is_empty() {
-        let len = fast::extent_len(node, MapOp::Write, at, data.len());
+    let mut pieces = Vec::new();
+    for (at, len) in fast::extents(node, MapOp::Write, offset, data.len(), first) {
         let piece = data.split_to(len);
         pieces.push(Box::pin(write_within(node, at, piece, Entry::Admitted, flags)));
-        at = at.saturating_add(as_u64(len));
     }
     run_all(pieces).await
 }
@@ -522,7 +515,7 @@ async fn resolve_host(root: &Arc<Node>, op: MapOp, offset: u64, len: u64) -> Opt
             Located::Wait(place) => place,
             Located::Zero | Located::Slow(_) | Located::Split { .. } => return None,
         };
-        admit::wait(&node, admit::incoming(op, offset, len)).await;
+        admit::wait(&node, op, offset, len).await;
         located = fast::locate(&node, op, offset, size, Entry::Admitted);
     }
 }

@@ -50,22 +50,26 @@ async fn each_reference(graph: &Graph, memory: &Memory) {
     }
 }
 
+/// Opens images that refer to the node `m` while a resize of `below` waits for a write in flight.
+async fn each_reference_during_a_resize(graph: &Graph, memory: &Memory, below: &Arc<Node>) {
+    let disk = Backend::new(graph, "", Arc::clone(below), super::all()).unwrap();
+    memory.held.store(true, SeqCst);
+    let mut write = pin!(disk.write(0, vec![1; 512].into(), WriteFlags::empty()));
+    assert!(poll!(&mut write).is_pending());
+    let mut resize = pin!(disk.resize(8192, Preallocation::Off));
+    assert!(poll!(&mut resize).is_pending());
+    let (written, (resized, ())) = join(write, join(resize, each_reference(graph, memory))).await;
+    written.and(resized).unwrap();
+    disk.close().await.unwrap();
+}
+
 #[test]
 fn an_open_waits_for_a_control_operation_on_the_node_to_which_it_refers() {
     block_on(async {
         let graph = graph();
         let memory = memory();
         let below = node(&graph, "m", &memory);
-        let disk = Backend::new(&graph, "", Arc::clone(&below), super::all()).unwrap();
-        memory.held.store(true, SeqCst);
-        let mut write = pin!(disk.write(0, vec![1; 512].into(), WriteFlags::empty()));
-        assert!(poll!(&mut write).is_pending());
-        let mut resize = pin!(disk.resize(8192, Preallocation::Off));
-        assert!(poll!(&mut resize).is_pending());
-        let (written, (resized, ())) =
-            join(write, join(resize, each_reference(&graph, &memory))).await;
-        written.and(resized).unwrap();
-        disk.close().await.unwrap();
+        each_reference_during_a_resize(&graph, &memory, &below).await;
     });
 }
 
@@ -76,16 +80,7 @@ fn an_open_waits_for_a_control_operation_below_the_node_to_which_it_refers() {
         let memory = memory();
         let below = node(&graph, "b", &memory);
         let _middle = open(&graph, "driver=pass,node-name=m,file=b").await.unwrap();
-        let disk = Backend::new(&graph, "", Arc::clone(&below), super::all()).unwrap();
-        memory.held.store(true, SeqCst);
-        let mut write = pin!(disk.write(0, vec![1; 512].into(), WriteFlags::empty()));
-        assert!(poll!(&mut write).is_pending());
-        let mut resize = pin!(disk.resize(8192, Preallocation::Off));
-        assert!(poll!(&mut resize).is_pending());
-        let (written, (resized, ())) =
-            join(write, join(resize, each_reference(&graph, &memory))).await;
-        written.and(resized).unwrap();
-        disk.close().await.unwrap();
+        each_reference_during_a_resize(&graph, &memory, &below).await;
     });
 }
 

@@ -2,11 +2,36 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
-use oxblk_core::{Errno, Limits, OnError, WriteFlags};
-use oxblk_ring::{block_on, spawn, yield_now};
+use oxblk_core::{Backend, Errno, Error, Limits, OnError, WriteFlags};
+use oxblk_ring::{Task, block_on, spawn, yield_now};
 
 use super::devices::{backend, policies};
 use crate::memory::{Memory, node};
+
+/// Begins a write that fails for lack of space and is held. Further requests to the memory succeed.
+async fn hold_write(backend: &Backend, memory: &Memory) -> Task<Result<(), Error>> {
+    memory.errno.store(Errno::NOSPC, SeqCst);
+    let writer = backend.clone();
+    let task =
+        spawn(async move { writer.write(512, vec![7; 512].into(), WriteFlags::empty()).await });
+    while backend.held_requests() < 1 {
+        yield_now().await;
+    }
+    memory.errno.store(0, SeqCst);
+    task
+}
+
+/// Lets the other tasks run `rounds` times.
+async fn let_run(rounds: usize) {
+    for _ in 0..rounds {
+        yield_now().await;
+    }
+}
+
+fn assert_not_written(memory: &Memory) {
+    let log = memory.take_log();
+    assert!(log.iter().all(|line| !line.starts_with("write")), "{log:?}");
+}
 
 #[test]
 fn a_request_that_is_resumed_in_a_drained_section_never_reaches_another_medium() {
@@ -16,29 +41,18 @@ fn a_request_that_is_resumed_in_a_drained_section_never_reaches_another_medium()
         let other = Memory::new(8192, Limits::default());
         let other_node = node(&graph, "other", &other);
         let _device = backend.attach_device(policies(OnError::Stop, OnError::Stop)).unwrap();
-        memory.errno.store(Errno::NOSPC, SeqCst);
-        let writer = backend.clone();
-        let task =
-            spawn(async move { writer.write(512, vec![7; 512].into(), WriteFlags::empty()).await });
-        while backend.held_requests() < 1 {
-            yield_now().await;
-        }
-        memory.errno.store(0, SeqCst);
+        let task = hold_write(&backend, &memory).await;
         // A drained section, for example that of the medium change itself or of a job.
         let drained = graph.drain(&backend.node().unwrap()).await;
         let extra = graph.drain(&other_node).await;
         backend.resume();
-        for _ in 0..50 {
-            yield_now().await;
-        }
+        let_run(50).await;
         // The medium is removed and another one inserted before the drained section ends.
         backend.remove().await.unwrap();
         backend.insert(&other_node).await.unwrap();
         drop((drained, extra));
-        let outcome = task.await;
-        let log = other.take_log();
-        assert_eq!(outcome.unwrap_err().raw_errno(), Errno::NOSPC);
-        assert!(log.iter().all(|line| !line.starts_with("write")), "{log:?}");
+        assert_eq!(task.await.unwrap_err().raw_errno(), Errno::NOSPC);
+        assert_not_written(&other);
         backend.close().await.unwrap();
     });
 }
@@ -53,22 +67,13 @@ fn a_request_that_is_resumed_during_a_medium_change_never_reaches_the_new_medium
         let other = Memory::new(8192, Limits::default());
         let other_node = node(&graph, "other", &other);
         let _device = backend.attach_device(policies(OnError::Stop, OnError::Stop)).unwrap();
-        memory.errno.store(Errno::NOSPC, SeqCst);
-        let writer = backend.clone();
-        let task =
-            spawn(async move { writer.write(512, vec![7; 512].into(), WriteFlags::empty()).await });
-        while backend.held_requests() < 1 {
-            yield_now().await;
-        }
-        memory.errno.store(0, SeqCst);
+        let task = hold_write(&backend, &memory).await;
         // A read in flight delays the change.
         memory.held.store(true, SeqCst);
         let reader = backend.clone();
         let read =
             spawn(async move { reader.read(0, oxblk_ring::IoBufMut::new(512)).await.map(drop) });
-        for _ in 0..20 {
-            yield_now().await;
-        }
+        let_run(20).await;
         let (changer, new) = (backend.clone(), other_node.clone());
         let change = spawn(async move {
             let mut change = changer.graph().change();
@@ -76,21 +81,15 @@ fn a_request_that_is_resumed_during_a_medium_change_never_reaches_the_new_medium
             change.set_root(&changer, &new);
             change.run().await
         });
-        for _ in 0..20 {
-            yield_now().await;
-        }
+        let_run(20).await;
         // The manager resumes: the guest continues before the medium is out.
         backend.resume();
-        for _ in 0..20 {
-            yield_now().await;
-        }
+        let_run(20).await;
         memory.held.store(false, SeqCst);
         read.await.unwrap();
         change.await.unwrap();
-        let outcome = task.await;
-        let log = other.take_log();
-        assert_eq!(outcome.unwrap_err().raw_errno(), Errno::NOSPC);
-        assert!(log.iter().all(|line| !line.starts_with("write")), "{log:?}");
+        assert_eq!(task.await.unwrap_err().raw_errno(), Errno::NOSPC);
+        assert_not_written(&other);
         backend.close().await.unwrap();
     });
 }
@@ -101,20 +100,11 @@ fn a_request_that_is_resumed_in_a_drained_section_fails_if_the_device_is_detache
         let memory = Memory::new(8192, Limits::default());
         let (graph, backend, _) = backend(&memory);
         let device = backend.attach_device(policies(OnError::Stop, OnError::Stop)).unwrap();
-        memory.errno.store(Errno::NOSPC, SeqCst);
-        let writer = backend.clone();
-        let task =
-            spawn(async move { writer.write(512, vec![7; 512].into(), WriteFlags::empty()).await });
-        while backend.held_requests() < 1 {
-            yield_now().await;
-        }
-        memory.errno.store(0, SeqCst);
+        let task = hold_write(&backend, &memory).await;
         memory.take_log();
         let drained = graph.drain(&backend.node().unwrap()).await;
         backend.resume();
-        for _ in 0..50 {
-            yield_now().await;
-        }
+        let_run(50).await;
         drop(device);
         let _other = backend.attach_device(policies(OnError::Stop, OnError::Stop)).unwrap();
         drop(drained);

@@ -25,8 +25,8 @@ impl Snapshot {
     /// Copies all clusters that a change of `range` touches and that are not ready.
     ///
     /// # Errors
-    /// The error of the first copy that failed. The clusters of the other copies are ready. `ETIMEDOUT` if `deadline` passes before
-    /// the last copy begins.
+    /// The error of the first copy that failed. The clusters of the other copies are ready. `ETIMEDOUT` if `deadline` passes
+    /// before the last copy begins.
     pub(super) async fn copy_all(
         &self,
         range: Range<u64>,

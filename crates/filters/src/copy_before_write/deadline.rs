@@ -25,8 +25,8 @@ use super::snapshot::Snapshot;
 const MAX_LATE: usize = 16;
 
 impl Snapshot {
-    /// Copies all clusters that a change of `range` touches and that are not ready. If a copy fails, either the change fails, or the
-    /// snapshot becomes invalid.
+    /// Copies all clusters that a change of `range` touches and that are not ready. If a copy fails, either the change
+    /// fails, or the snapshot becomes invalid.
     ///
     /// # Errors
     /// The error of a copy with [`OnError::BreakGuestWrite`]; `ETIMEDOUT` if the time limit has passed, or

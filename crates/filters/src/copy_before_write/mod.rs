@@ -11,8 +11,8 @@
 //! | `deadline` | the time limit of a copy |
 //! | `snapshot` | reading the old contents |
 //!
-//! The point in time is the moment at which the filter becomes the parent of all writers of `file`: when it is opened, or when it is
-//! inserted above a node in use. A change of the graph drains the node, so no write is in flight at this moment.
+//! The point in time is the moment at which the filter becomes the parent of all writers of `file`: when it is opened, or
+//! when it is inserted above a node in use. A change of the graph drains the node, so no write is in flight at this moment.
 //!
 //! A change of clusters that are not copied yet has these steps:
 //!

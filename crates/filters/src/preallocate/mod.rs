@@ -49,7 +49,7 @@ impl DriverFactory for PreallocateFactory {
             let settings = Settings::take(&mut context.options, &file)?;
             let filter = Filter {
                 below: Below::new(&context.children),
-                space: Arc::new(Space::new(file.size())),
+                space: Arc::new(Space::new()),
                 settings: Mutex::new(settings),
                 prepared: Mutex::default(),
             };
@@ -135,7 +135,10 @@ impl Driver for Filter {
     }
 
     fn size(&self) -> u64 {
-        self.space.len()
+        match self.space.is_unused() {
+            true => self.below.size(),
+            false => self.space.len(),
+        }
     }
 
     fn limits(&self) -> Limits {
@@ -152,10 +155,12 @@ impl Driver for Filter {
     }
 
     fn commit_permissions(&self, permissions: Permissions) {
-        if !permissions.taken.contains(Perm::WRITE) && self.space.is_preallocated() {
-            let Ok(file) = self.below.edge() else { return };
+        if permissions.taken.contains(Perm::WRITE) {
+            self.space.begin_writing(|| self.below.size());
+        } else if self.space.end_writing()
+            && let Ok(file) = self.below.edge()
+        {
             let space = Arc::clone(&self.space);
-            space.note_cut_due();
             // A change of permissions does not wait for the host.
             let cut = async move {
                 if let Err(error) = space.cut_if_due(&file).await {

@@ -2,6 +2,9 @@
 //!
 //! Parents see the file up to `visible`. The file itself may reach up to `end`. From `zero` on, the file reads as zeroes. The
 //! numbers are atomics, so that requests inside the file take no lock. Changes of the file's own length are made one at a time.
+//!
+//! The numbers are valid only while parents of the node may write or the file has preallocated space: then nobody else changes
+//! the length of the file.
 
 use std::sync::atomic::{
     AtomicBool, AtomicU64,
@@ -18,6 +21,8 @@ pub(super) struct Space {
     visible: AtomicU64,
     end: AtomicU64,
     zero: AtomicU64,
+    /// Parents may write.
+    is_written_to: AtomicBool,
     /// No parent may write any more, and the preallocated space is not cut off yet.
     is_cut_due: AtomicBool,
     /// Held while the length of the file changes.
@@ -25,15 +30,41 @@ pub(super) struct Space {
 }
 
 impl Space {
-    /// A file without preallocated space.
-    pub(super) fn new(len: u64) -> Self {
+    /// The file of a node to which no parent may write.
+    pub(super) fn new() -> Self {
         Self {
-            visible: AtomicU64::new(len),
-            end: AtomicU64::new(len),
-            zero: AtomicU64::new(len),
+            visible: AtomicU64::new(0),
+            end: AtomicU64::new(0),
+            zero: AtomicU64::new(0),
+            is_written_to: AtomicBool::new(false),
             is_cut_due: AtomicBool::new(false),
             changing: AsyncMutex::new(()),
         }
+    }
+
+    /// Whether other users of the file may change its length, so that the numbers are not valid.
+    pub(super) fn is_unused(&self) -> bool {
+        !self.is_written_to.load(Acquire) && !self.is_preallocated()
+    }
+
+    /// Records that parents may write from now on. `len` returns the length of the file: others may have changed
+    /// it before. It is asked after the check, since the space may be cut off at the same time.
+    pub(super) fn begin_writing(&self, len: impl Fn() -> u64) {
+        if self.is_unused() {
+            self.set(len());
+        }
+        self.is_written_to.store(true, Release);
+    }
+
+    /// Records that no parent may write any more, and that preallocated space must be cut off before the next write. Returns
+    /// whether there is such space.
+    pub(super) fn end_writing(&self) -> bool {
+        self.is_written_to.store(false, Release);
+        let is_due = self.is_preallocated();
+        if is_due {
+            self.is_cut_due.store(true, Release);
+        }
+        is_due
     }
 
     /// The length that parents see.
@@ -65,11 +96,6 @@ impl Space {
     pub(super) fn reach(&self, end: u64) {
         self.end.fetch_max(end, AcqRel);
         self.visible.fetch_max(end, AcqRel);
-    }
-
-    /// Records that the preallocated space must be cut off before the next write.
-    pub(super) fn note_cut_due(&self) {
-        self.is_cut_due.store(true, Release);
     }
 
     /// Cuts the preallocated space off if this is due. A write calls this before it changes the length: otherwise the cut could

@@ -1,5 +1,5 @@
-//! The driver `snapshot-access`: shows a disk as it was at an earlier point in time. The child `file` is a filter that keeps the old
-//! contents (`copy-before-write`).
+//! The driver `snapshot-access`: shows a disk as it was at an earlier point in time. The child `file` is a filter that keeps
+//! the old contents (`copy-before-write`).
 //!
 //! The contents cannot be written. A discard tells the filter that a range is no longer needed.
 

@@ -1,8 +1,8 @@
 //! Foreign memory: memory that others may change at any time, such as the memory of a guest or a shared buffer.
 //!
-//! The bytes of an [`IoBuf`] cannot change while it exists, and code relies on this. Foreign memory has no such guarantee, so there
-//! is no slice of it: the host transfers data from and to it, or it is copied as a whole. Copies use atomic accesses, because
-//! another thread may write at the same time. A copy may contain old and new bytes.
+//! The bytes of an [`IoBuf`] cannot change while it exists, and code relies on this. Foreign memory has no such guarantee,
+//! so there is no slice of it: the host transfers data from and to it, or it is copied as a whole. Copies use atomic
+//! accesses, because another thread may write at the same time. A copy may contain old and new bytes.
 //!
 //! The owner of the memory is kept until the operation of the host has completed, even if the future of the operation was
 //! dropped: the slot of the operation owns the vector, and so the owner.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::{Error, Result};
 
-/// The maximum number of boundaries: each thread has a memory for each bin.
+/// The maximum number of boundaries: each thread has a counter for each bin.
 const MAX_BOUNDARIES: usize = 1024;
 
 /// Boundaries between the bins of a latency histogram, in nanoseconds.
@@ -15,8 +15,8 @@ impl Boundaries {
     /// `boundaries` in nanoseconds. The list may be empty: the histogram then has one bin.
     ///
     /// # Errors
-    /// [`Invalid`](crate::ErrorKind::Invalid) if the boundaries are not greater than 0 and in ascending order, or if there are more
-    /// than 1024 boundaries.
+    /// [`Invalid`](crate::ErrorKind::Invalid) if the boundaries are not greater than 0 and in ascending order, or if there
+    /// are more than 1024 boundaries.
     pub fn new(boundaries: &[u64]) -> Result<Self> {
         if boundaries.len() > MAX_BOUNDARIES {
             let text = format!("A latency histogram has at most {MAX_BOUNDARIES} boundaries");
