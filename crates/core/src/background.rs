@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use oxblk_ring::Shard;
+
 use crate::driver::DriverKind;
-use crate::epoch::{EpochPlace, Epochs};
+use crate::epoch::Epochs;
 use crate::graph::nodes_from;
 use crate::{Children, Node};
 
@@ -12,7 +14,11 @@ use crate::{Children, Node};
 ///
 /// The driver also makes drains wait for such work; see [`Drain::idle`](crate::driver::Drain::idle).
 #[must_use]
-pub struct Background(Vec<(Arc<Epochs>, EpochPlace)>);
+pub struct Background {
+    shard: Shard,
+    /// The epochs that the work has entered.
+    entered: Vec<(Arc<Epochs>, u64)>,
+}
 
 impl Background {
     /// Begins work that uses `children` and the nodes below them. Call this while a request of the driver is in progress, so
@@ -20,24 +26,25 @@ impl Background {
     pub fn begin(children: &Children) -> Self {
         let nodes: Vec<Arc<Node>> =
             children.iter().map(|(_, edge)| Arc::clone(edge.node())).collect();
-        let mut entered: Vec<(Arc<Epochs>, EpochPlace)> = Vec::new();
+        let shard = Shard::mine();
+        let mut entered: Vec<(Arc<Epochs>, u64)> = Vec::new();
         for node in nodes_from(&nodes, |_| true) {
             // Only formats free clusters that other requests may still use.
             let is_format = node.factory().kind() == DriverKind::Format;
             if is_format && !entered.iter().any(|(other, _)| Arc::ptr_eq(other, node.epochs())) {
                 let epochs = Arc::clone(node.epochs());
-                let place = epochs.enter().detach();
-                entered.push((epochs, place));
+                let epoch = epochs.enter_at(shard);
+                entered.push((epochs, epoch));
             }
         }
-        Self(entered)
+        Self { shard, entered }
     }
 }
 
 impl Drop for Background {
     fn drop(&mut self) {
-        for (epochs, place) in self.0.drain(..) {
-            epochs.leave(place);
+        for (epochs, epoch) in &self.entered {
+            epochs.leave(self.shard, *epoch);
         }
     }
 }

@@ -78,6 +78,14 @@ impl Epochs {
     /// Marks the start of a request.
     pub fn enter(&self) -> EpochGuard<'_> {
         let shard = Shard::mine();
+        let epoch = self.enter_at(shard);
+        EpochGuard { epochs: self, epoch, shard, _thread: std::marker::PhantomData }
+    }
+
+    /// Marks the start of a request, and returns its epoch. `shard` is the shard of the calling thread. The request is counted until
+    /// [`Self::leave`] is called with the same values.
+    #[inline]
+    pub(crate) fn enter_at(&self, shard: Shard) -> u64 {
         let counts = self.counts().at(shard);
         loop {
             let epoch = self.current.load(SeqCst);
@@ -86,15 +94,19 @@ impl Epochs {
             count.fetch_add(1, SeqCst);
             point();
             if self.current.load(SeqCst) == epoch {
-                return EpochGuard { count, epoch, shard, _thread: std::marker::PhantomData };
+                return epoch;
             }
             count.fetch_sub(1, SeqCst);
         }
     }
 
-    /// Ends a request whose guard was detached.
-    pub(crate) fn leave(&self, place: EpochPlace) {
-        slot(self.counts().at(place.shard), place.epoch).fetch_sub(1, SeqCst);
+    /// Marks the end of a request that has entered with [`Self::enter_at`].
+    #[inline]
+    pub(crate) fn leave(&self, shard: Shard, epoch: u64) {
+        // The request that entered has allocated the counters.
+        if let Some(counts) = self.counts.get() {
+            slot(counts.at(shard), epoch).fetch_sub(1, SeqCst);
+        }
     }
 
     /// Whether every request that entered the epoch `epoch` or an earlier one has ended. The call advances the epoch if
@@ -141,31 +153,15 @@ impl Epochs {
 /// A request in progress. The request ends when the guard is dropped. A guard stays on the thread that created it.
 #[derive(Debug)]
 pub struct EpochGuard<'a> {
-    count: &'a AtomicU64,
+    epochs: &'a Epochs,
     epoch: u64,
     shard: Shard,
     _thread: std::marker::PhantomData<*const ()>,
 }
 
-/// The epoch and counter of a request whose guard was detached.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct EpochPlace {
-    epoch: u64,
-    shard: Shard,
-}
-
-impl EpochGuard<'_> {
-    /// Drops the guard but leaves the request counted, until [`Epochs::leave`] is called with the returned value.
-    pub(crate) fn detach(self) -> EpochPlace {
-        let place = EpochPlace { epoch: self.epoch, shard: self.shard };
-        std::mem::forget(self);
-        place
-    }
-}
-
 impl Drop for EpochGuard<'_> {
     fn drop(&mut self) {
-        self.count.fetch_sub(1, SeqCst);
+        self.epochs.leave(self.shard, self.epoch);
     }
 }
 
@@ -188,10 +184,13 @@ mod tests {
     }
 
     #[test]
-    fn a_detached_guard_lowers_the_counter_that_it_has_raised() {
+    fn a_request_lowers_the_counter_that_it_has_raised() {
         let epochs = Epochs::default();
-        let place = oxblk_ring::block_on(async { epochs.enter().detach() });
-        epochs.leave(place);
+        let (shard, epoch) = oxblk_ring::block_on(async {
+            let shard = Shard::mine();
+            (shard, epochs.enter_at(shard))
+        });
+        epochs.leave(shard, epoch);
         assert!(epochs.has_passed(epochs.current()));
     }
 

@@ -1,9 +1,10 @@
 //! `img map`: prints where the data of an image is stored. [`oxblk::Extents`] finds the extents.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use oxblk::{Extent, Extents};
-use oxblk_core::{Backend, Error};
+use oxblk_core::{Backend, Error, Node};
 
 use super::{Context, Exit, Step, graph};
 use crate::flags::page::{Example, Page};
@@ -97,7 +98,8 @@ fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
 }
 
 async fn map(context: &Context, arguments: &Arguments, backend: &Backend) -> Step {
-    let mut output = Output { context, json: arguments.json, first: true, text: String::new() };
+    let mut output =
+        Output { context, json: arguments.json, first: true, file: None, text: String::new() };
     output.begin();
     let outcome = map_extents(context, arguments, backend, &mut output).await;
     output.print();
@@ -133,6 +135,8 @@ struct Output<'a> {
     context: &'a Context,
     json: bool,
     first: bool,
+    /// The node of the last extent, and the name of its file. Most extents lie in the same file as the extent before.
+    file: Option<(Arc<Node>, String)>,
     /// Output that is not printed yet.
     text: String,
 }
@@ -179,10 +183,14 @@ impl Output<'_> {
         }
         match &extent.place {
             Some((offset, node)) if !extent.compressed => {
-                let file = oxblk::name_of_node(node);
+                let file = match self.file.take() {
+                    Some((last, name)) if Arc::ptr_eq(&last, node) => name,
+                    _ => oxblk::name_of_node(node),
+                };
                 let hex = |n: u64| if n == 0 { "0".to_owned() } else { format!("{n:#x}") };
                 let (start, length) = (hex(extent.offset), hex(extent.len));
                 self.add(format_args!("{start:<16}{length:<16}{:<16}{file}\n", hex(*offset)));
+                self.file = Some((Arc::clone(node), file));
                 Ok(())
             }
             _ => {

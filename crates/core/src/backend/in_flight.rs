@@ -12,7 +12,7 @@ use oxblk_ring::{Shard, UntilSettled, keep_until_settled};
 use super::root::RootEdge;
 use super::{Backend, Inner, no_medium};
 use crate::control::run_to_completion;
-use crate::epoch::{EpochPlace, Epochs};
+use crate::epoch::Epochs;
 use crate::{Drained, Error, ErrorKind, Result, WriteFlags};
 
 impl Backend {
@@ -41,7 +41,7 @@ impl Backend {
     }
 
     /// Begins a request: waits while requests are held back, counts the request, and enters the request into the
-    /// current epoch.
+    /// current epoch. Reads and writes call [`Self::try_begin`] first, since most requests need not wait.
     pub(super) async fn begin(&self) -> Result<Request<'_>> {
         loop {
             // Wait before the request is counted. Otherwise every waiting request would repeatedly raise and lower the
@@ -65,14 +65,20 @@ impl Backend {
 
     /// Begins a request without waiting. Returns `None` if requests are held back, and `ENOMEDIUM` if the backend is
     /// closed.
+    #[inline]
     pub(super) fn try_begin(&self) -> Result<Option<Request<'_>>> {
-        let count = InFlight::enter(self);
+        if self.0.quiesced.load(SeqCst) != 0 {
+            // See `begin`.
+            return Ok(None);
+        }
+        let shard = Shard::mine();
+        let count = InFlight::enter(self, shard);
         oxblk_ring::perturb::point();
         if self.0.quiesced.load(SeqCst) != 0 {
             return Ok(None);
         }
-        let root = self.0.roots.mine().load_full().ok_or_else(no_medium)?;
-        let epochs = root.enter();
+        let root = self.0.roots.at(shard).load_full().ok_or_else(no_medium)?;
+        let epochs = root.enter(shard);
         Ok(Some(Request {
             root,
             guards: Some((epochs, count)),
@@ -85,33 +91,39 @@ impl Backend {
 /// The epochs that a request has entered, in the order of [`BelowRoot::epochs`](super::root::BelowRoot).
 enum Entered {
     None,
-    One(EpochPlace),
+    One(u64),
     /// For example, an overlay and its backing file were opened separately.
-    Two([EpochPlace; 2]),
-    Many(Vec<EpochPlace>),
+    Two([u64; 2]),
+    Many(Vec<u64>),
 }
 
 impl RootEdge {
-    fn enter(&self) -> Entered {
-        let enter = |epochs: &Arc<Epochs>| epochs.enter().detach();
+    /// Enters the current epochs. `shard` is the shard of the calling thread.
+    #[inline]
+    fn enter(&self, shard: Shard) -> Entered {
         match &*self.below.epochs {
             [] => Entered::None,
-            [epochs] => Entered::One(enter(epochs)),
-            [one, two] => Entered::Two([enter(one), enter(two)]),
-            many => Entered::Many(many.iter().map(enter).collect()),
+            [epochs] => Entered::One(epochs.enter_at(shard)),
+            [one, two] => Entered::Two([one.enter_at(shard), two.enter_at(shard)]),
+            many => Entered::Many(many.iter().map(|epochs| epochs.enter_at(shard)).collect()),
         }
     }
 
-    fn leave(&self, entered: &Entered) {
-        let places: &[EpochPlace] = match entered {
-            Entered::None => &[],
-            Entered::One(place) => std::slice::from_ref(place),
-            Entered::Two(places) => places,
-            Entered::Many(places) => places,
-        };
-        for (epochs, place) in self.below.epochs.iter().zip(places) {
-            epochs.leave(*place);
+    /// Leaves the epochs that a request has entered on this shard.
+    #[inline]
+    fn leave(&self, shard: Shard, entered: &Entered) {
+        match (&*self.below.epochs, entered) {
+            ([epochs, ..], Entered::One(epoch)) => epochs.leave(shard, *epoch),
+            (all, Entered::Two(entered)) => leave_all(all, shard, entered),
+            (all, Entered::Many(entered)) => leave_all(all, shard, entered),
+            _ => {}
         }
+    }
+}
+
+fn leave_all(all: &[Arc<Epochs>], shard: Shard, entered: &[u64]) {
+    for (epochs, epoch) in all.iter().zip(entered) {
+        epochs.leave(shard, *epoch);
     }
 }
 
@@ -139,8 +151,7 @@ pub(super) struct InFlight<'a> {
 }
 
 impl<'a> InFlight<'a> {
-    fn enter(backend: &'a Backend) -> Self {
-        let shard = Shard::mine();
+    fn enter(backend: &'a Backend, shard: Shard) -> Self {
         backend.0.in_flight.at(shard).fetch_add(1, SeqCst);
         Self { shard, backend: &backend.0 }
     }
@@ -207,7 +218,7 @@ impl Drop for Place {
         if self.is_unfinished && !node.is_read_only() {
             node.mark_unflushed();
         }
-        self.root.leave(&self.epochs);
+        self.root.leave(self.shard, &self.epochs);
         drop(InFlight { shard: self.shard, backend: &self.backend.0 });
     }
 }
@@ -222,6 +233,7 @@ impl Request<'_> {
     }
 
     /// Records that the request writes nothing. If such a request fails, the node has no more data to flush than before.
+    #[inline]
     pub(super) fn only_reads(mut self) -> Self {
         self.changes_nothing = !self.root.below.reads_write;
         self
@@ -248,14 +260,16 @@ impl Request<'_> {
 
     /// Ends a request that has no host operation in flight: the request has succeeded, or it has started no operation.
     /// So the counts are lowered immediately, without waiting for other operations of the thread.
+    #[inline]
     pub(super) fn done(mut self) {
         if let Some((epochs, count)) = self.guards.take() {
-            self.root.leave(&epochs);
+            self.root.leave(count.shard, &epochs);
             drop(count);
         }
     }
 
     /// Returns the request if the range lies inside the disk. Otherwise, ends the request and returns `OutOfRange`.
+    #[inline]
     pub(super) fn check(self, offset: u64, len: u64) -> Result<Self> {
         match offset.checked_add(len) {
             Some(end) if end <= self.root.edge.size() => Ok(self),
@@ -267,6 +281,7 @@ impl Request<'_> {
     }
 
     /// Returns the request if the backend may make such a write. Otherwise, ends the request and returns the error.
+    #[inline]
     pub(super) fn check_write(self, flags: WriteFlags) -> Result<Self> {
         match self.root.edge.may_write_with(flags) {
             Ok(()) => Ok(self),

@@ -29,7 +29,11 @@ impl Backend {
         let size = buf.len();
         let io = Io { kind: IoType::Read, offset, len: request::as_u64(size), writes: None };
         if self.is_plain() {
-            let request = self.begin().await?.check(offset, io.len)?.only_reads();
+            let request = match self.try_begin()? {
+                Some(request) => request,
+                None => self.begin().await?,
+            };
+            let request = request.check(offset, io.len)?.only_reads();
             // A copy of the end of `read_once`: this is the path of most requests.
             if request.root.below.reads_write {
                 return read_once(request, offset, buf).await;
@@ -159,7 +163,11 @@ impl Backend {
         let len = request::as_u64(data.len());
         let io = Io { kind: IoType::Write, offset, len, writes: Some(flags) };
         if self.is_plain() {
-            let request = self.begin().await?.check(offset, len)?.check_write(flags)?;
+            let request = match self.try_begin()? {
+                Some(request) => request,
+                None => self.begin().await?,
+            };
+            let request = request.check(offset, len)?.check_write(flags)?;
             return write_once(request, offset, data, flags).await;
         }
         self.carry_out(

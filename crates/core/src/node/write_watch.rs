@@ -1,7 +1,6 @@
 //! The highest offset that was written to a node, and the write threshold of the node.
 //!
-//! Both depend on the end of each write. A write compares its end with one offset ([`WriteWatch::quiet_until`]). In most cases
-//! the write ends below this offset, and nothing else happens.
+//! Each write compares its end with both. In most cases it is below both, or above the highest offset only.
 
 use std::sync::atomic::{
     AtomicU64,
@@ -16,13 +15,20 @@ pub(crate) struct Exceeded {
     pub(crate) amount: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct WriteWatch {
-    /// A write that ends at this offset or earlier changes no other field. At most `highest`, and at most the threshold.
-    quiet_until: AtomicU64,
     highest: AtomicU64,
-    /// 0: there is no threshold.
+    /// [`NO_LIMIT`]: there is no threshold.
     threshold: AtomicU64,
+}
+
+/// No write ends beyond this offset.
+const NO_LIMIT: u64 = u64::MAX;
+
+impl Default for WriteWatch {
+    fn default() -> Self {
+        Self { highest: AtomicU64::new(0), threshold: AtomicU64::new(NO_LIMIT) }
+    }
 }
 
 impl WriteWatch {
@@ -33,44 +39,33 @@ impl WriteWatch {
 
     /// The threshold; 0 if there is none.
     pub(crate) fn threshold(&self) -> u64 {
-        self.threshold.load(Relaxed)
+        match self.threshold.load(Relaxed) {
+            NO_LIMIT => 0,
+            threshold => threshold,
+        }
     }
 
     /// Sets the threshold. 0 removes it.
     pub(crate) fn set_threshold(&self, offset: u64) {
-        self.threshold.store(offset, SeqCst);
-        self.update();
+        self.threshold.store(if offset == 0 { NO_LIMIT } else { offset }, SeqCst);
     }
 
     /// Records a write that ends at `end`. Returns the threshold to the first write that exceeds it.
+    #[inline]
     pub(crate) fn note(&self, end: u64) -> Option<Exceeded> {
-        if end <= self.quiet_until.load(Relaxed) { None } else { self.note_high(end) }
-    }
-
-    #[cold]
-    fn note_high(&self, end: u64) -> Option<Exceeded> {
-        self.highest.fetch_max(end, SeqCst);
-        let threshold = self.threshold.load(SeqCst);
-        let amount = end.saturating_sub(threshold);
-        let exceeded = threshold != 0
-            && amount != 0
-            && self.threshold.compare_exchange(threshold, 0, SeqCst, SeqCst).is_ok();
-        self.update();
-        exceeded.then_some(Exceeded { threshold, amount })
-    }
-
-    /// Sets `quiet_until`. The threshold may change at the same time. So the thread that stores last reads the threshold again:
-    /// it sees the threshold of every thread that has stored before.
-    fn update(&self) {
-        loop {
-            let threshold = self.threshold.load(SeqCst);
-            let limit = if threshold == 0 { u64::MAX } else { threshold };
-            self.quiet_until.store(self.highest.load(SeqCst).min(limit), SeqCst);
-            oxblk_ring::perturb::point();
-            if self.threshold.load(SeqCst) == threshold {
-                return;
-            }
+        if end > self.highest.load(Relaxed) {
+            self.highest.fetch_max(end, Relaxed);
         }
+        if end <= self.threshold.load(Relaxed) { None } else { self.take_threshold(end) }
+    }
+
+    /// Returns the threshold and removes it, unless another thread has done this.
+    #[cold]
+    fn take_threshold(&self, end: u64) -> Option<Exceeded> {
+        let threshold = self.threshold.load(SeqCst);
+        let amount = end.checked_sub(threshold).filter(|amount| *amount != 0)?;
+        self.threshold.compare_exchange(threshold, NO_LIMIT, SeqCst, SeqCst).ok()?;
+        Some(Exceeded { threshold, amount })
     }
 }
 

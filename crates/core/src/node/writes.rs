@@ -20,7 +20,8 @@ impl Node {
         self.write_watch.set_threshold(offset);
     }
 
-    /// Records a write. In most cases this is one load and one comparison.
+    /// Records a write.
+    #[inline]
     pub(crate) fn note_write(&self, offset: u64, len: u64) {
         if let Some(exceeded) = self.write_watch.note(offset.saturating_add(len)) {
             self.events.raise(&BlockEvent::WriteThreshold {

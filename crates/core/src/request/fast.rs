@@ -134,28 +134,28 @@ fn walk<T>(
     let mut at = offset;
     // The edge to the last node that has admitted the request, and the offset in this node.
     let mut admitter: Option<(Guard<Option<Arc<Edge>>>, u64)> = None;
-    loop {
-        let above = admitter
-            .as_ref()
-            .and_then(|(edge, offset)| edge.as_ref().map(|edge| (edge.node(), *offset)));
+    // The end, and the last node if it has admitted the request.
+    let (end, here) = loop {
         let node = match &hop {
             None => root,
             Some(edge) => match edge.as_ref() {
                 Some(edge) => edge.node(),
                 // Unreachable: the slot was checked before the hop.
-                None => return then(End::Slow { node: root, offset }, None),
+                None => break (End::Slow { node: root, offset }, None),
             },
         };
-        let admits = hop.is_some() && node.has_gate(SlowPathFlags::ADMITS);
-        let asks = match ask {
-            Ask::All => admits || hop.is_none(),
-            Ask::Below => admits,
-            Ask::None => false,
-        };
+        let admits = node.has_gate(SlowPathFlags::ADMITS);
+        let asks = admits
+            && match ask {
+                Ask::All => true,
+                Ask::Below => hop.is_some(),
+                Ask::None => false,
+            };
         if asks && !try_admit(node, &incoming(op, at, as_u64(len))) {
-            return then(End::Wait { node, offset: at }, above);
+            break (End::Wait { node, offset: at }, None);
         }
-        let admitted = if admits { Some((node, at)) } else { above };
+        let is_admitter = admits && hop.is_some();
+        let here = is_admitter.then_some((node, at));
         let room = node.size().saturating_sub(at);
         if room < as_u64(len) {
             let end = match (op, min_len(room, len)) {
@@ -163,31 +163,29 @@ fn walk<T>(
                 (MapOp::Read, 0) => End::Zero,
                 (MapOp::Read, first) => End::Split { first },
             };
-            return then(end, admitted);
+            break (end, here);
         }
         if node.must_go_slow(op, at, len) {
-            return then(End::Slow { node, offset: at }, admitted);
+            break (End::Slow { node, offset: at }, here);
         }
         let next = match node.driver().map(op, at, as_u64(len)) {
-            Step::Slow => return then(End::Slow { node, offset: at }, admitted),
+            Step::Slow => break (End::Slow { node, offset: at }, here),
             Step::Zero { len: covered } => {
                 let first = min_len(covered, len);
                 let end = if first < len { End::Split { first } } else { End::Zero };
-                return then(end, admitted);
+                break (end, here);
             }
             Step::Host { offset: host, len: covered } => {
                 let first = min_len(covered, len);
-                if first < len {
-                    // The node counts the whole write. The pieces do not count beyond it.
-                    if op == MapOp::Write {
-                        node.note_write(at, as_u64(len));
-                    }
-                    return then(End::Split { first }, admitted);
-                }
+                // The node counts the whole write. The pieces of a split write do not count beyond it.
                 if op == MapOp::Write {
                     node.note_write(at, as_u64(len));
                 }
-                return then(End::Host { leaf: node, offset: host }, admitted);
+                let end = match first < len {
+                    true => End::Split { first },
+                    false => End::Host { leaf: node, offset: host },
+                };
+                break (end, here);
             }
             Step::Forward { child, offset: below, len: covered } => {
                 let first = min_len(covered, len);
@@ -196,16 +194,16 @@ fn walk<T>(
                     if op == MapOp::Write {
                         node.note_write(at, as_u64(len));
                     }
-                    return then(End::Split { first }, admitted);
+                    break (End::Split { first }, here);
                 }
                 // On the fast path only a leaf counts the write, but this node must count the write too; see
                 // [`super::align`].
                 if op == MapOp::Write && node.request_alignment() > 1 {
-                    return then(End::Slow { node, offset: at }, admitted);
+                    break (End::Slow { node, offset: at }, here);
                 }
                 let edge = node.children().peek(child);
                 if edge.is_none() {
-                    return then(End::Slow { node, offset: at }, admitted);
+                    break (End::Slow { node, offset: at }, here);
                 }
                 if op == MapOp::Write {
                     node.note_write(at, as_u64(len));
@@ -217,11 +215,16 @@ fn walk<T>(
             node.unflushed.expect();
         }
         let passed = hop.replace(next.0);
-        if admits {
+        if is_admitter {
             admitter = passed.map(|edge| (edge, at));
         }
         at = next.1;
-    }
+    };
+    let above = || {
+        let (edge, offset) = admitter.as_ref()?;
+        Some((edge.as_ref()?.node(), *offset))
+    };
+    then(end, here.or_else(above))
 }
 
 /// The reasons why a read must take the slow path.
