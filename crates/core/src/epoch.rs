@@ -77,7 +77,7 @@ impl Epochs {
 
     /// Marks the start of a request.
     pub fn enter(&self) -> EpochGuard<'_> {
-        let shard = Shard::mine();
+        let shard = Shard::current();
         let counts = self.counts().at(shard);
         loop {
             let epoch = self.current.load(SeqCst);
@@ -110,7 +110,7 @@ impl Epochs {
     }
 
     /// Waits until every request that entered before this call has ended. The caller must not hold a guard.
-    pub async fn grace(&self) {
+    pub async fn wait_for_earlier_requests(&self) {
         let epoch = self.current();
         let mut round = 0_u32;
         while !self.has_passed(epoch) {
