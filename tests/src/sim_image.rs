@@ -20,7 +20,7 @@ pub fn new(seed: u64, options: &str, size: u64) -> Disk {
     let path = scratch.path().join("a.qcow2");
     let create = ["create", "-q", "-f", "qcow2", "-o", options];
     Program::new("qemu-img").args(create).arg(&path).arg(size.to_string()).succeed();
-    Disk::from_bytes(seed, &std::fs::read(&path).expect("the image that was made"))
+    Disk::from_bytes(seed, &std::fs::read(&path).expect("the image that qemu-img created"))
 }
 
 /// Opens the image for reading, writing and resizing, or for a check if `check` is set.
@@ -45,7 +45,7 @@ pub async fn open_as(format: &str, disk: &Disk, flags: OpenFlags) -> Result<Back
 /// The error that the driver reports.
 pub async fn open_with(options: &str, disk: &Disk, flags: OpenFlags) -> Result<Backend> {
     let graph = Graph::new(oxblk::drivers(), oxblk_core::Gate::Anything);
-    graph.own(sim_disk::add(&graph, "disk", disk, false, Pace::AtOnce)?)?;
+    graph.keep_open(sim_disk::add(&graph, "disk", disk, false, Pace::AtOnce)?)?;
     let options = Options::from_dotted(&format!("{options},file=disk"), None)?;
     let mut taken = Perm::CONSISTENT_READ;
     if !flags.read_only {

@@ -13,7 +13,7 @@ use crate::panic_text;
 
 /// The time that tasks may take on a slow machine. If the tasks take longer, [`Tasks::wait`] assumes that a task waits forever.
 /// This time is shorter than the time limit of nextest.
-const PATIENCE: Duration = Duration::from_secs(240);
+const TIMEOUT: Duration = Duration::from_secs(240);
 
 /// Tasks that were started and not yet collected.
 pub(crate) struct Tasks {
@@ -57,9 +57,9 @@ impl Tasks {
     }
 
     /// Waits until all tasks have ended. Returns an error as soon as a task panics, or if the tasks take longer than
-    /// [`PATIENCE`].
+    /// [`TIMEOUT`].
     pub(crate) fn wait(self) -> Result<(), String> {
-        self.wait_at_most(PATIENCE)
+        self.wait_at_most(TIMEOUT)
     }
 
     fn wait_at_most(mut self, patience: Duration) -> Result<(), String> {

@@ -1,4 +1,4 @@
-//! Signals that ask a command to end.
+//! Signals that stop a command.
 //!
 //! A command that must not stop halfway (`serve`, a copy) catches the usual signals whose default action ends the process
 //! (`ENDING`). After such a signal, the command completes the requests in flight, closes the images and removes its sockets.

@@ -26,7 +26,7 @@ impl Background {
     pub fn begin(children: &Children) -> Self {
         let nodes: Vec<Arc<Node>> =
             children.iter().map(|(_, edge)| Arc::clone(edge.node())).collect();
-        let shard = Shard::mine();
+        let shard = Shard::current();
         let mut entered: Vec<(Arc<Epochs>, u64)> = Vec::new();
         for node in nodes_from(&nodes, |_| true) {
             // Only formats free clusters that other requests may still use.

@@ -20,7 +20,7 @@ bitflags::bitflags! {
         const SNAPSHOT = 2;
         /// Changing the backing file that the image stores, and emptying the image.
         const BACKING = 4;
-        /// Removing the node ([`Graph::disown`]).
+        /// Removing the node ([`Graph::allow_close`]).
         const DELETE = 8;
         /// Starting a job.
         const JOB = 16;

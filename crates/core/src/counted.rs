@@ -24,7 +24,7 @@ struct Place {
 impl AlignedWrites {
     /// Counts a write. `None`: the calling thread has too many writes in flight.
     fn enter(&self, range: &Range<u64>) -> Option<Place> {
-        let shard = Shard::mine();
+        let shard = Shard::current();
         let slots = self.0.get_or_init(Sharded::default).at(shard);
         let entered = slots.get_or_init(|| Slots::new(SLOTS)).enter(range)?;
         point();

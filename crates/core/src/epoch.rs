@@ -77,7 +77,7 @@ impl Epochs {
 
     /// Marks the start of a request.
     pub fn enter(&self) -> EpochGuard<'_> {
-        let shard = Shard::mine();
+        let shard = Shard::current();
         let epoch = self.enter_at(shard);
         EpochGuard { epochs: self, epoch, shard, _thread: std::marker::PhantomData }
     }
@@ -122,7 +122,7 @@ impl Epochs {
     }
 
     /// Waits until every request that entered before this call has ended. The caller must not hold a guard.
-    pub async fn grace(&self) {
+    pub async fn wait_for_earlier_requests(&self) {
         let epoch = self.current();
         let mut round = 0_u32;
         while !self.has_passed(epoch) {
@@ -187,7 +187,7 @@ mod tests {
     fn a_request_lowers_the_counter_that_it_has_raised() {
         let epochs = Epochs::default();
         let (shard, epoch) = oxblk_ring::block_on(async {
-            let shard = Shard::mine();
+            let shard = Shard::current();
             (shard, epochs.enter_at(shard))
         });
         epochs.leave(shard, epoch);

@@ -11,7 +11,7 @@ use crate::{Edge, Error, ErrorKind, Result};
 #[derive(Default)]
 struct State {
     edges: Vec<Weak<Edge>>,
-    owned: bool,
+    kept_open: bool,
     closed: bool,
 }
 
@@ -24,7 +24,7 @@ impl State {
     }
 
     fn is_used(&self) -> bool {
-        self.owned || self.edges.iter().any(|edge| edge.strong_count() > 0)
+        self.kept_open || self.edges.iter().any(|edge| edge.strong_count() > 0)
     }
 }
 
@@ -80,16 +80,16 @@ impl Users {
     ///
     /// # Errors
     /// When the node is closed.
-    pub(crate) fn own(&self) -> Result<()> {
+    pub(crate) fn keep_open(&self) -> Result<()> {
         let mut state = self.lock();
         state.must_be_open()?;
-        state.owned = true;
+        state.kept_open = true;
         Ok(())
     }
 
     /// Records that the graph no longer owns the node.
-    pub(crate) fn disown(&self) {
-        self.lock().owned = false;
+    pub(crate) fn allow_close(&self) {
+        self.lock().kept_open = false;
     }
 
     /// Marks the node as closed if it has no user. Returns true to only one caller, which then closes the driver.

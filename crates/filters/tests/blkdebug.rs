@@ -192,7 +192,7 @@ fn permissions_are_taken_and_not_shared_as_asked_for() {
         let options = |text: &str| Options::from_dotted(text, None).unwrap();
         let disk = "driver=null-co,node-name=n";
         let node = graph.open(options(disk), OpenFlags::default()).await.unwrap();
-        graph.own(node.clone()).unwrap();
+        graph.keep_open(node.clone()).unwrap();
         let first = "driver=blkdebug,image=n,unshare-child-perms.0=write";
         let first = graph.open_backend(None, options(first), OpenFlags::default()).await;
         let first = first.unwrap();
@@ -201,6 +201,6 @@ fn permissions_are_taken_and_not_shared_as_asked_for() {
         let refused = graph.open_backend(None, options(second), read_only).await.unwrap_err();
         assert!(refused.to_string().contains("Permission conflict on node 'n'"), "{refused}");
         first.close().await.unwrap();
-        graph.disown(node).await.unwrap();
+        graph.allow_close(node).await.unwrap();
     });
 }

@@ -99,7 +99,7 @@ async fn refused(nodes: &[&str]) -> String {
     let mut top = Arc::clone(&base);
     for text in nodes {
         top = open(&graph, text).await;
-        graph.own(Arc::clone(&top)).unwrap();
+        graph.keep_open(Arc::clone(&top)).unwrap();
     }
     let _user = reader(&graph, Arc::clone(&top));
     let Err(error) = graph.write_base(&top, &base).await else { return String::new() };
@@ -169,7 +169,7 @@ fn a_refused_commit_leaves_the_snapshot_and_the_base_as_they_were() {
     block_on(async {
         let (graph, base) = graph();
         let filter = open(&graph, &format!("{CBW}base")).await;
-        graph.own(filter).unwrap();
+        graph.keep_open(filter).unwrap();
         let snapshot = open(&graph, "driver=snapshot-access,node-name=snap,file=cbw").await;
         let snapshot = reader(&graph, snapshot);
         let top = "driver=overlay,node-name=top,file=top-file,backing=cbw";

@@ -88,7 +88,7 @@ impl Disks {
         for name in ["file", "target"] {
             let node = self.graph.node(name).unwrap();
             assert!(!node.has_parents());
-            self.graph.disown(node).await.unwrap();
+            self.graph.allow_close(node).await.unwrap();
         }
         assert!(self.graph.nodes().is_empty());
     }

@@ -81,7 +81,7 @@ fn a_node_that_is_used_again_sees_the_length_that_others_have_given_to_the_file(
         let graph = Graph::new(DRIVERS, Gate::Anything);
         let (file, disk) = disk(&graph, directory.path()).await;
         let filter = open(&graph, &format!("{OPTIONS}filter")).await;
-        graph.own(Arc::clone(&filter)).unwrap();
+        graph.keep_open(Arc::clone(&filter)).unwrap();
         for (round, byte) in (1_u8..5).enumerate() {
             let at = round * 128 * KIB;
             let mut change = graph.change();
@@ -100,7 +100,7 @@ fn a_node_that_is_used_again_sees_the_length_that_others_have_given_to_the_file(
             assert_bytes(&disk, round * 128 * KIB, 128 * KIB, byte).await;
         }
         disk.close().await.unwrap();
-        graph.disown(filter).await.unwrap();
+        graph.allow_close(filter).await.unwrap();
     });
     assert_eq!(std::fs::metadata(directory.path().join("disk.raw")).unwrap().len(), 512 * 1024);
 }

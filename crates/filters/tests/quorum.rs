@@ -208,7 +208,7 @@ async fn open_refused(graph: &Graph, options: &str) -> String {
     let options = Options::from_dotted(&text, None).unwrap();
     match graph.open(options, OpenFlags::default()).await {
         Ok(node) => {
-            graph.own(node).unwrap();
+            graph.keep_open(node).unwrap();
             String::new()
         }
         Err(error) => error.to_string(),

@@ -95,7 +95,7 @@ fn graph() -> Graph {
     for name in ["file", "further"] {
         let driver = Box::new(Image(Arc::new(Mutex::new(vec![1; SIZE]))));
         let node = graph.add_node(Some(name), &IMAGE, driver, OpenFlags::default()).unwrap();
-        graph.own(node).unwrap();
+        graph.keep_open(node).unwrap();
     }
     graph
 }

@@ -17,7 +17,7 @@ use oxblk_ring::block_on;
 
 static DRIVERS: DriverTable = &[&RAW, QCOW2, &FILE];
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 fn image(dir: &Path) -> String {
     let path = dir.join("disk.qcow2").to_str().unwrap().to_owned();
@@ -35,7 +35,7 @@ fn daemon_refusal(args: &[String]) -> String {
         .expect("qemu-storage-daemon is installed");
     let start = Instant::now();
     while daemon.try_wait().unwrap().is_none() {
-        if start.elapsed() > PATIENCE {
+        if start.elapsed() > TIMEOUT {
             daemon.kill().unwrap();
         }
         std::thread::sleep(Duration::from_millis(5));
@@ -53,7 +53,7 @@ fn blockdev(args: &[&str]) -> Vec<String> {
 
 async fn open(graph: &Graph, options: &str) -> Result<Arc<Node>> {
     let node = graph.open(Options::from_dotted(options, None)?, OpenFlags::default()).await?;
-    graph.own(Arc::clone(&node)).unwrap();
+    graph.keep_open(Arc::clone(&node)).unwrap();
     Ok(node)
 }
 
@@ -79,7 +79,7 @@ fn two_formats_on_one_file_are_refused_as_the_daemon_refuses_them() {
         assert!(graph.node("q2").is_none());
         // The first format node still works. After it is closed, the second one can be opened.
         writer(&graph, &first).unwrap().close().await.unwrap();
-        graph.disown(first).await.unwrap();
+        graph.allow_close(first).await.unwrap();
         open(&graph, formats[1]).await.unwrap();
     });
 }
@@ -103,7 +103,7 @@ fn a_writer_and_a_format_on_one_file_are_refused_in_either_order_as_the_daemon_d
         let above = open(&graph, format).await.unwrap();
         let refused = writer(&graph, &node).unwrap_err();
         assert_eq!(refused.to_string(), writer_last);
-        graph.disown(above).await.unwrap();
+        graph.allow_close(above).await.unwrap();
         let backend = writer(&graph, &node).unwrap();
         let refused = open(&graph, format).await.unwrap_err();
         assert_eq!(refused.to_string(), format_last);

@@ -75,7 +75,7 @@ async fn run_alone(
 ) -> Result<(), CommitError> {
     let node = top.node().map_err(CommitError::Base)?;
     let writable = top.graph().write_base(&node, &commit.base).await.map_err(CommitError::Base)?;
-    let copied = copy_down(commit, top, writable.backend(), helpers).await;
+    let copied = copy_to_base(commit, top, writable.backend(), helpers).await;
     let closed = writable.close().await.map_err(CommitError::Close);
     copied.and(closed)?;
     if commit.empty && node.filtered_child().is_none() {
@@ -84,7 +84,7 @@ async fn run_alone(
     Ok(())
 }
 
-async fn copy_down(
+async fn copy_to_base(
     commit: &Commit,
     top: &Backend,
     base: &Backend,

@@ -215,16 +215,16 @@ impl Shared {
             let end = at.saturating_add(old.len.min(new.len));
             // Let ranges end at cluster boundaries, so that a cluster of zeroes can become a zero cluster of the overlay.
             let whole = end - end % self.cluster;
-            let (looks, end) = match end < range.end && whole < end {
-                false => ((old.look, new.look), end),
-                true if whole > at => ((old.look, new.look), whole),
+            let (contents, end) = match end < range.end && whole < end {
+                false => ((old.contents, new.contents), end),
+                true if whole > at => ((old.contents, new.contents), whole),
                 true => {
                     let end = whole.saturating_add(self.cluster).min(range.end);
-                    (self.mixed_looks(at..end).await?, end)
+                    (self.cluster_contents(at..end).await?, end)
                 }
             };
-            match looks {
-                (Look::Same, _) | (Look::Zero, Look::Zero) => {}
+            match contents {
+                (Contents::Same, _) | (Contents::Zero, Contents::Zero) => {}
                 (old, new) => self.compare_in_steps(at..end, old, new).await?,
             }
             at = end;
@@ -233,24 +233,27 @@ impl Shared {
     }
 
     /// The contents of the backing files in one cluster that consists of several extents.
-    async fn mixed_looks(&self, range: Range<u64>) -> Outcome<(Look, Look)> {
+    async fn cluster_contents(&self, range: Range<u64>) -> Outcome<(Contents, Contents)> {
         let mut at = range.start;
         while at < range.end {
             let len = range.end - at;
             let (old, new) = (self.old_status(at, len).await?, self.new_status(at, len).await?);
-            if !matches!((old.look, new.look), (Look::Same, _) | (Look::Zero, Look::Zero)) {
-                return Ok((Look::Data, Look::Data));
+            if !matches!(
+                (old.contents, new.contents),
+                (Contents::Same, _) | (Contents::Zero, Contents::Zero)
+            ) {
+                return Ok((Contents::Data, Contents::Data));
             }
             at = at.saturating_add(old.len.min(new.len));
         }
-        Ok((Look::Same, Look::Same))
+        Ok((Contents::Same, Contents::Same))
     }
 
     async fn old_status(&self, at: u64, len: u64) -> Outcome<Extent> {
-        let Some(old) = &self.job.old else { return Ok(Extent { len, look: Look::Zero }) };
+        let Some(old) = &self.job.old else { return Ok(Extent { len, contents: Contents::Zero }) };
         let size = old.size();
         if at >= size {
-            return Ok(Extent { len, look: Look::Zero });
+            return Ok(Extent { len, contents: Contents::Zero });
         }
         let len = len.min(size - at);
         let common = self.job.common.as_ref();
@@ -259,29 +262,29 @@ impl Shared {
         let top = old.node().ok();
         let is_common = common.is_some_and(|c| top.as_ref().is_some_and(|top| Arc::ptr_eq(c, top)));
         let between = status.is_allocated() || status.is_zero();
-        let look = match (status.is_zero(), common) {
-            _ if is_common => Look::Same,
-            (_, Some(_)) if !between => Look::Same,
-            (true, _) => Look::Zero,
-            (false, _) => Look::Data,
+        let contents = match (status.is_zero(), common) {
+            _ if is_common => Contents::Same,
+            (_, Some(_)) if !between => Contents::Same,
+            (true, _) => Contents::Zero,
+            (false, _) => Contents::Data,
         };
-        Ok(Extent { len: status.len.clamp(1, len), look })
+        Ok(Extent { len: status.len.clamp(1, len), contents })
     }
 
     async fn new_status(&self, at: u64, len: u64) -> Outcome<Extent> {
-        let Some(new) = &self.job.new else { return Ok(Extent { len, look: Look::Zero }) };
+        let Some(new) = &self.job.new else { return Ok(Extent { len, contents: Contents::Zero }) };
         let size = new.size();
         if at >= size {
-            return Ok(Extent { len, look: Look::Zero });
+            return Ok(Extent { len, contents: Contents::Zero });
         }
         let len = len.min(size - at);
         let status = new.block_status(at, len, Want::Precise).await;
         let status = status.map_err(failed(RebaseStage::Status, at))?.status;
-        let look = if status.is_zero() { Look::Zero } else { Look::Data };
-        Ok(Extent { len: status.len.clamp(1, len), look })
+        let contents = if status.is_zero() { Contents::Zero } else { Contents::Data };
+        Ok(Extent { len: status.len.clamp(1, len), contents })
     }
 
-    async fn compare_in_steps(&self, range: Range<u64>, old: Look, new: Look) -> Outcome {
+    async fn compare_in_steps(&self, range: Range<u64>, old: Contents, new: Contents) -> Outcome {
         let step = STEP.max(self.cluster);
         let mut at = range.start;
         while at < range.end {
@@ -292,7 +295,7 @@ impl Shared {
         Ok(())
     }
 
-    async fn compare_data(&self, range: Range<u64>, old: Look, new: Look) -> Outcome {
+    async fn compare_data(&self, range: Range<u64>, old: Contents, new: Contents) -> Outcome {
         let reads = (
             read(self.job.old.as_ref(), old, &range, RebaseStage::ReadingOld),
             read(self.job.new.as_ref(), new, &range, RebaseStage::ReadingNew),
@@ -357,7 +360,7 @@ impl Shared {
 
 /// The contents of a backing file in one extent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Look {
+enum Contents {
     /// Equal in the old and the new backing file: both read the same image or, in a cluster that consists of several extents,
     /// both may also be zero.
     Same,
@@ -367,7 +370,7 @@ enum Look {
 
 struct Extent {
     len: u64,
-    look: Look,
+    contents: Contents,
 }
 
 fn within(from: u64, to: u64, start: u64) -> Range<usize> {
@@ -378,13 +381,13 @@ fn within(from: u64, to: u64, start: u64) -> Range<usize> {
 /// Reads a range of a backing file. Bytes past the end of the backing file are zeroes.
 async fn read(
     disk: Option<&Backend>,
-    look: Look,
+    contents: Contents,
     range: &Range<u64>,
     stage: RebaseStage,
 ) -> Outcome<IoBuf> {
     let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
     match disk {
-        Some(disk) if look != Look::Zero && range.start < disk.size() => {
+        Some(disk) if contents != Contents::Zero && range.start < disk.size() => {
             let there = usize::try_from(disk.size() - range.start).map_or(len, |l| l.min(len));
             let read = disk.read(range.start, buffer(there)).await;
             let read = read.map_err(failed(stage, range.start))?;

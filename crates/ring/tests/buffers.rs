@@ -56,7 +56,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-static TEXT: &[u8] = b"bytes that live for ever";
+static TEXT: &[u8] = b"bytes in static memory";
 
 /// The buffers, each with a vector of the same bytes.
 #[derive(Default)]

@@ -147,13 +147,13 @@ fn every_io_thread_has_its_own_shard_and_the_shards_sum_up() {
         .map(|thread| {
             let counts = Arc::clone(&counts);
             let task = thread.spawn(|| async move {
-                counts.mine().fetch_add(thread_index() as u64 + 1, Ordering::Relaxed);
-                std::ptr::from_ref(counts.mine()).addr()
+                counts.local().fetch_add(thread_index() as u64 + 1, Ordering::Relaxed);
+                std::ptr::from_ref(counts.local()).addr()
             });
             task.wait().unwrap()
         })
         .collect();
-    counts.mine().fetch_add(1000, Ordering::Relaxed);
+    counts.local().fetch_add(1000, Ordering::Relaxed);
     let expected: u64 = threads.iter().map(|t| t.index() as u64 + 1).sum::<u64>() + 1000;
     assert_eq!(counts.iter().map(|c| c.load(Ordering::Relaxed)).sum::<u64>(), expected);
     addresses.sort_unstable();

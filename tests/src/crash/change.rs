@@ -40,7 +40,7 @@ pub fn image(seed: u64, create: &[&str], prepare: &[&[&str]]) -> Disk {
 /// The errors that the drivers report.
 pub async fn open(disk: &Disk, options: &str, check: bool) -> Result<Backend> {
     let graph = Graph::new(oxblk::drivers(), oxblk_core::Gate::Anything);
-    graph.own(sim_disk::add(&graph, "disk", disk, false, Pace::AtOnce)?)?;
+    graph.keep_open(sim_disk::add(&graph, "disk", disk, false, Pace::AtOnce)?)?;
     let options = Options::from_dotted(&format!("driver=qcow2,file=disk{options}"), None)?;
     let flags = OpenFlags { unmap: true, no_backing: true, check, ..OpenFlags::default() };
     let node = graph.open(options, flags).await?;

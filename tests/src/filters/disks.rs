@@ -161,7 +161,7 @@ async fn vote(disks: [&Disk; 3], seed: u64) -> Result<(), String> {
     let names = ["one", "two", "three"];
     for (name, disk) in names.into_iter().zip(disks) {
         graph
-            .own(sim_disk::add(&graph, name, disk, false, Pace::AtOnce).map_err(text)?)
+            .keep_open(sim_disk::add(&graph, name, disk, false, Pace::AtOnce).map_err(text)?)
             .map_err(text)?;
     }
     let options = json!({

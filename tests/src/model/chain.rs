@@ -146,7 +146,7 @@ async fn open_at(chain: &[Image], disks: Option<&Disks>, pace: Pace) -> Result<B
         let disk = format!("disk{index}");
         let on = disks.map_or(&image.disk, Disks::image_disk);
         let image = &Image { disk: on.clone(), ..image.clone() };
-        graph.own(add(&graph, image, &disk, MAIN, !top, pace)?).map_err(|e| text(&e))?;
+        graph.keep_open(add(&graph, image, &disk, MAIN, !top, pace)?).map_err(|e| text(&e))?;
         let mut options = Options::new();
         options.insert("driver", image.variant.driver());
         options.insert("node-name", format!("image{index}"));
@@ -163,7 +163,7 @@ async fn open_at(chain: &[Image], disks: Option<&Disks>, pace: Pace) -> Result<B
         }
         if image.variant.data_file {
             let data = format!("data{index}");
-            graph.own(add(&graph, image, &data, DATA, !top, pace)?).map_err(|e| text(&e))?;
+            graph.keep_open(add(&graph, image, &data, DATA, !top, pace)?).map_err(|e| text(&e))?;
             options.insert("data-file", data);
         }
         if let Some(name) = below {
@@ -181,7 +181,7 @@ async fn open_at(chain: &[Image], disks: Option<&Disks>, pace: Pace) -> Result<B
             return graph.open_backend(None, options, flags).await.map_err(|e| text(&e));
         }
         let node = graph.open(options, flags).await.map_err(|e| text(&e))?;
-        graph.own(node).map_err(|e| text(&e))?;
+        graph.keep_open(node).map_err(|e| text(&e))?;
         below = Some(format!("image{index}"));
     }
     Err("an empty chain".to_owned())
@@ -191,7 +191,7 @@ async fn open_at(chain: &[Image], disks: Option<&Disks>, pace: Pace) -> Result<B
 fn add_copies(graph: &Graph, disks: &Disks) -> Result<(), String> {
     for (name, disk) in [Side::Below, Side::Above].into_iter().flat_map(|side| disks.copies(side)) {
         let node = sim_disk::add(graph, &name, disk, false, Pace::AtOnce).map_err(|e| text(&e))?;
-        graph.own(node).map_err(|e| text(&e))?;
+        graph.keep_open(node).map_err(|e| text(&e))?;
     }
     Ok(())
 }
@@ -207,7 +207,7 @@ pub async fn close(backend: Backend) -> Result<(), String> {
     let mut nodes = graph.nodes();
     nodes.sort_by_key(|node| std::cmp::Reverse(node.name().to_owned()));
     for node in nodes {
-        graph.disown(node).await.map_err(|e| text(&e))?;
+        graph.allow_close(node).await.map_err(|e| text(&e))?;
     }
     Ok(())
 }
@@ -248,7 +248,7 @@ pub(crate) async fn examine(
 ) -> Result<Option<(CheckReport, String)>, String> {
     let graph = graph();
     let read_only = fix == Fix::Nothing;
-    let own = |node| graph.own(node).map_err(|e| text(&e));
+    let own = |node| graph.keep_open(node).map_err(|e| text(&e));
     own(add(&graph, image, "disk", MAIN, read_only, Pace::AtOnce)?)?;
     let mut options = Options::new();
     options.insert("driver", image.variant.driver());

@@ -43,7 +43,7 @@ const HELD_UP: usize = 60;
 /// not depend on the machine's speed.
 const MEANWHILE: u64 = 40;
 /// After this number of rounds, a read continues even without concurrent requests, because all tasks may be delayed reads.
-const PATIENCE: usize = 3000;
+const MAX_ROUNDS: usize = 3000;
 /// The largest number of snapshots that exist at the same time.
 const KEPT: usize = 3;
 
@@ -330,7 +330,7 @@ async fn held_up<T>(work: impl Future<Output = T>, shared: &Shared) -> T {
         return outcome;
     }
     let until = shared.lock().left.saturating_sub(MEANWHILE);
-    for round in 0..PATIENCE {
+    for round in 0..MAX_ROUNDS {
         if round >= HELD_UP && shared.lock().left <= until {
             break;
         }

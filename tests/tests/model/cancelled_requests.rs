@@ -82,7 +82,7 @@ async fn open_on(
     flags: OpenFlags,
 ) -> oxblk_core::Result<Arc<Node>> {
     let below = format!("{name}-disk");
-    graph.own(sim_disk::add(graph, &below, disk, false, Pace::AtOnce)?)?;
+    graph.keep_open(sim_disk::add(graph, &below, disk, false, Pace::AtOnce)?)?;
     let text = format!("driver=qcow2,file={below},node-name={name}{more}");
     graph.open(Options::from_dotted(&text, None)?, flags).await
 }

@@ -18,7 +18,7 @@ async fn open(disks: &[Disk], options: &str) -> Backend {
     let graph = chain::graph();
     for (name, disk) in ["a", "b", "c"].into_iter().zip(disks) {
         let node = sim_disk::add(&graph, name, disk, false, Pace::AtOnce).expect("a new name");
-        graph.own(node).expect("a node");
+        graph.keep_open(node).expect("a node");
     }
     let options = Options::from_dotted(options, None).expect("options");
     graph.open_backend(None, options, OpenFlags::default()).await.expect("it opens")

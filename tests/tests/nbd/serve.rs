@@ -41,7 +41,7 @@ fn the_printed_commands_work_unchanged() {
         Program::new("sh").arg("-c").arg(command).directory(dir.path()).succeed();
     }
     let printed = server.stop();
-    assert!(printed.starts_with("Made and serving 'my disk.raw' (raw, 64 MiB, read-write)\n"));
+    assert!(printed.starts_with("Created and serving 'my disk.raw' (raw, 64 MiB, read-write)\n"));
     assert!(printed.contains(&format!("  nbdinfo '{uri}'\n")), "{printed}");
     assert!(printed.contains(&format!("  nbdcopy '{uri}' copy.raw\n")), "{printed}");
     assert!(printed.contains(&format!("-drive file='{uri}',format=raw,if=virtio\n")), "{printed}");
@@ -158,7 +158,7 @@ fn serve_without_arguments_creates_a_disk_in_the_data_directory_and_reuses_it() 
     std::fs::create_dir(&runtime).unwrap();
     let socket = runtime.join("oxblk-disk.sock");
     let uri = format!("nbd+unix:///?socket={}", socket.display());
-    for (round, opening) in ["Made and serving", "Serving"].into_iter().enumerate() {
+    for (round, opening) in ["Created and serving", "Serving"].into_iter().enumerate() {
         let mut server = Program::new("env")
             .arg(format!("XDG_DATA_HOME={}", data.display()))
             .arg(format!("XDG_RUNTIME_DIR={}", runtime.display()))

@@ -19,7 +19,9 @@ const CLUSTER: u64 = 64 << 10;
 async fn open(disk: &Disk, storage: u64) -> Backend {
     let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
     let part = (disk, Part::First(storage));
-    graph.own(sim_disk::add_part(&graph, "disk", part, false, Pace::AtOnce).unwrap()).unwrap();
+    graph
+        .keep_open(sim_disk::add_part(&graph, "disk", part, false, Pace::AtOnce).unwrap())
+        .unwrap();
     let options = Options::from_dotted("driver=parallels,file=disk", None).unwrap();
     let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
     let node = graph.open(options, flags).await.unwrap();

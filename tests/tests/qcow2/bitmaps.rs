@@ -32,7 +32,7 @@ fn image(seed: u64, options: &str, size: u64) -> Disk {
 
 async fn open_as(disk: &Disk, flags: OpenFlags) -> Result<Backend> {
     let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
-    graph.own(sim_disk::add(&graph, "disk", disk, flags.read_only, Pace::AtOnce)?).unwrap();
+    graph.keep_open(sim_disk::add(&graph, "disk", disk, flags.read_only, Pace::AtOnce)?).unwrap();
     let options = Options::from_dotted("driver=qcow2,file=disk", None)?;
     let mut taken = Perm::CONSISTENT_READ;
     if !flags.read_only {
@@ -478,7 +478,9 @@ fn an_image_whose_bitmaps_another_program_changed_does_not_become_writable() {
         backend.close().await.unwrap();
         let flags = OpenFlags { read_only: true, ..OpenFlags::default() };
         let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
-        graph.own(sim_disk::add(&graph, "disk", &disk, false, Pace::AtOnce).unwrap()).unwrap();
+        graph
+            .keep_open(sim_disk::add(&graph, "disk", &disk, false, Pace::AtOnce).unwrap())
+            .unwrap();
         let options = Options::from_dotted("driver=qcow2,file=disk", None).unwrap();
         let node = graph.open(options, flags).await.unwrap();
         let reader = Permissions::sharing_all(Perm::CONSISTENT_READ);

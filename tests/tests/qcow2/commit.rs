@@ -22,8 +22,8 @@ impl Observer for Unheard {
 /// Opens an overlay over its base; each image has its own disk.
 async fn open(top: &Disk, base: &Disk) -> Result<Backend> {
     let graph = Graph::new(oxblk::drivers(), oxblk_core::Gate::Anything);
-    graph.own(sim_disk::add(&graph, "top-disk", top, false, Pace::AtOnce)?).unwrap();
-    graph.own(sim_disk::add(&graph, "base-disk", base, false, Pace::AtOnce)?).unwrap();
+    graph.keep_open(sim_disk::add(&graph, "top-disk", top, false, Pace::AtOnce)?).unwrap();
+    graph.keep_open(sim_disk::add(&graph, "base-disk", base, false, Pace::AtOnce)?).unwrap();
     let options = "driver=qcow2,file=top-disk,backing.driver=qcow2,backing.file=base-disk";
     let options = Options::from_dotted(options, None)?;
     let node = graph.open(options, OpenFlags { unmap: true, ..OpenFlags::default() }).await?;

@@ -62,12 +62,12 @@ impl Image {
         let graph = Graph::with_secrets(DRIVERS, oxblk_core::Gate::Anything, secrets());
         let read_only = flags.read_only;
         graph
-            .own(sim_disk::add(&graph, "disk", &self.disk, read_only, Pace::AtOnce).unwrap())
+            .keep_open(sim_disk::add(&graph, "disk", &self.disk, read_only, Pace::AtOnce).unwrap())
             .unwrap();
         let mut options = format!("driver=qcow2,file=disk{}", self.options);
         if let Some(data) = &self.data {
             graph
-                .own(sim_disk::add(&graph, "data", data, read_only, Pace::AtOnce).unwrap())
+                .keep_open(sim_disk::add(&graph, "data", data, read_only, Pace::AtOnce).unwrap())
                 .unwrap();
             options.push_str(",data-file=data");
         }

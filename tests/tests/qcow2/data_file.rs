@@ -387,7 +387,7 @@ fn a_fast_zero_write_writes_no_zeroes_to_a_raw_data_file() {
         let graph = Graph::new(oxblk::drivers(), oxblk_core::Gate::Anything);
         for (name, disk) in [("image", &image), ("data", &data)] {
             let node = sim_disk::add(&graph, name, disk, false, Pace::AtOnce).expect("a node");
-            graph.own(node).expect("a node");
+            graph.keep_open(node).expect("a node");
         }
         let options = Options::from_dotted("driver=qcow2,file=image,data-file=data", None);
         let node = graph.open(options.expect("options"), OpenFlags::default()).await;

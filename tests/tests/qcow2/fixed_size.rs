@@ -20,7 +20,9 @@ const STORAGE: u64 = 1 << 20;
 async fn open(disk: &Disk) -> Backend {
     let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
     let part = (disk, Part::First(STORAGE));
-    graph.own(sim_disk::add_part(&graph, "disk", part, false, Pace::AtOnce).unwrap()).unwrap();
+    graph
+        .keep_open(sim_disk::add_part(&graph, "disk", part, false, Pace::AtOnce).unwrap())
+        .unwrap();
     let options = Options::from_dotted("driver=qcow2,file=disk", None).unwrap();
     let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
     let node = graph.open(options, flags).await.unwrap();

@@ -66,7 +66,7 @@ async fn opens(disk: &Disk, secret: &str) -> bool {
     let graph =
         oxblk_core::Graph::with_secrets(oxblk::drivers(), oxblk_core::Gate::Anything, secrets());
     let node = sim_disk::add(&graph, "disk", disk, true, Pace::AtOnce).unwrap();
-    graph.own(node).unwrap();
+    graph.keep_open(node).unwrap();
     let mut options = Options::new();
     options.insert("driver", "qcow2");
     options.insert("file", "disk");

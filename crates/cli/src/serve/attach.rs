@@ -18,7 +18,7 @@ pub(super) fn announcement(
 ) -> String {
     let mode =
         if options.read_only || disk.backend.is_read_only() { "read-only" } else { "read-write" };
-    let made = if disk.is_new { "Made and serving" } else { "Serving" };
+    let made = if disk.is_new { "Created and serving" } else { "Serving" };
     let mut text = format!(
         "{made} '{}' ({}, {}, {mode})\n",
         disk.name,

@@ -1,4 +1,4 @@
-//! A future that completes when a signal asks the server to end.
+//! A future that completes when a signal requests the server to end.
 
 use crate::signals::{self, Delivery};
 use oxblk_ring::{IoBufMut, Stream};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use oxblk_ring::UntilSettled;
 
 use super::Backend;
-use super::in_flight::{Place, Request};
+use super::in_flight::{Request, RequestCounts};
 use crate::control::run_to_completion;
 use crate::{Error, Result};
 
@@ -39,14 +39,14 @@ impl Backend {
         };
         let through = target.is_write_through();
         let (source, dest) = (Arc::clone(&from.root), Arc::clone(&to.root));
-        let places = UntilSettled::new([from.leave_behind(), to.leave_behind()]);
+        let places = UntilSettled::new([from.detach_counts(), to.detach_counts()]);
         run_to_completion(async move {
             source.edge.copy_to(offset, &dest.edge, target_offset, len).await?;
             if through {
                 dest.edge.flush().await?;
             }
             // After success, no host operation of the copy is in flight.
-            places.release().into_iter().flatten().flatten().for_each(Place::done);
+            places.release().into_iter().flatten().flatten().for_each(RequestCounts::done);
             Ok::<_, Error>(())
         })
         .await

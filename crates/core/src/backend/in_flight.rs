@@ -71,7 +71,7 @@ impl Backend {
             // See `begin`.
             return Ok(None);
         }
-        let shard = Shard::mine();
+        let shard = Shard::current();
         let count = InFlight::enter(self, shard);
         oxblk_ring::perturb::point();
         if self.0.quiesced.load(SeqCst) != 0 {
@@ -187,7 +187,7 @@ pub(super) struct Request<'a> {
 
 impl Drop for Request<'_> {
     fn drop(&mut self) {
-        if let Some(place) = self.leave_behind() {
+        if let Some(place) = self.detach_counts() {
             keep_until_settled(place);
         }
     }
@@ -195,24 +195,24 @@ impl Drop for Request<'_> {
 
 /// The counts of a request (in flight, epoch), kept apart from the request's future. Dropping this value lowers both
 /// counts.
-pub(super) struct Place {
+pub(super) struct RequestCounts {
     backend: Backend,
     root: Arc<RootEdge>,
     epochs: Entered,
     shard: Shard,
-    /// Cleared by [`Place::done`]. If this value is dropped earlier, the root node is marked as unflushed, because the host may
-    /// have written data after the last flush.
+    /// Cleared by [`RequestCounts::done`]. If this value is dropped earlier, the root node is marked as unflushed, because the
+    /// host may have written data after the last flush.
     is_unfinished: bool,
 }
 
-impl Place {
+impl RequestCounts {
     /// Lowers the counts of a request that has succeeded. Such a request has already marked its nodes as unflushed.
     pub(super) fn done(mut self) {
         self.is_unfinished = false;
     }
 }
 
-impl Drop for Place {
+impl Drop for RequestCounts {
     fn drop(&mut self) {
         let node = self.root.edge.node();
         if self.is_unfinished && !node.is_read_only() {
@@ -225,11 +225,11 @@ impl Drop for Place {
 
 impl Request<'_> {
     /// Takes the counts out of the request and returns them. `None` if this was done before.
-    pub(super) fn leave_behind(&mut self) -> Option<Place> {
+    pub(super) fn detach_counts(&mut self) -> Option<RequestCounts> {
         let (epochs, count) = self.guards.take()?;
         let (backend, root) = (self.backend.clone(), Arc::clone(&self.root));
         let (shard, is_unfinished) = (count.detach(), !self.changes_nothing);
-        Some(Place { backend, root, epochs, shard, is_unfinished })
+        Some(RequestCounts { backend, root, epochs, shard, is_unfinished })
     }
 
     /// Records that the request writes nothing. If such a request fails, the node has no more data to flush than before.
@@ -244,7 +244,7 @@ impl Request<'_> {
         mut self,
         work: impl Future<Output = Result<T>> + 'static,
     ) -> Result<T> {
-        let place = UntilSettled::new(self.leave_behind());
+        let place = UntilSettled::new(self.detach_counts());
         run_to_completion(async move {
             let outcome = work.await;
             if outcome.is_ok() {

@@ -82,12 +82,18 @@ impl Backend {
     /// # Errors
     /// `ENOMEDIUM` when the backend is closed.
     pub fn root(&self) -> Result<Arc<Edge>> {
-        self.0.roots.mine().load().as_ref().map(|root| Arc::clone(&root.edge)).ok_or_else(no_medium)
+        self.0
+            .roots
+            .local()
+            .load()
+            .as_ref()
+            .map(|root| Arc::clone(&root.edge))
+            .ok_or_else(no_medium)
     }
 
     /// The epochs that a request enters.
     pub(crate) fn epochs(&self) -> Vec<Arc<Epochs>> {
-        let root = self.0.roots.mine().load();
+        let root = self.0.roots.local().load();
         root.as_ref().map(|root| root.below.epochs.to_vec()).unwrap_or_default()
     }
 
@@ -101,12 +107,12 @@ impl Backend {
 
     /// Size in bytes; 0 when the backend is closed.
     pub fn size(&self) -> u64 {
-        self.0.roots.mine().load().as_ref().map_or(0, |root| root.edge.size())
+        self.0.roots.local().load().as_ref().map_or(0, |root| root.edge.size())
     }
 
     /// Whether the root node is read-only. A closed backend is read-only too.
     pub fn is_read_only(&self) -> bool {
-        self.0.roots.mine().load().as_ref().is_none_or(|root| root.edge.node().is_read_only())
+        self.0.roots.local().load().as_ref().is_none_or(|root| root.edge.node().is_read_only())
     }
 
     /// Reports [`BlockEvent::Resized`] if the size has changed since the last report.

@@ -26,7 +26,7 @@ pub struct SoleWriter {
     is_ended: bool,
 }
 
-/// The backend that has started the job. The backend of the job owns this value, so the permissions are given back
+/// The backend that has started the job. The backend of the job owns this value, so the permissions are released
 /// at the latest when the last clone of that backend is dropped, for example because its thread ends.
 pub(super) struct Lender {
     backend: WeakBackend,
@@ -122,7 +122,7 @@ impl Drop for SoleWriter {
             return;
         }
         if try_thread_index().is_none() {
-            // The permissions are given back when the backend is dropped.
+            // The permissions are released when the backend is dropped.
             return;
         }
         let ended = end_use(self.backend.clone());

@@ -240,7 +240,7 @@ impl BitTree {
                     self.clear_word((root, branch, page), word, mask_of(word, first, last));
                     word += 1;
                 }
-                None => word = self.end_of_absent(word),
+                None => word = self.end_of_unallocated(word),
             }
         }
         self.clears_done.fetch_add(1, SeqCst);
@@ -328,7 +328,7 @@ impl BitTree {
             word = match (by_summary, self.page(word)) {
                 (true, _) => self.next_word_by_summary(word + 1)?,
                 (false, Some(_)) => word + 1,
-                (false, None) => self.end_of_absent(word),
+                (false, None) => self.end_of_unallocated(word),
             };
         }
         None
@@ -368,7 +368,7 @@ impl BitTree {
     }
 
     /// The first word after the missing page or branch that would contain `word`.
-    fn end_of_absent(&self, word: u64) -> u64 {
+    fn end_of_unallocated(&self, word: u64) -> u64 {
         let root = self.root.get();
         let branch = root.and_then(|root| root.branches.get(place(word).root)?.get());
         let span = if branch.is_some() { FANOUT } else { FANOUT * FANOUT };

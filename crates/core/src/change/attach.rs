@@ -7,7 +7,7 @@ use crate::perm::{Permissions, Roles};
 use crate::{ChildIdx, ChildSpec, Children, Edge, Node, Result};
 
 impl Edge {
-    /// Makes a user of `node`. `roles` are empty if the user is not a node. See [`Attachment::new`].
+    /// Creates a user of `node`. `roles` are empty if the user is not a node. See [`Attachment::new`].
     ///
     /// # Errors
     /// The errors of [`Attachment::new`].
@@ -98,7 +98,7 @@ impl Children {
 pub struct Attachment(Arc<Edge>);
 
 impl Attachment {
-    /// Makes a user of `node`. `user` is the user's name in messages (`block device 'y'`). `name` is the user's name for the
+    /// Creates a user of `node`. `user` is the user's name in messages (`block device 'y'`). `name` is the user's name for the
     /// node (`file`, `root`).
     ///
     /// # Errors

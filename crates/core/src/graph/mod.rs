@@ -55,7 +55,7 @@ struct Registry {
     /// Names of nodes that are being opened.
     claimed: HashSet<String>,
     /// Nodes that stay alive without users (`blockdev-add`).
-    owned: Vec<Arc<Node>>,
+    kept_open: Vec<Arc<Node>>,
     /// Backends that are not closed. A backend has a reference to its graph, so the graph has only weak references to
     /// backends.
     backends: Vec<WeakBackend>,
@@ -225,24 +225,24 @@ impl Graph {
         self.registry().backends.iter().filter_map(WeakBackend::upgrade).collect()
     }
 
-    /// Keeps `node` alive without users, until [`Self::disown`].
+    /// Keeps `node` alive without users, until [`Self::allow_close`].
     ///
     /// # Errors
     /// When the node is being closed.
-    pub fn own(&self, node: Arc<Node>) -> Result<()> {
-        node.users().own().map_err(|error| error.on_node(node.name()))?;
-        self.registry().owned.push(node);
+    pub fn keep_open(&self, node: Arc<Node>) -> Result<()> {
+        node.users().keep_open().map_err(|error| error.on_node(node.name()))?;
+        self.registry().kept_open.push(node);
         Ok(())
     }
 
-    /// Undoes [`Self::own`], and closes the node if it has no user.
+    /// Undoes [`Self::keep_open`], and closes the node if it has no user.
     ///
     /// # Errors
     /// `EBUSY` if a job or an export blocks [`Operations::DELETE`]; the errors of [`Self::release`].
-    pub async fn disown(&self, node: Arc<Node>) -> Result<()> {
+    pub async fn allow_close(&self, node: Arc<Node>) -> Result<()> {
         node.check_operation(Operations::DELETE)?;
-        node.users().disown();
-        self.registry().owned.retain(|other| !Arc::ptr_eq(other, &node));
+        node.users().allow_close();
+        self.registry().kept_open.retain(|other| !Arc::ptr_eq(other, &node));
         self.release(node).await
     }
 

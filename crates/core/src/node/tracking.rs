@@ -23,7 +23,7 @@ impl Node {
     /// a part of a request.
     pub async fn wait_for_requests(self: &Arc<Self>) {
         for epochs in epochs_above(self) {
-            epochs.grace().await;
+            epochs.wait_for_earlier_requests().await;
         }
     }
 }

@@ -12,7 +12,7 @@ fn a_blocked_operation_fails_with_the_reason_until_the_block_ends() {
     block_on(async {
         let graph = graph();
         let below = node(&graph, "m", &Memory::new(4096, Limits::default()));
-        graph.own(Arc::clone(&below)).unwrap();
+        graph.keep_open(Arc::clone(&below)).unwrap();
         let disk = Backend::new(&graph, "", Arc::clone(&below), super::all()).unwrap();
         let reason = "block device is in use by block job: mirror";
         let block = graph.block_operations(&below, Operations::all(), reason);
@@ -22,7 +22,7 @@ fn a_blocked_operation_fails_with_the_reason_until_the_block_ends() {
         // The text of the installed qemu-storage-daemon.
         let text = "Node 'm' is busy: block device is in use by block job: mirror";
         assert_eq!(error.to_string(), text);
-        let error = graph.disown(Arc::clone(&below)).await.unwrap_err();
+        let error = graph.allow_close(Arc::clone(&below)).await.unwrap_err();
         assert_eq!(error.to_string(), text);
         drop(block);
         below.check_operation(Operations::DELETE).unwrap();
@@ -31,7 +31,7 @@ fn a_blocked_operation_fails_with_the_reason_until_the_block_ends() {
         drop(second);
         disk.resize(8192, Preallocation::Off).await.unwrap();
         disk.close().await.unwrap();
-        graph.disown(below).await.unwrap();
+        graph.allow_close(below).await.unwrap();
     });
 }
 

@@ -58,7 +58,7 @@ fn a_node_that_closes_accepts_no_new_user() {
         yields(2).await;
         let attached = Attachment::new(&node, "test", "root", super::all());
         assert_eq!(attached.err().unwrap().kind(), ErrorKind::Busy);
-        assert_eq!(graph.own(node).unwrap_err().kind(), ErrorKind::Busy);
+        assert_eq!(graph.keep_open(node).unwrap_err().kind(), ErrorKind::Busy);
         release.await.unwrap();
     });
 }
@@ -162,7 +162,7 @@ fn a_drain_waits_for_work_that_a_driver_begins_while_the_drain_waits_for_another
         let graph = Graph::new(DRIVERS, Gate::Anything);
         let memory = Memory::new(4096, Limits::default());
         let base = node(&graph, "m", &memory);
-        graph.own(base).unwrap();
+        graph.keep_open(base).unwrap();
         let text = "driver=worker,number=0,file.driver=worker,file.number=1,file.file=m";
         let options = Options::from_dotted(text, None).unwrap();
         let disk = graph.open_backend(None, options, OpenFlags::default()).await.unwrap();

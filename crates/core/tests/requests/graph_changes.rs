@@ -398,7 +398,7 @@ fn a_change_flushes_data_that_an_overlapping_flush_has_not_covered() {
         let top = open(&graph, "driver=pass,node-name=top,file=f").await;
         let disk = Backend::new(&graph, "", top, super::all()).unwrap();
         // Keeps the filter open, as a backing file of an overlay is.
-        graph.own(Arc::clone(&filter)).unwrap();
+        graph.keep_open(Arc::clone(&filter)).unwrap();
         let (writer, flusher) = (disk.clone(), disk.clone());
         let write = spawn(async move { writer.write(0, vec![7; 512].into(), NONE).await });
         yield_now().await;
@@ -408,7 +408,7 @@ fn a_change_flushes_data_that_an_overlapping_flush_has_not_covered() {
         one.take_log();
         replace(&graph, &filter, &new).await.unwrap();
         assert_eq!(one.take_log(), ["flush 0+0"]);
-        graph.disown(filter).await.unwrap();
+        graph.allow_close(filter).await.unwrap();
         disk.close().await.unwrap();
     });
 }

@@ -86,9 +86,9 @@ fn run(seed: u64, policy: OnError, changes_medium: bool) {
         backend.set_accounting(Default::default()).unwrap();
         let device = backend.attach_device(policies(policy, policy)).unwrap();
         let root = backend.node().unwrap();
-        graph.own(Arc::clone(&root)).unwrap();
+        graph.keep_open(Arc::clone(&root)).unwrap();
         let other = node(&graph, "other", &Memory::new(WORKERS * SECTORS * 512, Limits::default()));
-        graph.own(Arc::clone(&other)).unwrap();
+        graph.keep_open(Arc::clone(&other)).unwrap();
         let possible: Possible = Rc::new(RefCell::new(vec![vec![0]; WORKERS * SECTORS]));
         let running = Rc::new(Cell::new(WORKERS));
         let workers: Vec<_> = (0..WORKERS)
@@ -135,8 +135,8 @@ fn run(seed: u64, policy: OnError, changes_medium: bool) {
         memory.errno.store(0, SeqCst);
         drop(device);
         backend.close().await.unwrap();
-        graph.disown(root).await.unwrap();
-        graph.disown(other).await.unwrap();
+        graph.allow_close(root).await.unwrap();
+        graph.allow_close(other).await.unwrap();
         assert!(graph.nodes().is_empty());
     });
 }

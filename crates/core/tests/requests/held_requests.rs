@@ -266,7 +266,7 @@ fn requests_of_several_threads_survive_errors_resumes_and_media_changes() {
             block_on(async {
                 let mut round = 0_u32;
                 let node = backend.node().unwrap();
-                graph.own(Arc::clone(&node)).unwrap();
+                graph.keep_open(Arc::clone(&node)).unwrap();
                 while !done.load(SeqCst) {
                     memory.errno.store(0, SeqCst);
                     backend.resume();
@@ -284,7 +284,7 @@ fn requests_of_several_threads_survive_errors_resumes_and_media_changes() {
                 }
                 memory.errno.store(0, SeqCst);
                 backend.close().await.unwrap();
-                graph.disown(node).await.unwrap();
+                graph.allow_close(node).await.unwrap();
             });
         });
         let failed = workers.into_iter().map(|worker| worker.join().unwrap_or(0)).sum::<u64>();

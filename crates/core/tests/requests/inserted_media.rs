@@ -14,7 +14,7 @@ fn no_request_begins_in_a_drained_section_when_an_empty_backend_gets_a_root() {
     let graph = graph();
     let memory = Memory::new(8192, Limits::default());
     let node = block_on(async { node(&graph, "m", &memory) });
-    graph.own(Arc::clone(&node)).unwrap();
+    graph.keep_open(Arc::clone(&node)).unwrap();
     let backend = Backend::empty(&graph, "b", all());
     let done = AtomicBool::new(false);
     let violations = std::thread::scope(|scope| {
@@ -53,7 +53,7 @@ fn no_request_begins_in_a_drained_section_when_an_empty_backend_gets_a_root() {
                 }
                 done.store(true, SeqCst);
                 backend.close().await.unwrap();
-                graph.disown(node).await.unwrap();
+                graph.allow_close(node).await.unwrap();
                 violations
             })
         });

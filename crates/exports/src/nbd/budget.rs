@@ -81,7 +81,7 @@ impl Budget {
 pub(super) struct Waiting<'a>(&'a Budget);
 
 impl Waiting<'_> {
-    /// A future that completes when memory is given back after this call.
+    /// A future that completes when memory is released after this call.
     pub(super) fn listen(&self) -> EventListener {
         self.0.freed.listen()
     }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The time limit of every wait in these tests.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(crate) struct Fixture {
     pub(crate) disk: Arc<Disk>,
@@ -66,14 +66,14 @@ impl Fixture {
     /// A connected socket. The client has not sent or received any data.
     pub(crate) fn socket(&self) -> Box<dyn Socket> {
         let socket = UnixStream::connect(self.dir.path().join("nbd.sock")).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        socket.set_write_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+        socket.set_write_timeout(Some(TIMEOUT)).unwrap();
         Box::new(socket)
     }
 
     pub(crate) fn tcp_socket(&self) -> Box<dyn Socket> {
         let socket = TcpStream::connect(("127.0.0.1", self.tcp_port)).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         Box::new(socket)
     }
 
@@ -111,7 +111,7 @@ impl Fixture {
     pub(crate) fn until(&self, what: &str, condition: impl Fn(&Fixture) -> bool) {
         let start = Instant::now();
         while !condition(self) {
-            assert!(start.elapsed() < PATIENCE, "timed out waiting until {what}");
+            assert!(start.elapsed() < TIMEOUT, "timed out waiting until {what}");
             std::thread::sleep(Duration::from_millis(2));
         }
     }

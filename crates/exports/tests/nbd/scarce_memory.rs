@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use oxblk_exports::nbd::ServerOptions;
 use oxblk_nbd::proto::CommandKind;
 
-use crate::client::{Answer, Client, Fixture, PATIENCE};
+use crate::client::{Answer, Client, Fixture, TIMEOUT};
 use crate::{NONE, pattern};
 
 const MIB: usize = 1 << 20;
@@ -29,7 +29,7 @@ fn is_served(client: &mut Client) {
 
 #[test]
 fn clients_that_receive_no_replies_hold_no_more_than_the_budget() {
-    let fixture = fixture(4 * MIB, PATIENCE);
+    let fixture = fixture(4 * MIB, TIMEOUT);
     let mut steady = fixture.client(false);
     let mut greedy: Vec<_> = (0..12).map(|_| fixture.client(false)).collect();
     for client in &mut greedy {
@@ -107,7 +107,7 @@ fn clients_that_stop_inside_a_write_do_not_block_other_writers() {
 
 #[test]
 fn writes_of_more_than_the_budget_all_complete() {
-    let fixture = fixture(MIB, PATIENCE);
+    let fixture = fixture(MIB, TIMEOUT);
     let writers: Vec<_> = (0_u64..8)
         .map(|index| {
             let mut client = fixture.client(false);

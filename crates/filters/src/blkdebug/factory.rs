@@ -104,6 +104,6 @@ async fn open(context: &mut OpenContext) -> Result<Blkdebug> {
         has_options,
         options: own,
     };
-    driver.rules.happen(DebugEvent::None).await;
+    driver.rules.apply_event(DebugEvent::None).await;
     Ok(driver)
 }

@@ -177,7 +177,7 @@ impl Driver for Blkdebug {
 
 impl DebugEvents for Rules {
     fn raise(&self, event: DebugEvent) -> BoxFuture<'_, ()> {
-        Box::pin(self.happen(event))
+        Box::pin(self.apply_event(event))
     }
 }
 

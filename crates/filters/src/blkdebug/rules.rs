@@ -123,9 +123,9 @@ impl Rules {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Carries out the rules of an event. Waits while breakpoints suspend the caller.
-    pub(super) async fn happen(&self, event: DebugEvent) {
-        let hits = self.lock().happen(event);
+    /// Applies the rules of an event. Waits while breakpoints suspend the caller.
+    pub(super) async fn apply_event(&self, event: DebugEvent) {
+        let hits = self.lock().apply_event(event);
         self.wait_for_resume(hits).await;
     }
 
@@ -151,8 +151,8 @@ impl Inner {
         self.rules.len() < before
     }
 
-    /// Returns the breakpoints that suspend the caller.
-    fn happen(&mut self, event: DebugEvent) -> Vec<Breakpoint> {
+    /// Applies the rules of an event. Returns the breakpoints that suspend the caller.
+    fn apply_event(&mut self, event: DebugEvent) -> Vec<Breakpoint> {
         let applies = |rule: &Rule, state| {
             rule.event == event && (rule.state == ANY_STATE || rule.state == state)
         };
@@ -232,7 +232,7 @@ mod tests {
     }
 
     fn read(inner: &mut Inner) -> i32 {
-        inner.happen(EVENT);
+        inner.apply_event(EVENT);
         inner.fault(IoType::Read, 0, 512).map_or(0, |fault| fault.errno)
     }
 
@@ -244,7 +244,7 @@ mod tests {
         assert_eq!(inner.fault(IoType::Read, 0, 512), None);
         assert_eq!(read(&mut inner), 28);
         assert_eq!(inner.fault(IoType::Discard, 0, 512).map(|fault| fault.errno), Some(28));
-        inner.happen(DebugEvent::WriteAio);
+        inner.apply_event(DebugEvent::WriteAio);
         assert_eq!(inner.fault(IoType::Flush, 0, 0).map(|fault| fault.errno), Some(12));
         assert_eq!(inner.fault(IoType::BlockStatus, 0, 512), None);
     }
@@ -267,7 +267,7 @@ mod tests {
     #[test]
     fn an_error_in_a_sector_concerns_only_requests_that_access_the_sector() {
         let mut inner = inner(vec![at(error(5, ANY_STATE), 8)]);
-        inner.happen(EVENT);
+        inner.apply_event(EVENT);
         let mut fails = |offset, len| inner.fault(IoType::Read, offset, len).is_some();
         assert!(fails(4096, 512) && fails(0, 4097) && fails(4096, 1));
         assert!(!fails(0, 4096) && !fails(4608, 512) && !fails(0, 0));

@@ -80,7 +80,7 @@ impl Filter {
 
     /// Makes room for a write up to `end`, if the file must become longer.
     async fn make_room(&self, file: &Edge, end: u64) -> Result<()> {
-        self.space.cut_if_due(file).await?;
+        self.space.truncate_if_due(file).await?;
         let settings = *self.settings();
         self.space.make_room(file, end, settings).await;
         Ok(())
@@ -163,7 +163,7 @@ impl Driver for Filter {
             let space = Arc::clone(&self.space);
             // A change of permissions does not wait for the host.
             let cut = async move {
-                if let Err(error) = space.cut_if_due(&file).await {
+                if let Err(error) = space.truncate_if_due(&file).await {
                     tracing::warn!(%error, "cannot cut off preallocated space yet");
                 }
             };

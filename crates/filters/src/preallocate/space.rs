@@ -24,7 +24,7 @@ pub(super) struct Space {
     /// Parents may write.
     is_written_to: AtomicBool,
     /// No parent may write any more, and the preallocated space is not cut off yet.
-    is_cut_due: AtomicBool,
+    is_truncate_due: AtomicBool,
     /// Held while the length of the file changes.
     changing: AsyncMutex<()>,
 }
@@ -37,7 +37,7 @@ impl Space {
             end: AtomicU64::new(0),
             zero: AtomicU64::new(0),
             is_written_to: AtomicBool::new(false),
-            is_cut_due: AtomicBool::new(false),
+            is_truncate_due: AtomicBool::new(false),
             changing: AsyncMutex::new(()),
         }
     }
@@ -48,7 +48,7 @@ impl Space {
     }
 
     /// Records that parents may write from now on. `len` returns the length of the file: others may have changed
-    /// it before. It is asked after the check, since the space may be cut off at the same time.
+    /// it before. `len` is called after the check, because another task may remove the preallocated space at the same time.
     pub(super) fn begin_writing(&self, len: impl Fn() -> u64) {
         if self.is_unused() {
             self.set(len());
@@ -62,7 +62,7 @@ impl Space {
         self.is_written_to.store(false, Release);
         let is_due = self.is_preallocated();
         if is_due {
-            self.is_cut_due.store(true, Release);
+            self.is_truncate_due.store(true, Release);
         }
         is_due
     }
@@ -103,10 +103,10 @@ impl Space {
     ///
     /// # Errors
     /// The errors of the file.
-    pub(super) async fn cut_if_due(&self, file: &Edge) -> Result<()> {
-        if self.is_cut_due.load(Acquire) {
+    pub(super) async fn truncate_if_due(&self, file: &Edge) -> Result<()> {
+        if self.is_truncate_due.load(Acquire) {
             let _turn = self.changing.lock().await;
-            if self.is_cut_due.load(Acquire) {
+            if self.is_truncate_due.load(Acquire) {
                 self.cut_off(file).await?;
             }
         }
@@ -146,7 +146,7 @@ impl Space {
             file.resize(visible, Preallocation::Off).await?;
             self.set(visible);
         }
-        self.is_cut_due.store(false, Release);
+        self.is_truncate_due.store(false, Release);
         Ok(())
     }
 

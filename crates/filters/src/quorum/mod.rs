@@ -64,7 +64,7 @@ impl Quorum {
     {
         let members = self.members();
         let outcomes = join_all(members.iter().map(|edge| request(Arc::clone(edge)))).await;
-        self.judge(&members, outcomes, operation).map(drop)
+        self.require_threshold(&members, outcomes, operation).map(drop)
     }
 }
 

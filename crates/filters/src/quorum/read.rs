@@ -49,8 +49,8 @@ impl Quorum {
             }
         };
         let operation = Operation::read(offset, bytes(len));
-        let votes = self.judge(&members, outcomes, operation)?;
-        let data = self.elect(&members, votes, operation, offset).await?;
+        let votes = self.require_threshold(&members, outcomes, operation)?;
+        let data = self.choose_by_vote(&members, votes, operation, offset).await?;
         // The request path needs the buffer that it has passed.
         buf.copy_from_slice(&data);
         Ok(buf)
@@ -58,7 +58,7 @@ impl Quorum {
 
     /// The data with the most votes. Reports the children with other data, and corrects their data if the options say so. The caller
     /// holds the range, if the votes differ.
-    async fn elect(
+    async fn choose_by_vote(
         &self,
         members: &[Arc<Edge>],
         votes: Vec<Vote>,

@@ -62,7 +62,7 @@ impl Quorum {
     ///
     /// # Errors
     /// When too few children have succeeded. The children vote on the error.
-    pub(super) fn judge<T>(
+    pub(super) fn require_threshold<T>(
         &self,
         members: &[Arc<Edge>],
         outcomes: Vec<Result<T>>,
@@ -84,12 +84,12 @@ impl Quorum {
         if operation.kind != QuorumOperation::Flush {
             self.report_failure(operation);
         }
-        Err(elected(errors))
+        Err(most_common_error(errors))
     }
 }
 
 /// An error with the errno that most children report.
-fn elected(errors: Vec<Error>) -> Error {
+fn most_common_error(errors: Vec<Error>) -> Error {
     let versions = count(errors.iter().map(Error::raw_errno).enumerate(), i32::eq);
     let version = winner(&versions).and_then(|at| versions.get(at));
     let at = version.and_then(|version| version.voters.last().copied());

@@ -33,19 +33,19 @@ pub(super) fn winner<T>(versions: &[Version<T>]) -> Option<usize> {
 mod tests {
     use super::*;
 
-    fn elected(votes: &[u8]) -> Option<u8> {
+    fn most_common_error(votes: &[u8]) -> Option<u8> {
         let versions = count(votes.iter().copied().enumerate(), u8::eq);
         winner(&versions).map(|at| versions[at].value)
     }
 
     #[test]
     fn the_majority_wins_and_in_a_tie_the_version_that_appeared_last() {
-        assert_eq!(elected(&[]), None);
-        assert_eq!(elected(&[1]), Some(1));
-        assert_eq!(elected(&[1, 2, 1]), Some(1));
-        assert_eq!(elected(&[1, 2, 2]), Some(2));
-        assert_eq!(elected(&[1, 2, 3]), Some(3));
-        assert_eq!(elected(&[1, 2, 1, 2]), Some(2));
-        assert_eq!(elected(&[2, 1, 1, 2, 3]), Some(1));
+        assert_eq!(most_common_error(&[]), None);
+        assert_eq!(most_common_error(&[1]), Some(1));
+        assert_eq!(most_common_error(&[1, 2, 1]), Some(1));
+        assert_eq!(most_common_error(&[1, 2, 2]), Some(2));
+        assert_eq!(most_common_error(&[1, 2, 3]), Some(3));
+        assert_eq!(most_common_error(&[1, 2, 1, 2]), Some(2));
+        assert_eq!(most_common_error(&[2, 1, 1, 2, 3]), Some(1));
     }
 }

@@ -1,4 +1,4 @@
-//! A leaky bucket. Each request pours units (bytes or requests) into the bucket, and the bucket leaks at the allowed rate. A
+//! A leaky bucket. Each request adds units (bytes or requests) to the bucket, and the bucket leaks at the allowed rate. A
 //! request passes while the bucket is not too full.
 //!
 //! Without a burst rate, the bucket holds what leaks in a tenth of a second. With a burst rate, it holds what arrives at this
@@ -60,8 +60,8 @@ impl Bucket {
         Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)
     }
 
-    /// Pours the units of a request into the bucket.
-    pub(super) fn pour(&mut self, units: f64) {
+    /// Adds the units of a request to the bucket.
+    pub(super) fn add_units(&mut self, units: f64) {
         if self.limits.average == 0 {
             return;
         }
@@ -92,7 +92,7 @@ mod tests {
                 return units;
             }
             bucket.leak(wait);
-            bucket.pour(1.0);
+            bucket.add_units(1.0);
             units += 1.0;
         }
     }
@@ -126,7 +126,7 @@ mod tests {
     fn a_bucket_without_a_limit_never_waits() {
         let mut bucket = Bucket::new(limits(0, 0, 1));
         for _ in 0..1000 {
-            bucket.pour(1e9);
+            bucket.add_units(1e9);
             assert_eq!(bucket.wait(), Duration::ZERO);
         }
     }

@@ -1,10 +1,11 @@
 //! A throttle group: limits that several nodes share.
 //!
-//! Requests that may not pass at once wait in a queue of their node, one queue for reads and one for writes. One waiting request
-//! of each direction has the turn: it waits until the buckets let it pass, pours its units, and gives the turn to the next node.
-//! So the nodes take turns, and the requests of a node keep their order. All I/O threads may use a group.
+//! Requests that may not pass at once wait in a queue of their node, one queue for reads and one for writes. One waiting
+//! request of each direction has the turn: it waits until the buckets let it pass, adds its units to the buckets, and gives
+//! the turn to the next node. So the nodes take turns, and the requests of a node keep their order. All I/O threads may use a
+//! group.
 //!
-//! While a node is drained, its requests do not wait. They pour their units too, so later requests wait longer.
+//! While a node is drained, its requests do not wait. Their units are added to the buckets too, so later requests wait longer.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -119,7 +120,7 @@ impl Queue {
     /// Gives the turn to the first request of the node that follows `member`. The caller notifies the returned ticket after it has
     /// unlocked the group: a notification may run code of the executor that wakes the request.
     #[must_use]
-    fn give_turn_after(&mut self, member: MemberId) -> Option<Arc<Ticket>> {
+    fn give_turn_to_next_node(&mut self, member: MemberId) -> Option<Arc<Ticket>> {
         let next = self.after(member).cloned();
         self.is_taken = next.is_some();
         if let Some(next) = &next {
@@ -139,7 +140,7 @@ impl State {
         }
     }
 
-    /// Pours the units of a request if it may pass now. Otherwise returns the time to wait.
+    /// Adds the units of a request if it may pass now. Otherwise returns the time to wait.
     fn pass(&mut self, direction: Direction, bytes: u64) -> Result<(), Duration> {
         self.leak();
         let own = direction.buckets();
@@ -148,18 +149,18 @@ impl State {
         if !wait.is_zero() {
             return Err(wait);
         }
-        self.pour(direction, bytes);
+        self.add_units(direction, bytes);
         Ok(())
     }
 
-    /// Pours the units of a request.
-    fn pour(&mut self, direction: Direction, bytes: u64) {
+    /// Adds the units of a request.
+    fn add_units(&mut self, direction: Direction, bytes: u64) {
         let size = self.limits.iops_size;
         let requests = if size > 0 && bytes > size { as_f64(bytes) / as_f64(size) } else { 1.0 };
         let units = [requests, requests, as_f64(bytes), as_f64(bytes)];
         for (at, units) in direction.buckets().into_iter().zip(units) {
             if let Some(bucket) = self.buckets.get_mut(at) {
-                bucket.pour(units);
+                bucket.add_units(units);
             }
         }
     }
@@ -293,7 +294,7 @@ impl Member {
         loop {
             let changed = self.group.changed.listen();
             if self.is_drained() {
-                self.group.lock().pour(direction, bytes);
+                self.group.lock().add_units(direction, bytes);
                 return;
             }
             let passed = self.group.lock().pass(direction, bytes);
@@ -309,7 +310,7 @@ impl Member {
     /// Lets the request pass if the node is drained, or if no request waits and the buckets let the request pass.
     fn pass_now(&self, state: &mut State, direction: Direction, bytes: u64) -> bool {
         if self.is_drained() {
-            state.pour(direction, bytes);
+            state.add_units(direction, bytes);
             return true;
         }
         let is_first = state.queue(direction).is_none_or(|queue| !queue.is_taken);
@@ -360,7 +361,7 @@ impl Drop for Waiting<'_> {
         let next = state.queue(self.direction).and_then(|queue| {
             queue.remove(self.member.id, &self.ticket);
             let had_turn = self.ticket.has_turn.load(Relaxed);
-            if had_turn { queue.give_turn_after(self.member.id) } else { None }
+            if had_turn { queue.give_turn_to_next_node(self.member.id) } else { None }
         });
         drop(state);
         if let Some(next) = next {

@@ -137,11 +137,11 @@ impl Driver for Memory {
     }
 }
 
-/// Adds a disk of `size` bytes to the graph. The node stays without users until [`Graph::disown`].
+/// Adds a disk of `size` bytes to the graph. The node stays without users until [`Graph::allow_close`].
 pub fn add(graph: &Graph, name: &str, size: usize) -> (Arc<Contents>, Arc<Node>) {
     let contents = Arc::new(Contents { data: Mutex::new(vec![0; size]), ..Contents::default() });
     let driver = Box::new(Memory(Arc::clone(&contents)));
     let node = graph.add_node(Some(name), &MEMORY, driver, OpenFlags::default()).unwrap();
-    graph.own(Arc::clone(&node)).unwrap();
+    graph.keep_open(Arc::clone(&node)).unwrap();
     (contents, node)
 }

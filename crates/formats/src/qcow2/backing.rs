@@ -11,8 +11,8 @@ use super::layout::{Autoclear, L1Entry};
 
 impl Qcow2 {
     async fn change_backing(&self, filename: Option<&str>, format: Option<&str>) -> Result<()> {
-        self.facts.check_writable()?;
-        let raw_data = self.facts.header().autoclear.contains(Autoclear::RAW_DATA_FILE);
+        self.image_state.check_writable()?;
+        let raw_data = self.image_state.header().autoclear.contains(Autoclear::RAW_DATA_FILE);
         if raw_data && filename.is_some() {
             // A raw data file must hold the complete contents of the disk, so a backing file is refused.
             return Err(Error::from_errno(Errno::INVAL));
@@ -33,8 +33,8 @@ impl Qcow2 {
     /// Empties the image. The change takes effect with the write that makes the header refer to an L1 table without allocated
     /// entries. A crash before or after this write leaks clusters at worst.
     async fn empty_image(&self) -> Result<()> {
-        self.facts.check_writable()?;
-        self.facts.event(DebugEvent::EmptyImagePrepare).await;
+        self.image_state.check_writable()?;
+        self.image_state.event(DebugEvent::EmptyImagePrepare).await;
         self.metadata.write_back(true).await?;
         let l1: Vec<L1Entry> =
             (0..self.mapping.l1_entries()).map(|index| self.mapping.l1_entry(index)).collect();

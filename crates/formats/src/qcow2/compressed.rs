@@ -21,7 +21,7 @@ const MAX_CONCURRENT: usize = 16;
 impl Qcow2 {
     /// Compresses and stores whole clusters. The last cluster of the disk may be shorter.
     pub(super) async fn compress_guest(&self, offset: u64, data: IoBuf) -> Result<()> {
-        self.facts.check_writable()?;
+        self.image_state.check_writable()?;
         self.check_compressed(offset, data.len())?;
         let size = self.geometry.cluster_size();
         let cluster = usize::try_from(size).unwrap_or(usize::MAX);
@@ -58,7 +58,7 @@ impl Qcow2 {
         offset: u64,
         cluster: CompressedCluster,
     ) -> Result<()> {
-        self.facts.check_writable()?;
+        self.image_state.check_writable()?;
         self.check_compressed(offset, cluster.plain.len())?;
         let end = offset.saturating_add(self.geometry.cluster_size());
         let _lock = self.guest.lock(offset..end).await;
@@ -72,12 +72,12 @@ impl Qcow2 {
             .place_compressed(len, async || self.metadata.write_back_if_needed().await)
             .await?;
         let host = placed.host;
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         let entry = L2Entry::compressed(self.geometry, host, len).ok_or_else(|| {
             Error::from_errno(Errno::FBIG).prefix("compressed cluster out of reach")
         })?;
-        self.facts.event(DebugEvent::L2UpdateCompressed).await;
-        self.facts.event(DebugEvent::WriteCompressed).await;
+        self.image_state.event(DebugEvent::L2UpdateCompressed).await;
+        self.image_state.event(DebugEvent::WriteCompressed).await;
         Arc::clone(&file).write(host, stream, WriteFlags::empty()).await?;
         self.metadata.link(offset, 1, None, |_| entry).await?;
         placed.keep();
@@ -87,8 +87,8 @@ impl Qcow2 {
     /// Extends the file to a multiple of [`SECTOR`] bytes if the file can grow, because the last stream may end at any byte.
     /// `oxblk_core` calls this while no other request is in flight.
     pub(super) async fn end_with_a_sector(&self) -> Result<()> {
-        self.facts.check_writable()?;
-        let file = self.facts.file()?;
+        self.image_state.check_writable()?;
+        let file = self.image_state.file()?;
         let size = file.size();
         let Some(end) = size.checked_next_multiple_of(SECTOR).filter(|end| *end > size) else {
             return Ok(());
@@ -103,7 +103,9 @@ impl Qcow2 {
         }
         let size = self.geometry.cluster_size();
         let end = offset.saturating_add(u64::try_from(len).unwrap_or(u64::MAX));
-        if !offset.is_multiple_of(size) || (!end.is_multiple_of(size) && end != self.facts.size()) {
+        if !offset.is_multiple_of(size)
+            || (!end.is_multiple_of(size) && end != self.image_state.size())
+        {
             return Err(whole_clusters());
         }
         Ok(())

@@ -13,7 +13,7 @@ use oxblk_core::{Edge, Error, Options, Preallocation, Result, Secrets, WriteFlag
 use oxblk_ring::IoBufMut;
 
 pub use super::create_options::{CREATE_OPTIONS, Wanted};
-use super::facts::header::read_header;
+use super::image_state::header::read_header;
 use super::layout::L1Entry;
 use super::open::open_new;
 use super::plan::{Plan, put_entries, too_large};

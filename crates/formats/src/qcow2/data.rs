@@ -19,7 +19,7 @@ use super::clusters::ReleaseReason;
 use super::clusters::Reserved;
 use super::clusters::{Clusters, Counted};
 use super::encryption::Encryption;
-use super::facts::Facts;
+use super::image_state::ImageState;
 use super::layout::Geometry;
 use super::metadata::Metadata;
 
@@ -66,7 +66,7 @@ impl<'a> NewData<'a> {
 /// Access to the uncompressed guest data of an open image.
 pub(super) struct Data {
     geometry: Geometry,
-    facts: Arc<Facts>,
+    image_state: Arc<ImageState>,
     metadata: Arc<Metadata>,
     encryption: Option<Encryption>,
 }
@@ -74,11 +74,11 @@ pub(super) struct Data {
 impl Data {
     /// The data of an image. `encryption` is present if the data is encrypted.
     pub(super) fn new(
-        facts: Arc<Facts>,
+        image_state: Arc<ImageState>,
         metadata: Arc<Metadata>,
         encryption: Option<Encryption>,
     ) -> Self {
-        Self { geometry: facts.geometry(), facts, metadata, encryption }
+        Self { geometry: image_state.geometry(), image_state, metadata, encryption }
     }
 
     /// The encryption of the data, if it is encrypted.
@@ -106,8 +106,8 @@ impl Data {
 
     /// Reads the data of the guest offset `guest` from the host offset `host` into `buf`.
     pub(super) async fn read_data(&self, guest: u64, host: u64, buf: IoBufMut) -> Result<IoBufMut> {
-        self.facts.event(DebugEvent::ReadAio).await;
-        let child = self.facts.children().require(self.facts.data_child())?;
+        self.image_state.event(DebugEvent::ReadAio).await;
+        let child = self.image_state.children().require(self.image_state.data_child())?;
         match &self.encryption {
             None => child.read(host, buf).await,
             Some(encryption) => encryption.read(&child, guest, host, buf).await,
@@ -116,8 +116,8 @@ impl Data {
 
     /// Writes `data` of the guest offset `guest` to the host offset `host`.
     pub(super) async fn write_data(&self, guest: u64, host: u64, data: IoBuf) -> Result<()> {
-        self.facts.event(DebugEvent::WriteAio).await;
-        let child = self.facts.children().require(self.facts.data_child())?;
+        self.image_state.event(DebugEvent::WriteAio).await;
+        let child = self.image_state.children().require(self.image_state.data_child())?;
         match &self.encryption {
             None => child.write(host, data, WriteFlags::empty()).await,
             Some(encryption) => encryption.write(&child, guest, host, data).await,
@@ -149,22 +149,26 @@ impl Data {
     /// The errors of requests to the data file. With `NO_FALLBACK` in `flags`, `ENOTSUP` if the data file has no fast way to
     /// write zeroes.
     pub(super) async fn zero_raw_data(&self, from: u64, to: u64, flags: ZeroFlags) -> Result<()> {
-        let to = self.facts.end_of_data(to);
-        if !self.facts.has_raw_data() || from >= to {
+        let to = self.image_state.end_of_data(to);
+        if !self.image_state.has_raw_data() || from >= to {
             return Ok(());
         }
         let flags = flags & (ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK);
-        self.facts.children().require(ChildIdx::DATA)?.write_zeroes(from, to - from, flags).await
+        self.image_state
+            .children()
+            .require(ChildIdx::DATA)?
+            .write_zeroes(from, to - from, flags)
+            .await
     }
 
     /// Discards whole clusters of a data file that is not raw. Does nothing without such a data file. The caller holds the
     /// range lock, and has changed the L2 entries in the cache, so that these entries no longer refer to the clusters.
     pub(super) async fn discard_data(&self, from: u64, to: u64) {
-        let to = self.facts.end_of_data(to);
-        if self.facts.has_raw_data() || from >= to {
+        let to = self.image_state.end_of_data(to);
+        if self.image_state.has_raw_data() || from >= to {
             return;
         }
-        if let Some(data) = self.facts.children().get(ChildIdx::DATA) {
+        if let Some(data) = self.image_state.children().get(ChildIdx::DATA) {
             let to = to.min(data.size());
             if from < to {
                 // The discard only saves space, so its errors are ignored.

@@ -23,8 +23,8 @@ impl Qcow2 {
     /// 2 with the flags `OWN` or `NO_FALLBACK`. Other errors: the image is read-only, is corrupt, or accepts no requests; the
     /// errors of requests to the children.
     pub(super) async fn zero_guest(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
-        self.facts.check_writable()?;
-        if self.facts.version() < 3 && flags.contains(ZeroFlags::NO_FALLBACK) {
+        self.image_state.check_writable()?;
+        if self.image_state.version() < 3 && flags.contains(ZeroFlags::NO_FALLBACK) {
             // Version 2 has no zero clusters.
             return Err(unsupported());
         }
@@ -34,7 +34,7 @@ impl Qcow2 {
             .guest
             .lock(self.geometry.cluster_start(offset)..self.geometry.cluster_end(end))
             .await;
-        let is_at_end = end == self.facts.size();
+        let is_at_end = end == self.image_state.size();
         let to_whole = |at: u64| at.checked_next_multiple_of(size).unwrap_or(u64::MAX);
         let last = if is_at_end { to_whole(end) } else { end };
         let (offset, last) = match offset.is_multiple_of(size) && last.is_multiple_of(size) {
@@ -76,7 +76,7 @@ impl Qcow2 {
             return Ok(false);
         }
         Ok(self.shows_zeroes(start, from).await?
-            && self.shows_zeroes(to, end.min(self.facts.size())).await?)
+            && self.shows_zeroes(to, end.min(self.image_state.size())).await?)
     }
 
     /// Whether a range contains no data and is known to read as zeroes. The backing chain is queried for unallocated parts.
@@ -84,7 +84,7 @@ impl Qcow2 {
         let mut at = from;
         while at < to {
             let extent = self.metadata.extent(at, to - at).await?;
-            let len = match (extent, self.facts.children().get(ChildIdx::BACKING)) {
+            let len = match (extent, self.image_state.children().get(ChildIdx::BACKING)) {
                 (Extent::Zero { len, .. }, _) | (Extent::Unallocated { len, .. }, None) => len,
                 (Extent::Unallocated { len, .. }, Some(backing)) if at >= backing.size() => len,
                 (Extent::Unallocated { len, .. }, Some(backing)) => {
@@ -111,11 +111,11 @@ impl Qcow2 {
         if self.geometry.extended_l2 {
             return self.zero_subclusters(offset, last, flags).await;
         }
-        if self.facts.version() < 3 {
+        if self.image_state.version() < 3 {
             return self.zero_version_2(offset, last, flags.contains(ZeroFlags::OWN)).await;
         }
         let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
-        if unmap && self.facts.keeps_discarded() {
+        if unmap && self.image_state.keeps_discarded() {
             return self.discard_in_place(offset, last, true).await;
         }
         self.metadata
@@ -136,7 +136,7 @@ impl Qcow2 {
     /// Zeroes a range of a version 2 image. Version 2 has no zero clusters, but unallocated clusters read as zeroes as long as
     /// the image has no backing file.
     async fn zero_version_2(&self, offset: u64, end: u64, own: bool) -> Result<()> {
-        if own || self.facts.children().has(ChildIdx::BACKING) {
+        if own || self.image_state.children().has(ChildIdx::BACKING) {
             return Err(unsupported());
         }
         self.metadata
@@ -150,10 +150,10 @@ impl Qcow2 {
     /// Discards the whole clusters of a range. Partial clusters at the ends of the range do not change, but the last cluster of
     /// the disk counts as a whole cluster. Does nothing in version 2 with a backing file.
     pub(super) async fn discard_guest(&self, offset: u64, len: u64) -> Result<()> {
-        self.facts.check_writable()?;
+        self.image_state.check_writable()?;
         let end = offset.saturating_add(len);
         let first = self.geometry.cluster_end(offset);
-        let last = if end == self.facts.size() {
+        let last = if end == self.image_state.size() {
             self.geometry.cluster_end(end)
         } else {
             self.geometry.cluster_start(end)
@@ -161,12 +161,13 @@ impl Qcow2 {
         if first >= last {
             return Ok(());
         }
-        let has_backing = self.facts.children().get(ChildIdx::BACKING).is_some();
-        if self.facts.version() < 3 && has_backing {
+        let has_backing = self.image_state.children().get(ChildIdx::BACKING).is_some();
+        if self.image_state.version() < 3 && has_backing {
             // Without zero clusters, the guest would read the backing file in the discarded range.
             return Ok(());
         }
-        let new = if self.facts.version() < 3 { L2Entry::EMPTY } else { L2Entry::zero_plain() };
+        let new =
+            if self.image_state.version() < 3 { L2Entry::EMPTY } else { L2Entry::zero_plain() };
         let _lock = self.guest.lock(first..last).await;
         self.data.zero_raw_data(first, last, ZeroFlags::MAY_UNMAP).await?;
         if self.geometry.extended_l2 {
@@ -179,7 +180,7 @@ impl Qcow2 {
     }
 
     async fn discard_entries(&self, first: u64, last: u64, new: L2Entry) -> Result<()> {
-        if self.facts.keeps_discarded() {
+        if self.image_state.keeps_discarded() {
             return self.discard_in_place(first, last, false).await;
         }
         self.metadata
@@ -215,7 +216,7 @@ impl Qcow2 {
         if !self.clusters.passes_discard(ReleaseReason::Discarded) {
             return Ok(());
         }
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         let size = self.geometry.cluster_size();
         for cluster in kept.into_inner() {
             // The discard only saves space, so its errors are ignored.
@@ -258,7 +259,7 @@ impl Qcow2 {
         if self.geometry.extended_l2 {
             return self.clear_subclusters(from, to).await;
         }
-        let has_zeroes = self.facts.version() >= 3;
+        let has_zeroes = self.image_state.version() >= 3;
         self.metadata
             .change_entries(from, to, ReleaseReason::CutOff, |kind, _, over_backing| match kind {
                 L2Kind::Unallocated => None,

@@ -20,8 +20,8 @@ use serde_json::json;
 use super::Qcow2;
 use super::check::check;
 use super::compact::Compaction;
-use super::facts::header::{clear_unknown_autoclear, read_header};
-use super::facts::stopped::Replaced;
+use super::image_state::header::{clear_unknown_autoclear, read_header};
+use super::image_state::stopped::Replaced;
 use super::layout::{Compatible, Incompatible};
 use super::mapping::Extent;
 use super::snapshots::describe;
@@ -31,7 +31,7 @@ const SECTOR: u32 = 512;
 
 impl Driver for Qcow2 {
     fn map(&self, op: MapOp, offset: u64, len: u64) -> Step {
-        if !self.facts.is_usable() {
+        if !self.image_state.is_usable() {
             return Step::Slow;
         }
         let Ok(extent) = self.mapping.lookup(offset, len) else { return Step::Slow };
@@ -40,11 +40,11 @@ impl Driver for Qcow2 {
             | (Extent::Data { host, len, owned: true }, MapOp::Write)
                 if self.data.is_plain() =>
             {
-                Step::Forward { child: self.facts.data_child(), offset: host, len }
+                Step::Forward { child: self.image_state.data_child(), offset: host, len }
             }
             (Extent::Zero { len, .. }, MapOp::Read) => Step::Zero { len },
             (Extent::Unallocated { len, .. }, MapOp::Read) => {
-                match self.facts.children().has(ChildIdx::BACKING) {
+                match self.image_state.children().has(ChildIdx::BACKING) {
                     true => Step::Forward { child: ChildIdx::BACKING, offset, len },
                     false => Step::Zero { len },
                 }
@@ -55,7 +55,7 @@ impl Driver for Qcow2 {
 
     fn load_map(&self, offset: u64, len: u64) -> Option<BoxFuture<'_, Result<()>>> {
         Some(Box::pin(async move {
-            self.facts.check_usable()?;
+            self.image_state.check_usable()?;
             self.metadata.extent(offset, len).await.map(drop)
         }))
     }
@@ -95,7 +95,7 @@ impl Driver for Qcow2 {
     }
 
     fn size(&self) -> u64 {
-        self.facts.size()
+        self.image_state.size()
     }
 
     fn below_changed(&self) {
@@ -112,18 +112,19 @@ impl Driver for Qcow2 {
             write_zeroes_alignment: subcluster,
             discard_alignment: cluster,
             zero_flags: ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK,
-            has_zero_init: !is_noise && self.facts.new_data_is_zero(),
+            has_zero_init: !is_noise && self.image_state.new_data_is_zero(),
             ..Limits::default()
         }
     }
 
     fn info(&self) -> ImageInfo {
-        let header = self.facts.header();
+        let header = self.image_state.header();
         let corrupt =
-            !self.facts.is_usable() || header.incompatible.contains(Incompatible::CORRUPT);
-        let mut data = json!({ "compat": if self.facts.version() < 3 { "0.10" } else { "1.1" } });
+            !self.image_state.is_usable() || header.incompatible.contains(Incompatible::CORRUPT);
+        let mut data =
+            json!({ "compat": if self.image_state.version() < 3 { "0.10" } else { "1.1" } });
         data["compression-type"] = self.compression.name().into();
-        if self.facts.version() >= 3 {
+        if self.image_state.version() >= 3 {
             data["lazy-refcounts"] = header.compatible.contains(Compatible::LAZY_REFCOUNTS).into();
         }
         data["refcount-bits"] = self.geometry.refcount_bits().into();
@@ -131,9 +132,9 @@ impl Driver for Qcow2 {
             if let Some(name) = &header.extensions.data_file {
                 data["data-file"] = name.as_str().into();
             }
-            data["data-file-raw"] = self.facts.has_raw_data().into();
+            data["data-file-raw"] = self.image_state.has_raw_data().into();
         }
-        if self.facts.version() >= 3 {
+        if self.image_state.version() >= 3 {
             data["corrupt"] = corrupt.into();
             data["extended-l2"] = self.geometry.extended_l2.into();
         }
@@ -149,7 +150,7 @@ impl Driver for Qcow2 {
             is_dirty: header.incompatible.contains(Incompatible::DIRTY),
             is_corrupt: corrupt,
             is_encrypted: !self.data.is_plain(),
-            vm_state_offset: self.facts.vm_state_offset(),
+            vm_state_offset: self.image_state.vm_state_offset(),
             backing_filename: header.backing_file.clone(),
             backing_format: header.extensions.backing_format.clone(),
             can_compress: self.data.is_plain(),
@@ -271,7 +272,7 @@ impl Snapshots for Qcow2 {
 
 impl PersistentBitmaps for Qcow2 {
     fn are_supported(&self) -> bool {
-        self.facts.version() >= 3
+        self.image_state.version() >= 3
     }
 
     fn load(&self) -> BoxFuture<'_, Result<Vec<Arc<DirtyBitmap>>>> {
@@ -298,19 +299,19 @@ impl Qcow2 {
         fix: Fix,
         report_finding: &dyn Fn(Finding),
     ) -> Result<CheckReport> {
-        if fix != Fix::Nothing && self.facts.is_read_only() {
+        if fix != Fix::Nothing && self.image_state.is_read_only() {
             return Err(Error::from_errno(Errno::ROFS).prefix("Cannot repair the image"));
         }
         // Write all metadata back, and lower the refcounts of freed clusters.
         self.metadata.close_image().await?;
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         // The tables may have moved since the image was opened.
         let header = read_header(&file).await?;
         if fix == Fix::Nothing {
             return check(&file, &header, fix, report_finding).await;
         }
         // The metadata in memory is outdated after a repair. So the image accepts no further requests until it is opened again.
-        self.facts.stop_requests(Replaced::Repair);
+        self.image_state.stop_requests(Replaced::Repair);
         clear_unknown_autoclear(&file, &header).await?;
         check(&file, &header, fix, report_finding).await
     }
@@ -319,7 +320,7 @@ impl Qcow2 {
 impl Qcow2 {
     fn compaction(&self) -> Compaction<'_> {
         Compaction::new(
-            &self.facts,
+            &self.image_state,
             &self.clusters,
             &self.mapping,
             &self.metadata,

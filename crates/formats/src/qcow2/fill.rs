@@ -30,7 +30,7 @@ impl Qcow2 {
         at: u64,
         untouched: bool,
     ) -> Result<()> {
-        let (first, end) = (whole.start.min(offset), self.facts.end_of_data(whole.end));
+        let (first, end) = (whole.start.min(offset), self.image_state.end_of_data(whole.end));
         let data_end = offset.saturating_add(length(&data));
         let head = self.old_contents(first, offset, untouched);
         // Bytes behind the end of the disk are invisible, so their contents do not matter.
@@ -40,7 +40,7 @@ impl Qcow2 {
         if head.is_none() && tail.is_none() {
             return self.data.write_data(offset, at, data).await;
         }
-        self.facts.event(DebugEvent::CowWrite).await;
+        self.image_state.event(DebugEvent::CowWrite).await;
         let total = head.as_ref().map_or(0, |head| head.len()).saturating_add(data.len());
         let total = total.saturating_add(tail.as_ref().map_or(0, |tail| tail.len()));
         let (guest, start) = if head.is_some() { (first, host) } else { (offset, at) };
@@ -80,7 +80,7 @@ impl Qcow2 {
         if self.reads_as_zero(from, to).await? {
             return Ok(if untouched { None } else { Some(IoBuf::zeroes(len)) });
         }
-        self.facts.event(DebugEvent::CowRead).await;
+        self.image_state.event(DebugEvent::CowRead).await;
         let old = self.read_guest(from, IoBufMut::new(len)).await?.freeze();
         Ok(if untouched && oxblk_ring::is_zero(&old) { None } else { Some(old) })
     }
@@ -88,9 +88,9 @@ impl Qcow2 {
     /// Whether the L2 entries of this image and the size of the backing file alone show that a range reads as zeroes.
     pub(super) async fn reads_as_zero(&self, from: u64, to: u64) -> Result<bool> {
         let backing_end =
-            self.facts.children().get(ChildIdx::BACKING).map_or(0, |edge| edge.size());
+            self.image_state.children().get(ChildIdx::BACKING).map_or(0, |edge| edge.size());
         // VM state is never read from the backing file.
-        let backing_end = backing_end.min(self.facts.vm_state_offset());
+        let backing_end = backing_end.min(self.image_state.vm_state_offset());
         let mut at = from;
         while at < to {
             let extent = self.metadata.extent(at, to - at).await?;

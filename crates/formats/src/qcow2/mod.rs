@@ -10,12 +10,12 @@
 //!
 //! | owner | state | uses |
 //! |---|---|---|
-//! | `facts::Facts` | geometry, children, header, runtime options, size; whether the image accepts requests | |
-//! | `clusters::Clusters` | refcounts, free clusters, quarantine, dropped references, overlaps | `Facts` |
-//! | `mapping::Mapping` | the L1 table and the cached slices of L2 tables | `Facts` |
+//! | `image_state::ImageState` | geometry, children, header, runtime options, size; whether the image accepts requests | |
+//! | `clusters::Clusters` | refcounts, free clusters, quarantine, dropped references, overlaps | `ImageState` |
+//! | `mapping::Mapping` | the L1 table and the cached slices of L2 tables | `ImageState` |
 //! | `metadata::Metadata` | order of metadata writes: write-back, new tables, changed entries, dirty bit | the three above |
-//! | `bitmaps::Bitmaps` | persistent dirty bitmaps | `Facts`, `Clusters` |
-//! | `data::Data` | guest data at its host offset, encryption | `Facts`, `Clusters`, `Metadata` |
+//! | `bitmaps::Bitmaps` | persistent dirty bitmaps | `ImageState`, `Clusters` |
+//! | `data::Data` | guest data at its host offset, encryption | `ImageState`, `Clusters`, `Metadata` |
 //! | `snapshots::ImageSnapshots` | changes of snapshots | all above except `Data` |
 //! | `compact::Compaction` | one step of a compaction | all above except `ImageSnapshots` |
 //! | `Qcow2`, the driver | range locks of guest clusters, requests, operations on the complete image | all |
@@ -48,7 +48,7 @@
 //! 2. `Tail::lock` of `Clusters`: placing the next compressed cluster;
 //! 3. `Metadata::tables`: making an L2 table;
 //! 4. `Metadata::writing_back`: one write-back cycle at a time;
-//! 5. `HeaderState::lock` of `Facts`: writing more of the header than one table pointer, changing passwords;
+//! 5. `HeaderState::lock` of `ImageState`: writing more of the header than one table pointer, changing passwords;
 //! 6. `Clusters::growing`: making refcount blocks, moving the refcount table;
 //! 7. `Allocator::scanning` of `Clusters`: scanning refcount blocks for free clusters, lowering refcounts;
 //! 8. `Clusters::writing`: writing dirty refcount slices;
@@ -76,8 +76,8 @@ mod driver;
 #[doc(hidden)]
 pub mod encryption;
 mod factory;
-mod facts;
 mod fill;
+mod image_state;
 #[doc(hidden)]
 pub mod layout;
 mod mapping;
@@ -110,7 +110,7 @@ use crate::slice_cache::Cleaner;
 use bitmaps::Bitmaps;
 use clusters::Clusters;
 use data::Data;
-use facts::Facts;
+use image_state::ImageState;
 use layout::{Compression, Geometry};
 use mapping::Mapping;
 use metadata::Metadata;
@@ -120,7 +120,7 @@ use snapshots::ImageSnapshots;
 /// An open qcow2 image.
 pub(crate) struct Qcow2 {
     geometry: Geometry,
-    facts: Arc<Facts>,
+    image_state: Arc<ImageState>,
     clusters: Arc<Clusters>,
     mapping: Arc<Mapping>,
     metadata: Arc<Metadata>,

@@ -22,9 +22,9 @@ use super::check::repair_without_loss;
 use super::clusters::{Clusters, RefcountTable};
 use super::data::Data;
 use super::encryption::{self, Encryption};
-use super::facts::Facts;
-use super::facts::header::{clear_unknown_autoclear, read_header};
-use super::facts::run_options::{Modes, RunOptions};
+use super::image_state::ImageState;
+use super::image_state::header::{clear_unknown_autoclear, read_header};
+use super::image_state::run_options::{Modes, RunOptions};
 use super::layout::{Autoclear, Geometry, Header, Incompatible};
 use super::mapping::Mapping;
 use super::metadata::{Metadata, SnapshotTable, visit_snapshots};
@@ -153,18 +153,18 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
     if !context.flags.check {
         let inactive = match image.metadata.note_snapshots(&file).await {
             // Reads of the active disk state do not need the snapshot table, so a read-only open ignores this error.
-            Err(error) if image.facts.is_read_only() => {
+            Err(error) if image.image_state.is_read_only() => {
                 image.metadata.leave_out_snapshots(&error);
                 RoaringTreemap::new()
             }
             noted => noted?,
         };
-        if modes.contains(Modes::INACTIVE_L2) && !image.facts.is_read_only() {
+        if modes.contains(Modes::INACTIVE_L2) && !image.image_state.is_read_only() {
             image.metadata.note_inactive_tables().await?;
         }
-        if !image.facts.is_read_only() {
+        if !image.image_state.is_read_only() {
             image.metadata.find_overlaps(inactive);
-            image.facts.clear_autoclear(image.bitmaps.autoclear()).await?;
+            image.image_state.clear_autoclear(image.bitmaps.autoclear()).await?;
         }
     }
     image.cleaner.set_interval(run.clean_interval());
@@ -267,42 +267,47 @@ async fn build(
     let compression = header.compression;
     let (l1_offset, l1_entries) = (header.l1_offset, u64::from(header.l1_entries));
     let snapshots = SnapshotTable::of(&header);
-    let facts =
-        Arc::new(Facts::new(header, modes, context.children, context.epochs, context.read_only));
+    let image_state = Arc::new(ImageState::new(
+        header,
+        modes,
+        context.children,
+        context.epochs,
+        context.read_only,
+    ));
     let clusters = Clusters::open(
-        Arc::clone(&facts),
+        Arc::clone(&image_state),
         place,
         cache(refcount_slice(geometry), sizes.refcount_slices(geometry)),
         refcount_slice(geometry),
     )
     .await
     .map_err(|error| error.prefix("Could not initialize refcount handling"))?;
-    note_header_targets(&clusters, &facts.header(), &*facts.file()?);
+    note_header_targets(&clusters, &image_state.header(), &*image_state.file()?);
     let slice_words = sizes.slice / 8;
     let slices = sizes.l2_slices(geometry, l1_entries);
     let l2 = cache(sizes.slice, slices);
     let caches = [Arc::downgrade(&l2), Arc::downgrade(clusters.cache())];
     let clusters = Arc::new(clusters);
     let l1 = (l1_offset, l1_entries);
-    let mapping = Arc::new(Mapping::new(Arc::clone(&facts), l1, l2, slice_words));
+    let mapping = Arc::new(Mapping::new(Arc::clone(&image_state), l1, l2, slice_words));
     let metadata = Arc::new(Metadata::new(
-        Arc::clone(&facts),
+        Arc::clone(&image_state),
         Arc::clone(&clusters),
         Arc::clone(&mapping),
         snapshots,
     ));
-    let bitmaps = Arc::new(Bitmaps::new(Arc::clone(&facts), Arc::clone(&clusters)));
+    let bitmaps = Arc::new(Bitmaps::new(Arc::clone(&image_state), Arc::clone(&clusters)));
     Ok(Qcow2 {
         snapshots: ImageSnapshots::new(
-            Arc::clone(&facts),
+            Arc::clone(&image_state),
             Arc::clone(&clusters),
             Arc::clone(&mapping),
             Arc::clone(&metadata),
             Arc::clone(&bitmaps),
         ),
-        data: Data::new(Arc::clone(&facts), Arc::clone(&metadata), encryption),
+        data: Data::new(Arc::clone(&image_state), Arc::clone(&metadata), encryption),
         geometry,
-        facts,
+        image_state,
         clusters,
         mapping,
         metadata,

@@ -27,7 +27,7 @@ impl Qcow2 {
     /// end.
     pub(super) async fn preallocate(&self, from: u64, to: u64, mode: Preallocation) -> Result<()> {
         let bits = self.geometry.cluster_bits;
-        let file = self.facts.children().require(self.facts.data_child())?;
+        let file = self.image_state.children().require(self.image_state.data_child())?;
         let on_host = matches!(mode, Preallocation::Falloc | Preallocation::Full);
         if on_host && !self.geometry.data_file && self.data.is_plain() && file.node().limits().grows
         {
@@ -100,7 +100,7 @@ impl Qcow2 {
         count: u64,
         tables: u64,
     ) -> Result<Option<Reserved<'_>>> {
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         let in_file = self.geometry.clusters_for(file.size());
         let mut start = self.clusters.last_in_use(in_file).await?.map_or(0, |last| last + 1);
         loop {
@@ -142,7 +142,7 @@ impl Qcow2 {
     /// Whether preallocated clusters get zero entries (in images without extended L2 entries). In an encrypted image,
     /// zeroes in the file do not decrypt to zeroes.
     fn zeroes_as_entries(&self) -> bool {
-        !self.data.is_plain() && self.facts.version() >= 3
+        !self.data.is_plain() && self.image_state.version() >= 3
     }
 
     /// Writes encrypted zeroes.

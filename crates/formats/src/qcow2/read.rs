@@ -11,7 +11,7 @@ use super::{Qcow2, compression};
 impl Qcow2 {
     /// Reads `buf.len()` bytes of the guest disk at `offset`.
     pub(super) async fn read_guest(&self, offset: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
-        self.facts.check_usable()?;
+        self.image_state.check_usable()?;
         let mut pieces: Vec<BoxFuture<'_, Result<IoBufMut>>> = Vec::new();
         let mut at = offset;
         while !buf.is_empty() {
@@ -38,17 +38,19 @@ impl Qcow2 {
     ) -> Result<IoBufMut> {
         match extent {
             Extent::Data { host, .. } => self.data.read_data(offset, host, buf).await,
-            Extent::Unallocated { .. } => match self.facts.children().get(ChildIdx::BACKING) {
-                // VM state is never read from the backing file, even if the backing file is longer than this disk.
-                Some(backing) if offset < self.facts.vm_state_offset() => {
-                    self.facts.event(DebugEvent::ReadBackingAio).await;
-                    backing.read(offset, buf).await
+            Extent::Unallocated { .. } => {
+                match self.image_state.children().get(ChildIdx::BACKING) {
+                    // VM state is never read from the backing file, even if the backing file is longer than this disk.
+                    Some(backing) if offset < self.image_state.vm_state_offset() => {
+                        self.image_state.event(DebugEvent::ReadBackingAio).await;
+                        backing.read(offset, buf).await
+                    }
+                    _ => {
+                        buf.fill(0);
+                        Ok(buf)
+                    }
                 }
-                _ => {
-                    buf.fill(0);
-                    Ok(buf)
-                }
-            },
+            }
             Extent::Zero { .. } => {
                 buf.fill(0);
                 Ok(buf)
@@ -78,8 +80,8 @@ impl Qcow2 {
     ) -> Result<IoBufMut> {
         // The length is at most two clusters, because an L2 entry cannot store a larger length.
         let len = usize::try_from(stored).map_err(|_| Error::from_errno(Errno::IO))?;
-        let file = self.facts.file()?;
-        self.facts.event(DebugEvent::ReadCompressed).await;
+        let file = self.image_state.file()?;
+        self.image_state.event(DebugEvent::ReadCompressed).await;
         let data = file.read(host, IoBufMut::new(len)).await?;
         let method = self.compression;
         let cluster = oxblk_ring::offload(move || {

@@ -16,8 +16,8 @@ use roaring::RoaringTreemap;
 
 use super::Qcow2;
 use super::encryption::EncryptOptions;
-use super::facts::header::read_header;
-use super::facts::run_options::{Modes, RunOptions};
+use super::image_state::header::read_header;
+use super::image_state::run_options::{Modes, RunOptions};
 use super::layout::{Header, Incompatible, L1Entry};
 use super::open::{OpenOptions, note_header_targets, repair_dirty};
 use crate::not_writable;
@@ -45,9 +45,9 @@ impl Qcow2 {
         if sizes.slice != self.mapping.slice_bytes() {
             return Err(Error::invalid("Cannot change the option 'l2-cache-entry-size'"));
         }
-        let modes = run.effective_modes(&self.facts.header(), flags.unmap)?;
+        let modes = run.effective_modes(&self.image_state.header(), flags.unmap)?;
         let mut repair = false;
-        match (self.facts.is_read_only(), flags.read_only) {
+        match (self.image_state.is_read_only(), flags.read_only) {
             (true, false) => repair = self.check_can_be_written().await?,
             (false, true) => self.complete_or_stay_writable().await?,
             _ => {}
@@ -74,7 +74,7 @@ impl Qcow2 {
 
     /// Checks that a read-only image can become writable. Returns whether the image must be repaired first.
     async fn check_can_be_written(&self) -> Result<bool> {
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         let header = read_header(&file).await?;
         header.require_refcounts()?;
         header.require_bitmaps()?;
@@ -90,11 +90,11 @@ impl Qcow2 {
 
     async fn is_as_on_disk(&self, file: &Edge, header: &Header) -> Result<bool> {
         let same = header.geometry == self.geometry
-            && header.size == self.facts.size_in_header()
+            && header.size == self.image_state.size_in_header()
             && header.l1_offset == self.mapping.l1_offset()
             && u64::from(header.l1_entries) == self.mapping.l1_entries()
-            && header.crypt_method == self.facts.header().crypt_method
-            && header.extensions.crypto == self.facts.header().extensions.crypto
+            && header.crypt_method == self.image_state.header().crypt_method
+            && header.extensions.crypto == self.image_state.header().extensions.crypto
             && header.snapshots_offset == self.metadata.snapshot_table().offset
             && header.snapshot_count == self.metadata.snapshot_table().count;
         if !same {
@@ -117,9 +117,9 @@ impl Qcow2 {
     async fn commit_reopen(&self, prepared: Prepared) {
         self.mapping.set_limit(prepared.l2_slices);
         self.clusters.cache().set_limit(prepared.refcount_slices);
-        self.facts.set_modes(prepared.modes);
+        self.image_state.set_modes(prepared.modes);
         self.cleaner.set_interval(prepared.clean_interval);
-        let was_read_only = self.facts.set_read_only(prepared.read_only);
+        let was_read_only = self.image_state.set_read_only(prepared.read_only);
         if prepared.read_only || !was_read_only {
             self.bitmaps.set_bitmaps_read_only(prepared.read_only);
             return;
@@ -128,7 +128,7 @@ impl Qcow2 {
             && let Err(error) = self.repair_and_reload().await
         {
             tracing::error!("qcow2: the image cannot be made writable: {error}");
-            self.facts.disable();
+            self.image_state.disable();
             return;
         }
         self.mapping.clear();
@@ -144,14 +144,14 @@ impl Qcow2 {
         self.bitmaps.forget_overlapping_clusters(&tables);
         if let Err(error) = self.metadata.note_overlaps().await {
             tracing::error!("qcow2: the image cannot be made writable: {error}");
-            self.facts.disable();
+            self.image_state.disable();
             return;
         }
-        self.facts.log_next_corruption();
-        if let Err(error) = self.facts.clear_autoclear(self.bitmaps.autoclear()).await {
+        self.image_state.log_next_corruption();
+        if let Err(error) = self.image_state.clear_autoclear(self.bitmaps.autoclear()).await {
             // The reopen can no longer be rolled back, and the image must not be written with these autoclear bits.
             tracing::error!("qcow2: the image cannot be made writable: {error}");
-            self.facts.disable();
+            self.image_state.disable();
             return;
         }
         self.bitmaps.use_bitmaps().await;
@@ -162,7 +162,7 @@ impl Qcow2 {
     /// # Errors
     /// The errors of the repair and of requests to the image file.
     async fn repair_and_reload(&self) -> Result<()> {
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         let header = read_header(&file).await?;
         let header = repair_dirty(&file, &header).await?;
         // The repair may have moved or freed structures, except bitmaps. After this function, the caller records L2 tables and
@@ -174,7 +174,7 @@ impl Qcow2 {
         self.mapping.forget_l1();
         self.metadata.read_l1(&file).await?;
         self.metadata.reload_snapshot_table(&header);
-        self.facts.adopt_header(header);
+        self.image_state.adopt_header(header);
         self.metadata.note_repair();
         Ok(())
     }
@@ -206,7 +206,9 @@ impl Reopen for Qcow2 {
     fn abort(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let prepared = self.prepared().take();
-            if prepared.is_some_and(|prepared| prepared.read_only && !self.facts.is_read_only()) {
+            if prepared
+                .is_some_and(|prepared| prepared.read_only && !self.image_state.is_read_only())
+            {
                 self.bitmaps.use_bitmaps().await;
             }
         })

@@ -23,13 +23,13 @@ impl Qcow2 {
     /// of requests to the image file and the data file. The size and the bitmaps are then unchanged, but stored VM state may
     /// have been freed.
     pub(super) async fn resize_image(&self, size: u64, preallocation: Preallocation) -> Result<()> {
-        self.facts.check_writable()?;
+        self.image_state.check_writable()?;
         if !size.is_multiple_of(512) {
             return Err(Error::invalid("The new size must be a multiple of 512"));
         }
         self.check_resizable()?;
         self.bitmaps.check_bitmaps_can_resize(size)?;
-        let old = self.facts.size();
+        let old = self.image_state.size();
         if size < old && preallocation != Preallocation::Off {
             return Err(Error::invalid("Preallocation can't be used for shrinking an image"));
         }
@@ -40,10 +40,14 @@ impl Qcow2 {
             return self.shrink(old, size).await;
         }
         // A raw data file may be longer than the disk. If the growth fails, the data file gets its old length back.
-        let data = self.facts.children().get(ChildIdx::DATA).filter(|_| self.facts.has_raw_data());
+        let data = self
+            .image_state
+            .children()
+            .get(ChildIdx::DATA)
+            .filter(|_| self.image_state.has_raw_data());
         let data_size = data.map_or(old, |data| data.size().max(old));
         let grown = self.grow(old, size, preallocation).await;
-        if grown.is_err() && self.facts.check_usable().is_ok() {
+        if grown.is_err() && self.image_state.check_usable().is_ok() {
             // Cancelled writes must end before their clusters are freed.
             oxblk_ring::settled().await;
             if let Err(error) = self.undo_growth(old, data_size).await {
@@ -57,7 +61,7 @@ impl Qcow2 {
 
     /// Refuses to resize a version 2 image with snapshots: version 2 does not store the disk size of a snapshot.
     pub(super) fn check_resizable(&self) -> Result<()> {
-        if self.metadata.snapshot_table().count > 0 && self.facts.header().version < 3 {
+        if self.metadata.snapshot_table().count > 0 && self.image_state.header().version < 3 {
             return Err(Error::unsupported("Can't resize a v2 image which has snapshots"));
         }
         Ok(())
@@ -69,7 +73,7 @@ impl Qcow2 {
         // A crash of this or of another program may have left data behind the end of the disk.
         self.deallocate_guest(
             self.geometry.cluster_end(old),
-            self.facts.vm_state_offset(),
+            self.image_state.vm_state_offset(),
             ReleaseReason::CutOff,
         )
         .await?;
@@ -77,7 +81,7 @@ impl Qcow2 {
         self.hide_backing(old, size).await?;
         // With a raw data file, all clusters must be mapped.
         let preallocation = match preallocation {
-            Preallocation::Off if self.facts.has_raw_data() => Preallocation::Metadata,
+            Preallocation::Off if self.image_state.has_raw_data() => Preallocation::Metadata,
             preallocation => preallocation,
         };
         if preallocation != Preallocation::Off {
@@ -97,7 +101,7 @@ impl Qcow2 {
         // The first cycle lowers refcounts, the second writes them.
         self.metadata.write_back(true).await?;
         self.metadata.write_back(true).await?;
-        if let Some(data) = self.facts.children().get(ChildIdx::DATA)
+        if let Some(data) = self.image_state.children().get(ChildIdx::DATA)
             && data.size() > data_size
         {
             data.resize(data_size, Preallocation::Off).await?;
@@ -112,8 +116,8 @@ impl Qcow2 {
         if !self.geometry.data_file {
             return Ok(());
         }
-        let data = self.facts.children().require(ChildIdx::DATA)?;
-        if data.size() > old && !self.facts.has_raw_data() {
+        let data = self.image_state.children().require(ChildIdx::DATA)?;
+        if data.size() > old && !self.image_state.has_raw_data() {
             data.resize(old, Preallocation::Off).await?;
         }
         let gained = old..data.size().min(size);
@@ -155,7 +159,8 @@ impl Qcow2 {
 
     /// Makes the part of the added space that the backing file covers read as zeroes.
     async fn hide_backing(&self, old: u64, size: u64) -> Result<()> {
-        let backing = self.facts.children().get(ChildIdx::BACKING).map_or(0, |edge| edge.size());
+        let backing =
+            self.image_state.children().get(ChildIdx::BACKING).map_or(0, |edge| edge.size());
         let (from, to) =
             (self.geometry.cluster_end(old), self.geometry.cluster_end(backing.min(size)));
         if from >= to {

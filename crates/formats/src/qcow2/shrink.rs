@@ -22,7 +22,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use super::Qcow2;
 use super::clusters::Counted;
 use super::clusters::ReleaseReason;
-use super::facts::header::stop_on_failure;
+use super::image_state::header::stop_on_failure;
 use super::layout::{ExtendedEntry, L1Entry, L2Entry, field_offsets};
 
 /// New copies of the last L2 table and of the last cluster, if they are needed. The copies are written and have refcounts.
@@ -41,7 +41,8 @@ impl Qcow2 {
     pub(super) async fn shrink(&self, old: u64, size: u64) -> Result<()> {
         match self.shrink_at_once(size).await {
             Err(error)
-                if error.kind() == ErrorKind::NoSpace && self.facts.check_usable().is_ok() =>
+                if error.kind() == ErrorKind::NoSpace
+                    && self.image_state.check_usable().is_ok() =>
             {
                 self.shrink_in_place(old, size).await
             }
@@ -66,21 +67,22 @@ impl Qcow2 {
         let offset = match bytes.is_empty() {
             true => l1_offset,
             false => {
-                self.facts.event(DebugEvent::L1ShrinkWriteTable).await;
+                self.image_state.event(DebugEvent::L1ShrinkWriteTable).await;
                 self.metadata.store_table(bytes).await?
             }
         };
         let entries = u32::try_from(l1.len()).map_err(|_| Error::from_errno(Errno::FBIG))?;
-        let before = self.facts.active_fields(self.facts.size_in_header(), entries, l1_offset);
-        let after = self.facts.active_fields(size, entries, offset);
+        let before =
+            self.image_state.active_fields(self.image_state.size_in_header(), entries, l1_offset);
+        let after = self.image_state.active_fields(size, entries, offset);
         let place = field_offsets::SIZE;
-        let mut written = self.facts.exchange_header_field(place, &before, &after).await;
+        let mut written = self.image_state.exchange_header_field(place, &before, &after).await;
         if written.is_ok()
             && let Err(error) = self.shrink_raw_data(size).await
         {
             // Memory still has the old size. If the header cannot be restored, the image accepts no further requests.
-            let back = self.facts.exchange_header_field(place, &after, &before);
-            stop_on_failure(back, self.facts.disabled()).await?;
+            let back = self.image_state.exchange_header_field(place, &after, &before);
+            stop_on_failure(back, self.image_state.disabled()).await?;
             written = Err(error);
         }
         if written.is_err() {
@@ -90,7 +92,7 @@ impl Qcow2 {
             return written;
         }
         self.mapping.replace_l1(new.iter().copied(), offset, entries.into());
-        self.facts.set_size(size);
+        self.image_state.set_size(size);
         self.bitmaps.resize_bitmaps(size);
         if let Some((_, table)) = copies.table {
             self.clusters.note_metadata(table, self.geometry.cluster_size());
@@ -121,9 +123,9 @@ impl Qcow2 {
         let mut copies = TruncatedCopies::default();
         let Some((entry, last)) = entry.zip(size.checked_sub(1)) else { return Ok(copies) };
         let Ok(offset) = entry.l2_offset(self.geometry) else {
-            return Err(self.facts.mark_corrupt("L2 table offset unaligned", entry.0).await);
+            return Err(self.image_state.mark_corrupt("L2 table offset unaligned", entry.0).await);
         };
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
         let mut table = match offset {
             Some(offset) => file.read(offset, IoBufMut::new(len)).await?,
@@ -191,8 +193,11 @@ impl Qcow2 {
     /// must not get the old size back. After a power cut, the data file may then be longer than the disk. The next growth
     /// zeroes the added part.
     async fn shrink_raw_data(&self, size: u64) -> Result<()> {
-        let Some(data) =
-            self.facts.children().get(ChildIdx::DATA).filter(|_| self.facts.has_raw_data())
+        let Some(data) = self
+            .image_state
+            .children()
+            .get(ChildIdx::DATA)
+            .filter(|_| self.image_state.has_raw_data())
         else {
             return Ok(());
         };
@@ -211,8 +216,8 @@ impl Qcow2 {
         removed: &[L1Entry],
         size: u64,
     ) -> Result<()> {
-        self.facts.event(DebugEvent::L1ShrinkFreeL2Clusters).await;
-        let file = self.facts.file()?;
+        self.image_state.event(DebugEvent::L1ShrinkFreeL2Clusters).await;
+        let file = self.image_state.file()?;
         let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
         let entry_size = usize::try_from(self.geometry.l2_entry_size()).unwrap_or(8);
         let table_of = |entry: &L1Entry| entry.l2_offset(self.geometry).ok().flatten();
@@ -246,7 +251,7 @@ impl Qcow2 {
         // The first cycle lowers refcounts, the second writes them.
         self.metadata.write_back(true).await?;
         self.metadata.write_back(true).await?;
-        if let Some(data) = self.facts.children().get(ChildIdx::DATA)
+        if let Some(data) = self.image_state.children().get(ChildIdx::DATA)
             && data.size() > size
         {
             data.resize(size, Preallocation::Off).await?;
@@ -262,10 +267,10 @@ impl Qcow2 {
         // The first cycle lowers refcounts, the second writes them.
         self.metadata.write_back(true).await?;
         self.metadata.write_back(true).await?;
-        let in_header = self.facts.size_in_header();
+        let in_header = self.image_state.size_in_header();
         self.write_size(size).await?;
         if let Err(error) = self.shrink_raw_data(size).await {
-            stop_on_failure(self.write_size(in_header), self.facts.disabled()).await?;
+            stop_on_failure(self.write_size(in_header), self.image_state.disabled()).await?;
             return Err(error);
         }
         let kept = self.geometry.l1_entries_for(size).unwrap_or(u64::MAX);
@@ -296,9 +301,9 @@ impl Qcow2 {
 
     /// Writes the new size to the header, then sets the size in memory and in the bitmaps.
     pub(super) async fn write_size(&self, size: u64) -> Result<()> {
-        let (before, after) = (self.facts.size_in_header().to_be_bytes(), size.to_be_bytes());
-        self.facts.exchange_header_field(field_offsets::SIZE, &before, &after).await?;
-        self.facts.set_size(size);
+        let (before, after) = (self.image_state.size_in_header().to_be_bytes(), size.to_be_bytes());
+        self.image_state.exchange_header_field(field_offsets::SIZE, &before, &after).await?;
+        self.image_state.set_size(size);
         self.bitmaps.resize_bitmaps(size);
         Ok(())
     }

@@ -1,9 +1,9 @@
 //! Block status: describes the extents that the lookup in the L2 tables returns. Extents that continue each other are
 //! merged.
 //!
-//! An allocated cluster counts as data, even if it is a hole in the file. Asking the file for its holes would cost one
-//! system call per hole. The file is asked only for a precise status, and only if the image has preallocated metadata,
-//! because such an image has many allocated clusters that are holes.
+//! An allocated cluster counts as data, even if it is a hole in the file. A query of the holes of the file would
+//! cost one system call per hole. So the file is queried only for a precise status, and only if the image has preallocated
+//! metadata, because such an image has many allocated clusters that are holes.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -22,7 +22,7 @@ const MAX_MERGED: u32 = 1 << 14;
 impl Qcow2 {
     /// The status of the start of `offset..offset + len`.
     pub(super) async fn status(&self, offset: u64, len: u64, want: Want) -> Result<Status> {
-        self.facts.check_usable()?;
+        self.image_state.check_usable()?;
         let first = self.metadata.extent(offset, len).await?;
         let mut covered = first.len();
         for _ in 0..MAX_MERGED {
@@ -35,7 +35,7 @@ impl Qcow2 {
             }
             covered = covered.saturating_add(next.len());
         }
-        let mut status = describe(first, covered, self.facts.data_child());
+        let mut status = describe(first, covered, self.image_state.data_child());
         if !self.data.is_plain() {
             // The host offset of an encrypted image must not be used for direct reads.
             (status.host, status.child) = (None, None);
@@ -57,14 +57,14 @@ impl Qcow2 {
             PREALLOCATED => return true,
             _ => {}
         }
-        // On an error, assume preallocation. The file is then asked for its holes: this is slower, but the status is correct.
+        // On an error, assume preallocation. The holes of the file are then queried: this is slower, but the status is correct.
         let found = self.compare_with_host().await.unwrap_or(true);
         self.preallocated.store(if found { PREALLOCATED } else { NOT_PREALLOCATED }, Relaxed);
         found
     }
 
     async fn compare_with_host(&self) -> Result<bool> {
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         let Some(stored) = file.node().driver().allocated_size() else { return Ok(true) };
         let cluster = self.geometry.cluster_size();
         let stored = stored / cluster;

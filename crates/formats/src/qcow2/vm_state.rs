@@ -17,7 +17,7 @@ const MAX_OFFSET: u64 = 1 << 63;
 impl Qcow2 {
     /// The guest offset of a range of the VM state.
     fn vm_state_place(&self, offset: u64, len: usize) -> Result<u64> {
-        let place = self.facts.vm_state_offset().checked_add(offset);
+        let place = self.image_state.vm_state_offset().checked_add(offset);
         let len = u64::try_from(len).unwrap_or(u64::MAX);
         let end = place.and_then(|place| place.checked_add(len)).filter(|end| *end <= MAX_OFFSET);
         match (place, end) {
@@ -27,12 +27,12 @@ impl Qcow2 {
     }
 
     async fn save_vm_state(&self, offset: u64, data: IoBuf) -> Result<()> {
-        self.facts.check_writable()?;
+        self.image_state.check_writable()?;
         if self.geometry.data_file {
             // VM state would make the data file longer than the disk.
             return Err(Error::from_errno(Errno::OPNOTSUPP));
         }
-        self.facts.event(DebugEvent::VmstateSave).await;
+        self.image_state.event(DebugEvent::VmstateSave).await;
         let place = self.vm_state_place(offset, data.len())?;
         let Some(last) = u64::try_from(data.len()).unwrap_or(u64::MAX).checked_sub(1) else {
             return Ok(());
@@ -43,7 +43,7 @@ impl Qcow2 {
     }
 
     async fn load_vm_state(&self, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
-        self.facts.event(DebugEvent::VmstateLoad).await;
+        self.image_state.event(DebugEvent::VmstateLoad).await;
         let place = self.vm_state_place(offset, buf.len())?;
         self.read_guest(place, buf).await
     }

@@ -33,7 +33,7 @@ enum WriteTarget {
 impl Qcow2 {
     /// Writes `data` to the guest disk at `offset`.
     pub(super) async fn write_guest(&self, offset: u64, data: IoBuf) -> Result<()> {
-        self.facts.check_writable()?;
+        self.image_state.check_writable()?;
         // A write in place needs no lock.
         if let Extent::Data { host, len, owned: true } =
             self.metadata.extent_to_write(offset, length(&data)).await?

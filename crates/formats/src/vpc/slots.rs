@@ -98,7 +98,7 @@ impl Vpc {
         file.node().limits().grows.then(|| u32::try_from(fresh).unwrap_or(u32::MAX))
     }
 
-    /// Takes over the size of the file, and whether it can grow. No request is in flight.
+    /// Stores the size of the file, and whether the file can grow. No request is in flight.
     pub(super) fn file_changed(&self) {
         if let Some(file) = self.children.get(ChildIdx::FILE) {
             let last = last_sector(file.size());

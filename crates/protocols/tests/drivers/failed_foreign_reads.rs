@@ -61,7 +61,7 @@ fn no_memory_changes_after_a_read_has_failed() {
             let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
             let driver = FileDriver::from_ring_file(File::sim(&disk), disk.len());
             let file = graph.add_node(Some("f"), &FILE, Box::new(driver), OpenFlags::default());
-            graph.own(file.unwrap()).unwrap();
+            graph.keep_open(file.unwrap()).unwrap();
             let options = Options::from_dotted("driver=blocks,file=f", None).unwrap();
             let node = graph.open(options, OpenFlags::default()).await.unwrap();
             let taken = Perm::CONSISTENT_READ | Perm::WRITE;

@@ -91,7 +91,7 @@ fn holes_are_cached_only_while_nobody_may_write() {
             .open(Options::from_dotted(&options, None).unwrap(), OpenFlags::default())
             .await
             .unwrap();
-        graph.own(Arc::clone(&node)).unwrap();
+        graph.keep_open(Arc::clone(&node)).unwrap();
         let hole_at = async |user: &Backend, offset| {
             let found = user.block_status(offset, 200 * EXTENT, Want::Precise).await.unwrap();
             assert_eq!(found.status.len, EXTENT, "{offset}");
@@ -121,7 +121,7 @@ fn holes_are_cached_only_while_nobody_may_write() {
             assert!(!found.status.is_zero(), "{index}");
         }
         writer.close().await.unwrap();
-        graph.disown(node).await.unwrap();
+        graph.allow_close(node).await.unwrap();
     });
 }
 

@@ -33,7 +33,7 @@ impl FreeBlock {
     }
 
     /// Returns the first reference to the block.
-    pub(super) fn hand_out(self) -> BlockRef {
+    pub(super) fn into_ref(self) -> BlockRef {
         // SAFETY: the header is valid and nobody else uses it (invariant), and this call consumes the value.
         unsafe { BlockRef::adopt(self.0) }
     }

@@ -182,7 +182,7 @@ impl ThreadPool {
         let block = self.pieces.get_mut(wanted)?.pop()?;
         // SAFETY: the pointer comes from this `Arc`. `recycle_piece` drops the reference.
         unsafe { Arc::increment_strong_count(Arc::as_ptr(arena)) };
-        Some(block.hand_out())
+        Some(block.into_ref())
     }
 }
 
@@ -285,7 +285,7 @@ fn small_class(len: usize) -> Option<usize> {
 fn take_small(class: usize) -> (BlockRef, bool) {
     let kept = POOL.try_with(|pool| pool.borrow_mut().small[class].pop()).ok().flatten();
     match kept {
-        Some(block) => (block.hand_out(), false),
+        Some(block) => (block.into_ref(), false),
         None => (new_small(class), true),
     }
 }
@@ -334,7 +334,7 @@ fn take_big(len: usize) -> Option<(BlockRef, bool)> {
     let capacity = round_big(len);
     let kept = POOL.try_with(|pool| pool.borrow_mut().take_big(capacity)).ok().flatten();
     if let Some(block) = kept.or_else(|| take_shared(capacity)) {
-        return Some((block.hand_out(), false));
+        return Some((block.into_ref(), false));
     }
     let mapped = map_pages(capacity).or_else(|_| {
         // Free the blocks that are kept for reuse, and try again.

@@ -16,8 +16,8 @@ use crate::runtime::shared::Shared;
 
 /// Logs, once per process, why io_uring is not used.
 pub(super) fn log_once(error: &io::Error) {
-    static SAID: Once = Once::new();
-    SAID.call_once(|| {
+    static LOGGED: Once = Once::new();
+    LOGGED.call_once(|| {
         tracing::warn!("io_uring is not available ({error}); using a pool of threads instead");
     });
 }

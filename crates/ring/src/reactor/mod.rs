@@ -174,7 +174,9 @@ impl Reactor {
             native.reap(&mut done);
         }
         for (key, result) in done.drain(..) {
-            if !(result == -libc::ECANCELED || result == -libc::EAGAIN) || !self.redo(key) {
+            if !(result == -libc::ECANCELED || result == -libc::EAGAIN)
+                || !self.retry_on_blocking_thread(key)
+            {
                 self.complete(key, result);
             }
         }
@@ -185,7 +187,7 @@ impl Reactor {
     /// false if the operation is not on a file, or if the thread does not use io_uring. The kernel ends an operation
     /// on a file with `ECANCELED` or `EAGAIN` if it cannot start a worker thread (`RLIMIT_NPROC`). The engine itself
     /// never cancels operations on files.
-    fn redo(&self, key: Key) -> bool {
+    fn retry_on_blocking_thread(&self, key: Key) -> bool {
         let file = {
             let slots = self.slots.borrow();
             let Some(slot) = slots.try_get(key).filter(|slot| slot.op.is_on_file()) else {
@@ -329,8 +331,8 @@ impl Reactor {
             match Native::new(local.shared.bell()) {
                 Ok(context) => *native = Some(context),
                 Err(error) => {
-                    static SAID: Once = Once::new();
-                    SAID.call_once(|| {
+                    static LOGGED: Once = Once::new();
+                    LOGGED.call_once(|| {
                         tracing::warn!(
                             "Linux AIO is not available ({error}); using a pool of threads instead"
                         );
@@ -410,7 +412,7 @@ impl Reactor {
         }
     }
 
-    /// Cancels the operations that may wait for ever, and waits until no operation is in flight. No task runs during
+    /// Cancels the operations that may wait without a limit, and waits until no operation is in flight. No task runs during
     /// this call: woken tasks stay in the queue.
     pub(crate) fn finish(&self, local: &Rc<Local>) {
         self.cancel_all();
@@ -463,7 +465,7 @@ impl Reactor {
 }
 
 /// The future of an operation in flight. If the future is dropped, the operation continues, and the slot keeps the
-/// memory of the operation until the operation has completed. An operation that may wait for ever (sockets) is also
+/// memory of the operation until the operation has completed. An operation that may wait without a limit (sockets) is also
 /// cancelled.
 pub(crate) struct Pending {
     local: Rc<Local>,

@@ -33,7 +33,7 @@ const BUDGET: usize = 256;
 
 /// The time for which a simulation waits for a socket, if it has nothing else to do. The peer may be outside the
 /// simulation.
-const PATIENCE: Duration = Duration::from_secs(10);
+const SOCKET_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The mechanism by which an I/O thread executes operations and sleeps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -121,7 +121,7 @@ impl Wake for MainWaker {
         self.woken.store(true, Ordering::Release);
         let here = try_with(|local| Arc::ptr_eq(&local.shared, &self.shared)).unwrap_or(false);
         if !here {
-            self.shared.nudge();
+            self.shared.wake_if_asleep();
         }
     }
 }
@@ -317,7 +317,7 @@ impl Local {
             self.reactor.finish_simulated(&event);
         } else if timer.is_none() {
             if sockets {
-                self.reactor.turn(Wait::Until(real_now().saturating_add(PATIENCE)));
+                self.reactor.turn(Wait::Until(real_now().saturating_add(SOCKET_TIMEOUT)));
             }
             if self.is_idle() && self.shared.mailbox.is_empty() {
                 let living = self.tasks.living();
@@ -340,7 +340,7 @@ impl Local {
                 Message::Call(f) => contained(f),
                 Message::Complete(key, result) => self.reactor.complete(key, result),
                 Message::Unregister(id, keep) => self.reactor.unregister_file(id, keep),
-                Message::Nudge => self.main.woken.store(true, Ordering::Release),
+                Message::Wake => self.main.woken.store(true, Ordering::Release),
             }
         }
     }

@@ -46,7 +46,7 @@ pub(crate) struct WorkerPool {
 }
 
 /// How long a worker stays idle before it ends.
-const LINGER: Duration = Duration::from_secs(10);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl WorkerPool {
     pub(crate) const fn new(
@@ -124,7 +124,7 @@ impl WorkerPool {
             }
             state.idle += 1;
             let (again, waited) =
-                self.work.wait_timeout(state, LINGER).unwrap_or_else(PoisonError::into_inner);
+                self.work.wait_timeout(state, IDLE_TIMEOUT).unwrap_or_else(PoisonError::into_inner);
             state = again;
             state.idle -= 1;
             if waited.timed_out() && state.jobs.is_empty() {

@@ -29,7 +29,7 @@ pub(crate) enum Message {
     /// use the id when all copies of the second field are dropped.
     Unregister(u32, Arc<dyn Any + Send + Sync>),
     /// Only wakes the main future of the thread, which then checks a flag.
-    Nudge,
+    Wake,
 }
 
 /// The shared part of an I/O thread.
@@ -106,7 +106,7 @@ impl Shared {
     }
 
     /// Wakes the thread if it sleeps. The caller has changed a flag that the thread must check.
-    pub(crate) fn nudge(&self) {
+    pub(crate) fn wake_if_asleep(&self) {
         perturb::point();
         if self.mailbox.must_ring() {
             self.ring();
@@ -123,7 +123,7 @@ impl Shared {
     /// Makes the loop of the thread end.
     pub(crate) fn request_stop(&self) {
         self.stop.store(true, Ordering::Release);
-        self.send(Message::Nudge);
+        self.send(Message::Wake);
     }
 }
 

@@ -76,7 +76,7 @@ impl ArmedDamage {
     }
 
     /// The damage of an operation, if the rule says so. `len` is the size of the disk in bytes.
-    pub(super) fn judge(
+    pub(super) fn damage_for(
         &mut self,
         op: FaultOp,
         touched: &Range<u64>,

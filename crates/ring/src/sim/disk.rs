@@ -219,13 +219,13 @@ impl Disk {
     /// The size, as a handle of the disk reports it.
     pub(crate) fn file_len(&self) -> io::Result<u64> {
         let state = self.lock();
-        state.must_have_power()?;
+        state.check_power()?;
         Ok(state.media.len())
     }
 
     pub(crate) fn seek_extent(&self, offset: u64) -> io::Result<Extent> {
         let state = self.lock();
-        state.must_have_power()?;
+        state.check_power()?;
         if offset >= state.media.len() {
             return Err(io::Error::from_raw_os_error(libc::ENXIO));
         }
@@ -251,9 +251,9 @@ impl Disk {
     /// Simulates the close of a handle. The close changes nothing, but a rule may make it fail.
     pub(crate) fn close(&self) -> io::Result<()> {
         let mut state = self.lock();
-        state.must_have_power()?;
+        state.check_power()?;
         let mut failures =
-            state.rules.iter_mut().filter_map(|r| r.judge(FaultOp::Close, &(0..u64::MAX)));
+            state.rules.iter_mut().filter_map(|r| r.errno_for(FaultOp::Close, &(0..u64::MAX)));
         failures.next().map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
     }
 
@@ -273,7 +273,8 @@ impl Disk {
             state = self.lock();
         }
         state.in_flight.remove(&started.id);
-        let failure = state.rules.iter_mut().filter_map(|rule| rule.judge(kind, &touched)).next();
+        let failure =
+            state.rules.iter_mut().filter_map(|rule| rule.errno_for(kind, &touched)).next();
         let rate = state.faults.fail_rate;
         let failure = failure.or_else(|| state.rng.chance(rate).then_some(libc::EIO));
         if kind != FaultOp::Read {
@@ -282,7 +283,8 @@ impl Disk {
         if let Some(errno) = failure {
             return -errno;
         }
-        let late = state.late_rules.iter_mut().filter_map(|rule| rule.judge(kind, &touched)).next();
+        let late =
+            state.late_rules.iter_mut().filter_map(|rule| rule.errno_for(kind, &touched)).next();
         let hit = state.damage(kind, &touched);
         let outcome = state.apply(started, slot, hit);
         late.map_or(outcome, |errno| -errno)
@@ -319,7 +321,8 @@ impl State {
         self.cut_after.is_some_and(|n| self.boundaries >= n)
     }
 
-    fn must_have_power(&self) -> io::Result<()> {
+    /// Fails with `EIO` after a power cut.
+    fn check_power(&self) -> io::Result<()> {
         if self.is_cut() { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
     }
 
@@ -327,7 +330,7 @@ impl State {
     fn damage(&mut self, kind: FaultOp, touched: &Range<u64>) -> Option<Hit> {
         let len = self.media.len();
         let State { damage_rules, rng, .. } = self;
-        let hit = damage_rules.iter_mut().find_map(|rule| rule.judge(kind, touched, len, rng));
+        let hit = damage_rules.iter_mut().find_map(|rule| rule.damage_for(kind, touched, len, rng));
         self.damaged += u64::from(hit.is_some());
         hit
     }

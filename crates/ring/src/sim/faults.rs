@@ -87,7 +87,7 @@ impl ArmedRule {
     }
 
     /// The error of this operation, if the rule makes it fail.
-    pub(super) fn judge(&mut self, op: FaultOp, touched: &Range<u64>) -> Option<i32> {
+    pub(super) fn errno_for(&mut self, op: FaultOp, touched: &Range<u64>) -> Option<i32> {
         self.trigger.is_met(op, touched).then(|| {
             self.trigger.fire();
             self.errno

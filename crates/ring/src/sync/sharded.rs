@@ -11,7 +11,7 @@ pub struct Shard(usize);
 
 impl Shard {
     /// The shard of the calling thread.
-    pub fn mine() -> Shard {
+    pub fn current() -> Shard {
         Shard(try_thread_index().unwrap_or(MAX_IO_THREADS))
     }
 }
@@ -27,8 +27,8 @@ impl<T> Sharded<T> {
     }
 
     /// The calling thread's copy.
-    pub fn mine(&self) -> &T {
-        self.at(Shard::mine())
+    pub fn local(&self) -> &T {
+        self.at(Shard::current())
     }
 
     /// The copy of a shard, for callers that must access the same copy again.

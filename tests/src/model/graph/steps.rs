@@ -150,12 +150,12 @@ impl Changer {
         let copy = Backend::new(&self.graph, "copy", Arc::clone(&image), writing())?;
         let data = backend.read(0, IoBufMut::new(SIZE)).await?;
         copy.write(0, data.freeze(), oxblk_core::WriteFlags::empty()).await.expect("it is written");
-        self.graph.own(Arc::clone(&image))?;
+        self.graph.keep_open(Arc::clone(&image))?;
         copy.close().await.expect("it closes");
         let mut change = self.graph.change();
         change.set_root(backend, &image);
         let outcome = change.run().await;
-        self.graph.disown(image).await.expect("it closes, unless it is used");
+        self.graph.allow_close(image).await.expect("it closes, unless it is used");
         outcome
     }
 

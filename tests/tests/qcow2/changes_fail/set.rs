@@ -123,13 +123,13 @@ impl Set {
         secrets.add("key", Secret::from_slice(b"abc"))?;
         let graph = Graph::with_secrets(DRIVERS, oxblk_core::Gate::Anything, secrets);
         let mut options = "driver=qcow2,file=disk".to_owned();
-        graph.own(sim_disk::add(&graph, "disk", &self.disk, false, Pace::AtOnce)?)?;
+        graph.keep_open(sim_disk::add(&graph, "disk", &self.disk, false, Pace::AtOnce)?)?;
         if let Some(data) = &self.data {
-            graph.own(sim_disk::add(&graph, "data", data, false, Pace::AtOnce)?)?;
+            graph.keep_open(sim_disk::add(&graph, "data", data, false, Pace::AtOnce)?)?;
             options.push_str(",data-file=data");
         }
         if let Some(backing) = &self.backing {
-            graph.own(sim_disk::add(&graph, "back", backing, true, Pace::AtOnce)?)?;
+            graph.keep_open(sim_disk::add(&graph, "back", backing, true, Pace::AtOnce)?)?;
             options.push_str(",backing=back");
         }
         if self.encrypted {

@@ -1,4 +1,4 @@
-//! The types of requests that accounting tells apart.
+//! The types of requests that accounting counts separately.
 
 /// The type of a request in [`Statistics`](super::Statistics).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -206,7 +206,7 @@ impl Accounting {
 
     /// Changes the counts of the calling thread.
     fn count(&self, change: impl FnOnce(&mut ThreadCounts)) {
-        let lock = || self.threads.mine().lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = || self.threads.local().lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(counts) = &mut *lock() {
             return change(counts);
         }

@@ -32,7 +32,7 @@ impl<'t> Tokens<'t> {
     }
 
     /// Consumes the text up to `position` and the character there, which the token does not allow.
-    fn stray(&mut self, position: usize) -> &'t str {
+    fn take_invalid(&mut self, position: usize) -> &'t str {
         let wrong = self.rest.get(position..).and_then(|rest| rest.chars().next());
         self.take(position.saturating_add(wrong.map_or(0, char::len_utf8)))
     }
@@ -55,13 +55,13 @@ impl<'t> Iterator for Tokens<'t> {
             }
             '"' | '\'' => match text_len(self.rest) {
                 Ok(len) => Ok(Token::Text(self.take(len))),
-                Err(position) => Err(self.stray(position)),
+                Err(position) => Err(self.take_invalid(position)),
             },
             '-' | '0'..='9' => match number_len(self.rest) {
                 Ok(len) => Ok(Token::Number(self.take(len))),
-                Err(position) => Err(self.stray(position)),
+                Err(position) => Err(self.take_invalid(position)),
             },
-            _ => Err(self.stray(0)),
+            _ => Err(self.take_invalid(0)),
         })
     }
 }

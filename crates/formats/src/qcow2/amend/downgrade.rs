@@ -28,7 +28,7 @@ impl Qcow2 {
 
     /// Replaces all zero clusters that the active L1 table and the snapshots map.
     pub(super) async fn expand_zero_clusters(&self, progress: &dyn Fn(u64, u64)) -> Result<()> {
-        let over_backing = self.facts.header().backing_file.is_some();
+        let over_backing = self.image_state.header().backing_file.is_some();
         let reach = self.geometry.cluster_size() << self.geometry.l2_bits();
         let end = self.mapping.l1_entries().saturating_mul(reach);
         let mut at = 0;
@@ -56,7 +56,7 @@ impl Qcow2 {
     /// clusters elsewhere.
     async fn expand(&self, from: u64, to: u64, over_backing: bool) -> Result<()> {
         // Unallocated clusters behind the end of the disk read as zeroes even with a backing file.
-        let end = if over_backing { to.min(self.facts.size()).max(from) } else { from };
+        let end = if over_backing { to.min(self.image_state.size()).max(from) } else { from };
         let mut at = from;
         while at < end {
             let mut writes = Vec::new();

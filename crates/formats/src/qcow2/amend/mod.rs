@@ -28,8 +28,8 @@ use oxblk_core::{BoxFuture, Error, Options, Preallocation, Result};
 
 use super::Qcow2;
 use super::create_options::{option, refcount_order};
-use super::facts::run_options::Modes;
-use super::facts::stopped::Replaced;
+use super::image_state::run_options::Modes;
+use super::image_state::stopped::Replaced;
 use super::layout::{Autoclear, Compatible, CryptMethod, Header, Incompatible};
 
 /// The options that can be amended.
@@ -200,18 +200,18 @@ fn check_downgrade(header: &Header, refcount_order: u32) -> Result<()> {
 
 impl Qcow2 {
     async fn amend_image(&self, request: AmendRequest) -> Result<()> {
-        let mut lazy = self.facts.modes() & Modes::LAZY;
+        let mut lazy = self.image_state.modes() & Modes::LAZY;
         let amended = self.amend_eagerly(request, &mut lazy).await;
-        self.facts.add_modes(lazy);
+        self.image_state.add_modes(lazy);
         amended
     }
 
     /// Amends the image with lazy refcounts turned off. When the header has a new value of the option `lazy_refcounts`, sets
     /// `lazy` to this value, also if a later step fails.
     async fn amend_eagerly(&self, request: AmendRequest, lazy: &mut Modes) -> Result<()> {
-        self.facts.check_writable()?;
+        self.image_state.check_writable()?;
         let wanted = Wanted::read(request.options)?;
-        let header = self.facts.header_on_disk().await?;
+        let header = self.image_state.header_on_disk().await?;
         wanted.check(&header)?;
         // Freed clusters must have their final refcounts on disk before refcounts are checked and new structures are laid out.
         self.metadata.close_image().await?;
@@ -228,7 +228,7 @@ impl Qcow2 {
         if let Some(on) = wanted.lazy_refcounts {
             *lazy = if on { Modes::LAZY } else { Modes::empty() };
         }
-        let old_size = self.facts.size();
+        let old_size = self.image_state.size();
         if let Some(size) = steps.size.filter(|size| *size > old_size) {
             self.resize_image(size, Preallocation::Off).await?;
         }
@@ -241,7 +241,7 @@ impl Qcow2 {
         entry_not_in_use?;
         if steps.upgrade || steps.downgrade || steps.order.is_some() {
             // The state in memory has the old version or refcount width: the image must be opened again.
-            self.facts.stop_requests(Replaced::Amend);
+            self.image_state.stop_requests(Replaced::Amend);
         }
         Ok(())
     }
@@ -274,9 +274,9 @@ impl Qcow2 {
         let Some(encryption) = self.data.encryption() else {
             return Err(Error::invalid(NOT_ENCRYPTED));
         };
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         // While the header lock is held, a compaction does not move the LUKS header.
-        let _guard = self.facts.lock_header().await;
+        let _guard = self.image_state.lock_header().await;
         encryption.change_keys(&file, options, force).await
     }
 
@@ -297,15 +297,15 @@ impl Qcow2 {
         };
         self.metadata.rewrite_header(amend).await?;
         if wanted.data_file_raw == Some(false) {
-            self.facts.remove_modes(Modes::RAW_DATA);
+            self.image_state.remove_modes(Modes::RAW_DATA);
         }
         Ok(())
     }
 
     /// Shrinks the disk to its old `size` if the failed amend has grown the disk. An error of the shrinking is only logged.
     async fn shrink_back(&self, size: u64) {
-        if size < self.facts.size()
-            && self.facts.check_usable().is_ok()
+        if size < self.image_state.size()
+            && self.image_state.check_usable().is_ok()
             && let Err(error) = self.resize_image(size, Preallocation::Off).await
         {
             tracing::warn!("qcow2: the disk could not be shrunk to its old size: {error}");

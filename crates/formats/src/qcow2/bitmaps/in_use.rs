@@ -38,7 +38,7 @@ impl Bitmaps {
             return Err(Error::corrupt(text).at(place.directory_offset));
         }
         let bytes = encode_bitmap_directory(marked.iter().map(|stored| &stored.entry));
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         file.write(place.directory_offset, IoBuf::from(bytes), WriteFlags::empty()).await?;
         file.flush().await?;
         self.state().directory.stored = marked;
@@ -51,7 +51,7 @@ impl Bitmaps {
     pub(in super::super) async fn use_bitmaps(&self) {
         if let Err(error) = self.mark_bitmaps_in_use().await {
             tracing::error!("qcow2: the bitmaps cannot be marked as in use: {error}");
-            self.facts.disable();
+            self.image_state.disable();
             return;
         }
         self.set_bitmaps_read_only(false);

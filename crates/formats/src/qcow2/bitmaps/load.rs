@@ -47,7 +47,7 @@ impl Bitmaps {
     pub(in crate::qcow2) async fn load_bitmaps(&self) -> Result<Vec<Arc<DirtyBitmap>>> {
         let place = self.state().directory.place;
         let Some(place) = place else { return Ok(Vec::new()) };
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         let entries = read_directory(&file, &place).await?;
         let mut state = State::default();
         state.directory.place = Some(place);
@@ -82,7 +82,7 @@ impl Bitmaps {
             state.directory.stored.push(stored);
         }
         *self.state() = state;
-        if !self.facts.is_read_only() {
+        if !self.image_state.is_read_only() {
             self.mark_bitmaps_in_use().await?;
         }
         Ok(all)
@@ -211,7 +211,7 @@ impl Bitmaps {
         table: &[BitmapTableEntry],
         ones: &mut u64,
     ) -> Result<RangeMap> {
-        let map = RangeMap::new(self.facts.size(), entry.granularity().unwrap_or(0))?;
+        let map = RangeMap::new(self.image_state.size(), entry.granularity().unwrap_or(0))?;
         let bytes = bitmap_bytes(map.size(), map.granularity());
         let needed = self.geometry.clusters_for(bytes).max(1);
         if needed != u64::from(entry.table_entries) {
@@ -266,8 +266,10 @@ impl Bitmaps {
         let bitmap = match map {
             Some(map) if stored.is_usable() => DirtyBitmap::with_map(&name, map)?,
             _ => {
-                let bitmap = DirtyBitmap::new(&name, self.facts.size(), granularity)
-                    .or_else(|_| DirtyBitmap::new(&name, self.facts.size(), MAX_GRANULARITY))?;
+                let bitmap = DirtyBitmap::new(&name, self.image_state.size(), granularity)
+                    .or_else(|_| {
+                        DirtyBitmap::new(&name, self.image_state.size(), MAX_GRANULARITY)
+                    })?;
                 bitmap.set_inconsistent();
                 bitmap
             }
@@ -276,7 +278,7 @@ impl Bitmaps {
             bitmap.set_enabled(false);
         }
         bitmap.set_persistent(true);
-        bitmap.set_read_only(self.facts.is_read_only());
+        bitmap.set_read_only(self.image_state.is_read_only());
         Ok(Some(bitmap))
     }
 }

@@ -10,7 +10,7 @@
 //! | `new_clusters` | new clusters to which no metadata refers yet |
 //! | `extension` | the header extension that contains the offset of the directory |
 //!
-//! [`Bitmaps`] uses [`Facts`] and [`Clusters`], but no L1 or L2 tables. The lock `Bitmaps::changing` is taken before all other
+//! [`Bitmaps`] uses [`ImageState`] and [`Clusters`], but no L1 or L2 tables. The lock `Bitmaps::changing` is taken before all other
 //! locks of the image: one change of the stored bitmaps, or one step of a compaction, runs at a time.
 //!
 //! `oxblk_core` records writes in the bitmaps that `PersistentBitmaps::load` returned. Before a writable node accepts requests,
@@ -54,7 +54,7 @@ use roaring::RoaringTreemap;
 use serde_json::{Value, json};
 
 use super::clusters::Clusters;
-use super::facts::Facts;
+use super::image_state::ImageState;
 use super::layout::{
     Autoclear, BitmapEntry, BitmapFlags, BitmapsExtension, Geometry, MAX_BITMAP_BYTES,
     MAX_BITMAP_DIRECTORY, MAX_BITMAPS, bitmap_bytes,
@@ -65,7 +65,7 @@ pub(super) use load::read_directory;
 /// The bitmaps of an open image.
 pub(super) struct Bitmaps {
     geometry: Geometry,
-    facts: Arc<Facts>,
+    image_state: Arc<ImageState>,
     clusters: Arc<Clusters>,
     /// Held while the bitmaps on disk change. This lock is taken before all other locks of the image.
     changing: AsyncMutex<()>,
@@ -134,13 +134,13 @@ impl State {
 
 impl Bitmaps {
     /// The state before the directory is loaded: only the location of the directory is known, from the header.
-    pub(super) fn new(facts: Arc<Facts>, clusters: Arc<Clusters>) -> Self {
-        let place = facts.header().extensions.bitmaps;
+    pub(super) fn new(image_state: Arc<ImageState>, clusters: Arc<Clusters>) -> Self {
+        let place = image_state.header().extensions.bitmaps;
         let directory = Directory { place, ..Directory::default() };
         let state = State { directory, live: Vec::new() };
         Self {
-            geometry: facts.geometry(),
-            facts,
+            geometry: image_state.geometry(),
+            image_state,
             clusters,
             changing: AsyncMutex::new(()),
             state: Mutex::new(state),
@@ -225,10 +225,10 @@ impl Bitmaps {
 
     /// Refuses a bitmap that cannot be stored in the image.
     pub(super) fn check_can_store(&self, name: &str, granularity: u64) -> Result<()> {
-        if self.facts.version() < 3 {
+        if self.image_state.version() < 3 {
             return Err(Error::unsupported("Cannot store dirty bitmaps in qcow2 v2 files"));
         }
-        self.facts.check_writable()?;
+        self.image_state.check_writable()?;
         if oxblk_core::names::to_bytes(name).len() > MAX_NAME {
             let text = format!("Name length exceeds maximum ({MAX_NAME} characters)");
             return Err(Error::invalid(text));
@@ -241,10 +241,10 @@ impl Bitmaps {
             let text = format!("Granularity exceeds maximum ({MAX_GRANULARITY} bytes)");
             return Err(Error::invalid(text));
         }
-        if self.facts.size() == 0 {
+        if self.image_state.size() == 0 {
             return Err(Error::invalid("The disk is empty"));
         }
-        check_fits(self.facts.size(), granularity)?;
+        check_fits(self.image_state.size(), granularity)?;
         let state = self.state();
         let on_disk: HashSet<_> =
             state.directory.stored.iter().map(|stored| stored.entry.name()).collect();

@@ -26,7 +26,7 @@ impl<'a> NewClusters<'a> {
     /// Writes each of `pieces` (one cluster each) to a new cluster, and returns the cluster numbers.
     pub(super) async fn write(&mut self, mut pieces: Vec<IoBufMut>) -> Result<Vec<u64>> {
         let bits = self.bitmaps.geometry.cluster_bits;
-        let file = self.bitmaps.facts.file()?;
+        let file = self.bitmaps.image_state.file()?;
         let mut clusters = Vec::new();
         while !pieces.is_empty() {
             let wanted = u64::try_from(pieces.len()).unwrap_or(u64::MAX);
@@ -54,7 +54,7 @@ impl<'a> NewClusters<'a> {
         let mut run = self.bitmaps.clusters.reserve_contiguous(count).await?;
         run.begin_write();
         let start = run.start();
-        let file = self.bitmaps.facts.file()?;
+        let file = self.bitmaps.image_state.file()?;
         let place = start << geometry.cluster_bits;
         file.write(place, IoBuf::from(bytes), WriteFlags::empty()).await?;
         self.bitmaps.clusters.count(run, ReleaseReason::Table).await?.keep();
@@ -77,7 +77,7 @@ impl<'a> NewClusters<'a> {
     /// Writes the refcounts of the clusters, and flushes. After this, metadata may refer to the clusters.
     pub(super) async fn make_durable(&self) -> Result<()> {
         self.bitmaps.clusters.write_back_refcounts().await?;
-        self.bitmaps.facts.file()?.flush().await
+        self.bitmaps.image_state.file()?.flush().await
     }
 
     /// Keeps the clusters allocated, because metadata refers or may refer to these clusters.

@@ -67,7 +67,7 @@ impl Bitmaps {
         bitmap: &Stored,
         end: u64,
     ) -> Result<Stored> {
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         let bits = self.geometry.cluster_bits;
         let size = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
         let at_once = usize::try_from(AT_ONCE >> bits).unwrap_or(1).max(1);

@@ -30,7 +30,7 @@ impl Bitmaps {
     /// disk may be set or cleared.
     pub(in super::super) async fn store_bitmaps(&self) -> Result<()> {
         let _guard = self.changing.lock().await;
-        if self.facts.is_read_only() || !self.facts.is_usable() {
+        if self.image_state.is_read_only() || !self.image_state.is_usable() {
             return Ok(());
         }
         let state = self.state().clone();
@@ -88,7 +88,7 @@ impl Bitmaps {
     ) -> Result<Option<Stored>> {
         let map = bitmap.everything()?;
         // QEMU refuses an image with a bitmap of an empty disk.
-        let fits = map.size() == self.facts.size()
+        let fits = map.size() == self.image_state.size()
             && map.size() > 0
             && check_fits(map.size(), map.granularity()).is_ok();
         if !fits {
@@ -172,10 +172,10 @@ impl Bitmaps {
             });
         }
         new_clusters.make_durable().await?;
-        let file = self.facts.file()?;
-        let guard = self.facts.lock_header().await;
-        let writes = plan_extension(&file, &self.facts.header(), new.place.as_ref()).await?;
-        let written = self.facts.stop_on_failure(write_planned(&file, writes)).await;
+        let file = self.image_state.file()?;
+        let guard = self.image_state.lock_header().await;
+        let writes = plan_extension(&file, &self.image_state.header(), new.place.as_ref()).await?;
+        let written = self.image_state.stop_on_failure(write_planned(&file, writes)).await;
         drop(guard);
         // If the write failed, the header may refer to the old or to the new directory. So both stay allocated.
         new_clusters.keep();
@@ -191,7 +191,7 @@ impl Bitmaps {
     /// When the image is not writable, when clusters cannot be allocated, and the errors of requests to the image file.
     pub(in crate::qcow2) async fn remove_bitmap(&self, name: &str) -> Result<()> {
         let _guard = self.changing.lock().await;
-        self.facts.check_writable()?;
+        self.image_state.check_writable()?;
         let directory = self.state().directory.clone();
         let all = directory.stored.iter().cloned();
         let (gone, stored): (Vec<Stored>, Vec<Stored>) =
@@ -204,7 +204,9 @@ impl Bitmaps {
                 .replace_directory(NewClusters::new(self), stored.clone(), &with_directory)
                 .await
             {
-                Err(error) if error.kind() == ErrorKind::NoSpace && self.facts.is_usable() => {
+                Err(error)
+                    if error.kind() == ErrorKind::NoSpace && self.image_state.is_usable() =>
+                {
                     self.shrink_directory(Directory { stored, ..directory }, &old).await?;
                 }
                 outcome => outcome?,
@@ -218,8 +220,8 @@ impl Bitmaps {
     /// may lose the other bitmaps.
     async fn shrink_directory(&self, mut new: Directory, old: &RoaringTreemap) -> Result<()> {
         let Some(place) = &mut new.place else { return Ok(()) };
-        let file = self.facts.file()?;
-        let guard = self.facts.lock_header().await;
+        let file = self.image_state.file()?;
+        let guard = self.image_state.lock_header().await;
         let bytes = encode_bitmap_directory(new.stored.iter().map(|stored| &stored.entry));
         place.count = u32::try_from(new.stored.len()).unwrap_or(u32::MAX);
         place.directory_size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
@@ -228,10 +230,10 @@ impl Bitmaps {
             file.write(place.directory_offset, IoBuf::from(bytes), WriteFlags::empty()).await?;
             file.flush().await?;
             // These writes also set the autoclear bit again, so that the bitmaps are consistent.
-            let writes = plan_extension(&file, &self.facts.header(), Some(place)).await?;
+            let writes = plan_extension(&file, &self.image_state.header(), Some(place)).await?;
             write_planned(&file, writes).await
         };
-        self.facts.stop_on_failure(outcome).await?;
+        self.image_state.stop_on_failure(outcome).await?;
         drop(guard);
         let first = self.geometry.cluster_index(place.directory_offset);
         let end = first.saturating_add(self.geometry.clusters_for(place.directory_size));

@@ -43,12 +43,12 @@ impl Bitmaps {
         let bytes = bitmap_bytes(map.size(), map.granularity());
         let needed = self.geometry.clusters_for(bytes).max(1);
         if stored.clusters.is_empty()
-            || (map.size(), map.granularity()) != (self.facts.size(), granularity)
+            || (map.size(), map.granularity()) != (self.image_state.size(), granularity)
             || u64::from(stored.entry.table_entries) != needed
         {
             return Ok(false);
         }
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         let table = self.read_bitmap_table(&file, &stored.entry).await?;
         let chunk = map.chunk_for(self.geometry.cluster_size());
         let (file, map) = (&file, &map);
@@ -98,7 +98,7 @@ impl Bitmaps {
         // A failed write may still have changed the disk. So the bitmaps count in memory as not in use, and the in-use flags
         // are written again before the next request.
         self.state().directory.stored = stored;
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         file.write(place.directory_offset, IoBuf::from(bytes), WriteFlags::empty()).await?;
         file.flush().await
     }

@@ -25,7 +25,7 @@ use crate::qcow2::layout::{
     Autoclear, BitmapData, BitmapEntry, BitmapFlags, BitmapTableEntry, BitmapsExtension,
     bitmap_bytes, encode_bitmap_directory,
 };
-use crate::qcow2::refscan::Claim;
+use crate::qcow2::refscan::CopiedFlag;
 
 /// How the repair changes the bitmap directory.
 pub(super) enum NewDirectory {
@@ -60,7 +60,7 @@ impl Checker<'_> {
             }
             Err(error) => return self.report_broken_directory(&error.to_string()),
         };
-        self.count_range(place.directory_offset, place.directory_size, 1, Claim::None);
+        self.count_range(place.directory_offset, place.directory_size, 1, CopiedFlag::None);
         let count = entries.len();
         let kept = self.count_entries(entries).await;
         if kept.len() < count {
@@ -222,11 +222,11 @@ impl Checker<'_> {
 
     /// Counts the valid references of a bitmap.
     fn count_bitmap(&mut self, entry: &BitmapEntry, table: &[BitmapTableEntry]) {
-        self.count_range(entry.table_offset, entry.table_bytes(), 1, Claim::None);
+        self.count_range(entry.table_offset, entry.table_bytes(), 1, CopiedFlag::None);
         let size = self.geometry.cluster_size();
         for word in table {
             if let Ok(BitmapData::At(offset)) = word.data(self.geometry) {
-                self.count_range(offset, size, 1, Claim::None);
+                self.count_range(offset, size, 1, CopiedFlag::None);
             }
         }
     }

@@ -15,10 +15,10 @@ impl Checker<'_> {
         &mut self,
         index: u64,
         at: u64,
-        both: ExtendedEntry,
+        l2_entry: ExtendedEntry,
         usage: Option<&mut Usage>,
     ) {
-        let entry = both.entry;
+        let entry = l2_entry.entry;
         if entry.is_compressed() {
             let raw = entry.0;
             self.report_corruption(&format!(
@@ -34,11 +34,11 @@ impl Checker<'_> {
         }
         let offset = entry.raw_offset();
         let is_at_zero = entry.copied() && (self.geometry.extended_l2 || !entry.has_zero_flag());
-        self.check_bitmap(both);
+        self.check_bitmap(l2_entry);
         if offset == 0 && !is_at_zero {
             return;
         }
-        if !self.geometry.is_aligned(offset) && self.unaligned_cluster(at, both) {
+        if !self.geometry.is_aligned(offset) && self.unaligned_cluster(at, l2_entry) {
             return;
         }
         self.copied_suspect |= !entry.copied();
@@ -49,13 +49,13 @@ impl Checker<'_> {
 
     /// Reports a cluster whose host offset is not aligned. Returns whether the entry is being repaired. The repair removes the
     /// host offset from the entry. This repair is possible only in version 3, and only if the cluster contains no data.
-    pub(super) fn unaligned_cluster(&mut self, at: u64, both: ExtendedEntry) -> bool {
+    pub(super) fn unaligned_cluster(&mut self, at: u64, l2_entry: ExtendedEntry) -> bool {
         let extended = self.geometry.extended_l2;
         let has_data = match extended {
-            true => both.bitmap.allocated() != 0,
-            false => !both.entry.has_zero_flag(),
+            true => l2_entry.bitmap.allocated() != 0,
+            false => !l2_entry.entry.has_zero_flag(),
         };
-        let host = both.entry.raw_offset();
+        let host = l2_entry.entry.raw_offset();
         let fault = EntryFault::Unaligned { host };
         if has_data {
             self.report_corruption(&format!(
@@ -73,14 +73,14 @@ impl Checker<'_> {
     }
 
     /// Reports a subcluster bitmap that contradicts itself or its L2 entry.
-    pub(super) fn check_bitmap(&mut self, both: ExtendedEntry) {
-        let offset = both.entry.raw_offset();
-        let is_nowhere = offset == 0 && !(self.geometry.data_file && both.entry.copied());
-        if is_nowhere && both.bitmap.allocated() != 0 {
+    pub(super) fn check_bitmap(&mut self, l2_entry: ExtendedEntry) {
+        let offset = l2_entry.entry.raw_offset();
+        let is_nowhere = offset == 0 && !(self.geometry.data_file && l2_entry.entry.copied());
+        if is_nowhere && l2_entry.bitmap.allocated() != 0 {
             self.report_corruption(
                 "ERROR: Unallocated cluster has non-zero subcluster allocation map",
             );
-        } else if both.bitmap.is_contradictory() {
+        } else if l2_entry.bitmap.is_contradictory() {
             self.report_corruption(&format!(
                 "ERROR offset={offset:x}: Allocated cluster has corrupted subcluster allocation bitmap"
             ));
@@ -90,11 +90,16 @@ impl Checker<'_> {
     /// Reports a compressed cluster whose subcluster bitmap is not 0. Returns whether to skip the count of the references of
     /// this cluster. A check without repair skips the count. A repair counts the references, so that the data is not freed:
     /// reads of a compressed cluster ignore the bitmap.
-    pub(super) fn has_stray_bitmap(&mut self, index: u64, at: u64, both: ExtendedEntry) -> bool {
-        if both.bitmap == Subclusters::NONE {
+    pub(super) fn has_stray_bitmap(
+        &mut self,
+        index: u64,
+        at: u64,
+        l2_entry: ExtendedEntry,
+    ) -> bool {
+        if l2_entry.bitmap == Subclusters::NONE {
             return false;
         }
-        let fault = EntryFault::StrayBitmap { index, entry: both.entry.0 };
+        let fault = EntryFault::StrayBitmap { index, entry: l2_entry.entry.0 };
         self.plan_patch(Patch { offset: at.saturating_add(8), value: 0, fault });
         self.fix == Fix::Nothing
     }

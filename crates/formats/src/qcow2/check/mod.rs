@@ -48,7 +48,7 @@ use oxblk_core::{Edge, Result};
 use oxblk_ring::IoBufMut;
 use roaring::RoaringTreemap;
 
-use super::facts::header::read_header;
+use super::image_state::header::read_header;
 use super::layout::{Geometry, Header, refcount_max};
 use super::refscan::References;
 use lost::LostClusters;

@@ -15,11 +15,11 @@ use oxblk_core::{Errno, Error, Result, WriteFlags};
 use oxblk_ring::IoBufMut;
 
 use super::Checker;
-use crate::qcow2::facts::header::exchange;
+use crate::qcow2::image_state::header::exchange;
 use crate::qcow2::layout::{
     MAX_REFCOUNT_TABLE_BYTES, RefcountTableEntry, field_offsets, refcount_get, refcount_set,
 };
-use crate::qcow2::refscan::Claim;
+use crate::qcow2::refscan::CopiedFlag;
 
 /// Location of the new structures, in clusters.
 struct Layout {
@@ -69,7 +69,7 @@ impl Checker<'_> {
             // Count the references to the old structures again, and not the references to the new structures.
             layout.clusters().for_each(|cluster| self.references.remove(cluster));
             for cluster in &structures {
-                self.references.add(*cluster, 1, Claim::None);
+                self.references.add(*cluster, 1, CopiedFlag::None);
             }
             self.refcount_structures = structures;
             return Err(error);
@@ -178,7 +178,7 @@ impl Checker<'_> {
             start
         });
         for cluster in start..start.saturating_add(count) {
-            self.references.add(cluster, 1, Claim::None);
+            self.references.add(cluster, 1, CopiedFlag::None);
         }
         start
     }

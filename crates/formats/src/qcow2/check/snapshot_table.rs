@@ -13,9 +13,9 @@ use oxblk_core::{Errno, Error, Result, WriteFlags};
 
 use super::Checker;
 use super::snapshots::Snapshots;
-use crate::qcow2::facts::header::exchange;
+use crate::qcow2::image_state::header::exchange;
 use crate::qcow2::layout::{MAX_SNAPSHOT_TABLE_BYTES, encode_snapshot, field_offsets};
-use crate::qcow2::refscan::Claim;
+use crate::qcow2::refscan::CopiedFlag;
 
 /// A snapshot table that replaces the table of the image.
 pub(super) struct RepairedTable {
@@ -82,7 +82,7 @@ impl Checker<'_> {
         (repaired.place, repaired.clusters) = (Some(offset), count);
         self.clusters = self.geometry.clusters_for(self.file.size());
         for cluster in first..first.saturating_add(count) {
-            self.references.add(cluster, 1, Claim::None);
+            self.references.add(cluster, 1, CopiedFlag::None);
             // If the cluster was leaked, the repair of leaks reports the cluster as repaired.
             let leaked = self.refcount_of(cluster, &mut None).await.is_some_and(|count| count > 0);
             let clusters = if leaked { &mut self.reused } else { &mut self.unreported };
@@ -161,7 +161,7 @@ impl Checker<'_> {
         let first = self.geometry.cluster_index(repaired.place.unwrap_or(0));
         for cluster in first..first.saturating_add(repaired.clusters) {
             self.references.remove(cluster);
-            // A cluster that was leaked before is a leak again, like every other.
+            // A cluster that was leaked before the repair is reported as a leak again, like all other leaked clusters.
             self.reused.remove(&cluster);
         }
     }

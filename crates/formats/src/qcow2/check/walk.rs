@@ -18,7 +18,7 @@ use super::snapshots::Snapshots;
 use crate::qcow2::layout::{
     ExtendedEntry, L1Entry, L2Entry, MAX_SNAPSHOT_TABLE_BYTES, RefcountTableEntry, Snapshot,
 };
-use crate::qcow2::refscan::{Claim, EntryGroup, disjoint_ranges, group_entries, read_tables};
+use crate::qcow2::refscan::{CopiedFlag, EntryGroup, disjoint_ranges, group_entries, read_tables};
 
 /// An L1 table: its byte offset in the file, and the number of its entries.
 type L1Location = (u64, u64);
@@ -32,7 +32,7 @@ type Times = u32;
 impl<'a> Checker<'a> {
     /// Counts the references in the image. Reports references that cannot be counted.
     pub(super) async fn count_references(&mut self) -> Result<()> {
-        self.count_range(0, self.geometry.cluster_size(), 1, Claim::None);
+        self.count_range(0, self.geometry.cluster_size(), 1, CopiedFlag::None);
         let snapshots = match self.read_snapshots().await {
             Ok(snapshots) => snapshots,
             // A repair continues without the snapshots. Because of the check error, no clusters are freed.
@@ -43,9 +43,9 @@ impl<'a> Checker<'a> {
             Err(error) => return Err(error),
         };
         self.walk_l1_tables(&snapshots.list).await?;
-        self.count_range(self.header.snapshots_offset, snapshots.table_bytes, 1, Claim::None);
+        self.count_range(self.header.snapshots_offset, snapshots.table_bytes, 1, CopiedFlag::None);
         if let Some(crypto) = self.header.extensions.crypto {
-            self.count_range(crypto.offset, crypto.length, 1, Claim::None);
+            self.count_range(crypto.offset, crypto.length, 1, CopiedFlag::None);
         }
         self.check_header_pointers(&snapshots).await;
         if snapshots.faults > 0 {
@@ -59,7 +59,7 @@ impl<'a> Checker<'a> {
 
     /// Counts `times` references to every cluster of a range of the file. A range that exceeds the end of the file by a cluster
     /// or more is reported, and not counted.
-    pub(super) fn count_range(&mut self, offset: u64, bytes: u64, times: Times, claim: Claim) {
+    pub(super) fn count_range(&mut self, offset: u64, bytes: u64, times: Times, claim: CopiedFlag) {
         if bytes == 0 {
             return;
         }
@@ -84,7 +84,7 @@ impl<'a> Checker<'a> {
     }
 
     /// Like [`Self::count_range`], but does not compare the clusters with the end of the file.
-    fn count_run(&mut self, first: u64, count: u64, times: Times, claim: Claim) {
+    fn count_run(&mut self, first: u64, count: u64, times: Times, claim: CopiedFlag) {
         let end = first.saturating_add(count);
         let mut cluster = first;
         while cluster < end {
@@ -112,7 +112,7 @@ impl<'a> Checker<'a> {
     /// Walks the active L1 table and the L1 tables of the snapshots.
     async fn walk_l1_tables(&mut self, snapshots: &[Snapshot]) -> Result<()> {
         let active = (self.header.l1_offset, u64::from(self.header.l1_entries));
-        self.count_range(active.0, active.1.saturating_mul(8), 1, Claim::None);
+        self.count_range(active.0, active.1.saturating_mul(8), 1, CopiedFlag::None);
         let tables = self.count_snapshot_l1_tables(snapshots);
         // The L2 tables of snapshots: the offset, and the number of references to the table.
         let mut inactive: BTreeMap<u64, Times> = BTreeMap::new();
@@ -127,7 +127,7 @@ impl<'a> Checker<'a> {
         }
         self.walk_active(active, &mut inactive).await?;
         for (offset, times) in &inactive {
-            self.count_l2_table(*offset, *times, Claim::None);
+            self.count_l2_table(*offset, *times, CopiedFlag::None);
         }
         let places = inactive
             .into_iter()
@@ -157,13 +157,13 @@ impl<'a> Checker<'a> {
                 clusters.push(self.geometry.cluster_index(offset)..self.geometry.clusters_for(end));
             } else {
                 // This reports that the table ends past the end of the file.
-                self.count_range(offset, bytes, 1, Claim::None);
+                self.count_range(offset, bytes, 1, CopiedFlag::None);
             }
             // The part past the end of the file reads as zeroes.
             tables.push(offset..end.min(end_of_file.next_multiple_of(8)));
         }
         for (run, times) in disjoint_ranges(clusters) {
-            self.count_run(run.start, run.end - run.start, times, Claim::None);
+            self.count_run(run.start, run.end - run.start, times, CopiedFlag::None);
         }
         disjoint_ranges(tables)
     }
@@ -218,7 +218,7 @@ impl<'a> Checker<'a> {
             let first = !times_of.contains_key(&offset);
             let shared = if first { inactive.remove(&offset).unwrap_or(0) } else { 0 };
             let times = shared.saturating_add(1);
-            self.count_l2_table(offset, times, Claim::Copied(entry.copied()));
+            self.count_l2_table(offset, times, CopiedFlag::Copied(entry.copied()));
             let all = times_of.entry(offset).or_default();
             *all = all.saturating_add(times);
             // A table past the end of the file is already reported, and contains nothing to count.
@@ -256,7 +256,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn count_l2_table(&mut self, offset: u64, times: Times, claim: Claim) {
+    fn count_l2_table(&mut self, offset: u64, times: Times, claim: CopiedFlag) {
         self.count_range(offset, self.geometry.cluster_size(), times, claim);
         if !self.geometry.is_aligned(offset) || offset >= self.file.size() {
             self.l1_faults = self.l1_faults.saturating_add(1);
@@ -316,7 +316,8 @@ impl<'a> Checker<'a> {
         for group in table {
             match *group {
                 EntryGroup::Run { cluster, count, copied } => {
-                    let claim = if usage.is_some() { Claim::Copied(copied) } else { Claim::None };
+                    let claim =
+                        if usage.is_some() { CopiedFlag::Copied(copied) } else { CopiedFlag::None };
                     if let Some(usage) = &mut usage {
                         let host = cluster << self.geometry.cluster_bits;
                         usage.count(host, count.into(), self.geometry.cluster_size());
@@ -324,11 +325,11 @@ impl<'a> Checker<'a> {
                     valid = valid.saturating_add(count.into());
                     self.count_run(cluster, count.into(), times, claim);
                 }
-                EntryGroup::Unusual { index, both } => {
+                EntryGroup::Unusual { index, l2_entry } => {
                     self.walk_unusual_entry(
                         table_offset,
                         index.into(),
-                        both,
+                        l2_entry,
                         times,
                         usage.as_deref_mut(),
                     );
@@ -350,17 +351,17 @@ impl<'a> Checker<'a> {
         &mut self,
         table_offset: u64,
         index: u64,
-        both: ExtendedEntry,
+        l2_entry: ExtendedEntry,
         times: Times,
         usage: Option<&mut Usage>,
     ) {
-        let entry = both.entry;
+        let entry = l2_entry.entry;
         let at = table_offset.saturating_add(index.saturating_mul(self.geometry.l2_entry_size()));
         if self.geometry.data_file {
-            return self.count_data_file_entry(index, at, both, usage);
+            return self.count_data_file_entry(index, at, l2_entry, usage);
         }
         if entry.is_compressed() {
-            if self.has_stray_bitmap(index, at, both) {
+            if self.has_stray_bitmap(index, at, l2_entry) {
                 return;
             }
             self.count_compressed_cluster(entry, times);
@@ -376,14 +377,15 @@ impl<'a> Checker<'a> {
             ));
         }
         let offset = entry.raw_offset();
-        self.check_bitmap(both);
+        self.check_bitmap(l2_entry);
         if offset == 0 {
             return;
         }
-        if !self.geometry.is_aligned(offset) && self.unaligned_cluster(at, both) {
+        if !self.geometry.is_aligned(offset) && self.unaligned_cluster(at, l2_entry) {
             return;
         }
-        let claim = if usage.is_some() { Claim::Copied(entry.copied()) } else { Claim::None };
+        let claim =
+            if usage.is_some() { CopiedFlag::Copied(entry.copied()) } else { CopiedFlag::None };
         if let Some(usage) = usage {
             usage.count(offset, 1, self.geometry.cluster_size());
         }
@@ -397,13 +399,13 @@ impl<'a> Checker<'a> {
                 "ERROR: coffset={host:#x}: copied flag must never be set for compressed clusters"
             ));
         }
-        self.count_range(host, len, times, Claim::None);
+        self.count_range(host, len, times, CopiedFlag::None);
     }
 
     /// Counts the references to a part of the refcount structures. A rebuild also repairs faults of these references.
     fn count_refcount_structure(&mut self, offset: u64, bytes: u64) {
         let before = self.report.corruptions;
-        self.count_range(offset, bytes, 1, Claim::None);
+        self.count_range(offset, bytes, 1, CopiedFlag::None);
         let wrong = self.report.corruptions.saturating_sub(before);
         self.broken_structure = self.broken_structure.saturating_add(wrong);
         self.rebuild |= wrong > 0;

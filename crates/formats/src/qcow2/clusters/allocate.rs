@@ -11,11 +11,11 @@ const MANY_DROPPED: usize = 8192;
 impl Clusters {
     /// Reserves up to `count` contiguous host clusters, and at least one.
     pub(in crate::qcow2) async fn reserve(&self, count: u64) -> Result<Reserved<'_>> {
-        self.facts.event(DebugEvent::ClusterAlloc).await;
+        self.image_state.event(DebugEvent::ClusterAlloc).await;
         if self.allocator.has_quarantined() {
             self.free_quarantined().await?;
         }
-        self.facts.mark_if_corrupt(self.reserve_any(count).await, 0).await
+        self.image_state.mark_if_corrupt(self.reserve_any(count).await, 0).await
     }
 
     /// Whether there is contiguous free space for a table of `bytes` bytes in front of `cluster`. Restarts the search for free
@@ -40,13 +40,13 @@ impl Clusters {
         behind: Option<u64>,
         count: u64,
     ) -> Result<Reserved<'_>> {
-        self.facts.event(DebugEvent::ClusterAlloc).await;
+        self.image_state.event(DebugEvent::ClusterAlloc).await;
         loop {
             if self.allocator.has_quarantined() {
                 self.free_quarantined().await?;
             }
             let reserved = self.reserve_run_behind(behind, count).await;
-            let reserved = self.facts.mark_if_corrupt(reserved, 0).await?;
+            let reserved = self.image_state.mark_if_corrupt(reserved, 0).await?;
             if !self.ensure_blocks(reserved.start(), reserved.count()).await? {
                 return Ok(reserved);
             }

@@ -11,7 +11,7 @@ use oxblk_ring::IoBufMut;
 use super::Clusters;
 use super::allocator::Reserved;
 use super::dropped::ReleaseReason;
-use crate::qcow2::facts::header::exchange;
+use crate::qcow2::image_state::header::exchange;
 
 impl Clusters {
     /// Creates the missing refcount blocks for `count` host clusters from `cluster` on. Returns whether the refcount table has
@@ -85,8 +85,8 @@ impl Clusters {
         let offset = self.host(cluster);
         let place = self.table_entry_place(block)?;
         let (before, after) = (0_u64.to_be_bytes(), offset.to_be_bytes());
-        self.facts.event(DebugEvent::RefblockAllocHookup).await;
-        exchange(&*self.file()?, place, &before, &after, self.facts.disabled()).await?;
+        self.image_state.event(DebugEvent::RefblockAllocHookup).await;
+        exchange(&*self.file()?, place, &before, &after, self.image_state.disabled()).await?;
         self.adopt_block(block, offset);
         Ok(())
     }
@@ -99,7 +99,7 @@ impl Clusters {
             self.set_in(&mut bytes, index, 1)?;
         }
         let file = self.file()?;
-        self.facts.event(DebugEvent::RefblockAllocWrite).await;
+        self.image_state.event(DebugEvent::RefblockAllocWrite).await;
         file.write(self.host(cluster), bytes.freeze(), WriteFlags::empty()).await?;
         file.flush().await
     }

@@ -47,7 +47,7 @@ impl Clusters {
         run: Reserved<'a>,
         reason: ReleaseReason,
     ) -> Result<Counted<'a>> {
-        self.facts.event(DebugEvent::RefblockAlloc).await;
+        self.image_state.event(DebugEvent::RefblockAlloc).await;
         let mut counting = Counting::new(self, run, reason);
         let counted = self.add_up_to(&mut counting.at, counting.end, 1).await;
         counting.finish(counted)

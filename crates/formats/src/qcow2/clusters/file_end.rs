@@ -10,7 +10,7 @@ impl Clusters {
     /// this last cluster contains guest data, lies behind the end that the file had when it was opened or last truncated, and
     /// does not contain the last compressed stream.
     pub(in crate::qcow2) async fn complete_last_cluster(&self) -> Result<()> {
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         let (size, unit) = (file.size(), self.geometry.subcluster_size());
         let cluster = self.geometry.cluster_index(size);
         if size.is_multiple_of(unit)
@@ -31,7 +31,7 @@ impl Clusters {
     /// # Errors
     /// The errors of requests to the image file. The image is valid after an error too.
     pub(in crate::qcow2) async fn trim_file(&self) -> Result<()> {
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         if !file.node().limits().grows {
             // A device cannot be truncated.
             return Ok(());

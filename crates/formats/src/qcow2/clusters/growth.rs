@@ -11,7 +11,7 @@ use super::Clusters;
 use super::allocator::{Quarantined, Reserved};
 use super::counted::Counted;
 use super::dropped::ReleaseReason;
-use crate::qcow2::facts::header::exchange;
+use crate::qcow2::image_state::header::exchange;
 use crate::qcow2::layout::{Geometry, MAX_REFCOUNT_TABLE_BYTES, field_offsets};
 
 impl Clusters {
@@ -19,7 +19,7 @@ impl Clusters {
     ///
     /// The new table lies in the range of a refcount block that does not exist yet, as in images that QEMU writes.
     pub(super) async fn grow_table(&self, block: u64, cluster: u64) -> Result<()> {
-        self.facts.event(DebugEvent::ReftableGrow).await;
+        self.image_state.event(DebugEvent::ReftableGrow).await;
         let per_block = self.geometry.refcounts_per_block();
         let mut area = block.saturating_add(1).max(cluster.div_ceil(per_block));
         loop {
@@ -89,11 +89,11 @@ impl Clusters {
         };
         let mut run = behind.split_first(used_end.saturating_sub(start));
         run.begin_write();
-        self.facts.event(DebugEvent::RefblockAllocWriteBlocks).await;
+        self.image_state.event(DebugEvent::RefblockAllocWriteBlocks).await;
         self.write_missing_blocks(&missing, start, used_end).await?;
         let table = self.encode_table(entries, &missing, start)?;
         let file = self.file()?;
-        self.facts.event(DebugEvent::RefblockAllocWriteTable).await;
+        self.image_state.event(DebugEvent::RefblockAllocWriteTable).await;
         file.write(self.host(table_start), table, WriteFlags::empty()).await?;
         let before = table_fields(old_offset, old_entries.saturating_mul(8) / cluster_size)?;
         let after = table_fields(self.host(table_start), table_clusters)?;
@@ -110,9 +110,9 @@ impl Clusters {
         }
         self.write_back().await?;
         file.flush().await?;
-        self.facts.event(DebugEvent::RefblockAllocSwitchTable).await;
+        self.image_state.event(DebugEvent::RefblockAllocSwitchTable).await;
         let place = field_offsets::REFCOUNT_TABLE_OFFSET;
-        exchange(&file, place, &before, &after, self.facts.disabled()).await?;
+        exchange(&file, place, &before, &after, self.image_state.disabled()).await?;
         new.into_iter().for_each(Reserved::keep);
         counted.into_iter().for_each(Counted::keep);
         self.adopt_table(&missing, start, table_start, entries);

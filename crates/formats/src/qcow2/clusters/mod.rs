@@ -17,7 +17,7 @@
 //! | `file_end` | completing and truncating the end of the file |
 //! | `moving`, `width` | moving refcount structures, for a compaction; writing refcounts of another width |
 //!
-//! A file uses the files above it, and `release` also uses `tail`. [`Clusters`] uses [`Facts`], but not the mapping, the data,
+//! A file uses the files above it, and `release` also uses `tail`. [`Clusters`] uses [`ImageState`], but not the mapping, the data,
 //! the snapshots or the bitmaps of the image.
 //!
 //! Guest requests change the refcounts in existing blocks only in the cache ([`Clusters::count`], [`Clusters::lower`]). The
@@ -56,7 +56,7 @@ use std::sync::atomic::AtomicU64;
 use oxblk_core::{Edge, Result};
 use oxblk_ring::Mutex as AsyncMutex;
 
-use super::facts::Facts;
+use super::image_state::ImageState;
 use super::layout::Geometry;
 use crate::slice_cache::{Radix, SliceCache};
 use crate::write_barrier::WriteBarrier;
@@ -72,7 +72,7 @@ pub(super) use dropped::{Dropped, ReleaseReason};
 /// The host clusters of an image: their refcounts, and which of them are free.
 pub(in crate::qcow2) struct Clusters {
     geometry: Geometry,
-    facts: Arc<Facts>,
+    image_state: Arc<ImageState>,
     table: Radix<AtomicU64>,
     table_offset: AtomicU64,
     table_entries: AtomicU64,
@@ -102,14 +102,14 @@ pub(in crate::qcow2) struct RefcountTable {
 impl Clusters {
     /// Reads the refcount table at `place`, and makes the [`Clusters`] of the image.
     pub(in crate::qcow2) async fn open(
-        facts: Arc<Facts>,
+        image_state: Arc<ImageState>,
         place: RefcountTable,
         cache: Arc<SliceCache>,
         slice_bytes: u64,
     ) -> Result<Self> {
-        let geometry = facts.geometry();
+        let geometry = image_state.geometry();
         let bytes = place.clusters.saturating_mul(geometry.cluster_size());
-        let file = facts.file()?;
+        let file = image_state.file()?;
         let clusters = Self {
             geometry,
             table: Radix::default(),
@@ -120,11 +120,11 @@ impl Clusters {
             growing: AsyncMutex::new(()),
             writing: AsyncMutex::new(()),
             barrier: WriteBarrier::default(),
-            allocator: Allocator::new(geometry, &file, Arc::clone(facts.epochs())),
+            allocator: Allocator::new(geometry, &file, Arc::clone(image_state.epochs())),
             dropped: DroppedList::default(),
             overlaps: Overlaps::default(),
             tail: Tail::default(),
-            facts,
+            image_state,
         };
         clusters.read_table(&file, place.offset, bytes).await?;
         Ok(clusters)
@@ -136,6 +136,6 @@ impl Clusters {
     }
 
     fn file(&self) -> Result<Arc<Edge>> {
-        self.facts.file()
+        self.image_state.file()
     }
 }

@@ -33,7 +33,7 @@ impl Clusters {
     /// value of the table entry on disk is unknown after the error, the image accepts no further requests: a refcount that is
     /// in only one of the two blocks would be lost if the entry refers to the other block.
     pub(in crate::qcow2) async fn move_block(&self, block: u64, cluster: u64) -> Result<u64> {
-        let epoch = self.facts.epochs().current();
+        let epoch = self.image_state.epochs().current();
         let bytes = self.read_block(cluster).await?;
         if self.is_block_unused(&bytes, block, cluster) {
             return self.remove_block(block, cluster, epoch).await;
@@ -58,7 +58,7 @@ impl Clusters {
             self.publish_block(block, new).await?;
             file.flush().await
         };
-        self.facts.stop_on_failure(written).await?;
+        self.image_state.stop_on_failure(written).await?;
         counted.keep();
         let size = self.geometry.cluster_size();
         self.allocator.forget_metadata(cluster << bits, size);
@@ -93,7 +93,7 @@ impl Clusters {
             self.write_table_entry(block, 0).await?;
             file.flush().await
         };
-        self.facts.stop_on_failure(written).await?;
+        self.image_state.stop_on_failure(written).await?;
         self.table.get_or_make(block).store(0, Release);
         let bits = self.geometry.cluster_bits;
         self.allocator.forget_metadata(cluster << bits, self.geometry.cluster_size());
@@ -145,7 +145,7 @@ impl Clusters {
             file.write(field_offsets::REFCOUNT_TABLE_OFFSET, place, WriteFlags::empty()).await?;
             file.flush().await
         };
-        self.facts.stop_on_failure(written).await?;
+        self.image_state.stop_on_failure(written).await?;
         counted.keep();
         self.adopt_table(&[], start, start, entries);
         drop(growing);

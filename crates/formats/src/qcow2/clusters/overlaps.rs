@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use oxblk_core::{Error, Result};
 
 use super::Clusters;
-use crate::qcow2::facts::run_options::{Modes, structure_names};
+use crate::qcow2::image_state::run_options::{Modes, structure_names};
 
 /// Clusters that several structures use.
 #[derive(Default)]
@@ -78,9 +78,9 @@ impl Clusters {
     ) -> Result<()> {
         let end = self.geometry.clusters_for(offset.saturating_add(bytes));
         let range = self.geometry.cluster_index(offset)..end;
-        self.facts
+        self.image_state
             .mark_if_corrupt(
-                self.overlaps.check(own, range, self.facts.modes() & Modes::EVERYTHING),
+                self.overlaps.check(own, range, self.image_state.modes() & Modes::EVERYTHING),
                 offset,
             )
             .await

@@ -13,7 +13,7 @@ use roaring::RoaringTreemap;
 use super::Clusters;
 use super::allocator::Quarantined;
 use super::dropped::{Dropped, ReleaseReason};
-use crate::qcow2::facts::run_options::Modes;
+use crate::qcow2::image_state::run_options::Modes;
 use crate::qcow2::layout::{L2Entry, L2Kind};
 
 impl Clusters {
@@ -24,11 +24,11 @@ impl Clusters {
         }
         // Without this lock, a scan would find clusters free that are still being discarded.
         let _guard = self.allocator.scanning.lock().await;
-        let ended = self.allocator.end_quarantine(self.facts.epochs());
+        let ended = self.allocator.end_quarantine(self.image_state.epochs());
         if ended.is_empty() {
             return Ok(());
         }
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         let mut ended = Discarding { clusters: self, runs: merge(ended).into() };
         while let Some(run) = ended.runs.front() {
             let bits = self.geometry.cluster_bits;
@@ -107,7 +107,7 @@ impl Clusters {
             self.allocator.forget_metadata(offset, size);
         }
         self.tail.close_cluster(cluster, bits);
-        let (epoch, discard) = (self.facts.epochs().current(), self.passes_discard(reason));
+        let (epoch, discard) = (self.image_state.epochs().current(), self.passes_discard(reason));
         self.allocator.quarantine(Quarantined { epoch, cluster, count: 1, discard });
         Ok(())
     }
@@ -129,7 +129,7 @@ impl Clusters {
             return;
         }
         for entry in old {
-            let (host, bytes) = match entry.kind(self.geometry, self.facts.version()) {
+            let (host, bytes) = match entry.kind(self.geometry, self.image_state.version()) {
                 Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) => {
                     (host, self.geometry.cluster_size())
                 }
@@ -192,7 +192,7 @@ impl Clusters {
     /// Quarantines clusters whose refcount became 0 on disk. No further compressed data is placed in these clusters. The caller
     /// has held the guard of [`Self::lock_scanning`] since before the refcount changed.
     pub(in crate::qcow2) fn quarantine(&self, cluster: u64, count: u64, reason: ReleaseReason) {
-        let (epoch, discard) = (self.facts.epochs().current(), self.passes_discard(reason));
+        let (epoch, discard) = (self.image_state.epochs().current(), self.passes_discard(reason));
         self.tail.close_run(cluster, count, self.geometry.cluster_bits);
         self.allocator.quarantine(Quarantined { epoch, cluster, count, discard });
     }
@@ -204,7 +204,7 @@ impl Clusters {
 
     /// Whether a freed cluster is discarded on the host.
     pub(in crate::qcow2) fn passes_discard(&self, reason: ReleaseReason) -> bool {
-        let modes = self.facts.modes();
+        let modes = self.image_state.modes();
         match reason {
             ReleaseReason::CutOff => true,
             ReleaseReason::Discarded => modes.contains(Modes::PASS_REQUEST),
@@ -225,7 +225,7 @@ struct Discarding<'a> {
 impl Drop for Discarding<'_> {
     fn drop(&mut self) {
         for run in self.runs.drain(..) {
-            let epoch = self.clusters.facts.epochs().current();
+            let epoch = self.clusters.image_state.epochs().current();
             self.clusters.allocator.quarantine(Quarantined { epoch, ..run });
         }
     }

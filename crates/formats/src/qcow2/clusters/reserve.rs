@@ -72,7 +72,7 @@ impl Clusters {
 
     /// Reserves exactly `count` contiguous host clusters.
     pub(in crate::qcow2) async fn reserve_contiguous(&self, count: u64) -> Result<Reserved<'_>> {
-        self.facts.event(DebugEvent::ClusterAlloc).await;
+        self.image_state.event(DebugEvent::ClusterAlloc).await;
         self.reserve_with(|limit| self.allocator.take_contiguous(count, limit)).await
     }
 

@@ -8,7 +8,7 @@ use oxblk_ring::perturb::point;
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Clusters;
-use crate::qcow2::facts::run_options::Modes;
+use crate::qcow2::image_state::run_options::Modes;
 use crate::qcow2::layout::refcount_set;
 use crate::slice_cache::{DirtyCopy, Pinned};
 
@@ -70,7 +70,7 @@ impl Clusters {
             let load = || {
                 let file = Arc::clone(&file);
                 async move {
-                    self.facts.event(DebugEvent::RefblockLoad).await;
+                    self.image_state.event(DebugEvent::RefblockLoad).await;
                     file.read(offset, IoBufMut::new(len)).await
                 }
             };
@@ -178,7 +178,7 @@ impl Clusters {
         if copies.is_empty() {
             return Ok(());
         }
-        if self.facts.disabled().load(Acquire) {
+        if self.image_state.disabled().load(Acquire) {
             // The image accepts no further requests. The refcount table on disk may refer to other blocks than the table in
             // memory.
             return Err(Error::from_errno(Errno::IO));
@@ -192,7 +192,7 @@ impl Clusters {
             self.overlaps.check(
                 Modes::REFCOUNT_BLOCK,
                 clusters,
-                self.facts.modes() & Modes::EVERYTHING,
+                self.image_state.modes() & Modes::EVERYTHING,
             )?;
         }
         let writes = copies.iter().map(|copy| {
@@ -204,7 +204,7 @@ impl Clusters {
                 WriteFlags::empty(),
             )
         });
-        self.facts.event(DebugEvent::RefblockUpdatePart).await;
+        self.image_state.event(DebugEvent::RefblockUpdatePart).await;
         let writing = self.barrier.pass().await;
         let outcome = run_all(writes).await;
         writing.done();
@@ -234,6 +234,6 @@ impl Clusters {
     /// When a refcount block overlaps with protected metadata, when the image accepts no further requests, and the errors of
     /// requests to the image file.
     pub(in crate::qcow2) async fn write_back_refcounts(&self) -> Result<()> {
-        self.facts.mark_if_corrupt(self.write_back().await, 0).await
+        self.image_state.mark_if_corrupt(self.write_back().await, 0).await
     }
 }

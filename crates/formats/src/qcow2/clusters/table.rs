@@ -7,7 +7,7 @@ use oxblk_core::{DebugEvent, Edge, Error, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut, MutexGuard};
 
 use super::{Clusters, RefcountTable};
-use crate::qcow2::facts::run_options::Modes;
+use crate::qcow2::image_state::run_options::Modes;
 use crate::qcow2::layout::{Header, RefcountTableEntry};
 
 impl Clusters {
@@ -70,7 +70,7 @@ impl Clusters {
         self.overlaps.check(
             Modes::REFCOUNT_TABLE,
             clusters,
-            self.facts.modes() & Modes::EVERYTHING,
+            self.image_state.modes() & Modes::EVERYTHING,
         )?;
         Ok(self.table_offset.load(Acquire).saturating_add(block.saturating_mul(8)))
     }
@@ -100,7 +100,7 @@ impl Clusters {
     pub(super) async fn read_table(&self, file: &Edge, offset: u64, bytes: u64) -> Result<()> {
         self.allocator.note_metadata(offset, bytes);
         let len = usize::try_from(bytes).map_err(|_| Error::invalid("refcount table too large"))?;
-        self.facts.event(DebugEvent::ReftableLoad).await;
+        self.image_state.event(DebugEvent::ReftableLoad).await;
         let table = file.read(offset, IoBufMut::new(len)).await?;
         for (index, word) in (0_u64..).zip(table.chunks_exact(8)) {
             let entry = word.try_into().map_or(0, u64::from_be_bytes);

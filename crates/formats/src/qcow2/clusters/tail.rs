@@ -75,7 +75,7 @@ impl Clusters {
         len: u64,
         before_reserving: impl AsyncFnOnce() -> Result<()>,
     ) -> Result<Placed<'_>> {
-        self.facts.event(DebugEvent::ClusterAllocBytes).await;
+        self.image_state.event(DebugEvent::ClusterAllocBytes).await;
         let bits = self.geometry.cluster_bits;
         let _guard = self.tail.lock.lock().await;
         let next = self.tail.next.load(Acquire);

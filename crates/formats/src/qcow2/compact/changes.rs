@@ -70,7 +70,7 @@ impl Compaction<'_> {
     /// Flushes the copies and their refcounts. Then writes and flushes the L2 entries that refer to the copies. Then passes
     /// the references to the originals to the write-back. The write-back lowers the refcounts of the originals.
     pub(super) async fn write_changes(&self, changes: Changes<'_>) -> Result<()> {
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         self.clusters.write_back_refcounts().await?;
         file.flush().await?;
         // From here on, entries on disk may refer to the copies, even if one of the following writes fails.
@@ -91,7 +91,7 @@ impl Compaction<'_> {
     }
 
     async fn patch(&self, table: u64, patches: Patches) -> Result<()> {
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
         let size = self.geometry.l2_entry_size();
         let mut bytes = file.read(table, IoBufMut::new(len)).await?;

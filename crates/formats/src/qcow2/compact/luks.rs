@@ -15,7 +15,7 @@ use oxblk_core::{Edge, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::super::clusters::ReleaseReason;
-use super::super::facts::run_options::Modes;
+use super::super::image_state::run_options::Modes;
 use super::super::layout::CryptoHeader;
 use super::Compaction;
 
@@ -26,7 +26,7 @@ impl Compaction<'_> {
     /// Moves the LUKS header to lower clusters if it uses `cluster`. Returns the number of freed clusters, 0 if there
     /// is no space, and `None` if `cluster` does not belong to a movable LUKS header.
     pub(super) async fn move_luks_header(&self, cluster: u64) -> Result<Option<u64>> {
-        let Some(old) = self.facts.header().extensions.crypto else { return Ok(None) };
+        let Some(old) = self.image_state.header().extensions.crypto else { return Ok(None) };
         let Some(end) = old.offset.checked_add(old.length) else { return Ok(None) };
         let clusters = self.geometry.cluster_index(old.offset)..self.geometry.clusters_for(end);
         if old.length > MAX_LENGTH
@@ -38,11 +38,11 @@ impl Compaction<'_> {
         if !self.clusters.has_room(old.length, clusters.start).await? {
             return Ok(Some(0));
         }
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         let len = usize::try_from(old.length).unwrap_or(0);
         // The new clusters have refcounts before key material is written to them.
         let (offset, counted) = self.metadata.store_unreferenced_table(vec![0; len]).await?;
-        let guard = self.facts.lock_header().await;
+        let guard = self.image_state.lock_header().await;
         let copied = async {
             // While the header lock is held, no password can be changed.
             let keys = file.read(old.offset, IoBufMut::new(len)).await?.freeze();
@@ -54,7 +54,7 @@ impl Compaction<'_> {
                 .await
         };
         if let Err(error) = copied.await {
-            if self.facts.check_usable().is_err() {
+            if self.image_state.check_usable().is_err() {
                 // It is unknown whether the image header refers to the copy.
                 counted.keep();
             } else if let Err(left) = wipe(&file, offset, len).await {

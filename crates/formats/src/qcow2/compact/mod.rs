@@ -37,7 +37,7 @@ use oxblk_core::{Error, Result};
 use super::bitmaps::Bitmaps;
 use super::clusters::Clusters;
 use super::data::Data;
-use super::facts::Facts;
+use super::image_state::ImageState;
 use super::layout::Geometry;
 use super::mapping::Mapping;
 use super::metadata::Metadata;
@@ -49,7 +49,7 @@ const WINDOW: u64 = 1 << 16;
 /// One step of a compaction, with the parts of the image that the step uses.
 pub(super) struct Compaction<'a> {
     geometry: Geometry,
-    facts: &'a Facts,
+    image_state: &'a ImageState,
     clusters: &'a Clusters,
     mapping: &'a Mapping,
     metadata: &'a Metadata,
@@ -60,14 +60,22 @@ pub(super) struct Compaction<'a> {
 impl<'a> Compaction<'a> {
     /// Prepares a step on the image with these parts.
     pub(super) fn new(
-        facts: &'a Facts,
+        image_state: &'a ImageState,
         clusters: &'a Clusters,
         mapping: &'a Mapping,
         metadata: &'a Metadata,
         bitmaps: &'a Bitmaps,
         data: &'a Data,
     ) -> Self {
-        Self { geometry: facts.geometry(), facts, clusters, mapping, metadata, bitmaps, data }
+        Self {
+            geometry: image_state.geometry(),
+            image_state,
+            clusters,
+            mapping,
+            metadata,
+            bitmaps,
+            data,
+        }
     }
 }
 
@@ -75,7 +83,7 @@ impl Compaction<'_> {
     /// Moves up to `max_bytes` bytes of clusters, but at least one cluster, or one metadata structure of any length. Moves
     /// nothing if no cluster or structure can move.
     pub(super) async fn compact_step(&self, max_bytes: u64) -> Result<Step> {
-        self.facts.check_writable()?;
+        self.image_state.check_writable()?;
         // Bitmaps are added and removed without draining the node.
         let _bitmaps = self.bitmaps.lock().await;
         if self.clusters.have_overlaps() {

@@ -115,7 +115,7 @@ impl Compaction<'_> {
         let (cluster, entries) = source;
         // If all entries have the zero flag, there is nothing to copy. If any entry reads the data, the data must be copied.
         let reads = |at: &&EntryAt| {
-            let kind = at.entry.kind(self.geometry, self.facts.version());
+            let kind = at.entry.kind(self.geometry, self.image_state.version());
             !matches!(kind, Ok(L2Kind::Zero { .. }))
         };
         let Some(first) = entries.iter().find(reads) else { return Ok(()) };
@@ -129,7 +129,7 @@ impl Compaction<'_> {
     /// Moves L2 tables to lower clusters until no free lower cluster is left. Returns the number of tables that moved.
     pub(super) async fn move_tables(&self, tables: &[u64], referrers: &Referrers) -> Result<u64> {
         let bits = self.geometry.cluster_bits;
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
         let mut placed: Vec<(u64, u64, &[TableAt])> = Vec::new();
         let mut counted = Vec::new();
@@ -173,7 +173,7 @@ impl Compaction<'_> {
         };
         let place = l1.saturating_add(at.index.saturating_mul(8));
         let word = IoBuf::from(entry.0.to_be_bytes().to_vec());
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         file.write(place, word, WriteFlags::empty()).await
     }
 }

@@ -235,7 +235,7 @@ impl Compaction<'_> {
     }
 
     async fn copy_sectors(&self, spans: &[Span]) -> Result<()> {
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         let parts = spans.iter().flat_map(|span| {
             (0..span.len.div_ceil(MAX_COPY_SECTORS)).map(move |part| {
                 let skipped = part.saturating_mul(MAX_COPY_SECTORS);

@@ -161,16 +161,16 @@ impl Compaction<'_> {
     ) -> Result<Referrers> {
         let mut found = Referrers { window: window.to_vec(), ..Referrers::default() };
         let Some(lowest) = window.last().copied() else { return Ok(found) };
-        if self.facts.data_child() != ChildIdx::FILE {
+        if self.image_state.data_child() != ChildIdx::FILE {
             // A separate data file contains the guest data, so no L2 entry refers to a cluster of the image file.
             return Ok(found);
         }
-        let file = self.facts.file()?;
-        let (geometry, version) = (self.geometry, self.facts.version());
+        let file = self.image_state.file()?;
+        let (geometry, version) = (self.geometry, self.image_state.version());
         let parse = move |_: &u64, table: IoBufMut| -> Vec<(u64, L2Entry, L2Kind)> {
             let entries = (0_u64..).zip(l2_table(&table, geometry));
-            let hit = |(index, both): (u64, ExtendedEntry)| {
-                let kind = both.entry.kind(geometry, version).ok()?;
+            let hit = |(index, l2_entry): (u64, ExtendedEntry)| {
+                let kind = l2_entry.entry.kind(geometry, version).ok()?;
                 let end = match kind {
                     L2Kind::Data { host } | L2Kind::Zero { host: Some(host) } => {
                         geometry.cluster_index(host).saturating_add(1)
@@ -180,7 +180,7 @@ impl Compaction<'_> {
                     }
                     _ => 0,
                 };
-                (end > lowest).then_some((index, both.entry, kind))
+                (end > lowest).then_some((index, l2_entry.entry, kind))
             };
             entries.filter_map(hit).collect()
         };

@@ -12,14 +12,14 @@ impl Compaction<'_> {
     /// Truncates the file behind the last used cluster if `from` is 0, and punches holes from the byte offset `from`
     /// on. If there are more than [`MAX_HOLES`] holes to punch, returns the byte offset at which the next call must continue.
     pub(in crate::qcow2) async fn release_space(&self, from: u64) -> Result<Option<u64>> {
-        self.facts.check_writable()?;
+        self.image_state.check_writable()?;
         // A change of bitmaps first raises the refcounts of its clusters in memory, so these clusters would look free on disk.
         let _bitmaps = self.bitmaps.lock().await;
         self.metadata.write_all_metadata().await?;
         self.bitmaps.keep_unchanged_in_place();
         let bits = self.geometry.cluster_bits;
         let used = self.used_clusters().await?;
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         if from == 0 && used.end() << bits < file.size() {
             match file.resize(used.end() << bits, Preallocation::Off).await {
                 Ok(()) => self.clusters.note_truncated(used.end()),

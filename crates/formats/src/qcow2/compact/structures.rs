@@ -60,8 +60,10 @@ impl Compaction<'_> {
         debug_assert!(self.geometry.l1_clusters(old, self.mapping.l1_entries()).contains(&cluster));
         let offset = self.metadata.store_table(bytes).await?;
         let (before, after) = (old.to_be_bytes(), offset.to_be_bytes());
-        let written =
-            self.facts.exchange_header_field(field_offsets::L1_TABLE_OFFSET, &before, &after).await;
+        let written = self
+            .image_state
+            .exchange_header_field(field_offsets::L1_TABLE_OFFSET, &before, &after)
+            .await;
         if written.is_err() {
             self.clusters.drop_l1_clusters(l1.len(), offset);
         }

@@ -54,7 +54,7 @@ impl Compaction<'_> {
     pub(super) async fn used_clusters(&self) -> Result<UsedClusters> {
         let (per_block, order) =
             (self.geometry.refcounts_per_block(), self.geometry.refcount_order);
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         let places = self.clusters.places_of(self.clusters.blocks())?;
         let parse = move |_: &u64, block: IoBufMut| -> Vec<(u64, u64)> {
             let mut runs: Vec<(u64, u64)> = Vec::new();

@@ -14,7 +14,7 @@ use oxblk_crypto::secret::Secret;
 use oxblk_ring::IoBuf;
 
 use super::super::create_options::rejected;
-use super::super::facts::header::read_header;
+use super::super::image_state::header::read_header;
 use super::super::layout::{CryptMethod, CryptoHeader};
 use super::create::{ITER_TIME, take_iter_time};
 use super::key_needed;

@@ -59,7 +59,7 @@ impl Mapping {
         } else {
             format!("L2 entry {entry:#x} of guest offset {offset:#x} is invalid")
         };
-        self.facts.mark_corrupt(&text, offset).await
+        self.image_state.mark_corrupt(&text, offset).await
     }
 
     /// Like [`Self::report_bad_entry`], but for a write to the guest offset `offset`. If the host offset is not aligned and the
@@ -73,6 +73,6 @@ impl Mapping {
         let what = if is_zero { "Preallocated zero" } else { "Data" };
         let (host, guest) = (hex(host), hex(offset));
         let text = format!("{what} cluster offset {host} unaligned (guest offset: {guest})");
-        self.facts.mark_corrupt(&text, offset).await
+        self.image_state.mark_corrupt(&text, offset).await
     }
 }

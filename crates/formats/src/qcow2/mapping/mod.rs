@@ -8,7 +8,7 @@
 //! | `subclusters` | extended L2 entries, and extents of subclusters |
 //! | `lookup` | looking up extents of clusters in the cache |
 //!
-//! A file uses only files above it in this table. [`Mapping`] uses [`Facts`] and no other owner. `Mapping` neither allocates
+//! A file uses only files above it in this table. [`Mapping`] uses [`ImageState`] and no other owner. `Mapping` neither allocates
 //! clusters nor writes to the file: `metadata` does both.
 //!
 //! Invariant: an L1 entry that a task can see is on disk, marked dirty, or taken by a running write-back cycle. So a flush that
@@ -27,7 +27,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
-use super::facts::Facts;
+use super::image_state::ImageState;
 use super::layout::Geometry;
 use crate::slice_cache::{Radix, SliceCache};
 
@@ -39,7 +39,7 @@ pub(super) struct Mapping {
     /// A copy, because lookups use it often. It does not change.
     geometry: Geometry,
     version: u32,
-    facts: Arc<Facts>,
+    image_state: Arc<ImageState>,
     l1: Radix<AtomicU64>,
     l1_offset: AtomicU64,
     l1_entries: AtomicU64,
@@ -54,15 +54,15 @@ impl Mapping {
     /// A mapping whose L1 table, of `l1_entries` entries at `l1_offset`, has not been read yet. `l2`: the cache for slices of
     /// `slice_words` words.
     pub(super) fn new(
-        facts: Arc<Facts>,
+        image_state: Arc<ImageState>,
         (l1_offset, l1_entries): (u64, u64),
         l2: Arc<SliceCache>,
         slice_words: u64,
     ) -> Self {
         Self {
-            geometry: facts.geometry(),
-            version: facts.version(),
-            facts,
+            geometry: image_state.geometry(),
+            version: image_state.version(),
+            image_state,
             l1: Radix::default(),
             l1_offset: AtomicU64::new(l1_offset),
             l1_entries: AtomicU64::new(l1_entries),

@@ -29,7 +29,7 @@ impl Mapping {
             Err(_) => {
                 let entry = self.l1_entry(index).raw_offset();
                 let text = format!("L2 table offset {entry:#x} unaligned (L1 index: {index:#x})");
-                Err(self.facts.mark_corrupt(&text, entry).await)
+                Err(self.image_state.mark_corrupt(&text, entry).await)
             }
         }
     }
@@ -45,8 +45,8 @@ impl Mapping {
             place.ok_or_else(|| Error::corrupt("the L2 table no longer exists").at(offset))?;
         point();
         let len = usize::try_from(self.slice_words.saturating_mul(8)).unwrap_or(0);
-        self.facts.event(DebugEvent::L2Load).await;
-        self.facts.file()?.read(place, IoBufMut::new(len)).await
+        self.image_state.event(DebugEvent::L2Load).await;
+        self.image_state.file()?.read(place, IoBufMut::new(len)).await
     }
 
     /// Pins a cached slice.

@@ -7,7 +7,7 @@ use super::Metadata;
 impl Metadata {
     /// Reads the L1 table. Notes the L2 tables as metadata if the image is writable.
     pub(in crate::qcow2) async fn read_l1(&self, file: &Edge) -> Result<()> {
-        let (writable, size) = (!self.facts.is_read_only(), self.geometry.cluster_size());
+        let (writable, size) = (!self.image_state.is_read_only(), self.geometry.cluster_size());
         let note = |table| {
             if writable {
                 self.clusters.note_metadata(table, size);
@@ -19,7 +19,7 @@ impl Metadata {
     /// Writes all metadata, so that the image on disk is complete and no cluster leaks. Does nothing if the image is read-only
     /// or accepts no requests.
     pub(in crate::qcow2) async fn close_image(&self) -> Result<()> {
-        if self.facts.is_read_only() || !self.facts.is_usable() {
+        if self.image_state.is_read_only() || !self.image_state.is_usable() {
             return Ok(());
         }
         // The first cycle lowers refcounts, the second writes them.

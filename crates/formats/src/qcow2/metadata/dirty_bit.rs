@@ -14,7 +14,7 @@ use std::sync::atomic::{
 use oxblk_core::{Error, Result};
 
 use super::Metadata;
-use crate::qcow2::facts::run_options::Modes;
+use crate::qcow2::image_state::run_options::Modes;
 use crate::qcow2::layout::Incompatible;
 
 const CLEAR: u8 = 0;
@@ -65,7 +65,7 @@ impl Metadata {
     /// Writes and flushes all refcounts, then clears the dirty bit. The dirty bit stays set if a change of snapshots did not
     /// complete. Does nothing if the dirty bit is clear and refcounts are not lazy.
     pub(super) async fn write_postponed(&self) -> Result<()> {
-        if self.dirty_bit.is_clear() && !self.facts.modes().contains(Modes::LAZY) {
+        if self.dirty_bit.is_clear() && !self.image_state.modes().contains(Modes::LAZY) {
             return Ok(());
         }
         self.write_refcounts_durably().await?;
@@ -77,7 +77,7 @@ impl Metadata {
 
     /// Sets or clears the dirty bit and flushes it. Does nothing in version 2: version 2 has no dirty bit.
     pub(in crate::qcow2) async fn set_dirty(&self, dirty: bool) -> Result<()> {
-        if self.facts.version() < 3 {
+        if self.image_state.version() < 3 {
             return Ok(());
         }
         if !dirty {
@@ -89,19 +89,19 @@ impl Metadata {
 
     async fn write_refcounts_durably(&self) -> Result<()> {
         self.clusters.write_back_refcounts().await?;
-        self.facts.file()?.flush().await
+        self.image_state.file()?.flush().await
     }
 
     async fn write_dirty_bit(&self, dirty: bool) -> Result<()> {
         self.dirty_bit.set_unknown();
-        self.facts.set_incompatible(Incompatible::DIRTY, dirty).await?;
+        self.image_state.set_incompatible(Incompatible::DIRTY, dirty).await?;
         self.dirty_bit.set_known(dirty);
         Ok(())
     }
 
     /// Turns lazy refcounts off and writes all refcounts.
     pub(in crate::qcow2) async fn stop_postponing(&self) -> Result<()> {
-        self.facts.remove_modes(Modes::LAZY);
+        self.image_state.remove_modes(Modes::LAZY);
         self.write_postponed().await
     }
 

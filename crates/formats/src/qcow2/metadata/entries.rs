@@ -70,7 +70,7 @@ impl Metadata {
         reason: ReleaseReason,
         change: impl Fn(L2Kind, bool, bool) -> Option<L2Entry>,
     ) -> Result<()> {
-        let has_backing = self.facts.children().has(ChildIdx::BACKING);
+        let has_backing = self.image_state.children().has(ChildIdx::BACKING);
         let mut at = from;
         while at < to {
             at = self
@@ -105,7 +105,7 @@ impl Metadata {
                 break;
             }
             let entry = L2Entry(word.load(Acquire));
-            let kind = entry.kind(self.geometry, self.facts.version());
+            let kind = entry.kind(self.geometry, self.image_state.version());
             if kind.is_err()
                 || kind.is_ok_and(|kind| {
                     change(kind, entry.copied(), has_backing).is_some_and(|new| new != entry)
@@ -152,7 +152,7 @@ impl Metadata {
                 break;
             };
             let entry = L2Entry(entry);
-            let Ok(kind) = entry.kind(self.geometry, self.facts.version()) else {
+            let Ok(kind) = entry.kind(self.geometry, self.image_state.version()) else {
                 bad = Some(entry.0);
                 break;
             };
@@ -173,7 +173,10 @@ impl Metadata {
             None => Ok(next),
             Some(entry) => {
                 drop(slice);
-                Err(self.facts.mark_corrupt(&format!("L2 entry {entry:#x} is invalid"), next).await)
+                Err(self
+                    .image_state
+                    .mark_corrupt(&format!("L2 entry {entry:#x} is invalid"), next)
+                    .await)
             }
         }
     }

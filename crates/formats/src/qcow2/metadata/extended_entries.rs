@@ -85,7 +85,7 @@ impl Metadata {
         reason: ReleaseReason,
         change: impl Fn(&OldEntry) -> Option<ExtendedEntry>,
     ) -> Result<()> {
-        let has_backing = self.facts.children().has(ChildIdx::BACKING);
+        let has_backing = self.image_state.children().has(ChildIdx::BACKING);
         let table = self.geometry.cluster_size() << self.geometry.l2_bits();
         let mut at = from;
         while at < to {

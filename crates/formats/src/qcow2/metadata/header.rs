@@ -7,13 +7,13 @@ use super::Metadata;
 use crate::qcow2::layout::Header;
 
 impl Metadata {
-    /// Changes and writes the header, as [`Facts::replace_header`](crate::qcow2::facts::Facts::replace_header) does. Takes
-    /// both locks.
+    /// Changes and writes the header, as [`ImageState::replace_header`](crate::qcow2::image_state::ImageState::replace_header)
+    /// does. Takes both locks.
     pub(in crate::qcow2) async fn rewrite_header(
         &self,
         change: impl FnOnce(&mut Header),
     ) -> Result<()> {
-        let guard = self.facts.lock_header().await;
+        let guard = self.image_state.lock_header().await;
         self.rewrite_locked_header(&guard, change).await
     }
 
@@ -24,6 +24,6 @@ impl Metadata {
         change: impl FnOnce(&mut Header),
     ) -> Result<()> {
         let table = self.clusters.lock_table().await;
-        self.facts.replace_header((guard, &table), change).await
+        self.image_state.replace_header((guard, &table), change).await
     }
 }

@@ -39,7 +39,7 @@ impl Metadata {
         let old_offset = self.mapping.l1_offset();
         let bytes = needed.saturating_mul(8);
         let clusters = self.geometry.clusters_for(bytes);
-        self.facts.event(DebugEvent::L1GrowAllocTable).await;
+        self.image_state.event(DebugEvent::L1GrowAllocTable).await;
         let mut run = self.clusters.reserve_contiguous(clusters).await?;
         run.begin_write();
         let offset = run.start() << self.geometry.cluster_bits;
@@ -57,16 +57,16 @@ impl Metadata {
         for (index, word) in (0..old_entries).zip(table.chunks_exact_mut(8)) {
             word.copy_from_slice(&self.mapping.l1_entry(index).0.to_be_bytes());
         }
-        let file = self.facts.file()?;
-        self.facts.event(DebugEvent::L1GrowWriteTable).await;
+        let file = self.image_state.file()?;
+        self.image_state.event(DebugEvent::L1GrowWriteTable).await;
         file.write(offset, table.freeze(), WriteFlags::empty()).await?;
         let counted = self.clusters.count(run, ReleaseReason::Table).await?;
         self.clusters.write_back_refcounts().await?;
         file.flush().await?;
         let before = l1_fields(old_entries, old_offset)?;
         let after = l1_fields(needed, offset)?;
-        self.facts.event(DebugEvent::L1GrowActivateTable).await;
-        self.facts.exchange_header_field(field_offsets::L1_SIZE, &before, &after).await?;
+        self.image_state.event(DebugEvent::L1GrowActivateTable).await;
+        self.image_state.exchange_header_field(field_offsets::L1_SIZE, &before, &after).await?;
         counted.keep();
         self.mapping.set_l1_place(offset, needed);
         self.clusters.note_metadata(offset, bytes);

@@ -16,7 +16,7 @@
 //!
 //! Each file uses only files above it in this table.
 //!
-//! [`Metadata`] uses [`Facts`], [`Clusters`] and [`Mapping`]. `Clusters` and `Mapping` do not use each other. Only
+//! [`Metadata`] uses [`ImageState`], [`Clusters`] and [`Mapping`]. `Clusters` and `Mapping` do not use each other. Only
 //! `Metadata` writes active L2 tables and L1 entries, except in operations that drain the node.
 //!
 //! Invariant: a reference is written to the disk only after the cluster that it refers to and the refcount of that cluster.
@@ -48,7 +48,7 @@ use std::sync::{Arc, Mutex};
 use oxblk_ring::Mutex as AsyncMutex;
 
 use super::clusters::Clusters;
-use super::facts::Facts;
+use super::image_state::ImageState;
 use super::layout::Geometry;
 use super::mapping::Mapping;
 use crate::write_barrier::WriteBarrier;
@@ -59,7 +59,7 @@ pub(super) use snapshot_table::{SnapshotTable, V3_EXTRA, visit_snapshots};
 /// Writes the metadata of an open image. One of the owners in the table of [`crate::qcow2`].
 pub(super) struct Metadata {
     geometry: Geometry,
-    facts: Arc<Facts>,
+    image_state: Arc<ImageState>,
     clusters: Arc<Clusters>,
     mapping: Arc<Mapping>,
     /// Held while an L2 table is created or copied.
@@ -77,14 +77,14 @@ pub(super) struct Metadata {
 impl Metadata {
     /// Creates the [`Metadata`] of an image with this snapshot table.
     pub(super) fn new(
-        facts: Arc<Facts>,
+        image_state: Arc<ImageState>,
         clusters: Arc<Clusters>,
         mapping: Arc<Mapping>,
         snapshots: SnapshotTable,
     ) -> Self {
         Self {
-            geometry: facts.geometry(),
-            facts,
+            geometry: image_state.geometry(),
+            image_state,
             clusters,
             mapping,
             tables: AsyncMutex::new(()),

@@ -12,7 +12,7 @@ use oxblk_core::Result;
 use roaring::RoaringTreemap;
 
 use super::Metadata;
-use crate::qcow2::facts::run_options::{Modes, structure_names};
+use crate::qcow2::image_state::run_options::{Modes, structure_names};
 
 /// Collects the clusters of one structure after another, and finds the clusters that several of them use.
 #[derive(Default)]
@@ -74,7 +74,7 @@ impl Metadata {
     /// # Errors
     /// The errors of [`Self::note_snapshots`].
     pub(in crate::qcow2) async fn note_overlaps(&self) -> Result<()> {
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         let inactive = self.note_snapshots(&file).await?;
         self.find_overlaps(inactive);
         Ok(())
@@ -85,7 +85,7 @@ impl Metadata {
         if !self.clusters.is_metadata(offset, bytes) {
             return false;
         }
-        let protected = self.facts.modes() & Modes::EVERYTHING;
+        let protected = self.image_state.modes() & Modes::EVERYTHING;
         protected.contains(Modes::CACHED) || self.structures_in(offset, bytes).intersects(protected)
     }
 

@@ -79,19 +79,19 @@ impl Metadata {
     /// Refuses a slice whose entries map guest clusters to clusters with protected metadata: a write in place would
     /// overwrite the metadata. Slices of read-only images and of images with a data file are not checked.
     async fn check_slice(&self, bytes: &[u8]) -> Result<()> {
-        if self.facts.is_read_only() || self.geometry.data_file {
+        if self.image_state.is_read_only() || self.geometry.data_file {
             return Ok(());
         }
         let words = usize::try_from(self.geometry.l2_entry_words()).unwrap_or(1);
         for word in bytes.chunks_exact(8).step_by(words) {
             let entry = L2Entry(word.try_into().map_or(0, u64::from_be_bytes));
             if let Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) =
-                entry.kind(self.geometry, self.facts.version())
+                entry.kind(self.geometry, self.image_state.version())
                 && self.is_protected(host, self.geometry.cluster_size())
             {
                 let what = self.overlapped(host, self.geometry.cluster_size());
                 let text = format!("Preventing invalid write on metadata (overlaps with {what})");
-                return Err(self.facts.mark_corrupt(&text, host).await);
+                return Err(self.image_state.mark_corrupt(&text, host).await);
             }
         }
         Ok(())

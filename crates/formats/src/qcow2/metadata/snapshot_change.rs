@@ -28,7 +28,7 @@ impl Metadata {
             return Ok(());
         }
         for snapshot in &mut list {
-            snapshot.size = snapshot.size.or(Some(self.facts.size()));
+            snapshot.size = snapshot.size.or(Some(self.image_state.size()));
         }
         self.store_snapshots(&list).await?;
         // The first write-back cycle lowers the refcounts of the old table in memory, and the second one writes these
@@ -84,8 +84,10 @@ impl Metadata {
             [&place.count.to_be_bytes()[..], &place.offset.to_be_bytes()[..]].concat()
         };
         let (before, after) = (fields(self.snapshot_table()), fields(place));
-        let written =
-            self.facts.exchange_header_field(field_offsets::SNAPSHOT_COUNT, &before, &after).await;
+        let written = self
+            .image_state
+            .exchange_header_field(field_offsets::SNAPSHOT_COUNT, &before, &after)
+            .await;
         if written.is_err() {
             self.drop_table(place.offset, place.bytes);
             return written;

@@ -109,7 +109,7 @@ impl Metadata {
     /// # Errors
     /// When the header contains an invalid offset or size of the table, and the errors of [`visit_snapshots`].
     pub(in crate::qcow2) async fn note_snapshots(&self, file: &Edge) -> Result<RoaringTreemap> {
-        self.facts.header().require_snapshots()?;
+        self.image_state.header().require_snapshots()?;
         let mut tables = RoaringTreemap::new();
         let note = |snapshot: Snapshot| {
             // A snapshot with an invalid L1 table is skipped here. A check reports it.
@@ -154,7 +154,7 @@ impl Metadata {
     /// Records the clusters of the L2 tables of snapshots as metadata. Skips invalid L1 tables and L1 entries.
     pub(in crate::qcow2) async fn note_inactive_tables(&self) -> Result<()> {
         let size = self.geometry.cluster_size();
-        let file_end = self.facts.file()?.size().next_multiple_of(8);
+        let file_end = self.image_state.file()?.size().next_multiple_of(8);
         let list = self.snapshot_list().await?;
         let valid = list.iter().filter(|snapshot| snapshot.check_l1(self.geometry).is_ok());
         let ranges = valid.map(|snapshot| {
@@ -186,10 +186,10 @@ impl Metadata {
     /// # Errors
     /// When the table cannot be read, also if the image was opened without its snapshots.
     pub(in crate::qcow2) async fn snapshot_list(&self) -> Result<Vec<Snapshot>> {
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         let (table, mut list) = (self.snapshot_table(), Vec::new());
         if table.is_broken {
-            let required = self.facts.header().require_snapshots();
+            let required = self.image_state.header().require_snapshots();
             required.map_err(|error| error.with_hint(COPY_HINT))?;
         }
         visit_snapshots(&file, table, |snapshot| list.push(snapshot)).await?;
@@ -202,7 +202,7 @@ impl Metadata {
     /// # Errors
     /// When a table is invalid, or when the tables together are longer than the file, so that some of them overlap.
     pub(in crate::qcow2) fn check_l1_tables(&self, list: &[Snapshot]) -> Result<()> {
-        let mut room = self.facts.file()?.size() / 8;
+        let mut room = self.image_state.file()?.size() / 8;
         for snapshot in list {
             snapshot.check_l1(self.geometry)?;
             room = room.checked_sub(snapshot.l1_entries.into()).ok_or_else(|| {
@@ -219,7 +219,7 @@ impl Metadata {
         entries: u32,
     ) -> Result<Vec<L1Entry>> {
         let len = usize::try_from(u64::from(entries).saturating_mul(8)).unwrap_or(usize::MAX);
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         let table = file.read(offset, IoBufMut::new(len)).await?;
         let words = table.chunks_exact(8);
         Ok(words.map(|word| L1Entry(word.try_into().map_or(0, u64::from_be_bytes))).collect())

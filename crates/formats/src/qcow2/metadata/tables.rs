@@ -39,13 +39,13 @@ impl Metadata {
             return Err(Error::from_errno(Errno::IO).prefix("L1 index out of range"));
         }
         let Ok(shared) = entry.l2_offset(self.geometry) else {
-            return Err(self.facts.mark_corrupt("L2 table offset unaligned", entry.0).await);
+            return Err(self.image_state.mark_corrupt("L2 table offset unaligned", entry.0).await);
         };
         let size = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         let contents = match shared {
             Some(table) => {
-                self.facts.event(DebugEvent::L2AllocCowRead).await;
+                self.image_state.event(DebugEvent::L2AllocCowRead).await;
                 file.read(table, IoBufMut::new(size)).await?.freeze()
             }
             None => IoBuf::zeroes(size),
@@ -53,7 +53,7 @@ impl Metadata {
         let mut run = self.reserve_to_use(1).await?;
         run.begin_write();
         let offset = run.start() << self.geometry.cluster_bits;
-        self.facts.event(DebugEvent::L2AllocWrite).await;
+        self.image_state.event(DebugEvent::L2AllocWrite).await;
         file.write(offset, contents, WriteFlags::empty()).await?;
         let counted = self.clusters.count(run, ReleaseReason::Table).await?;
         self.clusters.note_metadata(offset, self.geometry.cluster_size());
@@ -88,7 +88,7 @@ impl Metadata {
         let mut run = self.clusters.reserve_contiguous(clusters).await?;
         run.begin_write();
         let offset = run.start() << self.geometry.cluster_bits;
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         file.write(offset, bytes.into(), WriteFlags::empty()).await?;
         let counted = self.clusters.count(run, ReleaseReason::Table).await?;
         self.clusters.note_metadata(offset, len);

@@ -27,7 +27,7 @@ use oxblk_ring::perturb::point;
 use super::Metadata;
 use crate::qcow2::clusters::Dropped;
 use crate::qcow2::clusters::Reserved;
-use crate::qcow2::facts::run_options::Modes;
+use crate::qcow2::image_state::run_options::Modes;
 use crate::qcow2::layout::L1Entry;
 use crate::slice_cache::DirtyCopy;
 
@@ -36,7 +36,7 @@ impl Metadata {
     async fn check_release(&self, offset: u64) -> Result<()> {
         if self.is_protected(offset, self.geometry.cluster_size()) {
             let text = format!("Preventing invalid freeing of metadata at offset {offset:#x}");
-            return Err(self.facts.mark_corrupt(&text, offset).await);
+            return Err(self.image_state.mark_corrupt(&text, offset).await);
         }
         Ok(())
     }
@@ -53,9 +53,9 @@ impl Metadata {
     /// may be written as late as when the image is closed.
     pub(in crate::qcow2) async fn write_back(&self, durable: bool) -> Result<()> {
         let _guard = self.writing_back.lock().await;
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         let mut cycle = Cycle::begin(self);
-        if let Err(stopped) = self.facts.check_usable() {
+        if let Err(stopped) = self.image_state.check_usable() {
             // The image is corrupt, or a pointer on disk may differ from memory, so no metadata may be written. If no table
             // has changed, a flush is enough: the refcounts on disk are correct or too high, or the dirty bit is set on disk
             // (lazy refcounts).
@@ -73,7 +73,7 @@ impl Metadata {
         cycle.written();
         point();
         if drops {
-            self.facts.event(DebugEvent::ClusterFree).await;
+            self.image_state.event(DebugEvent::ClusterFree).await;
         }
         match self
             .clusters
@@ -92,7 +92,7 @@ impl Metadata {
 
     /// Flushes the data file and the image file.
     async fn flush_files(&self, file: &Edge) -> Result<()> {
-        self.facts.flush_data().await?;
+        self.image_state.flush_data().await?;
         file.flush().await
     }
 
@@ -104,7 +104,7 @@ impl Metadata {
         drops: bool,
         durable: bool,
     ) -> Result<()> {
-        let postponed = self.facts.modes().contains(Modes::LAZY);
+        let postponed = self.image_state.modes().contains(Modes::LAZY);
         if !postponed {
             self.clusters.write_back_refcounts().await?;
         }
@@ -120,8 +120,8 @@ impl Metadata {
             self.write_l1(file, l1).await?;
         }
         if durable {
-            self.facts.event(DebugEvent::FlushToDisk).await;
-            self.facts.flush_data().await?;
+            self.image_state.event(DebugEvent::FlushToDisk).await;
+            self.image_state.flush_data().await?;
         }
         if drops || durable {
             file.flush().await?;
@@ -148,7 +148,7 @@ impl Metadata {
             }
         }
         if !writes.is_empty() {
-            self.facts.event(DebugEvent::L2Update).await;
+            self.image_state.event(DebugEvent::L2Update).await;
         }
         run_all(writes).await
     }
@@ -162,7 +162,7 @@ impl Metadata {
             let entry = entry.0.to_be_bytes().to_vec();
             file.write(place, IoBuf::from(entry), WriteFlags::empty())
         });
-        self.facts.event(DebugEvent::L1Update).await;
+        self.image_state.event(DebugEvent::L1Update).await;
         run_all(writes).await
     }
 

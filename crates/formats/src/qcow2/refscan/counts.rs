@@ -25,14 +25,14 @@ const NARROW_COUNT: u8 = 0x3f;
 
 /// What an entry claims about the refcount of the cluster that it refers to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in super::super) enum Claim {
+pub(in super::super) enum CopiedFlag {
     /// No claim.
     None,
     /// The refcount is exactly one (true), or it is not (false).
     Copied(bool),
 }
 
-impl Claim {
+impl CopiedFlag {
     fn bits(self) -> u32 {
         match self {
             Self::None => 0,
@@ -210,7 +210,7 @@ impl References {
     }
 
     /// Adds `times` references to a cluster.
-    pub(in super::super) fn add(&mut self, cluster: u64, times: u32, claim: Claim) -> Added {
+    pub(in super::super) fn add(&mut self, cluster: u64, times: u32, claim: CopiedFlag) -> Added {
         let page = self.pages.entry(cluster / PAGE).or_default();
         let entry = page.get(index(cluster));
         let wanted = (entry & COUNT).saturating_add(times);
@@ -227,7 +227,7 @@ impl References {
         first: u64,
         count: u64,
         times: u32,
-        claim: Claim,
+        claim: CopiedFlag,
     ) -> u64 {
         let mut done = 0;
         while done < count {
@@ -383,9 +383,9 @@ mod tests {
     #[test]
     fn references_are_counted_and_found_in_order() {
         let mut references = References::new(u64::MAX);
-        assert_eq!(references.add(1 << 40, 3, Claim::None).count, 3);
-        assert_eq!(references.add(5, 1, Claim::Copied(true)).count, 1);
-        assert_eq!(references.add(5, 1, Claim::None).count, 2);
+        assert_eq!(references.add(1 << 40, 3, CopiedFlag::None).count, 3);
+        assert_eq!(references.add(5, 1, CopiedFlag::Copied(true)).count, 1);
+        assert_eq!(references.add(5, 1, CopiedFlag::None).count, 2);
         let all: Vec<_> = references.in_range(0..u64::MAX).map(|(c, r)| (c, r.count())).collect();
         assert_eq!(all, [(5, 2), (1 << 40, 3)]);
         assert_eq!(references.in_range(6..1 << 40).count(), 0);
@@ -397,8 +397,8 @@ mod tests {
     #[test]
     fn a_count_saturates_without_changing_the_claims() {
         let mut references = References::new(u64::MAX);
-        references.add(0, u32::MAX, Claim::Copied(false));
-        assert_eq!(references.add(0, u32::MAX, Claim::None).count, u64::from(COUNT));
+        references.add(0, u32::MAX, CopiedFlag::Copied(false));
+        assert_eq!(references.add(0, u32::MAX, CopiedFlag::None).count, u64::from(COUNT));
         assert!(references.get(0).is_contradicted_by(1));
         assert!(!references.get(0).is_contradicted_by(7));
     }
@@ -406,13 +406,21 @@ mod tests {
     #[test]
     fn a_run_is_added_up_to_the_page_where_a_count_would_overflow() {
         let mut references = References::new(u64::MAX);
-        references.add(700, 60, Claim::None);
-        assert_eq!(references.add_run(100, 1000, 1, Claim::Copied(true)), 1000);
-        assert_eq!(references.add_run(100, 1000, 3, Claim::None), 412, "the third page is full");
-        assert_eq!(references.add(512, 3, Claim::None).count, 4);
-        assert_eq!(references.add_run(513, 300, 3, Claim::None), 0);
-        assert_eq!(references.add(700, 3, Claim::None).count, 64);
-        assert_eq!(references.add_run(513, 300, 3, Claim::None), 300, "the page has become wide");
+        references.add(700, 60, CopiedFlag::None);
+        assert_eq!(references.add_run(100, 1000, 1, CopiedFlag::Copied(true)), 1000);
+        assert_eq!(
+            references.add_run(100, 1000, 3, CopiedFlag::None),
+            412,
+            "the third page is full"
+        );
+        assert_eq!(references.add(512, 3, CopiedFlag::None).count, 4);
+        assert_eq!(references.add_run(513, 300, 3, CopiedFlag::None), 0);
+        assert_eq!(references.add(700, 3, CopiedFlag::None).count, 64);
+        assert_eq!(
+            references.add_run(513, 300, 3, CopiedFlag::None),
+            300,
+            "the page has become wide"
+        );
         assert_eq!(references.get(700).count(), 67);
         assert!(references.get(700).is_contradicted_by(67));
         assert_eq!((references.get(99).count(), references.get(100).count()), (0, 4));
@@ -423,8 +431,8 @@ mod tests {
         for order in 0..=6 {
             let mut references = References::new(u64::MAX);
             let range = 300..1300;
-            references.add_run(300, 200, 1, Claim::Copied(true));
-            references.add(1000, 1, Claim::None);
+            references.add_run(300, 200, 1, CopiedFlag::Copied(true));
+            references.add(1000, 1, CopiedFlag::None);
             let mut block = vec![0; 8000];
             let set = |block: &mut [u8], cluster: u64, value| {
                 crate::qcow2::layout::refcount_set(block, cluster - 300, order, value).unwrap();
@@ -443,8 +451,8 @@ mod tests {
     #[test]
     fn the_refcount_blocks_of_referenced_clusters_are_listed() {
         let mut references = References::new(u64::MAX);
-        references.add(5, 1, Claim::None);
-        references.add_run(1000, 100, 1, Claim::None);
+        references.add(5, 1, CopiedFlag::None);
+        references.add_run(1000, 100, 1, CopiedFlag::None);
         assert_eq!(references.blocks(64), [0, 15, 16, 17]);
         assert_eq!(references.blocks(1024), [0, 1]);
     }
@@ -459,16 +467,16 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         let mut references = References::new(u64::MAX);
-        assert_eq!(references.add_run(100, 600, 1, Claim::Copied(true)), 600);
+        assert_eq!(references.add_run(100, 600, 1, CopiedFlag::Copied(true)), 600);
         assert_eq!(uniform(&references), [false, true, false]);
-        assert_eq!(references.add_run(0, 100, 1, Claim::Copied(true)), 100);
+        assert_eq!(references.add_run(0, 100, 1, CopiedFlag::Copied(true)), 100);
         assert_eq!(uniform(&references), [true, true, false]);
         references.remove(300);
         assert_eq!(uniform(&references), [true, false, false]);
         assert_eq!((references.get(299).count(), references.get(300).count()), (1, 0));
-        assert_eq!(references.add_run(0, 256, 100, Claim::None), 256);
+        assert_eq!(references.add_run(0, 256, 100, CopiedFlag::None), 256);
         assert_eq!(references.get(255).count(), 101);
-        references.add(255, 1, Claim::None);
+        references.add(255, 1, CopiedFlag::None);
         assert_eq!((references.get(254).count(), references.get(255).count()), (101, 102));
         assert!(references.get(254).is_contradicted_by(101));
         assert_eq!(references.blocks(64), (0..11).collect::<Vec<_>>());
@@ -477,7 +485,7 @@ mod tests {
     #[test]
     fn more_references_than_the_limit_are_an_overflow() {
         let mut references = References::new(1);
-        assert_eq!(references.add(3, 1, Claim::None), Added { count: 1, overflow: false });
-        assert_eq!(references.add(3, 1, Claim::None), Added { count: 1, overflow: true });
+        assert_eq!(references.add(3, 1, CopiedFlag::None), Added { count: 1, overflow: false });
+        assert_eq!(references.add(3, 1, CopiedFlag::None), Added { count: 1, overflow: true });
     }
 }

@@ -23,7 +23,7 @@ pub(in super::super) enum EntryGroup {
         /// Index of the entry in the table.
         index: u32,
         /// The unchanged entry.
-        both: ExtendedEntry,
+        l2_entry: ExtendedEntry,
     },
 }
 
@@ -37,11 +37,11 @@ pub(in super::super) fn group_entries(
 ) -> Vec<EntryGroup> {
     let mut groups = Vec::new();
     let mut last: Option<(u64, u32, bool)> = None;
-    for (index, both) in (0_u32..).zip(l2_table(table, geometry)) {
-        if both == ExtendedEntry::EMPTY {
+    for (index, l2_entry) in (0_u32..).zip(l2_table(table, geometry)) {
+        if l2_entry == ExtendedEntry::EMPTY {
             continue;
         }
-        let entry = both.entry;
+        let entry = l2_entry.entry;
         let host = entry.raw_offset();
         let cluster = host >> geometry.cluster_bits;
         // Offsets in a data file are not clusters of this file.
@@ -51,11 +51,11 @@ pub(in super::super) fn group_entries(
             || !geometry.is_aligned(host)
             || cluster >= clusters
             || (version < 3 && entry.has_zero_flag())
-            || (host == 0 && both.bitmap.allocated() != 0)
-            || both.bitmap.is_contradictory();
+            || (host == 0 && l2_entry.bitmap.allocated() != 0)
+            || l2_entry.bitmap.is_contradictory();
         if unusual {
             groups.extend(last.take().map(run));
-            groups.push(EntryGroup::Unusual { index, both });
+            groups.push(EntryGroup::Unusual { index, l2_entry });
             continue;
         }
         if host == 0 {
@@ -117,7 +117,7 @@ mod tests {
         let entries = [0x5000, packed, 0x6000 | 1 << 57, 0x6200, 100 << 12, 0x6000];
         let unusual = |index: u32| {
             let entry = L2Entry(entries[usize::try_from(index).unwrap()]);
-            EntryGroup::Unusual { index, both: ExtendedEntry { entry, ..ExtendedEntry::EMPTY } }
+            EntryGroup::Unusual { index, l2_entry: ExtendedEntry { entry, ..ExtendedEntry::EMPTY } }
         };
         let run = |cluster| EntryGroup::Run { cluster, count: 1, copied: false };
         assert_eq!(of(&entries), [run(5), unusual(1), unusual(2), unusual(3), unusual(4), run(6)]);

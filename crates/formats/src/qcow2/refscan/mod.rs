@@ -16,7 +16,7 @@ mod disjoint_ranges;
 mod entry_groups;
 mod tables;
 
-pub(super) use counts::{Claim, ClusterReferences, MatchingBlock, References};
+pub(super) use counts::{ClusterReferences, CopiedFlag, MatchingBlock, References};
 pub(super) use disjoint_ranges::disjoint_ranges;
 pub(super) use entry_groups::{EntryGroup, group_entries};
 pub(super) use tables::read_tables;

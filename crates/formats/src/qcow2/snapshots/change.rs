@@ -39,7 +39,7 @@ impl Drop for UnfinishedChange<'_> {
 impl ImageSnapshots {
     /// Creates a snapshot: a copy of the active L1 table that refers to the same L2 tables.
     pub(in crate::qcow2) async fn take_snapshot(&self, new: &SnapshotInfo) -> Result<()> {
-        self.facts.check_writable()?;
+        self.image_state.check_writable()?;
         self.check_counts_data()?;
         self.metadata.write_back(true).await?;
         let list = self.metadata.snapshot_list().await?;
@@ -100,7 +100,7 @@ impl ImageSnapshots {
     /// `error`, the reason. If a refcount cannot be lowered, its cluster leaks.
     pub(super) async fn undo_raise(&self, reachable: &Reachable, error: Error) -> Error {
         // If it is unknown to which table the header refers, the references may exist.
-        if self.facts.check_usable().is_ok()
+        if self.image_state.check_usable().is_ok()
             && let Err(failed) = self.lower_reachable(reachable).await
         {
             tracing::warn!("qcow2: clusters leak: {failed}");
@@ -116,7 +116,7 @@ impl ImageSnapshots {
         l1_entries: usize,
     ) -> Snapshot {
         let highest = list.iter().filter_map(|snapshot| snapshot.id.parse::<u64>().ok()).max();
-        let mut extra = [new.vm_state_size, self.facts.size()].map(u64::to_be_bytes).concat();
+        let mut extra = [new.vm_state_size, self.image_state.size()].map(u64::to_be_bytes).concat();
         extra.extend(new.icount.unwrap_or(0).to_be_bytes());
         Snapshot {
             l1_offset,
@@ -126,7 +126,7 @@ impl ImageSnapshots {
             date: new.date,
             vm_clock: new.vm_clock,
             vm_state_size: new.vm_state_size,
-            size: Some(self.facts.size()),
+            size: Some(self.image_state.size()),
             extra,
         }
     }
@@ -138,13 +138,13 @@ impl ImageSnapshots {
 
     /// Applies a snapshot: a copy of its L1 table becomes the active L1 table.
     pub(in crate::qcow2) async fn apply_snapshot(&self, id: &str) -> Result<()> {
-        self.facts.check_writable()?;
+        self.image_state.check_writable()?;
         self.check_counts_data()?;
         self.metadata.write_back(true).await?;
         let snapshot = find(self.metadata.snapshot_list().await?, id)?.1;
         snapshot.check_l1(self.geometry)?;
-        let size = snapshot.size.unwrap_or_else(|| self.facts.size());
-        if size != self.facts.size() {
+        let size = snapshot.size.unwrap_or_else(|| self.image_state.size());
+        if size != self.image_state.size() {
             self.bitmaps.check_usable_bitmaps_can_resize(size)?;
         }
         let mut l1 =
@@ -163,7 +163,7 @@ impl ImageSnapshots {
 
     async fn activate_snapshot(&self, l1: &[L1Entry], size: u64) -> Result<()> {
         let reachable = self.count_reachable(l1, CountPurpose::Raise).await?;
-        self.facts.file()?.flush().await?;
+        self.image_state.file()?.flush().await?;
         self.raise_reachable(&reachable).await?;
         self.activate(l1, size, &reachable).await
     }
@@ -173,7 +173,7 @@ impl ImageSnapshots {
     pub(in crate::qcow2) async fn activate_empty_l1(&self, entries: usize) -> Result<()> {
         let l1 = vec![L1Entry::EMPTY; entries];
         let nothing = self.count_reachable(&l1, CountPurpose::Drop).await?;
-        self.activate(&l1, self.facts.size(), &nothing).await
+        self.activate(&l1, self.image_state.size(), &nothing).await
     }
 
     /// Makes `l1` the active L1 table, and drops the references of the old table. The refcounts already include the
@@ -189,7 +189,7 @@ impl ImageSnapshots {
             Err(error) => return Err(self.undo_raise(reachable, error).await),
         };
         self.mapping.replace_l1(l1.iter().map(entry), offset, entries.into());
-        self.facts.set_size(size);
+        self.image_state.set_size(size);
         self.bitmaps.resize_bitmaps(size);
         for table in l1.iter().filter_map(|entry| entry.l2_offset(self.geometry).ok().flatten()) {
             self.clusters.note_metadata(table, self.geometry.cluster_size());
@@ -216,17 +216,21 @@ impl ImageSnapshots {
     ) -> Result<u64> {
         let offset = match self.metadata.store_table(bytes.to_vec()).await {
             Ok(offset) => offset,
-            Err(error) if error.kind() == ErrorKind::NoSpace && size == self.facts.size() => {
+            Err(error) if error.kind() == ErrorKind::NoSpace && size == self.image_state.size() => {
                 return self.overwrite_l1(old, bytes, error).await;
             }
             Err(error) => return Err(error),
         };
         let count = |len: usize| u32::try_from(len).map_err(|_| Error::from_errno(Errno::FBIG));
         let entries = bytes.len() / 8;
-        let before =
-            self.facts.active_fields(self.facts.size_in_header(), count(old.0.len())?, old.1);
-        let after = self.facts.active_fields(size, count(entries)?, offset);
-        let written = self.facts.exchange_header_field(field_offsets::SIZE, &before, &after).await;
+        let before = self.image_state.active_fields(
+            self.image_state.size_in_header(),
+            count(old.0.len())?,
+            old.1,
+        );
+        let after = self.image_state.active_fields(size, count(entries)?, offset);
+        let written =
+            self.image_state.exchange_header_field(field_offsets::SIZE, &before, &after).await;
         if let Err(error) = written {
             self.clusters.drop_l1_clusters(entries, offset);
             return Err(error);
@@ -253,9 +257,9 @@ impl ImageSnapshots {
             let place = old.1.saturating_add(index.saturating_mul(SECTOR as u64));
             // The raised refcounts must be durable before the sector refers to their clusters.
             self.clusters.write_back_refcounts().await?;
-            self.facts.file()?.flush().await?;
+            self.image_state.file()?.flush().await?;
             // The sector is exchanged like a header field, because it defines the contents of the disk.
-            self.facts.exchange_header_field(place, before, after).await?;
+            self.image_state.exchange_header_field(place, before, after).await?;
         }
         Ok(old.1)
     }
@@ -268,7 +272,7 @@ impl ImageSnapshots {
 
     /// Deletes a snapshot.
     pub(in crate::qcow2) async fn remove_snapshot(&self, id: &str) -> Result<()> {
-        self.facts.check_writable()?;
+        self.image_state.check_writable()?;
         self.check_counts_data()?;
         self.metadata.write_back(true).await?;
         let mut list = self.metadata.snapshot_list().await?;
@@ -298,7 +302,7 @@ impl ImageSnapshots {
 
     async fn lower_durably(&self, reachable: &Reachable) -> Result<Unshared> {
         let unshared = self.lower_reachable(reachable).await?;
-        self.facts.file()?.flush().await?;
+        self.image_state.file()?.flush().await?;
         Ok(Unshared::new(unshared))
     }
 
@@ -313,7 +317,7 @@ impl ImageSnapshots {
     /// function fails, the change is still in effect, and the image stays dirty. The image is then repaired when it is
     /// opened for writing next.
     async fn finish_change(&self, outcome: Result<()>, unshared: Unshared) -> Result<()> {
-        if self.facts.check_usable().is_err() {
+        if self.image_state.check_usable().is_err() {
             // The image is corrupt, or it is unknown to which table the header refers. So the image accepts no more writes.
             return outcome;
         }

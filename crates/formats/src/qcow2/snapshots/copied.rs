@@ -73,8 +73,8 @@ impl ImageSnapshots {
             return Ok(());
         }
         let l1 = self.mapping.active_l1();
-        let file = self.facts.file()?;
-        let (geometry, version) = (self.geometry, self.facts.version());
+        let file = self.image_state.file()?;
+        let (geometry, version) = (self.geometry, self.image_state.version());
         let clusters = Arc::clone(&unshared.0);
         let places = self.mapping.table_places(&l1)?;
         let tables = self.distinct_tables(&l1)?;
@@ -114,7 +114,7 @@ impl ImageSnapshots {
     /// and flushes. Invalid and compressed entries stay unchanged. The caller ensures that no slice is dirty.
     pub(super) async fn correct_copied_flags(&self) -> Result<()> {
         let l1 = self.mapping.active_l1();
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         {
             let offsets =
                 self.distinct_tables(&l1)?.into_iter().map(|(offset, _)| offset).collect();
@@ -159,7 +159,7 @@ impl ImageSnapshots {
 
     async fn with_correct_copied(&self, entry: L2Entry) -> Result<L2Entry> {
         let Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) =
-            entry.kind(self.geometry, self.facts.version())
+            entry.kind(self.geometry, self.image_state.version())
         else {
             return Ok(entry);
         };

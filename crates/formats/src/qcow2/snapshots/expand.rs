@@ -55,7 +55,7 @@ impl ImageSnapshots {
         if to_do.is_empty() {
             return Ok(());
         }
-        if over_backing && self.facts.header().crypt_method != CryptMethod::None {
+        if over_backing && self.image_state.header().crypt_method != CryptMethod::None {
             return Err(Error::unsupported(
                 "Cannot downgrade an encrypted image with zero clusters in its snapshots",
             ));
@@ -83,7 +83,7 @@ impl ImageSnapshots {
     }
 
     fn is_zero_cluster(&self, entry: L2Entry) -> bool {
-        matches!(entry.kind(self.geometry, self.facts.version()), Ok(L2Kind::Zero { .. }))
+        matches!(entry.kind(self.geometry, self.image_state.version()), Ok(L2Kind::Zero { .. }))
     }
 
     async fn expand_snapshot(
@@ -105,7 +105,7 @@ impl ImageSnapshots {
             self.count_reachable(&l1, CountPurpose::Raise).await?,
             self.count_reachable(old, CountPurpose::Drop).await?,
         );
-        self.facts.file()?.flush().await?;
+        self.image_state.file()?.flush().await?;
         self.raise_reachable(&reachable).await?;
         drop(new);
         let bytes: Vec<u8> = l1.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
@@ -135,7 +135,7 @@ impl ImageSnapshots {
         known: &mut Tables,
     ) -> Result<(Vec<L1Entry>, Vec<Reserved<'a>>)> {
         let bits = self.geometry.cluster_bits;
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         let mut held = Vec::new();
         let all = self.distinct_tables(old)?.into_iter().map(|(offset, _)| offset);
         let with_zeroes =
@@ -178,7 +178,7 @@ impl ImageSnapshots {
         let mut run = self.clusters.reserve_contiguous(1).await?;
         run.begin_write();
         let cluster = run.start();
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         file.write_zeroes(cluster << self.geometry.cluster_bits, size, ZeroFlags::empty()).await?;
         held.push(run);
         Ok(cluster)

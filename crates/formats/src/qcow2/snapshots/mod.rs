@@ -35,7 +35,7 @@ use oxblk_core::snapshot::SnapshotInfo;
 
 use super::bitmaps::Bitmaps;
 use super::clusters::Clusters;
-use super::facts::Facts;
+use super::image_state::ImageState;
 use super::layout::{Geometry, Snapshot};
 use super::mapping::Mapping;
 use super::metadata::Metadata;
@@ -43,7 +43,7 @@ use super::metadata::Metadata;
 /// Creates, applies and deletes the snapshots of an open image. One of the owners in the table of [`crate::qcow2`].
 pub(super) struct ImageSnapshots {
     geometry: Geometry,
-    facts: Arc<Facts>,
+    image_state: Arc<ImageState>,
     clusters: Arc<Clusters>,
     mapping: Arc<Mapping>,
     metadata: Arc<Metadata>,
@@ -53,13 +53,13 @@ pub(super) struct ImageSnapshots {
 impl ImageSnapshots {
     /// Creates an [`ImageSnapshots`] that uses these parts of the image.
     pub(super) fn new(
-        facts: Arc<Facts>,
+        image_state: Arc<ImageState>,
         clusters: Arc<Clusters>,
         mapping: Arc<Mapping>,
         metadata: Arc<Metadata>,
         bitmaps: Arc<Bitmaps>,
     ) -> Self {
-        Self { geometry: facts.geometry(), facts, clusters, mapping, metadata, bitmaps }
+        Self { geometry: image_state.geometry(), image_state, clusters, mapping, metadata, bitmaps }
     }
 }
 

@@ -123,7 +123,7 @@ impl ImageSnapshots {
         }
         // A scan must not find a cluster with refcount 0 before the cluster is quarantined.
         let _guard = self.clusters.lock_scanning().await;
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         let (geometry, counted) = (self.geometry, Arc::clone(&reachable.counted));
         let places = self.clusters.places_of(blocks)?;
         let change_one = move |(index, _): &(u64, u64), block: IoBufMut| {
@@ -172,7 +172,7 @@ impl ImageSnapshots {
             }
             self.check_freed(at, end).await?;
         }
-        let file = self.facts.file()?;
+        let file = self.image_state.file()?;
         let writing = self.metadata.barrier().pass().await;
         let written = file.write(offset, changed.block, WriteFlags::empty()).await;
         writing.done();
@@ -195,7 +195,7 @@ impl ImageSnapshots {
             return Ok(());
         }
         let text = format!("Preventing invalid freeing of metadata near offset {at:#x}");
-        Err(self.facts.mark_corrupt(&text, at).await)
+        Err(self.image_state.mark_corrupt(&text, at).await)
     }
 }
 

@@ -14,7 +14,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use roaring::RoaringTreemap;
 
 use super::super::layout::{Geometry, L1Entry, L2Entry, L2Kind, l2_table};
-use super::super::refscan::{Claim, EntryGroup, References, group_entries, read_tables};
+use super::super::refscan::{CopiedFlag, EntryGroup, References, group_entries, read_tables};
 use super::ImageSnapshots;
 
 /// Approximate number of bytes of L2 tables that are read concurrently.
@@ -57,7 +57,9 @@ fn parse_table(
     let found = group_entries(&table, geometry, version, clusters);
     let has_copied = |group: &EntryGroup| match group {
         EntryGroup::Run { copied, .. } => *copied,
-        EntryGroup::Unusual { both, .. } => both.entry.copied() && !both.entry.is_compressed(),
+        EntryGroup::Unusual { l2_entry, .. } => {
+            l2_entry.entry.copied() && !l2_entry.entry.is_compressed()
+        }
     };
     let changes = purpose == CountPurpose::Raise && found.iter().any(has_copied);
     (found, changes.then(|| without_copied_flags(table, geometry)))
@@ -100,9 +102,10 @@ impl ImageSnapshots {
         let at_once = usize::try_from(READ_AHEAD / size).unwrap_or(1).clamp(2, 64);
         stream::iter(offsets)
             .map(move |offset| async move {
-                let file = self.facts.file()?;
+                let file = self.image_state.file()?;
                 let table = file.read(offset, IoBufMut::new(len)).await?;
-                let entries = l2_table(&table, self.geometry).map(|both| both.entry).collect();
+                let entries =
+                    l2_table(&table, self.geometry).map(|l2_entry| l2_entry.entry).collect();
                 Ok((offset, entries))
             })
             .buffered(at_once)
@@ -127,8 +130,8 @@ impl ImageSnapshots {
     }
 
     async fn count_tables(&self, l1: &[L1Entry], purpose: CountPurpose) -> Result<Reachable> {
-        let file = self.facts.file()?;
-        let (geometry, version) = (self.geometry, self.facts.version());
+        let file = self.image_state.file()?;
+        let (geometry, version) = (self.geometry, self.image_state.version());
         let clusters = geometry.clusters_for(file.size());
         let places: Vec<((u64, u32), u64)> =
             self.distinct_tables(l1)?.into_iter().map(|table| (table, table.0)).collect();
@@ -172,9 +175,9 @@ impl ImageSnapshots {
             }
             // Clusters of a data file have no refcounts.
             EntryGroup::Unusual { .. } if self.geometry.data_file => return Ok(()),
-            EntryGroup::Unusual { both, .. } => both.entry,
+            EntryGroup::Unusual { l2_entry, .. } => l2_entry.entry,
         };
-        match entry.kind(self.geometry, self.facts.version()) {
+        match entry.kind(self.geometry, self.image_state.version()) {
             Ok(L2Kind::Compressed { host, len }) => {
                 let first = self.geometry.cluster_index(host);
                 let end = self.geometry.clusters_for(host.saturating_add(len));
@@ -211,9 +214,9 @@ fn count(counted: &mut References, (first, len): (u64, u64), times: u32) -> Resu
     let end = first.saturating_add(len);
     let mut at = first;
     while at < end {
-        at = at.saturating_add(counted.add_run(at, end - at, times, Claim::None));
+        at = at.saturating_add(counted.add_run(at, end - at, times, CopiedFlag::None));
         if at < end {
-            if counted.add(at, times, Claim::None).overflow {
+            if counted.add(at, times, CopiedFlag::None).overflow {
                 return Err(Error::from_errno(Errno::INVAL));
             }
             at = at.saturating_add(1);

@@ -13,8 +13,8 @@ impl ImageSnapshots {
     /// `EACCES` if the node is writable, `ENOENT` if the snapshot does not exist, an error if the L1 table of the snapshot
     /// is invalid or if the image accepts no requests, and the errors of requests to the image file.
     pub(in crate::qcow2) async fn show_snapshot(&self, id: &str) -> Result<()> {
-        self.facts.check_usable()?;
-        if !self.facts.is_read_only() {
+        self.image_state.check_usable()?;
+        if !self.image_state.is_read_only() {
             return Err(Error::from_errno(Errno::ACCES));
         }
         let snapshot = find(self.metadata.snapshot_list().await?, id)?.1;
@@ -28,7 +28,7 @@ impl ImageSnapshots {
         });
         self.mapping.replace_l1(shown, snapshot.l1_offset, count);
         if let Some(size) = snapshot.size {
-            self.facts.set_size(size);
+            self.image_state.set_size(size);
         }
         Ok(())
     }

@@ -151,7 +151,7 @@ impl Qcow2 {
 
     /// Copies the current contents of a guest range to the host offset `host`.
     async fn copy(&self, range: Range<u64>, host: u64, untouched: bool) -> Result<()> {
-        let end = self.facts.end_of_data(range.end);
+        let end = self.image_state.end_of_data(range.end);
         match self.old_contents(range.start, end, untouched).await? {
             Some(data) => self.data.write_data(range.start, host, data).await,
             None => Ok(()),

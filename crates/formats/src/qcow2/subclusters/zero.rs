@@ -22,7 +22,7 @@ impl Qcow2 {
         flags: ZeroFlags,
     ) -> Result<()> {
         let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
-        let keep = !unmap || self.facts.keeps_discarded();
+        let keep = !unmap || self.image_state.keeps_discarded();
         let (first, last) = (
             self.geometry.cluster_end(offset).min(end),
             self.geometry.cluster_start(end).max(offset),
@@ -60,7 +60,7 @@ impl Qcow2 {
         }
         let mask = Subclusters::touched_by(self.geometry, offset - cluster, end - cluster);
         let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
-        let frees = unmap && !self.facts.keeps_discarded();
+        let frees = unmap && !self.image_state.keeps_discarded();
         let next = cluster.saturating_add(self.geometry.cluster_size());
         self.metadata
             .change_extended(cluster, next, zero_release_reason(unmap), |old| {
@@ -75,7 +75,7 @@ impl Qcow2 {
 
     /// Discards whole clusters. The clusters read as zeroes afterwards. The caller holds the range lock.
     pub(in super::super) async fn discard_subclusters(&self, from: u64, to: u64) -> Result<()> {
-        let keep = self.facts.keeps_discarded();
+        let keep = self.image_state.keeps_discarded();
         self.metadata
             .change_extended(from, to, ReleaseReason::Discarded, |old| {
                 let empty = old.entry.entry.0 == 0 && !old.has_backing;

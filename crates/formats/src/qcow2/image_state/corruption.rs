@@ -4,10 +4,10 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use oxblk_core::{Error, ErrorKind, Result};
 
-use super::Facts;
+use super::ImageState;
 use crate::qcow2::layout::Incompatible;
 
-impl Facts {
+impl ImageState {
     /// Handles inconsistent metadata. The first call (also the first call after [`Self::log_next_corruption`]) logs an error.
     /// If the image is writable, this call also stops all later requests, and marks the image corrupt (in version 3). Later
     /// calls only return the error. Returns the error for the request that found the corruption.

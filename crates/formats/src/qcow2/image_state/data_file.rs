@@ -2,10 +2,10 @@
 
 use oxblk_core::{ChildIdx, Result};
 
-use super::Facts;
+use super::ImageState;
 use super::run_options::Modes;
 
-impl Facts {
+impl ImageState {
     /// The child that contains uncompressed guest data.
     #[inline]
     pub(in crate::qcow2) fn data_child(&self) -> ChildIdx {

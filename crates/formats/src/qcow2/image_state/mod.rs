@@ -9,8 +9,9 @@
 //! | `header` | the header in memory; changing the header on disk so that a power cut leaves the old header or the new one |
 //! | `corruption` | reporting inconsistent metadata, and marking the image corrupt |
 //!
-//! A file uses only files above it in this table. [`Facts`] uses no other owner. All owners have a reference to `Facts`, so it
-//! also contains the functions that each owner needs: reporting a corruption, and refusing requests after a corruption.
+//! A file uses only files above it in this table. [`ImageState`] uses no other owner. All owners have a reference to
+//! `ImageState`, so it also contains the functions that each owner needs: reporting a corruption, and refusing requests after
+//! a corruption.
 //!
 //! Lock: `HeaderState::lock`, the header lock. A task holds this lock while it replaces the header, changes feature bits, or
 //! changes passwords.
@@ -38,7 +39,7 @@ use stopped::ReplacedBy;
 const SECTOR: u64 = 512;
 
 /// The state of an open image that all its parts share.
-pub(super) struct Facts {
+pub(super) struct ImageState {
     geometry: Geometry,
     version: u32,
     children: ChildrenRef,
@@ -59,7 +60,7 @@ pub(super) struct Facts {
     modes: AtomicU32,
 }
 
-impl Facts {
+impl ImageState {
     /// The state of an image with this header.
     pub(super) fn new(
         header: Header,

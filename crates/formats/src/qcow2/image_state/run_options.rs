@@ -16,7 +16,7 @@ use oxblk_core::{Error, Options, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Facts;
+use super::ImageState;
 use crate::qcow2::layout::{Autoclear, Compatible, Header};
 
 bitflags::bitflags! {
@@ -193,7 +193,7 @@ fn protected(mut options: Options) -> Result<Modes> {
     }
 }
 
-impl Facts {
+impl ImageState {
     /// The effective options.
     pub(in crate::qcow2) fn modes(&self) -> Modes {
         Modes::from_bits_retain(self.modes.load(Acquire))
@@ -215,7 +215,7 @@ impl Facts {
     }
 }
 
-impl Facts {
+impl ImageState {
     /// Whether clusters that the guest discards stay allocated. Never true with a data file, because each cluster of a data
     /// file belongs to one guest cluster.
     pub(in crate::qcow2) fn keeps_discarded(&self) -> bool {

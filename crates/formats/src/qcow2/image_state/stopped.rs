@@ -1,6 +1,6 @@
 //! Whether an open image accepts requests, and why not.
 //!
-//! The flag `Facts::disabled` stops requests. This file makes the error of a stopped request. The error says why the image
+//! The flag `ImageState::disabled` stops requests. This file makes the error of a stopped request. The error says why the image
 //! accepts no requests, and what the user can do. The errno is `EIO`.
 
 use std::sync::OnceLock;
@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use oxblk_core::{Errno, Error, ErrorKind, Result};
 
-use super::Facts;
+use super::ImageState;
 
 /// A control operation that replaces metadata on disk, so that the metadata in memory is outdated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub(in crate::qcow2) enum Replaced {
 #[derive(Debug, Default)]
 pub(super) struct ReplacedBy(OnceLock<Replaced>);
 
-impl Facts {
+impl ImageState {
     /// Stops all requests, because `cause` replaces metadata on disk.
     pub(in crate::qcow2) fn stop_requests(&self, cause: Replaced) {
         let _ = self.replaced.0.set(cause);

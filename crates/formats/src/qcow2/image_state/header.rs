@@ -24,7 +24,7 @@ use std::sync::{PoisonError, RwLock};
 use oxblk_core::{Edge, Result, WriteFlags, names};
 use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex, MutexGuard};
 
-use super::Facts;
+use super::ImageState;
 use crate::qcow2::layout::{Autoclear, Header, Incompatible, field_offsets, header_extent};
 use crate::qcow2::read_ahead::read_ahead;
 
@@ -52,7 +52,7 @@ impl HeaderState {
     }
 }
 
-impl Facts {
+impl ImageState {
     /// The header in memory. Features, extensions and the backing file are current, apart from the bitmaps extension and its
     /// autoclear bit (see `Bitmaps`). For table offsets, use [`Self::header_on_disk`].
     pub(in crate::qcow2) fn header(&self) -> Arc<Header> {
