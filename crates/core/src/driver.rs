@@ -312,6 +312,11 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
+    /// The capability to take part in a replication.
+    fn replication(&self) -> Option<&dyn crate::Replication> {
+        None
+    }
+
     /// The capability to store dirty bitmaps in the image.
     fn persistent_bitmaps(&self) -> Option<&dyn PersistentBitmaps> {
         None

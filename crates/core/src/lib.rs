@@ -41,6 +41,7 @@ mod node;
 mod objects;
 mod options;
 mod perm;
+mod replication;
 mod request;
 mod secret;
 pub mod snapshot;
@@ -86,8 +87,8 @@ pub use events::{
 pub use flags::{ReadFlags, WriteFlags, ZeroFlags};
 pub use gate::{Admitted, Directory, Gate, Purpose, RefusedName};
 pub use graph::{
-    BackingFile, Drained, Graph, GraphChange, OpenContext, OpenFlags, ReopenRequest, WritableBase,
-    relative_to,
+    Action, BackingFile, Drained, Graph, GraphChange, OpenContext, OpenFlags, ReopenRequest,
+    WritableBase, relative_to,
 };
 pub use limits::{Limits, MAX_LENGTH, check_length};
 pub use node::{DetectZeroes, Node, RequestTracking};
@@ -97,6 +98,7 @@ pub use options::{
     size_fault, split_list,
 };
 pub use perm::{NodeAccess, Perm, Permissions, Roles};
+pub use replication::{Replication, ReplicationMode};
 pub use request::{ChainStatus, CopyOnRead, run_all};
 pub use secret::Secrets;
 pub use snapshot_access::SnapshotAccess;

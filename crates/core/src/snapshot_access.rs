@@ -26,4 +26,8 @@ pub trait SnapshotAccess: Send + Sync {
     /// Informs the filter that the contents of a range are no longer needed. Afterwards, the clusters that lie completely in the
     /// range are not accessible.
     fn discard(&self, offset: u64, len: u64) -> BoxFuture<'_, Result<()>>;
+
+    /// Makes the present contents of the disk the contents of the snapshot, also if the snapshot was invalid. The filter then uses
+    /// nothing that it has copied before. The caller has drained the filter.
+    fn restart(&self);
 }

@@ -11,6 +11,7 @@
 //! | `copy_on_read` | copies data that is read from backing files to the image below |
 //! | `preallocate` | makes the file below longer than needed |
 //! | `quorum` | stores the same data in several children, and reads the data on which they agree |
+//! | `replication` | passes writes on to another host, or shows a disk as it was at the last checkpoint, plus the writes of a guest |
 //! | `snapshot_access` | shows the contents that `copy_before_write` keeps |
 //! | `throttle` | limits the rate of requests, alone or together with other nodes |
 #![forbid(unsafe_code)]
@@ -24,5 +25,6 @@ pub mod copy_before_write;
 pub mod copy_on_read;
 pub mod preallocate;
 pub mod quorum;
+pub mod replication;
 pub mod snapshot_access;
 pub mod throttle;

@@ -3,7 +3,7 @@
 use oxblk_core::{DriverFactory, DriverTable, Error};
 use oxblk_filters::{
     blkdebug, blklogwrites, blkverify, compress, copy_before_write, copy_on_read, preallocate,
-    quorum, snapshot_access, throttle,
+    quorum, replication, snapshot_access, throttle,
 };
 use oxblk_formats::{absent, parallels, qcow2, qed, raw, vdi, vpc};
 use oxblk_protocols::{file, null};
@@ -28,6 +28,7 @@ static DRIVERS: DriverTable = &[
     &compress::COMPRESS,
     &preallocate::PREALLOCATE,
     &quorum::QUORUM,
+    &replication::REPLICATION,
     &snapshot_access::SNAPSHOT_ACCESS,
     &absent::VMDK,
     &absent::VHDX,

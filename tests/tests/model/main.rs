@@ -7,3 +7,4 @@ mod damage;
 mod filters;
 mod graph_changes;
 mod random;
+mod replication;

@@ -36,5 +36,6 @@ mod misspelt;
 mod names;
 mod null;
 mod quorum;
+mod replication;
 mod throttle;
 mod untrusted;

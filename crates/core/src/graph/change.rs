@@ -4,7 +4,7 @@
 //!    users or children change, of the nodes that a flush of them reaches, and of all nodes above them.
 //! 2. The nodes whose users or children change are drained and flushed: afterwards, a flush may no longer reach them. The backends
 //!    whose root nodes change are drained too, also if they are empty.
-//! 3. A [`Change`] of the graph is made: all steps take effect or none.
+//! 3. The [`Action`] of the change does its work. Then a [`Change`] of the graph is made: all steps take effect or none.
 //! 4. Limits and sizes of all nodes above are updated, from the lowest node up.
 //! 5. Requests resume. Nodes that have lost their last user are closed.
 //!
@@ -16,6 +16,7 @@ use std::sync::Arc;
 use oxblk_ring::{RwLockWriteGuardArc, UntilSettled};
 
 use super::Graph;
+use super::action::{Action, mark_unflushed};
 use super::walk::{Above, nodes_above};
 use crate::change::Change;
 use crate::control::run_to_completion;
@@ -38,6 +39,7 @@ use crate::{Backend, BlockEvent, ChildIdx, Edge, Error, Node, Result, request};
 pub struct GraphChange {
     graph: Graph,
     steps: Vec<Step>,
+    pub(super) action: Option<Box<dyn Action>>,
 }
 
 /// Accepts the users of a node that are moved.
@@ -82,7 +84,7 @@ enum Step {
 impl Graph {
     /// A change without steps.
     pub fn change(&self) -> GraphChange {
-        GraphChange { graph: self.clone(), steps: Vec::new() }
+        GraphChange { graph: self.clone(), steps: Vec::new(), action: None }
     }
 }
 
@@ -166,9 +168,10 @@ impl GraphChange {
         structure: RwLockWriteGuardArc<()>,
         made: impl FnOnce() + 'static,
     ) -> Result<()> {
-        let Self { graph, steps } = self;
+        let Self { graph, steps, mut action } = self;
         steps.iter().try_for_each(Step::check)?;
-        let touched = graph.touched(&steps)?;
+        let used = action.iter().flat_map(|action| action.nodes());
+        let touched = graph.touched(steps.iter().flat_map(Step::touched).chain(used))?;
         let controls = graph.controls_for_change(&touched).await;
         // An empty backend is above no node yet.
         let backends: Vec<_> = steps.iter().filter_map(Step::backend).cloned().collect();
@@ -180,7 +183,7 @@ impl GraphChange {
             let losing = each_once(steps.iter().filter_map(Step::losing));
             let media: Vec<_> = steps.iter().filter_map(Step::medium).collect();
             let released = match flush(&losing).await {
-                Ok(()) => change(&graph, steps).commit(),
+                Ok(()) => make(change(&graph, steps), action.as_deref_mut()).await,
                 Err(error) => Err(error),
             };
             let released = match released {
@@ -192,6 +195,9 @@ impl GraphChange {
                     return Err(error);
                 }
             };
+            if let Some(action) = &mut action {
+                action.commit();
+            }
             made();
             media.iter().for_each(MediumChange::made);
             for node in nodes_above(&changed).iter().filter(|node| !node.is_read_only()) {
@@ -214,9 +220,9 @@ impl GraphChange {
 }
 
 impl Graph {
-    /// The nodes that the steps concern, each once. They are drained.
-    fn touched(&self, steps: &[Step]) -> Result<Vec<Arc<Node>>> {
-        let nodes = each_once(steps.iter().flat_map(Step::touched));
+    /// The nodes that the steps and the action concern, each once. They are drained.
+    fn touched(&self, nodes: impl Iterator<Item = Arc<Node>>) -> Result<Vec<Arc<Node>>> {
+        let nodes = each_once(nodes);
         for node in &nodes {
             if !Arc::ptr_eq(node.change_lock(), self.change_lock()) {
                 let text = format!("Node '{}' belongs to another graph", node.name());
@@ -340,6 +346,22 @@ impl MediumChange {
             false => BlockEvent::MediumRemoved { source, node_name },
         });
     }
+}
+
+/// Makes the change, after the work of the action. Returns the nodes that have lost a user.
+async fn make(change: Change, action: Option<&mut (dyn Action + '_)>) -> Result<Vec<Arc<Node>>> {
+    let Some(action) = action else { return change.commit() };
+    mark_unflushed(action);
+    let made = match action.prepare().await {
+        Ok(()) => change.commit(),
+        Err(error) => Err(error),
+    };
+    if made.is_err() {
+        // Failed requests may leave host I/O in flight.
+        oxblk_ring::settled().await;
+        action.abort();
+    }
+    made
 }
 
 /// The change of the graph.

@@ -3,6 +3,7 @@
 //! A [`Graph`] has a table of drivers, finds nodes by name, opens ([`open`]) and creates images, drains nodes, and
 //! closes nodes that have no user. Requests do not pass through the [`Graph`].
 
+mod action;
 mod backing;
 mod base;
 mod bitmaps;
@@ -26,6 +27,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+pub use action::Action;
 pub use base::WritableBase;
 pub use change::GraphChange;
 pub use drain::Drained;

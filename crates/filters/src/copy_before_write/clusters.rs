@@ -7,7 +7,7 @@ use std::ops::Range;
 use oxblk_core::Result;
 use oxblk_core::bitmap::{DirtyBitmap, RangeMap};
 
-/// The state of all clusters. A state is set and never cleared.
+/// The state of all clusters. Only [`Clusters::restart`] clears a state.
 #[derive(Debug)]
 pub(super) struct Clusters {
     /// The size of the snapshot in bytes.
@@ -107,6 +107,13 @@ impl Clusters {
             false => self.copied.next_dirty(offset, len),
         };
         (is_copied, next.map_or(len, |next| next.saturating_sub(offset)))
+    }
+
+    /// Forgets which clusters were copied or discarded.
+    pub(super) fn restart(&self) {
+        for map in [&self.copied, &self.ready, &self.discarded] {
+            map.reset(0, self.size);
+        }
     }
 
     pub(super) fn set_copied(&self, clusters: &Range<u64>) {

@@ -165,6 +165,11 @@ impl SnapshotAccess for Snapshot {
             discard_copies(&*self.target()?, &clusters).await
         })
     }
+
+    fn restart(&self) {
+        self.clusters.restart();
+        self.is_broken.store(false, SeqCst);
+    }
 }
 
 /// Discards clusters of the target, as far as the target has them.
