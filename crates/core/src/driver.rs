@@ -207,6 +207,15 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
+    /// A child, or a node below it, will be replaced. The driver gives up what only it knows about the contents of the child: for
+    /// example, it cuts off preallocated space. No request is in flight.
+    ///
+    /// # Errors
+    /// The errors of the child. Then nothing is replaced.
+    fn before_below_changes(&self) -> Option<BoxFuture<'_, Result<()>>> {
+        None
+    }
+
     /// A child, or a node below it, was replaced or reopened. It may have another size now, or other limits
     /// ([`Limits::grows`]). The driver forgets what it has derived from them. No request is in flight. The sizes and limits of
     /// the children are up to date.

@@ -6,14 +6,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use oxblk_core::{
-    Backend, DriverTable, Gate, Graph, Node, OpenFlags, Options, Perm, Permissions, Preallocation,
-    WriteFlags, ZeroFlags,
+    Backend, ChildIdx, DriverTable, Gate, Graph, Node, OpenFlags, Options, Perm, Permissions,
+    Preallocation, WriteFlags, ZeroFlags,
 };
+use oxblk_filters::copy_on_read::COPY_ON_READ;
 use oxblk_filters::preallocate::PREALLOCATE;
 use oxblk_protocols::file::FILE;
 use oxblk_ring::{IoBuf, IoBufMut, block_on};
 
-static DRIVERS: DriverTable = &[&FILE, &PREALLOCATE];
+static DRIVERS: DriverTable = &[&FILE, &PREALLOCATE, &COPY_ON_READ];
 
 const KIB: usize = 1024;
 
@@ -103,4 +104,74 @@ fn a_node_that_is_used_again_sees_the_length_that_others_have_given_to_the_file(
         graph.allow_close(filter).await.unwrap();
     });
     assert_eq!(std::fs::metadata(directory.path().join("disk.raw")).unwrap().len(), 512 * 1024);
+}
+
+/// A file of `len` bytes that are all 7, as a node with the name of the file.
+async fn file(graph: &Graph, directory: &Path, name: &str, len: usize) -> Arc<Node> {
+    let path = directory.join(name);
+    std::fs::write(&path, vec![7_u8; len]).unwrap();
+    open(graph, &format!("driver=file,node-name={name},filename={}", path.display())).await
+}
+
+fn len_of(directory: &Path, name: &str) -> usize {
+    usize::try_from(std::fs::metadata(directory.join(name)).unwrap().len()).unwrap()
+}
+
+#[test]
+fn a_node_whose_file_is_replaced_cuts_off_the_space_in_the_old_file_and_leaves_the_new_file_as_it_is()
+ {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    block_on(async {
+        let graph = Graph::new(DRIVERS, Gate::Anything);
+        file(&graph, path, "old", 64 * KIB).await;
+        let new = file(&graph, path, "new", 1024 * KIB).await;
+        let filter =
+            open(&graph, &format!("{OPTIONS}filter").replace("file=file", "file=old")).await;
+        let permissions =
+            Permissions::sharing_all(Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE);
+        let disk = Backend::new(&graph, "disk", Arc::clone(&filter), permissions).unwrap();
+        // Only a write through the edge may make the node longer.
+        let data = IoBuf::from(vec![1; 4 * KIB]);
+        disk.root().unwrap().write(64 << 10, data, WriteFlags::empty()).await.unwrap();
+        assert_eq!(len_of(path, "old"), 192 * KIB);
+        let mut change = graph.change();
+        change.replace_child(&filter, ChildIdx::FILE, Some(&new));
+        change.run().await.unwrap();
+        assert_eq!((len_of(path, "old"), disk.size()), (68 * KIB, 1024 << 10));
+        // This part of the old file was preallocated.
+        disk.write_zeroes(68 << 10, 4 << 10, ZeroFlags::empty()).await.unwrap();
+        assert_bytes(&disk, 64 * KIB, 4 * KIB, 7).await;
+        assert_bytes(&disk, 68 * KIB, 4 * KIB, 0).await;
+        assert_bytes(&disk, 72 * KIB, 952 * KIB, 7).await;
+        disk.close().await.unwrap();
+    });
+    assert_eq!((len_of(path, "old"), len_of(path, "new")), (68 * KIB, 1024 * KIB));
+}
+
+#[test]
+fn one_change_replaces_the_file_below_another_filter_and_gives_the_node_a_writer() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    block_on(async {
+        let graph = Graph::new(DRIVERS, Gate::Anything);
+        file(&graph, path, "old", 64 * KIB).await;
+        let new = file(&graph, path, "new", 1024 * KIB).await;
+        let middle = open(&graph, "driver=copy-on-read,node-name=middle,file=old").await;
+        let filter =
+            open(&graph, &format!("{OPTIONS}filter").replace("file=file", "file=middle")).await;
+        let permissions =
+            Permissions::sharing_all(Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE);
+        let disk = Backend::new(&graph, "disk", Arc::clone(&new), permissions).unwrap();
+        let mut change = graph.change();
+        change.replace_child(&middle, ChildIdx::FILE, Some(&new));
+        change.set_root(&disk, &filter);
+        change.run().await.unwrap();
+        assert_eq!(disk.size(), 1024 << 10);
+        write(&disk, 512 * KIB, 4 * KIB, 1).await;
+        assert_bytes(&disk, 0, 512 * KIB, 7).await;
+        assert_bytes(&disk, 516 * KIB, 508 * KIB, 7).await;
+        disk.close().await.unwrap();
+    });
+    assert_eq!(len_of(path, "new"), 1024 * KIB);
 }

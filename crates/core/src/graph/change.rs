@@ -238,9 +238,14 @@ fn each_once(nodes: impl Iterator<Item = Arc<Node>>) -> Vec<Arc<Node>> {
     nodes.filter(|node| seen.insert(Arc::as_ptr(node))).collect()
 }
 
-/// Flushes nodes that are drained. A write marks only the node through which it enters the graph as unflushed, so the nodes are
-/// marked first.
+/// Flushes nodes that are drained and will lose a user or a child. A write marks only the node through which it enters the graph as
+/// unflushed, so the nodes are marked first.
 async fn flush(nodes: &[Arc<Node>]) -> Result<()> {
+    for node in nodes_above(nodes) {
+        if let Some(work) = node.driver().before_below_changes() {
+            work.await?;
+        }
+    }
     for node in nodes.iter().filter(|node| !node.is_read_only()) {
         node.mark_unflushed();
         request::flush(node).await?;

@@ -2,7 +2,7 @@
 
 use oxblk_core::{Edge, Error, Options, Result};
 
-const SECTOR: u64 = 512;
+pub(super) const SECTOR: u64 = 512;
 const DEFAULT_ALIGN: u64 = 1 << 20;
 const DEFAULT_SIZE: u64 = 128 << 20;
 

@@ -14,7 +14,7 @@ use std::sync::atomic::{
 use oxblk_core::{Edge, Preallocation, Result};
 use oxblk_ring::Mutex as AsyncMutex;
 
-use super::options::Settings;
+use super::options::{SECTOR, Settings};
 
 /// The lengths in bytes.
 pub(super) struct Space {
@@ -65,6 +65,19 @@ impl Space {
             self.is_truncate_due.store(true, Release);
         }
         is_due
+    }
+
+    /// The file, or a node below it, was replaced or reopened. `len` is the length of the file now. If it is the old length, the
+    /// file may have preallocated space as before, but which part of it is zero is not known.
+    pub(super) fn file_changed(&self, len: u64) {
+        let end = self.end.load(Acquire);
+        // The sizes of most nodes are whole sectors.
+        if len.div_ceil(SECTOR) == end.div_ceil(SECTOR) {
+            self.zero.store(end, Release);
+        } else {
+            self.set(len);
+            self.is_truncate_due.store(false, Release);
+        }
     }
 
     /// The length that parents see.
@@ -123,7 +136,9 @@ impl Space {
         if end <= self.end.load(Acquire) || !file.node().limits().grows {
             return;
         }
-        let Some(length) = settings.length(end) else { return };
+        let Some(length) = settings.length(end).filter(|length| *length > file.size()) else {
+            return;
+        };
         match file.resize(length, Preallocation::Falloc).await {
             Ok(()) => drop(self.end.fetch_max(length, AcqRel)),
             Err(error) => tracing::debug!(%error, "cannot preallocate space"),

@@ -26,6 +26,8 @@ const STRONG: &[&str] = &[
     "read-pattern",
     "log-append",
     "log-sector-size",
+    "mode",
+    "top-id",
 ];
 
 /// Options that are parts of a file name. A `json:` name contains these options instead.
