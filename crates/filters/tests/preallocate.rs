@@ -124,7 +124,7 @@ fn a_node_whose_file_is_replaced_cuts_off_the_space_in_the_old_file_and_leaves_t
     let path = directory.path();
     block_on(async {
         let graph = Graph::new(DRIVERS, Gate::Anything);
-        file(&graph, path, "old", 64 * KIB).await;
+        let _old = file(&graph, path, "old", 64 * KIB).await;
         let new = file(&graph, path, "new", 1024 * KIB).await;
         let filter =
             open(&graph, &format!("{OPTIONS}filter").replace("file=file", "file=old")).await;
@@ -155,7 +155,7 @@ fn one_change_replaces_the_file_below_another_filter_and_gives_the_node_a_writer
     let path = directory.path();
     block_on(async {
         let graph = Graph::new(DRIVERS, Gate::Anything);
-        file(&graph, path, "old", 64 * KIB).await;
+        let _old = file(&graph, path, "old", 64 * KIB).await;
         let new = file(&graph, path, "new", 1024 * KIB).await;
         let middle = open(&graph, "driver=copy-on-read,node-name=middle,file=old").await;
         let filter =
