@@ -23,15 +23,27 @@ async fn open(graph: &Graph, text: &str) -> Arc<Node> {
     graph.open(options, OpenFlags::default()).await.unwrap()
 }
 
-/// An empty file in `directory`, as the medium of a backend that makes it longer.
-async fn disk(graph: &Graph, directory: &Path) -> (Arc<Node>, Backend) {
-    let path = directory.join("disk.raw");
-    std::fs::write(&path, []).unwrap();
-    let file =
-        open(graph, &format!("driver=file,node-name=file,filename={}", path.display())).await;
+/// A file of `len` bytes that are all 7, as a node with the name of the file.
+async fn file(graph: &Graph, directory: &Path, name: &str, len: usize) -> Arc<Node> {
+    let path = directory.join(name);
+    std::fs::write(&path, vec![7_u8; len]).unwrap();
+    open(graph, &format!("driver=file,node-name={name},filename={}", path.display())).await
+}
+
+/// A preallocate node with the name `filter` above the node `below`.
+async fn filter(graph: &Graph, below: &str) -> Arc<Node> {
+    let options = "driver=preallocate,node-name=filter,prealloc-size=64k,prealloc-align=64k";
+    open(graph, &format!("{options},file={below}")).await
+}
+
+/// A backend that may write and resize.
+fn disk(graph: &Graph, node: &Arc<Node>) -> Backend {
     let permissions = Permissions::sharing_all(Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE);
-    let disk = Backend::new(graph, "disk", Arc::clone(&file), permissions).unwrap();
-    (file, disk)
+    Backend::new(graph, "disk", Arc::clone(node), permissions).unwrap()
+}
+
+fn len_of(directory: &Path, name: &str) -> usize {
+    usize::try_from(std::fs::metadata(directory.join(name)).unwrap().len()).unwrap()
 }
 
 async fn resize(disk: &Backend, len: usize) {
@@ -48,16 +60,14 @@ async fn assert_bytes(disk: &Backend, offset: usize, len: usize, byte: u8) {
     assert!(read.iter().all(|found| *found == byte), "{len} bytes at {offset} are not {byte}");
 }
 
-const OPTIONS: &str =
-    "driver=preallocate,file=file,prealloc-size=64k,prealloc-align=64k,node-name=";
-
 #[test]
 fn a_file_that_became_longer_before_the_insertion_keeps_its_data() {
     let directory = tempfile::tempdir().unwrap();
     block_on(async {
         let graph = Graph::new(DRIVERS, Gate::Anything);
-        let (file, disk) = disk(&graph, directory.path()).await;
-        let filter = open(&graph, &format!("{OPTIONS}filter")).await;
+        let file = file(&graph, directory.path(), "file", 0).await;
+        let disk = disk(&graph, &file);
+        let filter = filter(&graph, "file").await;
         resize(&disk, 256 * KIB).await;
         write(&disk, 0, 256 * KIB, 1).await;
         let mut change = graph.change();
@@ -72,7 +82,7 @@ fn a_file_that_became_longer_before_the_insertion_keeps_its_data() {
         assert_bytes(&disk, 20 * KIB, 236 * KIB, 1).await;
         disk.close().await.unwrap();
     });
-    assert_eq!(std::fs::metadata(directory.path().join("disk.raw")).unwrap().len(), 256 * 1024);
+    assert_eq!(len_of(directory.path(), "file"), 256 * KIB);
 }
 
 #[test]
@@ -80,8 +90,9 @@ fn a_node_that_is_used_again_sees_the_length_that_others_have_given_to_the_file(
     let directory = tempfile::tempdir().unwrap();
     block_on(async {
         let graph = Graph::new(DRIVERS, Gate::Anything);
-        let (file, disk) = disk(&graph, directory.path()).await;
-        let filter = open(&graph, &format!("{OPTIONS}filter")).await;
+        let file = file(&graph, directory.path(), "file", 0).await;
+        let disk = disk(&graph, &file);
+        let filter = filter(&graph, "file").await;
         graph.keep_open(Arc::clone(&filter)).unwrap();
         for (round, byte) in (1_u8..5).enumerate() {
             let at = round * 128 * KIB;
@@ -103,18 +114,7 @@ fn a_node_that_is_used_again_sees_the_length_that_others_have_given_to_the_file(
         disk.close().await.unwrap();
         graph.allow_close(filter).await.unwrap();
     });
-    assert_eq!(std::fs::metadata(directory.path().join("disk.raw")).unwrap().len(), 512 * 1024);
-}
-
-/// A file of `len` bytes that are all 7, as a node with the name of the file.
-async fn file(graph: &Graph, directory: &Path, name: &str, len: usize) -> Arc<Node> {
-    let path = directory.join(name);
-    std::fs::write(&path, vec![7_u8; len]).unwrap();
-    open(graph, &format!("driver=file,node-name={name},filename={}", path.display())).await
-}
-
-fn len_of(directory: &Path, name: &str) -> usize {
-    usize::try_from(std::fs::metadata(directory.join(name)).unwrap().len()).unwrap()
+    assert_eq!(len_of(directory.path(), "file"), 512 * KIB);
 }
 
 #[test]
@@ -126,11 +126,8 @@ fn a_node_whose_file_is_replaced_cuts_off_the_space_in_the_old_file_and_leaves_t
         let graph = Graph::new(DRIVERS, Gate::Anything);
         let _old = file(&graph, path, "old", 64 * KIB).await;
         let new = file(&graph, path, "new", 1024 * KIB).await;
-        let filter =
-            open(&graph, &format!("{OPTIONS}filter").replace("file=file", "file=old")).await;
-        let permissions =
-            Permissions::sharing_all(Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE);
-        let disk = Backend::new(&graph, "disk", Arc::clone(&filter), permissions).unwrap();
+        let filter = filter(&graph, "old").await;
+        let disk = disk(&graph, &filter);
         // Only a write through the edge may make the node longer.
         let data = IoBuf::from(vec![1; 4 * KIB]);
         disk.root().unwrap().write(64 << 10, data, WriteFlags::empty()).await.unwrap();
@@ -158,11 +155,8 @@ fn one_change_replaces_the_file_below_another_filter_and_gives_the_node_a_writer
         let _old = file(&graph, path, "old", 64 * KIB).await;
         let new = file(&graph, path, "new", 1024 * KIB).await;
         let middle = open(&graph, "driver=copy-on-read,node-name=middle,file=old").await;
-        let filter =
-            open(&graph, &format!("{OPTIONS}filter").replace("file=file", "file=middle")).await;
-        let permissions =
-            Permissions::sharing_all(Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE);
-        let disk = Backend::new(&graph, "disk", Arc::clone(&new), permissions).unwrap();
+        let filter = filter(&graph, "middle").await;
+        let disk = disk(&graph, &new);
         let mut change = graph.change();
         change.replace_child(&middle, ChildIdx::FILE, Some(&new));
         change.set_root(&disk, &filter);
